@@ -1,0 +1,124 @@
+"""Reading a project file: YAML, `--set` overrides, all mistakes reported at once."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mtrec_ray.schema import Project
+
+
+class ProjectError(ValueError):
+    """Every mistake of a project file or its data, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def load_project(path: str | Path, overrides: Sequence[str] = ()) -> Project:
+    """The validated project of a YAML file with `a.b=c` overrides applied.
+
+    Raises:
+        ProjectError: file, syntax, keys or values; all of them at once.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ProjectError([f"--config: found no file {file}; allowed: a project file in YAML"])
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ProjectError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(tree, dict):
+        raise ProjectError([f"{file}: found {type(tree).__name__}; allowed: a mapping of sections"])
+    for override in overrides:
+        apply_override(tree, override)
+    tree["root"] = resolve_root(file, tree.get("root", "."))
+    return parse_project(tree)
+
+
+def parse_project(tree: dict[str, Any]) -> Project:
+    """The validated project of a plain mapping."""
+    try:
+        return Project.model_validate(tree)
+    except ValidationError as error:
+        raise ProjectError([describe(item) for item in error.errors()]) from None
+
+
+def resolve_root(file: Path, root: object) -> object:
+    """Root as an absolute path or URI; a relative one starts at the project file's folder."""
+    if not isinstance(root, str) or "://" in root:
+        return root
+    return str((file.resolve().parent / root).resolve())
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in a nested mapping; the value is read as YAML."""
+    key, sep, value = override.partition("=")
+    if not sep or not key:
+        raise ProjectError([f"--set: found {override!r}; allowed: section.field=value"])
+    node = tree
+    *parents, leaf = key.split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ProjectError([f"--set {key}: {part!r} is a value, not a section"])
+    node[leaf] = yaml.safe_load(value)
+
+
+def describe(error: Any) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
+    """One line for one mistake: field, what was found, what is allowed."""
+    location = [str(p) for p in error["loc"]]
+    field = ".".join(location) or "project file"
+    found = shorten(error.get("input"))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{field}: found an unknown key; allowed: {', '.join(allowed_keys(location))}"
+        case "missing":
+            return f"{field}: found nothing; allowed: a value (the field is required)"
+        case "value_error":
+            return f"{field}: {str(error['ctx']['error'])} (found {found})"
+        case _:
+            return f"{field}: found {found}; allowed: {error['msg'][0].lower() + error['msg'][1:]}"
+
+
+def allowed_keys(location: Sequence[str]) -> list[str]:
+    """Keys that the section around an unknown key has."""
+    model: Any = Project
+    for part in location[:-1]:
+        model = section_below(model, part)
+        if model is None:
+            return ["see the reference project file"]
+    return sorted(model.model_fields)
+
+
+def section_below(model: Any, part: str) -> Any:  # noqa: ANN401
+    """Section class below `model` at key `part`; None where there is none."""
+    field = model.model_fields.get(part) if isinstance(model, type) else None
+    if field is None:
+        return model if isinstance(model, type) else None
+    return next(iter(section_classes(field.annotation)), None)
+
+
+def section_classes(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401
+    """Section classes named anywhere in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    inner = getattr(annotation, "__args__", ())
+    return [found for part in inner for found in section_classes(part)]
+
+
+def shorten(value: object) -> str:
+    """A value for an error line, cut at 60 characters."""
+    text = json.dumps(value, default=str) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def fingerprint(*parts: object) -> str:
+    """16 hex digits of the SHA-256 of plain values; equal for equal configuration."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

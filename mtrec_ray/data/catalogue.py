@@ -1,0 +1,119 @@
+"""The catalogue of a scenario: token ids, categories and numbers of every item, as flat arrays.
+
+An item is a row number of its catalogue everywhere else.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mtrec_ray.data import storage
+from mtrec_ray.schema import Items
+
+NO_TIME = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items of one scenario; n items, C categorical and M numeric columns.
+
+    Attributes:
+        tokens: i32[sum of lengths], texts one after another.
+        offsets: i64[n + 1], where each text starts.
+        categorical: i32[n, C], 0 for unknown.
+        numeric: f32[n, M], NaN for null.
+        published: i64[n], ms, NO_TIME for null.
+        known: bool[n], whether training has a row of the item.
+    """
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    categorical: NDArray[np.int32]
+    numeric: NDArray[np.float32]
+    published: NDArray[np.int64]
+    known: NDArray[np.bool_]
+
+    @property
+    def num_items(self) -> int:
+        """Number of items."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """i64[n]: number of tokens of each text."""
+        return np.diff(self.offsets)
+
+
+def hash_strings(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
+    """u64[N]: a fixed 64-bit hash of each value as a string."""
+    text = pc.cast(values, pa.string())
+    return pd.util.hash_array(np.asarray(text.to_numpy(zero_copy_only=False), object))
+
+
+def encode_categories(
+    column: pa.ChunkedArray, train_rows: NDArray[np.int64], min_rows: int = 5
+) -> tuple[NDArray[np.int32], list[str]]:
+    """Codes of a column by a vocabulary fitted on training rows.
+
+    A value gets a code from 1 on where its items have at least `min_rows` training rows; code 0
+    is everything else.
+    """
+    series = pd.Series(pc.cast(column, pa.string()).to_pandas())
+    rows = pd.Series(train_rows).groupby(series).sum()
+    vocabulary = sorted(str(v) for v in rows[rows >= min_rows].index)
+    codes = pd.Index(vocabulary).get_indexer(series) + 1
+    return codes.astype(np.int32), vocabulary
+
+
+def assemble(
+    table: pa.Table, items: Items, train_rows: NDArray[np.int64]
+) -> tuple[pa.Table, dict[str, list[str]]]:
+    """The prepared catalogue table and the vocabularies of its categorical columns."""
+    vocabularies: dict[str, list[str]] = {}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "item_id": pc.cast(table.column(items.id), pa.string()),
+        "tokens": table.column("tokens"),
+        "known": pa.array(train_rows > 0),
+        "train_rows": pa.array(train_rows),
+    }
+    for name in items.categorical:
+        codes, vocabularies[name] = encode_categories(table.column(name), train_rows)
+        columns[f"categorical.{name}"] = pa.array(codes)
+    for name in items.numeric:
+        columns[f"numeric.{name}"] = pc.cast(table.column(name), pa.float32())
+    if items.published:
+        time = pc.cast(table.column(items.published), pa.timestamp("ms"))
+        columns["published"] = pc.fill_null(pc.cast(time, pa.int64()), NO_TIME)
+    return pa.table(columns), vocabularies
+
+
+def load_catalogue(path: str) -> Catalogue:
+    """The arrays of a prepared catalogue file."""
+    fs, inner = storage.filesystem(path)
+    table = pq.read_table(inner, filesystem=fs).combine_chunks()
+    tokens = table.column("tokens").combine_chunks()
+    n = table.num_rows
+    return Catalogue(
+        tokens=tokens.flatten().to_numpy(zero_copy_only=False).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(pc.list_value_length(tokens).to_numpy())]),
+        categorical=_matrix(table, "categorical.", n, np.int32),
+        numeric=_matrix(table, "numeric.", n, np.float32),
+        published=table.column("published").to_numpy()
+        if "published" in table.column_names
+        else np.full(n, NO_TIME),
+        known=table.column("known").to_numpy(),
+    )
+
+
+def _matrix(table: pa.Table, prefix: str, n: int, dtype: type) -> np.ndarray:
+    columns = [
+        table.column(c).to_pandas().to_numpy(dtype)
+        for c in table.column_names
+        if c.startswith(prefix)
+    ]
+    return np.stack(columns, 1) if columns else np.zeros((n, 0), dtype)

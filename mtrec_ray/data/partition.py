@@ -1,0 +1,282 @@
+"""What happens to the rows of one partition: splits and negatives, item features, user features.
+
+Each function takes all canonical rows (`data/events.py`) of some users or some items, so that a
+partition is the only thing that one process ever holds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mtrec_ray.data import features
+from mtrec_ray.data.catalogue import NO_TIME
+from mtrec_ray.data.events import TRAIN, fixed_list, matrix
+from mtrec_ray.data.features import Rows
+from mtrec_ray.schema import Scenario
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the partition functions need to know of a scenario, with its fitted numbers."""
+
+    scenario: Scenario
+    width: int
+    priors: tuple[float, ...]
+    end_ms: int
+    published: NDArray[np.int64]
+    users: NDArray[np.uint64]
+    event_vocabularies: tuple[NDArray[np.int64], ...]
+    seed: int
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names, in the order of the label columns."""
+        return tuple(self.scenario.tasks)
+
+    @property
+    def timed(self) -> bool:
+        """Whether rows have a time."""
+        return self.scenario.events.time is not None
+
+    @property
+    def delays_ms(self) -> list[int]:
+        """Delay of each task's label."""
+        return [1000 * t.delay for t in self.scenario.tasks.values()]
+
+
+def numeric_names(scenario: Scenario) -> list[str]:
+    """Names of the numeric columns of a prepared row."""
+    tasks, timed = tuple(scenario.tasks), scenario.events.time is not None
+    names = features.feature_names("item", tasks, timed)
+    names += features.feature_names("user", tasks, timed)
+    if timed:
+        names += features.CALENDAR_NAMES
+        if scenario.items.published:
+            names.append("item.log_seconds_since_published")
+    return names + [f"event.{c}" for c in scenario.events.numeric]
+
+
+def order_key(table: pa.Table, seed: int) -> NDArray[np.uint64]:
+    """A fixed pseudo-random order of rows."""
+    return features.hash_ints(table.column("row").to_numpy(), seed)
+
+
+def folds(table: pa.Table, layout: Layout) -> NDArray[np.int64] | None:
+    """Fold of each training row, -1 for others; None where time exists."""
+    if layout.timed:
+        return None
+    fold = (order_key(table, layout.seed + 1) % features.NUM_FOLDS).astype(np.int64)
+    return np.where(table.column("split").to_numpy() == TRAIN, fold, -1)
+
+
+def counting(table: pa.Table, layout: Layout) -> NDArray[np.bool_]:
+    """Which rows may enter statistics: no sampled negatives; without time training rows only."""
+    real = ~table.column("sampled").to_numpy(zero_copy_only=False)
+    if layout.timed and layout.scenario.statistics == "live":
+        return real
+    return real & (table.column("split").to_numpy() == TRAIN)
+
+
+def _with_states(table: pa.Table, key: NDArray[np.int64], layout: Layout) -> tuple[Rows, NDArray]:
+    """Rows of the table followed by one asking row a key at the end of the data.
+
+    Returns:
+        The rows and the index in the table of the first row of each key.
+    """
+    _, first, code = np.unique(key, return_index=True, return_inverse=True)
+    num_keys = len(first)
+    fold = folds(table, layout)
+    labels = matrix(table.column("labels"))[:, : len(layout.tasks)].astype(np.float64)
+    rows = Rows(
+        key=np.concatenate([code, np.arange(num_keys)]),
+        time=np.concatenate([table.column("time").to_numpy(), np.full(num_keys, layout.end_ms)]),
+        labels=np.concatenate([labels, np.full((num_keys, labels.shape[1]), np.nan)]),
+        counts=np.concatenate([counting(table, layout), np.zeros(num_keys, bool)]),
+        fold=None if fold is None else np.concatenate([fold, np.full(num_keys, -1)]),
+    )
+    return rows, first
+
+
+def item_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
+    """The rows with item statistics, and the state of each item at the end of the data."""
+    rows, first = _with_states(table, table.column("item").to_numpy().astype(np.int64), layout)
+    stats = features.statistics(rows, layout.delays_ms, layout.priors).astype(np.float32)
+    num = table.num_rows
+    out = table.append_column("item_stats", fixed_list(stats[:num]))
+    items = table.column("item").take(pa.array(first))
+    return out, pa.table({"item": items, "numeric": fixed_list(stats[num:])})
+
+
+def history_rows(rows: Rows, layout: Layout) -> tuple[Rows, int]:
+    """The rows with those that may stand in a history marked, and the label's delay in ms."""
+    of = layout.scenario.history.of
+    if of == "any":
+        return rows, 0
+    index = layout.tasks.index(of)
+    positive = rows.labels[:, index] == 1
+    marked = Rows(rows.key, rows.time, rows.labels, rows.counts & positive, rows.fold)
+    return marked, layout.delays_ms[index]
+
+
+def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
+    """The finished rows of a partition of users, and the state of each user at the end.
+
+    A row: row, user (vocabulary number, 0 unknown), item, time, split, history, history_age,
+    numeric, categorical, labels.
+    """
+    table = table.take(pa.array(np.argsort(order_key(table, layout.seed), kind="stable")))
+    rows, first = _with_states(table, table.column("user").to_numpy(), layout)
+    stats = features.statistics(rows, layout.delays_ms, layout.priors).astype(np.float32)
+    num = table.num_rows
+    item = table.column("item").to_numpy()
+    marked, delay = history_rows(rows, layout)
+    padded = np.concatenate([item, np.full(len(first), -1, np.int32)])
+    history, age = features.histories(marked, padded, layout.scenario.history.last, delay)
+    user = user_numbers(table.column("user").to_numpy(), layout.users)
+    finished = pa.table(
+        {
+            "row": table.column("row"),
+            "user": user,
+            "item": item,
+            "time": table.column("time"),
+            "split": table.column("split"),
+            "history": fixed_list(history[:num]),
+            "history_age": fixed_list(age[:num]),
+            "numeric": fixed_list(row_numbers(table, stats[:num], layout)),
+            "categorical": fixed_list(event_categories(table, layout)),
+            "labels": fixed_list(
+                np.ascontiguousarray(matrix(table.column("labels"))[:, : len(layout.tasks)])
+            ),
+        }
+    )
+    state = pa.table(
+        {
+            "user_id": table.column("user_id").take(pa.array(first)),
+            "user": user[first],
+            "history": fixed_list(history[num:]),
+            "history_age": fixed_list(age[num:]),
+            "numeric": fixed_list(stats[num:]),
+        }
+    )
+    return finished, state
+
+
+def user_numbers(hashes: NDArray[np.int64], users: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """Vocabulary numbers of users, from 1 on; 0 for users that training never saw."""
+    wanted = hashes.view(np.uint64)
+    place = np.minimum(np.searchsorted(users, wanted), max(len(users) - 1, 0))
+    found = users[place] == wanted if len(users) else np.zeros(len(wanted), bool)
+    return np.where(found, place + 1, 0).astype(np.int32)
+
+
+def row_numbers(table: pa.Table, user_stats: NDArray, layout: Layout) -> NDArray[np.float32]:
+    """f32[N, F]: the numeric columns of a row, as `numeric_names` lists them."""
+    parts = [matrix(table.column("item_stats")), user_stats]
+    time = table.column("time").to_numpy()
+    if layout.timed:
+        parts.append(features.calendar(time))
+        if layout.scenario.items.published:
+            published = layout.published[table.column("item").to_numpy()]
+            seconds = np.maximum(time - published, 0) / 1000
+            parts.append(np.where(published == NO_TIME, np.nan, np.log1p(seconds))[:, None])
+    num_numeric = len(layout.scenario.events.numeric)
+    parts.append(matrix(table.column("event_numeric"))[:, :num_numeric])
+    return np.concatenate(parts, 1).astype(np.float32)
+
+
+def event_categories(table: pa.Table, layout: Layout) -> NDArray[np.int32]:
+    """i32[N, C]: codes of the log's categorical columns, 0 unknown."""
+    hashes = matrix(table.column("event_categorical"))
+    codes = [
+        user_numbers(np.ascontiguousarray(hashes[:, i]), vocabulary.view(np.uint64))
+        for i, vocabulary in enumerate(layout.event_vocabularies)
+    ]
+    return np.stack(codes, 1) if codes else np.zeros((table.num_rows, 0), np.int32)
+
+
+def expand_users(
+    table: pa.Table, scenario: Scenario, item_weights: NDArray[np.float64], seed: int
+) -> pa.Table:
+    """Rows of a partition of users with their split by fractions and their sampled negatives."""
+    if scenario.split.fractions:
+        table = table.set_column(
+            table.column_names.index("split"), "split", pa.array(_fractions(table, scenario, seed))
+        )
+    if scenario.negatives is None:
+        return table
+    return pa.concat_tables([table, _negatives(table, scenario, item_weights, seed)])
+
+
+def _fractions(table: pa.Table, scenario: Scenario, seed: int) -> NDArray[np.int8]:
+    """Split of each row by its place among its user's rows in time (without time by a hash).
+
+    Rows of a user with one time are never parted: all get the split of the earliest.
+    """
+    assert scenario.split.fractions
+    user, time = table.column("user").to_numpy(), table.column("time").to_numpy()
+    tie = order_key(table, seed) if scenario.events.time is None else np.zeros(len(user), np.uint64)
+    order = np.lexsort([tie, time, user])
+    sorted_user = user[order]
+    new_user = np.concatenate([[True], sorted_user[1:] != sorted_user[:-1]])
+    start = np.maximum.accumulate(np.where(new_user, np.arange(len(order)), 0))
+    size = np.diff(np.append(np.flatnonzero(new_user), len(order)))[np.cumsum(new_user) - 1]
+    place = np.arange(len(order)) - start
+    if scenario.events.time is not None:
+        new = new_user | np.concatenate([[True], np.diff(time[order]) != 0])
+        place = place[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    share = place / size
+    cuts = np.cumsum(scenario.split.fractions)[:2] - 1e-9
+    split = np.empty(len(order), np.int8)
+    split[order] = np.searchsorted(cuts, share, side="right")
+    return split
+
+
+def _negatives(
+    table: pa.Table, scenario: Scenario, weights: NDArray[np.float64], seed: int
+) -> pa.Table:
+    """Sampled negatives of each positive: items that its user has no row with, drawn by weight."""
+    assert scenario.negatives
+    of = list(scenario.tasks).index(scenario.negatives.of)
+    labels = matrix(table.column("labels"))
+    positive = np.flatnonzero(labels[:, of] == 1)
+    each = scenario.negatives.per_positive
+    rng = np.random.default_rng([seed, int(table.column("row").to_numpy().min())])
+    source = np.repeat(positive, each)
+    item = rng.choice(len(weights), len(source), p=weights / weights.sum()).astype(np.int32)
+    user = table.column("user").to_numpy()[source]
+    own = np.unique(np.stack([table.column("user").to_numpy(), table.column("item")], 1), axis=0)
+    fresh = ~_pairs_in(np.stack([user, item], 1), own)
+    number = table.column("row").to_numpy()[source] * each + np.arange(len(source)) % each + 2**48
+    source, item, number = source[fresh], item[fresh], number[fresh]
+    rows = table.take(pa.array(source))
+    label = np.full((len(source), labels.shape[1]), np.nan, np.float32)
+    label[:, of] = 0
+    values = {"row": number, "item": item, "sampled": np.ones(len(source), bool)}
+    for name, value in values.items():
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(value))
+    return rows.set_column(rows.column_names.index("labels"), "labels", fixed_list(label))
+
+
+def _pairs_in(pairs: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    both, inverse = np.unique(np.concatenate([known, pairs]), axis=0, return_inverse=True)
+    seen = np.zeros(len(both), bool)
+    seen[inverse[: len(known)]] = True
+    return seen[inverse[len(known) :]]
+
+
+def needs_expansion(scenario: Scenario) -> bool:
+    """Whether the log's rows are not yet the samples (fractions or sampled negatives)."""
+    return scenario.split.fractions is not None or scenario.negatives is not None
+
+
+def negative_weights(
+    scenario: Scenario, item_rows: NDArray[np.int64], num_items: int
+) -> NDArray[np.float64]:
+    """f64[n]: how likely each catalogue row is drawn as a negative."""
+    if scenario.negatives and scenario.negatives.source == "popularity":
+        return item_rows.astype(np.float64)
+    return np.ones(num_items)
+
+

@@ -1,0 +1,144 @@
+"""Prepared data on disk: the manifest, and rows as numpy arrays.
+
+    prepared/manifest.json              what was prepared: tasks, columns, shards, fitted numbers
+    prepared/NAME/catalogue.parquet     items
+    prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
+    prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.catalogue import Catalogue, load_catalogue
+from mtrec_ray.data.events import matrix
+
+LISTS = ("history", "history_age", "numeric", "categorical", "labels")
+SCALARS = ("row", "user", "item", "time")
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file of samples."""
+
+    path: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class PreparedScenario:
+    """What was prepared for one scenario.
+
+    Attributes:
+        kinds: binary or regression, by task.
+        given: the parent task, by conditional task; `entire` those trained over the whole space.
+        label_means, label_stds: over training rows, by task.
+        numeric_names: of the numeric columns of a row.
+        numeric_mean, numeric_std, numeric_quantiles: fitted on training rows; [F], [F], [F, Q].
+        item_numeric_mean, item_numeric_std: of the catalogue's numeric columns; [M].
+        item_category_sizes, category_sizes: vocabulary sizes with the unknown one.
+        user_space: the id space of the users, with the number of its known users.
+    """
+
+    name: str
+    kinds: dict[str, str]
+    given: dict[str, str]
+    entire: list[str]
+    history_last: int
+    label_means: dict[str, float]
+    label_stds: dict[str, float]
+    numeric_names: list[str]
+    numeric_mean: list[float]
+    numeric_std: list[float]
+    numeric_quantiles: list[list[float]]
+    item_numeric_mean: list[float]
+    item_numeric_std: list[float]
+    item_category_sizes: list[int]
+    category_sizes: list[int]
+    user_space: str
+    num_users: int
+    num_items: int
+    popularity: dict[str, str]
+    shards: dict[str, list[Shard]]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task names in the order of the label columns."""
+        return list(self.kinds)
+
+    def num_rows(self, split: str) -> int:
+        """Number of samples of a split."""
+        return sum(s.rows for s in self.shards[split])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The prepared data of a run."""
+
+    folder: str
+    fingerprint: str
+    scenarios: dict[str, PreparedScenario]
+
+    def catalogue(self, name: str) -> Catalogue:
+        """The catalogue of a scenario, read from disk."""
+        return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"))
+
+    def shard_paths(self, name: str, split: str) -> list[str]:
+        """Full paths of a split's shards."""
+        return [storage.join(self.folder, s.path) for s in self.scenarios[name].shards[split]]
+
+
+def load_prepared(folder: str) -> Prepared:
+    """The manifest of a prepared folder.
+
+    Raises:
+        ValueError: the folder is not finished.
+    """
+    path = storage.join(folder, "manifest.json")
+    if not storage.exists(path):
+        raise ValueError(f"prepared data: found none in {folder}; run the prepare job first")
+    tree = storage.read_json(path)
+    return Prepared(
+        folder, tree["fingerprint"], {n: parse_scenario(s) for n, s in tree["scenarios"].items()}
+    )
+
+
+def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
+    """A scenario of the manifest."""
+    shards = {split: [Shard(**s) for s in found] for split, found in tree["shards"].items()}
+    return PreparedScenario(**{**tree, "shards": shards})
+
+
+def to_arrays(table: pa.Table) -> Arrays:
+    """Columns of samples as arrays: [N] for numbers, [N, k] for lists."""
+    arrays = {c: table.column(c).to_numpy() for c in SCALARS}
+    return arrays | {c: matrix(table.column(c)) for c in LISTS}
+
+
+def read_rows(paths: Sequence[str], batch_rows: int, start: int, stop: int) -> Iterator[Arrays]:
+    """Rows start..stop of the shards laid one after another, in batches, file by file."""
+    row = 0
+    for path in paths:
+        fs, inner = storage.filesystem(path)
+        with fs.open_input_file(inner) as handle:
+            file = pq.ParquetFile(handle)
+            if row + file.metadata.num_rows <= start or row >= stop:
+                row += file.metadata.num_rows
+                continue
+            for batch in file.iter_batches(batch_rows):
+                low, high = max(start - row, 0), min(stop - row, batch.num_rows)
+                row += batch.num_rows
+                if low < high:
+                    yield to_arrays(pa.Table.from_batches([batch.slice(low, high - low)]))
+
+
+def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The rows start..stop of a rank: all rows exactly once over the ranks."""
+    return num_rows * rank // world_size, num_rows * (rank + 1) // world_size

