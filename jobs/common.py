@@ -1,0 +1,71 @@
+"""What every job shares: options, progress, errors as one clear line, the last line as JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mtrec_ray.config import ProjectError, load_project
+from mtrec_ray.report.tables import metrics_table
+from mtrec_ray.schema import Project
+
+Config = Annotated[str, typer.Option("--config", help="The project file (YAML).")]
+Storage = Annotated[
+    str, typer.Option("--storage", help="Folder or URI for runs; every node must reach it.")
+]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field: section.field=value.")
+]
+
+Stage = Callable[[Project, str, Callable[[str], None]], dict[str, Any]]
+
+
+def teller() -> Callable[[str], None]:
+    """Prints a line with the seconds since the start."""
+    console, started = Console(stderr=False, highlight=False), time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[{time.monotonic() - started:6.0f} s] {text}", markup=False, soft_wrap=True)
+
+    return say
+
+
+def absolute(path: str) -> str:
+    """A storage path that means the same on every node."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def run_job(
+    name: str, stage: Stage, config: str, storage: str, overrides: list[str] | None
+) -> tuple[Project, dict[str, Any]]:
+    """Run a stage on a project file.
+
+    A user's mistake (ValueError) is one line each on stderr and exit code 2.
+    """
+    try:
+        project = load_project(config, overrides or ())
+        return project, stage(project, absolute(storage), teller())
+    except ProjectError as error:
+        for line in error.problems:
+            print(f"{name}: {line}", file=sys.stderr)
+    except ValueError as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def show(project: Project, metrics: dict[str, Any]) -> None:
+    """Print the table of test metrics."""
+    title = f"{project.run.name}: test"
+    if project.sample_world:
+        title += " (GENERATED sample world, not real data)"
+    Console(width=150).print(metrics_table(title, metrics))
+
+
+def last_line(job: str, project: Project, **values: object) -> None:
+    """Print the job's result as one JSON line."""
+    print(json.dumps({"job": job, "run": project.run.name, **values}), flush=True)

@@ -1,0 +1,17 @@
+"""`python -m jobs.evaluate --config FILE --storage DIR`: see `mtrec_ray/stages/evaluate.py`."""
+
+import typer
+
+from jobs.common import Config, Override, Storage, last_line, run_job, show
+from mtrec_ray.stages.evaluate import run_evaluate
+
+
+def main(config: Config, storage: Storage = "runs", override: Override = None) -> None:
+    """Predict and measure the test split."""
+    project, found = run_job("evaluate", run_evaluate, config, storage, override)
+    show(project, found["metrics"])
+    last_line("evaluate", project, metrics=found["metrics"], joint_score=found["joint_score"])
+
+
+if __name__ == "__main__":
+    typer.run(main)

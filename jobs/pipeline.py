@@ -1,0 +1,17 @@
+"""`python -m jobs.pipeline --config FILE --storage DIR`: see `mtrec_ray/stages/pipeline.py`."""
+
+import typer
+
+from jobs.common import Config, Override, Storage, last_line, run_job, show
+from mtrec_ray.stages.pipeline import run_pipeline
+
+
+def main(config: Config, storage: Storage = "runs", override: Override = None) -> None:
+    """Prepare, train, evaluate; skip what is done."""
+    project, found = run_job("pipeline", run_pipeline, config, storage, override)
+    show(project, found["metrics"])
+    last_line("pipeline", project, metrics=found["metrics"])
+
+
+if __name__ == "__main__":
+    typer.run(main)

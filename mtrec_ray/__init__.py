@@ -1,0 +1,1 @@
+"""Joint training of a pretrained language model over several recommendation scenarios, on Ray."""

@@ -1,0 +1,1 @@
+"""Layer `data` of the house; see the README."""

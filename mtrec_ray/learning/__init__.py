@@ -1,0 +1,1 @@
+"""Layer `learning` of the house; see the README."""

@@ -1,0 +1,43 @@
+"""What a run needs to go on, as files of a folder: weights, training state, nothing pickled freely."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mtrec_ray.model.recommender import Recommender
+
+WEIGHTS, STATE, FACTS = "model.safetensors", "training.pt", "model.json"
+
+
+def save_model(folder: Path, model: Recommender, facts: dict[str, Any]) -> None:
+    """Write the trained weights (the frozen part of the encoder is named, not copied)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / FACTS).write_text(json.dumps(facts, indent=1))
+
+
+def load_model(folder: Path, model: Recommender) -> None:
+    """Read the weights of `save_model` into a model of the same build.
+
+    Raises:
+        ValueError: the weights belong to another build.
+    """
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()[:160]
+        raise ValueError(f"{folder / WEIGHTS}: weights of another model ({first})") from None
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write optimizer, schedule, position and scores."""
+    torch.save(state, folder / STATE)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read the state of `save_state`."""
+    return torch.load(folder / STATE, map_location="cpu", weights_only=True)

@@ -1,0 +1,320 @@
+"""The training loop: epochs of composed batches, validation, checkpoints. Knows no Ray.
+
+A `Host` is what the loop sees of the world around it; `stages/train.py` makes one of Ray Train.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mtrec_ray.data.shards import Prepared
+from mtrec_ray.learning import checkpoint
+from mtrec_ray.learning.feed import OpenPass, Position, Stream, quotas
+from mtrec_ray.learning.losses import loss_weights
+from mtrec_ray.learning.metrics import joint_score
+from mtrec_ray.learning.optim import build_optimizer, build_schedule
+from mtrec_ray.learning.ranks import any_rank, gather_objects, world
+from mtrec_ray.learning.step import Batch, Forward, StepResult, accumulate, gradient_shares, wrap
+from mtrec_ray.learning.validate import flat, validate
+from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.recommender import Recommender, Samples
+from mtrec_ray.schema import Project
+
+PROGRESS_SECONDS = 5.0
+
+
+class Host(Protocol):
+    """What surrounds the loop."""
+
+    device: torch.device
+
+    def open_pass(self, scenario: str) -> OpenPass:
+        """How to open a pass over the scenario's training rows of this rank."""
+        ...
+
+    def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
+        """Hand over an epoch's metrics, and on rank 0 a folder that holds the checkpoint."""
+        ...
+
+    def restore(self) -> Path | None:
+        """The folder of the checkpoint to go on from, if there is one."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Tell a person."""
+        ...
+
+
+@dataclass
+class Plan:
+    """Numbers of a run that follow from the project and the data."""
+
+    quotas: dict[str, int]
+    steps_per_epoch: int
+    num_steps: int
+    sampling_shares: dict[str, float]
+    loss_shares: dict[str, float]
+
+
+def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
+    """Quotas of a rank's micro-batch and steps of an epoch.
+
+    An epoch is `rows_per_epoch` rows (default: as many as there are training rows) over the
+    global batch; scenarios pass at their own pace within it.
+    """
+    options = project.training
+    rows = {n: f.num_rows("train") for n, f in prepared.scenarios.items()}
+    own = quotas(rows, options.batch_size // (world_size * options.accumulation), options.alpha)
+    real_batch = sum(own.values()) * world_size * options.accumulation
+    steps = max(-(-(options.rows_per_epoch or sum(rows.values())) // real_batch), 1)
+    total = sum(s.weight for s in project.scenarios.values())
+    return Plan(
+        quotas=own,
+        steps_per_epoch=steps,
+        num_steps=steps * options.epochs,
+        sampling_shares={n: q / sum(own.values()) for n, q in own.items()},
+        loss_shares={n: s.weight / total for n, s in project.scenarios.items()},
+    )
+
+
+def build_model(project: Project, prepared: Prepared, device: torch.device) -> tuple[Recommender, ItemVectors]:
+    """The model on its device, same initial weights on every rank, and its item vectors."""
+    torch.manual_seed(project.training.seed)
+    catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
+    encoder = TextEncoder(project.model.encoder)
+    model = Recommender(project.model, prepared.scenarios, catalogues, encoder).to(device)
+    return model, ItemVectors(model.encoder, catalogues, device)
+
+
+def autocast_for(
+    device: torch.device, precision: str
+) -> Callable[[], AbstractContextManager[object]]:
+    """bf16 autocast where asked for, or (auto) where the device computes in bf16 natively."""
+    native = (
+        torch.cuda.is_bf16_supported()
+        if device.type == "cuda"
+        else torch.cpu._is_amx_tile_supported()
+    )
+    if precision == "fp32" or (precision == "auto" and not native):
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+class Run:
+    """A training run on one rank: what is built once and what changes from step to step."""
+
+    def __init__(self, project: Project, prepared: Prepared, host: Host) -> None:
+        self.project, self.prepared, self.host = project, prepared, host
+        self.rank, self.size = world()
+        self.plan = make_plan(project, prepared, self.size)
+        self.model, self.vectors = build_model(project, prepared, host.device)
+        self.optimizer = build_optimizer(self.model, project.training)
+        self.schedule = build_schedule(self.optimizer, project.training, self.plan.num_steps)
+        self.weights = torch.tensor(list(loss_weights(project.scenarios).values()), device=host.device)
+        self.autocast = autocast_for(host.device, project.training.precision)
+        self.step, self.epoch = 0, 0
+        self.best, self.since_best = float("inf"), 0
+        self.curve: list[dict[str, Any]] = []
+        self.skipped_steps = 0
+        self.last_batch: Batch | None = None
+        starts = self._restore()
+        self.streams = {
+            n: Stream(host.open_pass(n), project.training.seed, starts.get(n))
+            for n in prepared.scenarios
+        }
+        torch.manual_seed(project.training.seed * 1_000_003 + self.step * 1009 + self.rank)
+        self.forward = Forward(self.model, self.vectors)
+        some_unused = project.model.encoder.every > 1 or self.model.encoder.is_frozen
+        self.module = wrap(self.forward, some_unused=some_unused)
+
+    def _restore(self) -> dict[str, Position]:
+        folder = self.host.restore()
+        if folder is None:
+            return {}
+        checkpoint.load_model(folder, self.model)
+        state = checkpoint.load_state(folder)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        for name in ("step", "epoch", "best", "since_best", "curve", "skipped_steps"):
+            setattr(self, name, state[name])
+        if state["world_size"] != self.size:
+            return {}
+        return {n: Position(**p) for n, p in state["positions"].items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights."""
+        names = ("step", "epoch", "best", "since_best", "curve", "skipped_steps")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "positions": {n: asdict(s.position) for n, s in self.streams.items()},
+            "world_size": self.size,
+        }
+
+    def next_batch(self) -> Batch:
+        """A micro-batch that holds every scenario."""
+        return {
+            n: Samples.of(self.streams[n].take(q), self.host.device)
+            for n, q in self.plan.quotas.items()
+        }
+
+    def encodes(self) -> bool:
+        """Whether the encoder learns in this step (every k-th, as `model.encoder.every` says)."""
+        return not self.model.encoder.is_frozen and self.step % self.project.model.encoder.every == 0
+
+    def train_step(self) -> StepResult:
+        """One optimizer step; a step whose gradient is not finite is skipped on all ranks."""
+        batches = [self.next_batch() for _ in range(self.project.training.accumulation)]
+        self.last_batch = batches[-1]
+        self.optimizer.zero_grad(set_to_none=True)
+        result = accumulate(
+            self.module, self.prepared.scenarios, batches, self.weights,
+            encode=self.encodes(), autocast=self.autocast,
+        )  # fmt: skip
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.project.training.clip_norm
+        )
+        if any_rank(not bool(torch.isfinite(norm)), self.host.device):
+            self.skipped_steps += 1
+        else:
+            self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return result
+
+
+def train(project: Project, prepared: Prepared, host: Host) -> dict[str, Any]:
+    """Train to the last epoch or until the joint score stops falling; returns the summary.
+
+    Every rank must call it; the summary is the same on all.
+    """
+    run = Run(project, prepared, host)
+    if run.rank == 0:
+        host.say(f"plan: {run.plan.steps_per_epoch} steps an epoch, rows of each rank's batch {run.plan.quotas}")
+    started = time.monotonic()
+    run.vectors.compute_frozen()
+    run.vectors.refresh()
+    if run.rank == 0:
+        host.say(f"{run.vectors.num_items:,} item texts encoded in {time.monotonic() - started:.0f} s")
+    patience = project.training.patience
+    while run.epoch < project.training.epochs and run.since_best < patience:
+        losses = train_epoch(run)
+        finish_epoch(run, losses)
+    return summary(run)
+
+
+def train_epoch(run: Run) -> dict[str, float]:
+    """The steps of one epoch; returns the mean loss of each scenario and task."""
+    run.module.train()
+    sums = torch.zeros(len(run.weights), dtype=torch.float64, device=run.host.device)
+    counts = torch.zeros_like(sums)
+    progress = Progress(run)
+    for _ in range(run.plan.steps_per_epoch - run.step % run.plan.steps_per_epoch):
+        result = run.train_step()
+        sums += result.sums
+        counts += result.counts
+        progress.tell(result)
+    means = (sums / counts.clamp(min=1)).tolist()
+    return dict(zip(("/".join(k) for k in loss_weights(run.project.scenarios)), means, strict=True))
+
+
+class Progress:
+    """A line every few seconds: epoch, step, rows/s, loss of each scenario, time left."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.started = self.last = time.monotonic()
+        self.first_step = run.step
+
+    def tell(self, result: StepResult) -> None:
+        """Say how far the run is, on rank 0."""
+        now = time.monotonic()
+        run = self.run
+        if run.rank or now - self.last < PROGRESS_SECONDS:
+            return
+        self.last = now
+        done = run.step - self.first_step
+        each = (now - self.started) / done
+        rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
+        left = (run.plan.num_steps - run.step) * each
+        run.host.say(
+            f"epoch {run.epoch + 1}/{run.project.training.epochs} "
+            f"step {run.step}/{run.plan.num_steps}  {rows / each:,.0f} rows/s  "
+            f"loss {scenario_losses(run, result)}  {left / 60:.1f} min left"
+        )
+
+
+def scenario_losses(run: Run, result: StepResult) -> str:
+    """The loss L_i of each scenario in a step, for a person."""
+    means = (result.sums / result.counts.clamp(min=1)).tolist()
+    keyed = dict(zip(loss_weights(run.project.scenarios), means, strict=True))
+    words = []
+    for name, scenario in run.project.scenarios.items():
+        inside = sum(t.weight for t in scenario.tasks.values())
+        value = sum(t.weight * keyed[name, n] for n, t in scenario.tasks.items()) / inside
+        words.append(f"{name} {value:.3f}")
+    return " ".join(words)
+
+
+def finish_epoch(run: Run, losses: Mapping[str, float]) -> None:
+    """Validate on all rows, remember the best score, write and report a checkpoint."""
+    run.vectors.refresh()
+    metrics = validate(run.model, run.vectors, run.prepared, "valid")
+    score = joint_score(metrics, run.project.evaluation.weights or None)
+    run.epoch += 1
+    run.since_best = 0 if score < run.best else run.since_best + 1
+    run.best = min(run.best, score)
+    assert run.last_batch is not None
+    shares = gradient_shares(run.forward, run.prepared.scenarios, run.last_batch, run.weights)
+    record = {
+        "epoch": run.epoch,
+        "step": run.step,
+        "joint_score": score,
+        "train_loss": dict(losses),
+        "valid": flat(metrics),
+        "gradient_share": shares,
+        "skipped_steps": run.skipped_steps,
+    }
+    run.curve.append(record)
+    if run.rank == 0:
+        run.host.say(f"epoch {run.epoch}: joint validation score {score:.4f} (best {run.best:.4f})")
+    hand_over(run, record)
+
+
+def hand_over(run: Run, record: dict[str, Any]) -> None:
+    """Report an epoch; rank 0 brings the checkpoint."""
+    if run.rank:
+        run.host.report({"joint_score": record["joint_score"], "epoch": run.epoch}, None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        checkpoint.save_model(path, run.model, {"project": run.project.dump(), "record": record})
+        checkpoint.save_state(path, run.state())
+        run.host.report({"joint_score": record["joint_score"], "epoch": run.epoch}, path)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What the run did, the same on all ranks."""
+    seen = gather_objects({n: s.rows_seen for n, s in run.streams.items()})
+    return {
+        "best_joint_score": run.best,
+        "epochs": run.epoch,
+        "steps": run.step,
+        "skipped_steps": run.skipped_steps,
+        "sampling_share": run.plan.sampling_shares,
+        "loss_share": run.plan.loss_shares,
+        "gradient_share": run.curve[-1]["gradient_share"] if run.curve else {},
+        "rows_available": {n: f.num_rows("train") for n, f in run.prepared.scenarios.items()},
+        "rows_seen": {n: int(np.sum([s[n] for s in seen])) for n in run.streams},
+        "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+        "curve": run.curve,
+    }

@@ -1,0 +1,104 @@
+"""Metrics of record: scikit-learn's definitions, and GAUC, which it lacks.
+
+Letters: N rows.
+
+GAUC is the AUC inside each user's own rows, over users that have both classes: the mean weighted
+by the user's rows (`gauc`), and the plain mean over users (`gauc_unweighted`).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.metrics import log_loss, mean_absolute_error, roc_auc_score, root_mean_squared_error
+
+Floats = NDArray[np.float64]
+Metrics = dict[str, float]
+
+EPSILON = 1e-7
+
+
+def binary_metrics(
+    labels: Floats, scores: Floats, users: NDArray[np.integer], *, base_rate: float
+) -> Metrics:
+    """Metrics of probabilities f64[N] against labels 0/1 f64[N] of users i[N].
+
+    `ne` is the log-loss over that of the constant training `base_rate` on the same rows (1 for a
+    model that knows only that rate); `calibration` is predicted over actual positives.
+    """
+    clipped = np.clip(scores, EPSILON, 1 - EPSILON)
+    constant = np.full(len(labels), np.clip(base_rate, EPSILON, 1 - EPSILON))
+    both = 0 < labels.sum() < len(labels)
+    gauc, unweighted = grouped_auc(labels, scores, users)
+    loss = float(log_loss(labels, clipped, labels=[0, 1]))
+    return {
+        "auc": float(roc_auc_score(labels, scores)) if both else float("nan"),
+        "gauc": gauc,
+        "gauc_unweighted": unweighted,
+        "logloss": loss,
+        "ne": loss / float(log_loss(labels, constant, labels=[0, 1])),
+        "calibration": float(scores.mean() / labels.mean()) if labels.any() else float("nan"),
+        "rows": float(len(labels)),
+    }
+
+
+def grouped_auc(labels: Floats, scores: Floats, users: NDArray[np.integer]) -> tuple[float, float]:
+    """GAUC weighted by rows, and unweighted; NaN where no user has both classes.
+
+    AUC by ranks (Mann-Whitney): (sum of the positives' ranks - p (p + 1) / 2) / (p n), ties at
+    their mean rank. Ranks inside a user are overall ranks by (user, score) less the rows before.
+    """
+    _, code = np.unique(users, return_inverse=True)
+    order = np.lexsort([scores, code])
+    code, scores, labels = code[order], scores[order], labels[order]
+    new = np.concatenate([[True], (np.diff(code) != 0) | (np.diff(scores) != 0)])
+    rank = rankdata(np.cumsum(new))
+    rows = np.bincount(code)
+    before = np.concatenate([[0], np.cumsum(rows)[:-1]])
+    positives = np.bincount(code, labels)
+    negatives = rows - positives
+    rank_sum = np.bincount(code, labels * (rank - before[code]))
+    both = (positives > 0) & (negatives > 0)
+    if not both.any():
+        return float("nan"), float("nan")
+    p, n = positives[both], negatives[both]
+    auc = (rank_sum[both] - p * (p + 1) / 2) / (p * n)
+    return float(np.average(auc, weights=rows[both])), float(auc.mean())
+
+
+def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float) -> Metrics:
+    """RMSE and MAE, and RMSE over that of the constant training mean on the same rows."""
+    rmse = float(root_mean_squared_error(labels, predictions))
+    constant = float(root_mean_squared_error(labels, np.full(len(labels), train_mean)))
+    return {
+        "rmse": rmse,
+        "mae": float(mean_absolute_error(labels, predictions)),
+        "mean_rmse": constant,
+        "relative_rmse": rmse / constant if constant else float("nan"),
+        "rows": float(len(labels)),
+    }
+
+
+def task_score(metrics: Mapping[str, float]) -> float:
+    """NE or relative RMSE: 1 for a model that knows only the training mean, lower is better."""
+    return metrics["ne"] if "ne" in metrics else metrics["relative_rmse"]
+
+
+def joint_score(
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
+    weights: Mapping[str, float] | None = None,
+) -> float:
+    """Mean of the task scores of each scenario, then over scenarios by fixed weights.
+
+    NaN tasks (without rows) take no part; NaN where no scenario with a weight is left. The weights
+    are the project's `evaluation.weights`, never the loss weights: else a search would win by
+    moving weight to an easy scenario.
+    """
+    means, shares = [], []
+    for name, tasks in metrics.items():
+        scores = [s for s in map(task_score, tasks.values()) if not np.isnan(s)]
+        if scores:
+            means.append(float(np.mean(scores)))
+            shares.append((weights or {}).get(name, 0.0 if weights else 1.0))
+    return float(np.average(means, weights=shares)) if sum(shares) > 0 else float("nan")

@@ -1,0 +1,37 @@
+"""Collectives over training ranks that also work where there is one process."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def world() -> tuple[int, int]:
+    """Rank and number of ranks."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The values, added up over ranks in place."""
+    if world()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: T) -> Sequence[T]:
+    """The value of every rank, in the order of ranks, on every rank."""
+    _, size = world()
+    if size == 1:
+        return [value]
+    found: list[T] = [value] * size
+    dist.all_gather_object(found, value)
+    return found
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank."""
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)

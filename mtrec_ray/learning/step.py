@@ -1,0 +1,118 @@
+"""One optimizer step: the joint loss of a global batch, exact over ranks and micro-batches."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mtrec_ray.data.shards import PreparedScenario
+from mtrec_ray.learning.losses import joint_loss, label_counts, loss_sums
+from mtrec_ray.learning.ranks import sum_over_ranks, world
+from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.model.recommender import Recommender, Samples
+
+Batch = Mapping[str, Samples]
+
+
+class Forward(nn.Module):
+    """Texts to logits, as one module, so that DDP sees every parameter of a step."""
+
+    def __init__(self, model: Recommender, vectors: ItemVectors) -> None:
+        super().__init__()
+        self.model = model
+        object.__setattr__(self, "vectors", vectors)
+
+    def forward(self, batch: Batch, encode: bool) -> dict[str, Tensor]:
+        """f32[N, T] logits by scenario; the encoder learns from this batch where `encode`."""
+        items = {name: samples.items for name, samples in batch.items()}
+        vectors = self.vectors.encode(items) if encode else self.vectors.cached(items)
+        return self.model(batch, vectors)
+
+
+def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
+    """DDP around the module, where there are several ranks."""
+    if world()[1] == 1:
+        return forward
+    device = next(forward.parameters()).device
+    return DistributedDataParallel(
+        forward,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=some_unused,
+        gradient_as_bucket_view=True,
+    )
+
+
+@dataclass
+class StepResult:
+    """Global sums of a step: loss sums and label counts of each scenario and task, f64[K]."""
+
+    sums: Tensor
+    counts: Tensor
+    loss: float
+
+
+def accumulate(
+    module: nn.Module,
+    facts: Mapping[str, PreparedScenario],
+    batches: Sequence[Batch],
+    weights: Tensor,
+    *,
+    encode: bool,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> StepResult:
+    """Add the gradient of the joint loss of the union batch to the parameters' gradients.
+
+    The counts of the whole step (all ranks, all micro-batches) are known before the first
+    backward; only the last micro-batch synchronises gradients.
+    """
+    labels = [{name: s.labels for name, s in batch.items()} for batch in batches]
+    counts = sum_over_ranks(torch.stack([label_counts(facts, x) for x in labels]).sum(0))
+    size = world()[1]
+    total = torch.zeros_like(counts)
+    for i, batch in enumerate(batches):
+        last = i == len(batches) - 1
+        is_ddp = isinstance(module, DistributedDataParallel)
+        quiet = nullcontext() if last or not is_ddp else cast("DistributedDataParallel", module).no_sync()
+        with quiet:
+            with autocast():
+                logits = module(batch, encode)
+            sums = loss_sums(facts, logits, labels[i])
+            (size * joint_loss(sums, counts, weights.to(sums))).backward()
+        total += sums.detach().double()
+    sum_over_ranks(total)
+    loss = joint_loss(total, counts, weights.double()).item()
+    return StepResult(total, counts, loss)
+
+
+def gradient_shares(
+    module: Forward,
+    facts: Mapping[str, PreparedScenario],
+    batch: Batch,
+    weights: Tensor,
+) -> dict[str, float]:
+    """Share of each scenario in the length of the gradients at the first shared layer.
+
+    The norm of the gradient of lambda_i L_i, over the sum of these norms.
+    """
+    labels = {name: s.labels for name, s in batch.items()}
+    counts = sum_over_ranks(label_counts(facts, labels))
+    shared = next(module.model.bottom.parameters())
+    module.eval()
+    sums = loss_sums(facts, module(batch, encode=False), labels)
+    module.train()
+    norms: dict[str, float] = {}
+    start = 0
+    for name, scenario in facts.items():
+        mine = slice(start, start + len(scenario.tasks))
+        start += len(scenario.tasks)
+        loss = joint_loss(sums[mine], counts[mine], weights[mine].to(sums))
+        (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True)
+        norms[name] = sum_over_ranks(gradient.clone()).norm().item()
+    total = sum(norms.values()) or 1.0
+    return {name: norm / total for name, norm in norms.items()}
+
+

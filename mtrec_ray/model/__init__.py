@@ -1,0 +1,1 @@
+"""Layer `model` of the house; see the README."""

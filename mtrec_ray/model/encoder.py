@@ -1,0 +1,221 @@
+"""The pretrained encoder, cut into a frozen lower part and a trainable upper part.
+
+The frozen part's output for a token never changes, so that it is computed once (`frozen_states`)
+and training runs the upper layers only.
+
+Letters: u texts of a chunk, L tokens, D width.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from mtrec_ray.data.tokens import TINY, resolve_source
+from mtrec_ray.schema import Encoder
+
+ATTENTION_PROJECTIONS = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "Wqkv"]
+
+
+class Passthrough(nn.Module):
+    """Hands on the embeddings that it is given: stands in for an embedding layer."""
+
+    def forward(self, inputs_embeds: Tensor, **_: object) -> Tensor:
+        """The embeddings themselves."""
+        return inputs_embeds
+
+
+def load_backbone(encoder: Encoder) -> PreTrainedModel:
+    """The pretrained model with its dropout off (slow on CPU, and of no use in few passes).
+
+    Raises:
+        ValueError: the source is no encoder that can be loaded.
+    """
+    if encoder.source == TINY:
+        return tiny_backbone()
+    try:
+        source = resolve_source(encoder.source)
+        config = AutoConfig.from_pretrained(source)
+        extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, **extra)
+    except (OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"model.encoder.source: found {encoder.source!r}, which cannot be loaded ({reason})"
+        ) from None
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def tiny_backbone(seed: int = 0) -> PreTrainedModel:
+    """A random BERT of two narrow layers, for unit tests only."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertModel(config, add_pooling_layer=False)
+
+
+def layers_of(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the list of layers, and the list's name in it.
+
+    Raises:
+        ValueError: a model of another build; only `trainable: all` and `none` work with it.
+    """
+    for holder_name, name in (("encoder", "layer"), ("transformer", "layer"), ("", "layers")):
+        holder = getattr(model, holder_name, None) if holder_name else model
+        if holder is not None and isinstance(getattr(holder, name, None), nn.ModuleList):
+            return holder, name
+    raise ValueError(
+        f"model.encoder.trainable: found a {type(model).__name__}, whose layers are not known; "
+        "allowed: all, none"
+    )
+
+
+def num_layers(model: nn.Module) -> int:
+    """Number of transformer layers."""
+    holder, name = layers_of(model)
+    return len(getattr(holder, name))
+
+
+def slice_layers(model: nn.Module, start: int, stop: int) -> nn.Module:
+    """A model that shares the layers start..stop (and their weights) of another.
+
+    A slice that starts above 0 takes the states below it as `inputs_embeds`; a slice that stops
+    below the top leaves the final norm out.
+    """
+    part = shallow(model)
+    holder, name = layers_of(model)
+    own_holder = part if holder is model else shallow(holder)
+    own_holder._modules[name] = nn.ModuleList(list(getattr(holder, name))[start:stop])
+    if own_holder is not part:
+        part._modules[next(k for k, v in model._modules.items() if v is holder)] = own_holder
+    if start > 0 and "embeddings" in part._modules:
+        part._modules["embeddings"] = Passthrough()
+    if start > 0 and "embed_tokens" in part._modules:
+        part._modules["embed_tokens"] = nn.Identity()
+    if stop < num_layers(model) and "norm" in part._modules:
+        part._modules["norm"] = nn.Identity()
+    config: Any = copy.copy(model.config)
+    config.num_hidden_layers = stop - start
+    part.config = config
+    return part
+
+
+def shallow(module: nn.Module) -> nn.Module:
+    """A copy of a module that shares its children but not its list of children."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
+    """f32[u, D]: one vector a text from states [u, L, D] and mask [u, L] (right padding)."""
+    if how == "cls":
+        return states[:, 0]
+    if how == "last":
+        last = mask.sum(1).clamp(min=1) - 1
+        return states[torch.arange(len(states), device=states.device), last]
+    weight = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class TextEncoder(nn.Module):
+    """Texts to vectors. Only the trainable upper part is registered as a submodule.
+
+    The frozen lower part (and in mode `none` the whole encoder) is kept out of `parameters()` and
+    `state_dict()`: it never changes, and checkpoints name it by its source.
+    """
+
+    def __init__(self, options: Encoder, backbone: PreTrainedModel | None = None) -> None:
+        """Cut the encoder by `options.trainable`.
+
+        Raises:
+            ValueError: more trainable layers than the encoder has.
+        """
+        super().__init__()
+        model = backbone if backbone is not None else load_backbone(options)
+        self.options = options
+        self.width = int(model.config.hidden_size)
+        self.adapted = None
+        lower, upper = self._cut(model)
+        self.upper = upper
+        object.__setattr__(self, "lower", lower)
+        if lower is not None:
+            lower.requires_grad_(False)
+        if options.trainable == "lora":
+            object.__setattr__(self, "adapted", self._adapt(model))
+
+    def _cut(self, model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
+        options = self.options
+        if options.trainable == "all":
+            return None, model
+        if options.trainable == "none":
+            return model, None
+        top = options.top_k if options.trainable == "top_k" else options.lora.layers
+        depth = num_layers(model)
+        if top > depth:
+            raise ValueError(
+                f"model.encoder: found {top} trainable layers; allowed: at most {depth}"
+            )
+        if top == depth and options.trainable == "top_k":
+            return None, model
+        model.requires_grad_(False)
+        upper = slice_layers(model, depth - top, depth)
+        upper.requires_grad_(options.trainable == "top_k")
+        return slice_layers(model, 0, depth - top), upper
+
+    def _adapt(self, model: PreTrainedModel) -> nn.Module:
+        depth = num_layers(model)
+        names = {n.rsplit(".", 1)[-1] for n, _ in model.named_modules()}
+        config = LoraConfig(
+            r=self.options.lora.rank,
+            lora_alpha=self.options.lora.alpha,
+            target_modules=[n for n in ATTENTION_PROJECTIONS if n in names],
+            layers_to_transform=list(range(depth - self.options.lora.layers, depth)),
+            lora_dropout=0.0,
+        )
+        return get_peft_model(model, config)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "TextEncoder":  # noqa: ANN401
+        """Move the frozen part along with the rest (`to`, `cuda`)."""
+        super()._apply(fn, recurse)
+        if self.lower is not None:
+            self.lower._apply(fn)
+        return self
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no part of the encoder learns."""
+        return self.upper is None
+
+    @torch.no_grad()
+    def frozen_states(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """f32[u, L, D]: output of the frozen part for token ids [u, L]."""
+        assert self.lower is not None
+        return self.lower(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """f32[u, D]: text vectors from token ids i64[u, L] or the frozen part's states [u, L, D]."""
+        if inputs.dtype.is_floating_point:
+            states = inputs
+            if self.upper is not None:
+                states = self.upper(
+                    inputs_embeds=inputs, attention_mask=mask.long()
+                ).last_hidden_state
+        elif self.lower is None:
+            assert self.upper is not None
+            states = self.upper(input_ids=inputs, attention_mask=mask.long()).last_hidden_state
+        else:
+            return self(self.frozen_states(inputs, mask), mask)
+        return pool(states, mask, self.options.pooling)

@@ -1,0 +1,222 @@
+"""The joint model: item texts, histories, ids and statistics to one logit a scenario and task.
+
+Letters: N samples of a scenario, U its distinct items in the batch, H history items, D width of
+text vectors, W width of item representations, T tasks.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.shards import PreparedScenario
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.heads import Head, NumericInputs, tower
+from mtrec_ray.model.interest import HistoryAttention, similarities
+from mtrec_ray.schema import Model
+
+
+@dataclass
+class Samples:
+    """Samples of one scenario on the training device.
+
+    Attributes:
+        items: i64[U], the distinct catalogue rows that the samples refer to.
+        candidate: i64[N], places in `items`.
+        history: i64[N, H], places in `items`, -1 where there is none.
+        ages: i64[N, H].
+        user: i64[N]. numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
+    """
+
+    items: Tensor
+    candidate: Tensor
+    history: Tensor
+    ages: Tensor
+    user: Tensor
+    numeric: Tensor
+    categorical: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> "Samples":
+        """Samples from prepared arrays; distinct items are found here."""
+        refs = np.concatenate([arrays["item"][:, None], arrays["history"]], 1)
+        distinct, places = np.unique(refs, return_inverse=True)
+        shift = int(distinct[0] < 0)
+        places = places.reshape(refs.shape).astype(np.int64) - shift
+
+        def put(values: np.ndarray, dtype: type) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, dtype)).to(device)
+
+        return cls(
+            items=put(distinct[shift:], np.int64),
+            candidate=put(places[:, 0], np.int64),
+            history=put(places[:, 1:], np.int64),
+            ages=put(arrays["history_age"], np.int64),
+            user=put(arrays["user"], np.int64),
+            numeric=put(arrays["numeric"], np.float32),
+            categorical=put(arrays["categorical"], np.int64),
+            labels=put(arrays["labels"], np.float32),
+        )
+
+
+class ScenarioInputs(nn.Module):
+    """A scenario's own embeddings and columns."""
+
+    def __init__(self, facts: PreparedScenario, catalogue: Catalogue, options: Model) -> None:
+        super().__init__()
+        width = options.width
+        self.numeric = NumericInputs(facts.numeric_mean, facts.numeric_std, facts.numeric_quantiles)
+        self.item_ids = _ids(facts.num_items + 1, width) if options.item_ids else None
+        self.item_categories = nn.ModuleList(_ids(n, width) for n in facts.item_category_sizes)
+        self.categories = nn.ModuleList(_ids(n, width) for n in facts.category_sizes)
+        self.item_numeric = nn.Linear(2 * len(facts.item_numeric_mean), width, bias=False)
+        self.columns = nn.Linear(self.numeric.num_outputs, width)
+        self.id_dropout = options.id_dropout
+        numbers = torch.from_numpy(catalogue.numeric)
+        if numbers.shape[1]:
+            mean = torch.tensor(facts.item_numeric_mean)
+            std = torch.tensor(facts.item_numeric_std)
+            numbers = ((numbers - mean) / std).clamp(-4, 4)
+        numbers = torch.cat([numbers.nan_to_num(0.0), numbers.isnan().float()], 1)
+        ids = np.where(catalogue.known, np.arange(1, catalogue.num_items + 1), 0)
+        self.register_buffer("catalogue_numeric", numbers, persistent=False)
+        self.register_buffer("catalogue_ids", torch.from_numpy(ids), persistent=False)
+        codes = torch.from_numpy(catalogue.categorical.astype(np.int64))
+        self.register_buffer("catalogue_categories", codes, persistent=False)
+
+    def item_extras(self, items: Tensor) -> Tensor:
+        """f32[U, W]: what is added to the text of items: ids, categories, numbers."""
+        extra = self.item_numeric(self.catalogue_numeric[items])
+        if self.item_ids is not None:
+            ids = drop_ids(self.catalogue_ids[items], self.id_dropout, self.training)
+            extra = extra + self.item_ids(ids)
+        for i, table in enumerate(self.item_categories):
+            extra = extra + table(self.catalogue_categories[items, i])
+        return extra
+
+    def row_columns(self, samples: Samples) -> Tensor:
+        """f32[N, W]: the samples' statistics and categories."""
+        columns = self.columns(self.numeric(samples.numeric))
+        for i, table in enumerate(self.categories):
+            columns = columns + table(samples.categorical[:, i])
+        return columns
+
+
+def _ids(number: int, width: int) -> nn.Embedding:
+    table = nn.Embedding(number, width, padding_idx=0)
+    nn.init.normal_(table.weight, std=0.01)
+    with torch.no_grad():
+        table.weight[0] = 0
+    return table
+
+
+def drop_ids(ids: Tensor, share: float, training: bool) -> Tensor:
+    """Ids with a share of them made unknown (0), so that the model learns to do without."""
+    if not training or share == 0:
+        return ids
+    return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, 0)
+
+
+class Recommender(nn.Module):
+    """The layers above the encoder, and the encoder."""
+
+    def __init__(
+        self,
+        options: Model,
+        scenarios: Mapping[str, PreparedScenario],
+        catalogues: Mapping[str, Catalogue],
+        encoder: TextEncoder,
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.facts = dict(scenarios)
+        self.encoder = encoder
+        width = options.width
+        self.project = nn.Linear(encoder.width, width)
+        self.item_norm = nn.LayerNorm(width)
+        self.interest = HistoryAttention(width, options.attention_heads)
+        self.scenario_vectors = nn.ParameterDict(
+            {n: nn.Parameter(torch.zeros(width)) for n in scenarios}
+        )
+        self.inputs = nn.ModuleDict(
+            {n: ScenarioInputs(f, catalogues[n], options) for n, f in scenarios.items()}
+        )
+        spaces = {f.user_space: f.num_users for f in scenarios.values()}
+        self.users = nn.ModuleDict(
+            {n: _ids(number, width) for n, number in spaces.items()} if options.user_ids else {}
+        )
+        num_inputs = 6 * width + 3
+        self.bottom = tower([num_inputs, *options.hidden], options.dropout)
+        self.heads = nn.ModuleDict(
+            {n: self._heads(f, options.hidden[-1] + width) for n, f in scenarios.items()}
+        )
+
+    def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
+        """Heads that start at the training base rate (binary) or mean (regression)."""
+        options = self.options
+        return nn.ModuleDict(
+            {
+                task: Head(num_inputs, options.head_hidden, start_bias(facts, task), options.dropout)
+                for task in facts.tasks
+            }
+        )
+
+    def forward(
+        self, samples: Mapping[str, Samples], vectors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """f32[N, T] logits by scenario, from text vectors f32[U, D] of each one's distinct items.
+
+        Regression outputs are in units of the training labels' standard deviation, around
+        their mean.
+        """
+        return {name: self.score(name, samples[name], vectors[name]) for name in samples}
+
+    def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
+        """f32[N, T]: logits of one scenario."""
+        own = self.inputs[name]
+        assert isinstance(own, ScenarioInputs)
+        items = self.item_norm(self.project(vectors) + own.item_extras(samples.items))
+        mask = samples.history >= 0
+        places = samples.history.clamp(min=0)
+        candidate = items[samples.candidate]
+        user = self.interest(candidate, items[places], samples.ages, mask)
+        closeness = similarities(
+            vectors[samples.candidate].detach(), vectors[places].detach(), mask
+        )
+        columns = own.row_columns(samples)
+        scenario = self.scenario_vectors[name].expand_as(candidate)
+        identity = self._user_vector(name, samples.user, candidate)
+        parts = [user, candidate, user * candidate, columns, scenario, identity, closeness]
+        shared = torch.cat([self.bottom(torch.cat(parts, 1)), columns], 1)
+        return torch.stack([head(shared) for head in self.heads[name].values()], 1)  # type: ignore[union-attr]
+
+    def _user_vector(self, name: str, user: Tensor, like: Tensor) -> Tensor:
+        space = self.facts[name].user_space
+        if space not in self.users:
+            return torch.zeros_like(like)
+        return self.users[space](drop_ids(user, self.options.id_dropout, self.training))
+
+
+def start_bias(facts: PreparedScenario, task: str) -> float:
+    """The logit of the training base rate; 0 for a regression, which predicts around the mean."""
+    if facts.kinds[task] == "regression":
+        return 0.0
+    rate = min(max(facts.label_means[task], 1e-4), 1 - 1e-4)
+    return math.log(rate / (1 - rate))
+
+
+def predictions(facts: PreparedScenario, logits: Tensor) -> Tensor:
+    """f32[N, T]: probabilities, and regression values in the label's own units."""
+    columns = []
+    for i, (task, kind) in enumerate(facts.kinds.items()):
+        value = logits[:, i].float()
+        if kind == "binary":
+            columns.append(value.sigmoid())
+        else:
+            columns.append(value * facts.label_stds[task] + facts.label_means[task])
+    return torch.stack(columns, 1)

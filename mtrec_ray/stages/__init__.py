@@ -1,0 +1,1 @@
+"""Layer `stages` of the house; see the README."""

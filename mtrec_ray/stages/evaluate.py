@@ -1,0 +1,173 @@
+"""The evaluate stage: predictions of the test split as Parquet, and metrics of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+from sklearn.metrics import roc_auc_score, root_mean_squared_error
+
+from mtrec_ray.config import fingerprint, parse_project
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepare import Say
+from mtrec_ray.data.shards import PreparedScenario, load_prepared, to_arrays
+from mtrec_ray.learning import checkpoint
+from mtrec_ray.learning.loop import build_model
+from mtrec_ray.learning.metrics import joint_score
+from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
+from mtrec_ray.schema import Project
+from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.prepare import prepared_folder
+from mtrec_ray.stages.train import BEST, DONE, check_mark
+
+BATCH_ROWS = 16_384
+
+
+class Predictor:
+    """Scores blocks of samples with a trained model; one a Ray Data actor."""
+
+    def __init__(self, project_tree: dict[str, Any], prepared_path: str, model_path: str) -> None:
+        project = parse_project(project_tree)
+        torch.set_num_threads(project.run.cpus_per_worker)
+        device = torch.device("cuda" if project.run.use_gpu else "cpu")
+        self.prepared = load_prepared(prepared_path)
+        self.model, self.vectors = build_model(project, self.prepared, device)
+        checkpoint.load_model(local_copy(model_path), self.model)
+        self.model.eval()
+        self.vectors.refresh()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Row, user, item, and label, prediction and popularity of each task."""
+        name = str(block.column("scenario")[0])
+        arrays = to_arrays(block)
+        ((_, scores),) = score_rows(self.model, self.vectors, name, iter([arrays]))
+        return prediction_table(self.prepared.scenarios[name], arrays, scores)
+
+
+def prediction_table(
+    facts: PreparedScenario, arrays: dict[str, np.ndarray], scores: np.ndarray
+) -> pa.Table:
+    """The predictions of a block as it is written to Parquet."""
+    columns: dict[str, Any] = {c: arrays[c] for c in ("row", "user", "item")}
+    columns["scenario"] = pa.array([facts.name] * len(scores))
+    width = max(len(facts.tasks), 1)
+    popularity = np.stack(
+        [
+            arrays["numeric"][:, facts.numeric_names.index(facts.popularity[t])]
+            for t in facts.tasks
+        ],
+        1,
+    )
+    for key, values in (("label", arrays["labels"]), ("score", scores), ("popularity", popularity)):
+        flat = pa.array(values.astype(np.float32).ravel())
+        columns[key] = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, width, np.int32), flat)
+    return pa.table(columns)
+
+
+def local_copy(path: str) -> Path:
+    """The folder of a model's files on this node."""
+    if "://" not in path:
+        return Path(path)
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp())
+    for name in ("model.safetensors", "model.json"):
+        (folder / name).write_bytes(storage.read_bytes(storage.join(path, name)))
+    return folder
+
+
+def predict(project: Project, prepared_path: str, model_path: str, folder: str) -> None:
+    """Write `predictions/NAME/*.parquet` for every scenario's test rows."""
+    prepared = load_prepared(prepared_path)
+    parts = []
+    for name in prepared.scenarios:
+        data = ray.data.read_parquet(prepared.shard_paths(name, "test"))
+        parts.append(data.map_batches(_tag(name), batch_format="pyarrow", batch_size=BATCH_ROWS))
+    run = project.run
+    for name, part in zip(prepared.scenarios, parts, strict=True):
+        scored = part.map_batches(
+            Predictor,
+            fn_constructor_args=(project.dump(), prepared_path, model_path),
+            batch_format="pyarrow",
+            batch_size=BATCH_ROWS,
+            compute=ray.data.ActorPoolStrategy(size=run.num_workers),
+            num_cpus=run.cpus_per_worker,
+            num_gpus=1 if run.use_gpu else 0,
+        )
+        for number, table in enumerate(blocks(scored)):
+            path = storage.join(folder, "predictions", name, f"part-{number:05}.parquet")
+            storage.write_table(path, table)
+
+
+def _tag(name: str) -> Any:  # noqa: ANN401
+    def tag(block: pa.Table) -> pa.Table:
+        return block.append_column("scenario", pa.array([name] * block.num_rows))
+
+    return tag
+
+
+def blocks(data: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The blocks of a data set, one at a time."""
+    yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.ndarray]:
+    """Users [N] and labels, scores, popularity [N, T] of a scenario's predictions."""
+    tables = []
+    for path in storage.parquet_files(storage.join(folder, "predictions", name)):
+        fs, inner = storage.filesystem(path)
+        tables.append(pq.read_table(inner, filesystem=fs))
+    table = pa.concat_tables(tables).combine_chunks()
+    found: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in ("user", "row", "item")}
+    for key in ("label", "score", "popularity"):
+        values = table.column(key).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        found[key] = values.reshape(-1, num_tasks)
+    return found
+
+
+def measure(folder: str, facts: PreparedScenario) -> TaskMetrics:
+    """Metrics of each task, with those of item popularity beside them."""
+    found = read_predictions(folder, facts.name, len(facts.tasks))
+    metrics = task_metrics(facts, found["user"], found["label"], found["score"])
+    for i, (task, kind) in enumerate(facts.kinds.items()):
+        if task not in metrics:
+            continue
+        known = np.isfinite(found["label"][:, i])
+        label, popular = found["label"][known, i], found["popularity"][known, i]
+        if kind == "regression":
+            metrics[task]["popularity_rmse"] = float(root_mean_squared_error(label, popular))
+        elif 0 < label.mean() < 1:
+            metrics[task]["popularity_auc"] = float(roc_auc_score(label, popular))
+    return metrics
+
+
+def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
+    """Predict and measure the joint model on test; returns the metrics."""
+    storage.check_writable(storage_path)
+    run_folder = storage.join(storage_path, project.run.name)
+    prepared_path = prepared_folder(project, storage_path)
+    prepared = load_prepared(prepared_path)
+    trained = storage.join(run_folder, "joint", DONE)
+    if not storage.exists(trained):
+        raise ValueError(f"joint model: found none in {run_folder}/joint; run the train job first")
+    folder = storage.join(run_folder, "evaluation")
+    started = storage.read_json(storage.join(run_folder, "joint", "mark.json"))
+    mark = fingerprint(prepared.fingerprint, started, project.dump()["evaluation"])
+    finished = check_mark(folder, mark, "evaluate")
+    if finished:
+        say("evaluate: already done")
+        return finished
+    connect(project.run)
+    say(f"scoring {sum(f.num_rows('test') for f in prepared.scenarios.values()):,} test rows")
+    storage.remove_folder(storage.join(folder, "predictions"))
+    predict(project, prepared_path, storage.join(run_folder, "joint", BEST), folder)
+    metrics = {name: measure(folder, facts) for name, facts in prepared.scenarios.items()}
+    score = joint_score(metrics, project.evaluation.weights or None)
+    record = {"metrics": metrics, "joint_score": score}
+    storage.write_json(storage.join(folder, "metrics.json"), record)
+    storage.write_json(storage.join(folder, DONE), record)
+    return record
