@@ -70,7 +70,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     node[leaf] = yaml.safe_load(value)
 
 
-def describe(error: Any) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
+def describe(error: Any) -> str:
     """One line for one mistake: field, what was found, what is allowed."""
     location = [str(p) for p in error["loc"]]
     field = ".".join(location) or "project file"
@@ -81,7 +81,7 @@ def describe(error: Any) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
         case "missing":
             return f"{field}: found nothing; allowed: a value (the field is required)"
         case "value_error":
-            return f"{field}: {str(error['ctx']['error'])} (found {found})"
+            return f"{field}: {error['ctx']['error']!s} (found {found})"
         case _:
             return f"{field}: found {found}; allowed: {error['msg'][0].lower() + error['msg'][1:]}"
 
@@ -96,7 +96,7 @@ def allowed_keys(location: Sequence[str]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def section_below(model: Any, part: str) -> Any:  # noqa: ANN401
+def section_below(model: Any, part: str) -> Any:
     """Section class below `model` at key `part`; None where there is none."""
     field = model.model_fields.get(part) if isinstance(model, type) else None
     if field is None:
@@ -104,7 +104,7 @@ def section_below(model: Any, part: str) -> Any:  # noqa: ANN401
     return next(iter(section_classes(field.annotation)), None)
 
 
-def section_classes(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401
+def section_classes(annotation: Any) -> list[type[BaseModel]]:
     """Section classes named anywhere in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]

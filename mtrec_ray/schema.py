@@ -1,4 +1,4 @@
-"""What a scenario, a task, a model and a run are: frozen, validated, knowing nothing of torch or Ray.
+"""What a scenario, a task, a model and a run are: frozen and validated; knows no torch, no Ray.
 
 The project file is parsed into `Project`. `jobs/reference.yaml` shows every section and field.
 """
@@ -256,7 +256,11 @@ class Run(Section):
 
 
 class SampleWorld(Section):
-    """Sizes of the generated sample world (rows and items of each of its three scenarios)."""
+    """Sizes of the generated sample world: users in all, items and events of each scenario.
+
+    A project with this section reads the world's files (`shop/`, `news/`, `video/`) in place of
+    those below `root`.
+    """
 
     seed: int = 7
     users: PositiveInt = 1500

@@ -46,7 +46,9 @@ def read_log(project: Project, prepared: Prepared, name: str) -> Log:
     events = scenario.events
     path, fs = storage.filesystem(project.path(events.path))[::-1]
     raw = pq.read_table(path, filesystem=fs).to_pandas()
-    frame = pd.DataFrame({"user": raw[events.user].astype(str), "item": raw[events.item].astype(str)})
+    frame = pd.DataFrame(
+        {"user": raw[events.user].astype(str), "item": raw[events.item].astype(str)}
+    )
     if events.time:
         stamp = raw[events.time]
         is_date = pd.api.types.is_datetime64_any_dtype(stamp)
@@ -63,7 +65,9 @@ def read_log(project: Project, prepared: Prepared, name: str) -> Log:
     for task, spec in scenario.tasks.items():
         if spec.given:
             frame.loc[frame[spec.given] != 1, task] = np.nan
-    ids_path, ids_fs = storage.filesystem(storage.join(prepared.folder, name, "catalogue.parquet"))[::-1]
+    ids_path, ids_fs = storage.filesystem(storage.join(prepared.folder, name, "catalogue.parquet"))[
+        ::-1
+    ]
     ids = pq.read_table(ids_path, filesystem=ids_fs, columns=["item_id"]).column(0).to_pylist()
     item_row = {item: i for i, item in enumerate(ids)}
     usable = frame["item"].isin(item_row) & raw[events.user].notna()
@@ -83,9 +87,7 @@ def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> list
     return found
 
 
-def check_row(
-    log: Log, scenario: Scenario, facts: PreparedScenario, sample: Arrays
-) -> list[str]:
+def check_row(log: Log, scenario: Scenario, facts: PreparedScenario, sample: Arrays) -> list[str]:
     """What in a sample disagrees with the raw log."""
     number = int(sample["row"])
     if number not in log.rows.index:

@@ -25,14 +25,14 @@ class Fragment:
 def wanted_columns(scenario: Scenario) -> dict[str, dict[str, str]]:
     """Columns that the project file names, by file: column -> the field that names it."""
     items = {scenario.items.id: "items.id"}
-    items |= {c: "items.text" for c in scenario.items.text_columns}
-    items |= {c: "items.categorical" for c in scenario.items.categorical}
-    items |= {c: "items.numeric" for c in scenario.items.numeric}
+    items |= dict.fromkeys(scenario.items.text_columns, "items.text")
+    items |= dict.fromkeys(scenario.items.categorical, "items.categorical")
+    items |= dict.fromkeys(scenario.items.numeric, "items.numeric")
     if scenario.items.published:
         items[scenario.items.published] = "items.published"
     events = {scenario.events.user: "events.user", scenario.events.item: "events.item"}
-    events |= {c: "events.categorical" for c in scenario.events.categorical}
-    events |= {c: "events.numeric" for c in scenario.events.numeric}
+    events |= dict.fromkeys(scenario.events.categorical, "events.categorical")
+    events |= dict.fromkeys(scenario.events.numeric, "events.numeric")
     events |= {scenario.label_column(t): f"tasks.{t}" for t in scenario.tasks}
     if scenario.events.time:
         events[scenario.events.time] = "events.time"

@@ -278,5 +278,3 @@ def negative_weights(
     if scenario.negatives and scenario.negatives.source == "popularity":
         return item_rows.astype(np.float64)
     return np.ones(num_items)
-
-

@@ -27,12 +27,13 @@ from mtrec_ray.data.events import TRAIN, Findings, ItemLookup, canonical, matrix
 from mtrec_ray.data.inputs import Fragment
 from mtrec_ray.data.partition import Layout
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
-from mtrec_ray.schema import SPLITS, Encoder, Project, Scenario
+from mtrec_ray.schema import SPLITS, Project, Scenario
 
 ROWS_PER_PARTITION = 500_000
 ROWS_PER_SHARD = 32_768
 SCENARIO_STRIDE = 2**20
-LIST_BLOCK = "catalogue.parquet"
+TEXTS_PER_BLOCK = 20_000
+CATALOGUE = "catalogue.parquet"
 
 Say = Callable[[str], None]
 
@@ -98,22 +99,16 @@ def read_items(project: Project, name: str) -> pa.Table:
     return table
 
 
-class Tokeniser:
-    """Adds token ids to a block of texts; one tokenizer a worker process."""
+def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """The item tables of all scenarios with their token ids."""
+    encoder = project.model.encoder
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.tokenizer = load_tokenizer(encoder)
-        self.max_tokens = encoder.max_tokens
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """The block with a column `tokens`, list<int32>, in place of `text`."""
-        tokens = tokenise(self.tokenizer, block.column("text").to_pylist(), self.max_tokens)
+    def add_tokens(block: pa.Table) -> pa.Table:
+        texts = block.column("text").to_pylist()
+        tokens = tokenise(load_tokenizer(encoder), texts, encoder.max_tokens)
         column = pa.array(tokens, pa.list_(pa.int32()))
         return block.drop_columns("text").append_column("tokens", column)
 
-
-def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """The item tables of all scenarios with their token ids."""
     blocks = [
         pa.table(
             {
@@ -126,13 +121,8 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
     ]
     found = (
         ray.data.from_arrow(blocks)
-        .map_batches(
-            Tokeniser,
-            fn_constructor_args=(project.model.encoder,),
-            batch_format="pyarrow",
-            batch_size=4096,
-            compute=ray.data.ActorPoolStrategy(size=1),
-        )
+        .repartition(target_num_rows_per_block=TEXTS_PER_BLOCK)
+        .map_batches(add_tokens, batch_format="pyarrow", batch_size=None)
         .to_arrow_refs()
     )
     whole = pa.concat_tables(ray.get(found))
@@ -250,8 +240,8 @@ def _scenario_problems(name: str, scenario: Scenario, found: Scan) -> Iterator[s
     unknown, rows = counts["unknown item"], max(counts["rows"], 1)
     if unknown / rows > scenario.max_unknown_items:
         yield (
-            f"{where}.events.item: found {unknown} of {rows} rows ({unknown / rows:.1%}) whose item "
-            f"the catalogue does not have, such as {examples['unknown item']}; allowed: "
+            f"{where}.events.item: found {unknown} of {rows} rows ({unknown / rows:.1%}) whose "
+            f"item the catalogue does not have, such as {examples['unknown item']}; allowed: "
             f"max_unknown_items = {scenario.max_unknown_items:.1%}"
         )
     for what, number in counts.items():
@@ -323,7 +313,10 @@ def _place(table: pa.Table, layouts: dict[str, Any]) -> tuple[str, int]:
 
 
 def expand(
-    fragments: list[Fragment], sources: ray.ObjectRef, weights: dict[str, np.ndarray], folder: str,
+    fragments: list[Fragment],
+    sources: ray.ObjectRef,
+    weights: dict[str, np.ndarray],
+    folder: str,
     seed: int,
 ) -> list[Fragment]:
     """Row groups of the expanded log (split by fractions, sampled negatives) in a work folder."""
@@ -408,7 +401,9 @@ def write_samples(
     finished: pa.Table, folder: str, name: str, index: int, duplicates: int
 ) -> pa.Table:
     """Write a partition's samples as shards; one row a file."""
-    written: dict[str, list[Any]] = {k: [] for k in ("scenario", "split", "path", "rows", "duplicates")}
+    written: dict[str, list[Any]] = {
+        k: [] for k in ("scenario", "split", "path", "rows", "duplicates")
+    }
     split = finished.column("split").to_numpy()
     for code, word in enumerate(SPLITS):
         rows = finished.filter(pa.array(split == code)).drop_columns("split")
@@ -457,8 +452,10 @@ def write_catalogues(
     """Write each scenario's catalogue; returns the vocabularies of its categorical columns."""
     vocabularies = {}
     for name, table in items.items():
-        out, vocabularies[name] = assemble(table, project.scenarios[name].items, scans[name].item_rows)
-        storage.write_table(storage.join(folder, name, LIST_BLOCK), out)
+        out, vocabularies[name] = assemble(
+            table, project.scenarios[name].items, scans[name].item_rows
+        )
+        storage.write_table(storage.join(folder, name, CATALOGUE), out)
     return vocabularies
 
 
@@ -492,7 +489,7 @@ def prepare(project: Project, folder: str, say: Say) -> dict[str, Any]:
         raise ProjectError(problems)
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans)
-    paths = {name: storage.join(folder, name, LIST_BLOCK) for name in items}
+    paths = {name: storage.join(folder, name, CATALOGUE) for name in items}
     layouts = {n: layout_of(project, n, scans[n], users[n], paths[n]) for n in items}
     say("statistics, histories and shards")
     written = build_shards(pieces, sources, layouts, folder)
@@ -500,8 +497,12 @@ def prepare(project: Project, folder: str, say: Say) -> dict[str, Any]:
 
 
 def _expanded(
-    project: Project, pieces: list[Fragment], sources: ray.ObjectRef, scans: dict[str, Scan],
-    folder: str, say: Say,
+    project: Project,
+    pieces: list[Fragment],
+    sources: ray.ObjectRef,
+    scans: dict[str, Scan],
+    folder: str,
+    say: Say,
 ) -> tuple[list[Fragment], dict[str, Scan]]:
     names = [n for n, s in project.scenarios.items() if partition.needs_expansion(s)]
     if not names:
@@ -521,5 +522,3 @@ def _expanded(
         again[name].findings = scans[name].findings
     others = [p for p in pieces if p.scenario not in names]
     return others + bigger, {n: again.get(n, scans[n]) for n in project.scenarios}
-
-

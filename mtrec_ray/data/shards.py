@@ -1,9 +1,9 @@
 """Prepared data on disk: the manifest, and rows as numpy arrays.
 
-    prepared/manifest.json              what was prepared: tasks, columns, shards, fitted numbers
-    prepared/NAME/catalogue.parquet     items
-    prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
-    prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
+prepared/manifest.json              what was prepared: tasks, columns, shards, fitted numbers
+prepared/NAME/catalogue.parquet     items
+prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
+prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
 
 from collections.abc import Iterator, Sequence

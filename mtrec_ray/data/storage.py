@@ -71,12 +71,12 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
-def write_json(path: str, value: Any) -> None:  # noqa: ANN401
+def write_json(path: str, value: Any) -> None:
     """Write plain values as indented JSON."""
     write_bytes(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
-def read_json(path: str) -> Any:  # noqa: ANN401
+def read_json(path: str) -> Any:
     """Plain values of a JSON file."""
     return json.loads(read_bytes(path))
 

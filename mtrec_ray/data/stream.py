@@ -25,7 +25,9 @@ def training_datasets(prepared: Prepared) -> dict[str, Callable[[], ray.data.Dat
     Rows that fit are put into the object store once and shared by all passes: starting read
     tasks anew costs seconds a pass, whatever the size.
     """
-    opened = {n: ray.data.read_parquet(prepared.shard_paths(n, "train")) for n in prepared.scenarios}
+    opened = {
+        n: ray.data.read_parquet(prepared.shard_paths(n, "train")) for n in prepared.scenarios
+    }
     total = sum(d.size_bytes() or 0 for d in opened.values())
     if total < OBJECT_STORE_SHARE * object_store_bytes():
         opened = {n: d.materialize() for n, d in opened.items()}

@@ -12,11 +12,11 @@ Only numpy and pyarrow: the world can be written without Ray and torch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from mtrec_ray.data import storage
 
 # Words of a topic overlap in meaning, not in spelling: an encoder must know that a comet and an
 # orbit belong together.
@@ -107,7 +107,6 @@ WORLD_DAYS = 90
 PUBLISHED_BEFORE_START_DAYS = 10
 PUBLISHED_UNTIL_DAY = 85
 NEWS_LIFETIME_DAYS = 20
-ROW_GROUP_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def write_sample_world(root: str, *, seed: int, users: int, items: int, events: 
     """`root/{shop,news,video}/{items,events}.parquet`; the same seed and sizes, the same rows.
 
     Args:
-        root: Folder, made if missing; files of an earlier world are overwritten.
+        root: Folder or URI, made if missing; files of an earlier world are overwritten.
         seed: Seed of all random choices.
         users: Number of users; the scenarios share them.
         items: Number of items of each scenario.
@@ -190,10 +189,11 @@ def write_sample_world(root: str, *, seed: int, users: int, items: int, events: 
         rng = np.random.default_rng([seed, number])
         catalogue = _draw_items(rng, items, scenario.lifetime_days)
         pairs = _draw_pairs(rng, people, catalogue, events, scenario.lifetime_days)
-        folder = Path(root) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(_items_table(rng, name, scenario, catalogue), folder / "items.parquet")
-        _write(_events_table(rng, name, scenario, pairs), folder / "events.parquet")
+        for kind, table in (
+            ("items", _items_table(rng, name, scenario, catalogue)),
+            ("events", _events_table(rng, name, scenario, pairs)),
+        ):
+            storage.write_table(storage.join(root, name, f"{kind}.parquet"), table)
 
 
 def _check_sizes(users: int, items: int, events: int) -> None:
@@ -381,7 +381,3 @@ def _events_table(
 
 def _ids(prefix: str, numbers: np.ndarray) -> pa.Array:
     return pa.array([f"{prefix}_{number:05d}" for number in numbers])
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, row_group_size=ROW_GROUP_ROWS)

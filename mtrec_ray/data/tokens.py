@@ -1,5 +1,6 @@
 """Where an encoder's files are, and item texts as token ids."""
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +40,9 @@ def resolve_source(source: str) -> str:
     return source
 
 
-def load_tokenizer(encoder: Encoder) -> Any:  # noqa: ANN401
-    """The encoder's tokenizer.
+@functools.lru_cache(maxsize=2)
+def load_tokenizer(encoder: Encoder) -> Any:
+    """The encoder's tokenizer, loaded once a process.
 
     Raises:
         ValueError: the source is no encoder that can be loaded.
@@ -64,14 +66,16 @@ def load_tokenizer(encoder: Encoder) -> Any:  # noqa: ANN401
 def item_texts(table: pa.Table, items: Items) -> list[str]:
     """The text of each item by the template; nulls become empty, white space is folded."""
     columns = {c: table.column(c).to_pylist() for c in items.text_columns}
-    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values()))
+    rows = (
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    )
     return [
         " ".join(items.text.format(**{k: "" if v is None else v for k, v in row.items()}).split())
         for row in rows
     ]
 
 
-def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:  # noqa: ANN401
+def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
     """Token ids of each text, special tokens included, cut at `max_tokens`."""
     if not texts:
         return []

@@ -1,4 +1,4 @@
-"""What a run needs to go on, as files of a folder: weights, training state, nothing pickled freely."""
+"""What a run needs to go on, as files of a folder: weights and training state."""
 
 import json
 from pathlib import Path

@@ -5,8 +5,8 @@ A `Host` is what the loop sees of the world around it; `stages/train.py` makes o
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from mtrec_ray.learning.optim import build_optimizer, build_schedule
 from mtrec_ray.learning.ranks import any_rank, gather_objects, world
 from mtrec_ray.learning.step import Batch, Forward, StepResult, accumulate, gradient_shares, wrap
 from mtrec_ray.learning.validate import flat, validate
-from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.learning.vectors import Autocast, ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender, Samples
 from mtrec_ray.schema import Project
@@ -85,27 +85,31 @@ def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
     )
 
 
-def build_model(project: Project, prepared: Prepared, device: torch.device) -> tuple[Recommender, ItemVectors]:
+def build_model(
+    project: Project, prepared: Prepared, device: torch.device
+) -> tuple[Recommender, ItemVectors]:
     """The model on its device, same initial weights on every rank, and its item vectors."""
     torch.manual_seed(project.training.seed)
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
     encoder = TextEncoder(project.model.encoder)
     model = Recommender(project.model, prepared.scenarios, catalogues, encoder).to(device)
-    return model, ItemVectors(model.encoder, catalogues, device)
+    autocast = autocast_for(device, project.training.precision)
+    return model, ItemVectors(model.encoder, catalogues, device, autocast)
 
 
-def autocast_for(
-    device: torch.device, precision: str
-) -> Callable[[], AbstractContextManager[object]]:
+def autocast_for(device: torch.device, precision: str) -> Autocast:
     """bf16 autocast where asked for, or (auto) where the device computes in bf16 natively."""
-    native = (
-        torch.cuda.is_bf16_supported()
-        if device.type == "cuda"
-        else torch.cpu._is_amx_tile_supported()
-    )
+    native = computes_bf16(device)
     if precision == "fp32" or (precision == "auto" and not native):
         return nullcontext
     return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix products in bf16 (on x86: AMX or AVX512-BF16)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 class Run:
@@ -118,8 +122,10 @@ class Run:
         self.model, self.vectors = build_model(project, prepared, host.device)
         self.optimizer = build_optimizer(self.model, project.training)
         self.schedule = build_schedule(self.optimizer, project.training, self.plan.num_steps)
-        self.weights = torch.tensor(list(loss_weights(project.scenarios).values()), device=host.device)
-        self.autocast = autocast_for(host.device, project.training.precision)
+        self.weights = torch.tensor(
+            list(loss_weights(project.scenarios).values()), device=host.device
+        )
+        self.autocast = self.vectors.autocast
         self.step, self.epoch = 0, 0
         self.best, self.since_best = float("inf"), 0
         self.curve: list[dict[str, Any]] = []
@@ -169,7 +175,9 @@ class Run:
 
     def encodes(self) -> bool:
         """Whether the encoder learns in this step (every k-th, as `model.encoder.every` says)."""
-        return not self.model.encoder.is_frozen and self.step % self.project.model.encoder.every == 0
+        return (
+            not self.model.encoder.is_frozen and self.step % self.project.model.encoder.every == 0
+        )
 
     def train_step(self) -> StepResult:
         """One optimizer step; a step whose gradient is not finite is skipped on all ranks."""
@@ -199,12 +207,17 @@ def train(project: Project, prepared: Prepared, host: Host) -> dict[str, Any]:
     """
     run = Run(project, prepared, host)
     if run.rank == 0:
-        host.say(f"plan: {run.plan.steps_per_epoch} steps an epoch, rows of each rank's batch {run.plan.quotas}")
+        host.say(
+            f"plan: {run.plan.steps_per_epoch} steps an epoch, "
+            f"rows of each rank's batch {run.plan.quotas}"
+        )
     started = time.monotonic()
     run.vectors.compute_frozen()
     run.vectors.refresh()
     if run.rank == 0:
-        host.say(f"{run.vectors.num_items:,} item texts encoded in {time.monotonic() - started:.0f} s")
+        host.say(
+            f"{run.vectors.num_items:,} item texts encoded in {time.monotonic() - started:.0f} s"
+        )
     patience = project.training.patience
     while run.epoch < project.training.epochs and run.since_best < patience:
         losses = train_epoch(run)

@@ -32,7 +32,7 @@ def build_optimizer(model: Recommender, options: Training) -> torch.optim.AdamW:
 def build_schedule(
     optimizer: torch.optim.Optimizer, options: Training, num_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over a share of the steps, then cosine or linear decay to 1 % (or constant)."""
+    """Linear warm-up over a share of the steps, then cosine or linear decay to 1 %, or none."""
     warmup = max(int(options.warmup * num_steps), 1)
 
     def factor(step: int) -> float:

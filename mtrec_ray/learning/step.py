@@ -1,7 +1,7 @@
 """One optimizer step: the joint loss of a global batch, exact over ranks and micro-batches."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtrec_ray.data.shards import PreparedScenario
 from mtrec_ray.learning.losses import joint_loss, label_counts, loss_sums
 from mtrec_ray.learning.ranks import sum_over_ranks, world
-from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.learning.vectors import Autocast, ItemVectors
 from mtrec_ray.model.recommender import Recommender, Samples
 
 Batch = Mapping[str, Samples]
@@ -62,7 +62,7 @@ def accumulate(
     weights: Tensor,
     *,
     encode: bool,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    autocast: Autocast = nullcontext,
 ) -> StepResult:
     """Add the gradient of the joint loss of the union batch to the parameters' gradients.
 
@@ -76,7 +76,11 @@ def accumulate(
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         is_ddp = isinstance(module, DistributedDataParallel)
-        quiet = nullcontext() if last or not is_ddp else cast("DistributedDataParallel", module).no_sync()
+        quiet = (
+            nullcontext()
+            if last or not is_ddp
+            else cast("DistributedDataParallel", module).no_sync()
+        )
         with quiet:
             with autocast():
                 logits = module(batch, encode)
@@ -114,5 +118,3 @@ def gradient_shares(
         norms[name] = sum_over_ranks(gradient.clone()).norm().item()
     total = sum(norms.values()) or 1.0
     return {name: norm / total for name, norm in norms.items()}
-
-

@@ -5,7 +5,8 @@ All catalogues lie one after another; an item's place in them is its base plus i
 Letters: n items in all, D encoder width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -19,12 +20,18 @@ from mtrec_ray.model.text import Chunk, Texts, chunks
 # Frozen states are kept in memory up to this size; above, the frozen layers run at every use.
 MAX_STATE_BYTES = 4 * 2**30
 
+Autocast = Callable[[], AbstractContextManager[object]]
+
 
 class ItemVectors:
     """Text vectors of the catalogues' items, with and without gradients."""
 
     def __init__(
-        self, encoder: TextEncoder, catalogues: Mapping[str, Catalogue], device: torch.device
+        self,
+        encoder: TextEncoder,
+        catalogues: Mapping[str, Catalogue],
+        device: torch.device,
+        autocast: Autocast = nullcontext,
     ) -> None:
         parts = [c.lengths for c in catalogues.values()]
         lengths = np.concatenate(parts)
@@ -34,6 +41,7 @@ class ItemVectors:
         self.bases = dict(zip(catalogues, bases.tolist(), strict=False))
         self.sizes = {name: c.num_items for name, c in catalogues.items()}
         self.encoder = encoder
+        self.autocast = autocast
         self.device = device
         self.budget = encoder.options.tokens_per_chunk
         self.states: Tensor | None = None
@@ -55,7 +63,7 @@ class ItemVectors:
         return dict(zip(items, vectors.split(sizes), strict=True))
 
     def encode(self, items: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """f32[U, D] by scenario, with gradients into the encoder; the cache takes the new values."""
+        """f32[U, D] by scenario, with gradients into the encoder; the cache takes them in."""
         places = self.places(items)
         vectors = self._run(places)
         if self.cache is not None:
@@ -90,7 +98,7 @@ class ItemVectors:
 
     @torch.no_grad()
     def compute_frozen(self) -> None:
-        """Run the frozen layers once over all items, each rank its share (only for a cut encoder)."""
+        """Run the frozen layers once over all items, each rank its share (if the encoder is cut)."""
         num_tokens = len(self.texts.tokens)
         if self.encoder.lower is None or self.encoder.is_frozen:
             return
@@ -100,7 +108,8 @@ class ItemVectors:
         for chunk in self._own_chunks():
             tokens = self.texts.tokens[chunk.index].to(self.device)
             mask = chunk.mask.to(self.device)
-            found = self.encoder.frozen_states(tokens, mask)
+            with self.autocast():
+                found = self.encoder.frozen_states(tokens, mask)
             states[chunk.index.to(self.device)[mask]] = found[mask].float()
         self.states = sum_over_ranks(states)
 
@@ -113,7 +122,8 @@ class ItemVectors:
         self.encoder.eval()
         cache = torch.zeros(self.num_items, self.encoder.width, device=self.device)
         for chunk in self._own_chunks():
-            found = self.encoder(self._inputs(chunk), chunk.mask.to(self.device))
+            with self.autocast():
+                found = self.encoder(self._inputs(chunk), chunk.mask.to(self.device))
             cache[torch.from_numpy(chunk.places).to(self.device)] = found.float()
         self.cache = sum_over_ranks(cache)
         self.encoder.train(was_training)

@@ -3,6 +3,7 @@
 Letters: N samples, F numeric columns, Q quantiles, X input width.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -59,8 +60,13 @@ class NumericInputs(nn.Module):
 def tower(sizes: Sequence[int], dropout: float) -> nn.Sequential:
     """Linear layers with GELU and dropout after each."""
     layers: list[nn.Module] = []
-    for num_in, num_out in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(num_in, num_out), nn.LayerNorm(num_out), nn.GELU(), nn.Dropout(dropout)]
+    for num_in, num_out in itertools.pairwise(sizes):
+        layers += [
+            nn.Linear(num_in, num_out),
+            nn.LayerNorm(num_out),
+            nn.GELU(),
+            nn.Dropout(dropout),
+        ]
     return nn.Sequential(*layers)
 
 

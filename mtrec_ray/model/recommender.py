@@ -74,7 +74,8 @@ class ScenarioInputs(nn.Module):
         self.item_ids = _ids(facts.num_items + 1, width) if options.item_ids else None
         self.item_categories = nn.ModuleList(_ids(n, width) for n in facts.item_category_sizes)
         self.categories = nn.ModuleList(_ids(n, width) for n in facts.category_sizes)
-        self.item_numeric = nn.Linear(2 * len(facts.item_numeric_mean), width, bias=False)
+        num_numeric = len(facts.item_numeric_mean)
+        self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
         self.columns = nn.Linear(self.numeric.num_outputs, width)
         self.id_dropout = options.id_dropout
         numbers = torch.from_numpy(catalogue.numeric)
@@ -91,7 +92,9 @@ class ScenarioInputs(nn.Module):
 
     def item_extras(self, items: Tensor) -> Tensor:
         """f32[U, W]: what is added to the text of items: ids, categories, numbers."""
-        extra = self.item_numeric(self.catalogue_numeric[items])
+        extra = torch.zeros((), device=items.device)
+        if self.item_numeric is not None:
+            extra = extra + self.item_numeric(self.catalogue_numeric[items])
         if self.item_ids is not None:
             ids = drop_ids(self.catalogue_ids[items], self.id_dropout, self.training)
             extra = extra + self.item_ids(ids)
@@ -161,7 +164,9 @@ class Recommender(nn.Module):
         options = self.options
         return nn.ModuleDict(
             {
-                task: Head(num_inputs, options.head_hidden, start_bias(facts, task), options.dropout)
+                task: Head(
+                    num_inputs, options.head_hidden, start_bias(facts, task), options.dropout
+                )
                 for task in facts.tasks
             }
         )

@@ -71,9 +71,7 @@ def chunks(texts: Texts, rows: NDArray[np.int64], token_budget: int) -> Iterator
         start = stop
 
 
-def _chunk(
-    texts: Texts, rows: NDArray[np.int64], places: NDArray[np.int64], longest: int
-) -> Chunk:
+def _chunk(texts: Texts, rows: NDArray[np.int64], places: NDArray[np.int64], longest: int) -> Chunk:
     step = np.arange(longest)
     mask = step < texts.lengths[rows[places]][:, None]
     index = np.where(mask, texts.offsets[rows[places]][:, None] + step, 0)

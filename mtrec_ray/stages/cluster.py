@@ -24,6 +24,8 @@ def connect(run: Run) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return
+    # Inherited by the local Ray's worker processes, which `quiet` does not reach.
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
     need = run.num_workers * run.cpus_per_worker + SPARE_CPUS
     ray.init(
         address="local",

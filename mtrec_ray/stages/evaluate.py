@@ -56,10 +56,7 @@ def prediction_table(
     columns["scenario"] = pa.array([facts.name] * len(scores))
     width = max(len(facts.tasks), 1)
     popularity = np.stack(
-        [
-            arrays["numeric"][:, facts.numeric_names.index(facts.popularity[t])]
-            for t in facts.tasks
-        ],
+        [arrays["numeric"][:, facts.numeric_names.index(facts.popularity[t])] for t in facts.tasks],
         1,
     )
     for key, values in (("label", arrays["labels"]), ("score", scores), ("popularity", popularity)):
@@ -103,7 +100,7 @@ def predict(project: Project, prepared_path: str, model_path: str, folder: str) 
             storage.write_table(path, table)
 
 
-def _tag(name: str) -> Any:  # noqa: ANN401
+def _tag(name: str) -> Any:
     def tag(block: pa.Table) -> pa.Table:
         return block.append_column("scenario", pa.array([name] * block.num_rows))
 

@@ -36,21 +36,23 @@ def prepare_fingerprint(project: Project) -> str:
     )
 
 
-def ensure_sample_world(project: Project, say: Say) -> None:
-    """Write the generated sample world, where the project asks for one and it is not there."""
+def with_sample_world(project: Project, storage_path: str, say: Say) -> Project:
+    """The project itself, or one whose root is the generated sample world that it asks for.
+
+    The world lies in the storage, which every node reaches, once for each seed and size.
+    """
     world = project.sample_world
     if world is None:
-        return
-    marker = storage.join(project.root, "sample_world.json")
-    wanted = world.model_dump()
-    if storage.exists(marker) and storage.read_json(marker) == wanted:
-        return
-    say(f"writing the GENERATED sample world (not real data) to {project.root}")
-    storage.check_writable(project.root)
-    write_sample_world(
-        project.root, seed=world.seed, users=world.users, items=world.items, events=world.events
-    )
-    storage.write_json(marker, wanted)
+        return project
+    root = storage.join(storage_path, f"sample_world-{fingerprint(world.model_dump())}")
+    marker = storage.join(root, "sample_world.json")
+    if not storage.exists(marker):
+        say(f"writing the GENERATED sample world (not real data) to {root}")
+        write_sample_world(
+            root, seed=world.seed, users=world.users, items=world.items, events=world.events
+        )
+        storage.write_json(marker, world.model_dump())
+    return project.model_copy(update={"root": root})
 
 
 def run_prepare(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def run_prepare(project: Project, storage_path: str, say: Say) -> dict[str, Any]
         ProjectError: unusable inputs, a changed configuration, or a failed leakage audit.
     """
     storage.check_writable(storage_path)
-    ensure_sample_world(project, say)
+    project = with_sample_world(project, storage_path, say)
     problems = input_problems(project)
     if problems:
         raise ProjectError(problems)
@@ -101,5 +103,3 @@ def check_leakage(
         raise ProjectError([f"leakage audit: {line}" for line in problems[:20]])
     manifest["report"]["audit"] = {"passed": True, "rows_per_split": 12}
     storage.write_json(storage.join(folder, "manifest.json"), {"fingerprint": mark, **manifest})
-
-

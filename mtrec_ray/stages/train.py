@@ -1,5 +1,7 @@
 """The train stage: joint training by Ray Train workers. The only place where a trainer is built."""
 
+import logging
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,11 @@ from ray.train.torch import TorchTrainer
 
 from mtrec_ray.config import ProjectError, fingerprint, parse_project
 from mtrec_ray.data import storage
-from mtrec_ray.learning.feed import OpenPass
 from mtrec_ray.data.prepare import Say
 from mtrec_ray.data.shards import load_prepared
 from mtrec_ray.data.stream import data_config, open_pass, training_datasets
 from mtrec_ray.learning import loop
+from mtrec_ray.learning.feed import OpenPass
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import prepared_folder
@@ -46,12 +48,17 @@ class RayHost:
         return Path(held.to_directory(tempfile.mkdtemp())) if held else None
 
     def say(self, text: str) -> None:
-        """Print on the worker; Ray forwards it to the job."""
-        print(text, flush=True)  # noqa: T201
+        """Print on the worker; Ray forwards it to the job.
+
+        Not by `print`, which Ray Train patches: it would come twice.
+        """
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     project = parse_project(config["project"])
     torch.set_num_threads(project.run.cpus_per_worker)
     return loop.train(project, load_prepared(config["prepared"]), RayHost())
@@ -67,7 +74,10 @@ def build_trainer(project: Project, prepared_path: str, run_folder: str, name: s
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
             use_gpu=run.use_gpu,
-            resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.use_gpu else {})},
+            resources_per_worker={
+                "CPU": run.cpus_per_worker,
+                **({"GPU": 1} if run.use_gpu else {}),
+            },
         ),
         datasets=training_datasets(prepared),
         dataset_config=data_config(),
