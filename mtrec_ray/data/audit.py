@@ -1,14 +1,19 @@
 """The leakage audit: sampled rows recomputed from the raw log by brute force.
 
-Shares no code with the preparation: plain pandas filters, one sampled row at a time. It proves for
-each sampled row that counts, rates and history come from rows strictly before it (labels: from
-rows whose delay has passed) and, without time, from training rows other than itself.
+Shares no code with the preparation but the reading of files: plain filters over the raw rows of the
+sampled rows' users and items, one sampled row at a time. It proves for each that counts, rates and
+history come from rows strictly before it (labels: from rows whose delay has passed) and, without
+time, from training rows of other folds.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mtrec_ray.data import storage
@@ -16,108 +21,208 @@ from mtrec_ray.data.shards import Arrays, Prepared, PreparedScenario, read_rows
 from mtrec_ray.schema import Project, Scenario
 
 TOLERANCE = 1e-3
+DAY_MS = 86_400_000
+NUM_FOLDS = 5
+FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
 
 
 @dataclass(frozen=True)
 class Log:
-    """The raw log of a scenario: columns user, item (text), time, train, and one a task."""
+    """Raw rows of some users and items, by row number.
+
+    Attributes:
+        rows: columns user, item (text), time (ms), split, and one a task.
+        item_row: catalogue row of each item id.
+        seed: of the folds of data without time.
+    """
 
     rows: pd.DataFrame
     item_row: dict[str, int]
+    seed: int
 
 
 def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> list[str]:
     """One line for each sampled row that does not agree with the raw log; empty when all do."""
     problems: list[str] = []
     for name, scenario in project.scenarios.items():
-        log = read_log(project, prepared, name)
-        for split in ("train", "valid", "test"):
-            for sample in sampled_rows(prepared, name, split, rows_per_split):
-                problems += [
-                    f"scenarios.{name} ({split} row {int(sample['row'])}): {line}"
-                    for line in check_row(log, scenario, prepared.scenarios[name], sample)
-                ]
+        samples = {
+            split: list(sampled_rows(prepared, name, split, rows_per_split))
+            for split in ("train", "valid", "test")
+        }
+        log = read_log(project, prepared, name, [s for found in samples.values() for s in found])
+        for split, found in samples.items():
+            for sample in found:
+                lines = check_row(log, scenario, prepared.scenarios[name], split, sample)
+                where = f"scenarios.{name} ({split} row {int(sample['row'])})"
+                problems += [f"{where}: {line}" for line in lines]
     return problems
 
 
-def read_log(project: Project, prepared: Prepared, name: str) -> Log:
-    """The raw log with the columns the audit needs."""
-    scenario = project.scenarios[name]
-    events = scenario.events
-    path, fs = storage.filesystem(project.path(events.path))[::-1]
-    raw = pq.read_table(path, filesystem=fs).to_pandas()
-    frame = pd.DataFrame(
-        {"user": raw[events.user].astype(str), "item": raw[events.item].astype(str)}
-    )
-    if events.time:
-        stamp = raw[events.time]
-        is_date = pd.api.types.is_datetime64_any_dtype(stamp)
-        frame["time"] = (
-            pd.to_datetime(stamp, utc=True).astype("datetime64[ms, UTC]").astype("int64")
-            if is_date
-            else stamp * 1000
-        )
-        frame.loc[stamp.isna(), "time"] = np.nan
-    if scenario.split.column:
-        frame["split"] = raw[scenario.split.column].astype(str)
-    for task, spec in scenario.tasks.items():
-        frame[task] = raw[spec.label or task].astype("float64")
-    for task, spec in scenario.tasks.items():
-        if spec.given:
-            frame.loc[frame[spec.given] != 1, task] = np.nan
-    ids_path, ids_fs = storage.filesystem(storage.join(prepared.folder, name, "catalogue.parquet"))[
-        ::-1
-    ]
-    ids = pq.read_table(ids_path, filesystem=ids_fs, columns=["item_id"]).column(0).to_pylist()
-    item_row = {item: i for i, item in enumerate(ids)}
-    usable = frame["item"].isin(item_row) & raw[events.user].notna()
-    if events.time:
-        usable &= frame["time"].notna()
-    return Log(frame[usable], item_row)
-
-
-def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> list[Arrays]:
+def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> Iterator[Arrays]:
     """Some samples, spread evenly over the split."""
     total = prepared.scenarios[name].num_rows(split)
     paths = prepared.shard_paths(name, split)
-    found = []
     for start in sorted({int(total * (i + 0.5) / number) for i in range(number)}):
         for batch in read_rows(paths, 1024, start, start + 1):
-            found.append({column: values[0] for column, values in batch.items()})
+            yield {column: values[0] for column, values in batch.items()}
+
+
+# --- the raw log -----------------------------------------------------------------------------
+
+
+def source_row(scenario: Scenario, number: int) -> int:
+    """Row of the log that a sample comes from: its own, or that of a negative's positive."""
+    if scenario.negatives and number >= FIRST_NEGATIVE:
+        return (number - FIRST_NEGATIVE) // scenario.negatives.per_positive
+    return number
+
+
+def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arrays]) -> Log:
+    """The raw rows of all users and items that the samples name."""
+    scenario = project.scenarios[name]
+    path = project.path(scenario.events.path)
+    catalogue = storage.join(prepared.folder, name, "catalogue.parquet")
+    fs, inner = storage.filesystem(catalogue)
+    ids = pq.read_table(inner, filesystem=fs, columns=["item_id"]).column(0).to_pylist()
+    numbers = {source_row(scenario, int(s["row"])) for s in samples}
+    users = {
+        user
+        for batch in raw_batches(path, scenario)
+        for user in batch.loc[batch.index.isin(numbers), "user"]
+    }
+    items = {ids[int(s["item"])] for s in samples}
+    parts = [
+        batch[batch["user"].isin(users) | batch["item"].isin(items)]
+        for batch in raw_batches(path, scenario)
+    ]
+    rows = pd.concat(parts)
+    item_row = {item: i for i, item in enumerate(ids)}
+    rows = rows[rows["item"].isin(item_row) & rows["user"].notna() & rows["time"].notna()]
+    rows["split"] = splits(prepared, scenario, name, rows)
+    return Log(rows, item_row, project.training.seed)
+
+
+def raw_batches(path: str, scenario: Scenario) -> Iterator[pd.DataFrame]:
+    """The log in pieces, indexed by row number."""
+    events = scenario.events
+    labels = {t: spec.label or t for t, spec in scenario.tasks.items()}
+    columns = {events.user, events.item, *labels.values()}
+    columns |= {c for c in (events.time, scenario.split.column) if c}
+    first = 0
+    for file in storage.parquet_files(path):
+        fs, inner = storage.filesystem(file)
+        with fs.open_input_file(inner) as handle:
+            for batch in pq.ParquetFile(handle).iter_batches(columns=sorted(columns)):
+                frame = pd.DataFrame(index=range(first, first + batch.num_rows))
+                first += batch.num_rows
+                for key, column in (("user", events.user), ("item", events.item)):
+                    text = pc.cast(batch.column(column), pa.string())
+                    frame[key] = text.to_numpy(zero_copy_only=False)
+                frame["time"] = milliseconds(batch.column(events.time)) if events.time else 0.0
+                for task, column in labels.items():
+                    values = pc.cast(batch.column(column), pa.float64(), safe=False)
+                    frame[task] = values.to_numpy(zero_copy_only=False)
+                if scenario.split.column:
+                    words = pc.cast(batch.column(scenario.split.column), pa.string())
+                    frame["split"] = words.to_numpy(zero_copy_only=False)
+                for task, spec in scenario.tasks.items():
+                    if spec.given:
+                        frame.loc[frame[spec.given] != 1, task] = np.nan
+                yield frame
+
+
+def milliseconds(column: pa.Array) -> np.ndarray:
+    """f64[N]: milliseconds since 1970, NaN for null; plain numbers are seconds."""
+    if pa.types.is_temporal(column.type):
+        stamp = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
+        return pc.cast(stamp, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False) * 1000
+
+
+def splits(
+    prepared: Prepared, scenario: Scenario, name: str, rows: pd.DataFrame
+) -> pd.Series | np.ndarray:
+    """The split of raw rows: by its column, or by the prepared split that holds the row."""
+    if scenario.split.column:
+        return rows["split"]
+    found = pd.Series("", index=rows.index)
+    for split in ("train", "valid", "test"):
+        for path in prepared.shard_paths(name, split):
+            fs, inner = storage.filesystem(path)
+            numbers = pq.read_table(inner, filesystem=fs, columns=["row"]).column(0).to_numpy()
+            found[rows.index.isin(numbers)] = split
     return found
 
 
-def check_row(log: Log, scenario: Scenario, facts: PreparedScenario, sample: Arrays) -> list[str]:
+# --- one row ---------------------------------------------------------------------------------
+
+
+def check_row(
+    log: Log, scenario: Scenario, facts: PreparedScenario, split: str, sample: Arrays
+) -> list[str]:
     """What in a sample disagrees with the raw log."""
     number = int(sample["row"])
-    if number not in log.rows.index:
-        return []
-    raw = log.rows.loc[number]
+    source = source_row(scenario, number)
+    if source not in log.rows.index:
+        return [f"the log has no usable row {source}"]
+    raw: Any = log.rows.loc[source]
+    keys = {"user": raw["user"], "item": list(log.item_row)[int(sample["item"])]}
+    if number == source and raw["item"] != keys["item"]:
+        return [f"item: prepared {keys['item']}, in the log {raw['item']}"]
+    seen = rows_to_see(log, scenario, split, source)
     columns = dict(zip(facts.numeric_names, sample["numeric"].tolist(), strict=True))
-    if scenario.events.time is None:
-        return check_untimed(log, scenario, facts, sample, columns)
-    problems = []
-    for key in ("item", "user"):
-        same = log.rows[log.rows[key] == raw[key]]
-        if scenario.statistics == "frozen" and "split" in same:
-            same = same[same["split"] == "train"]
-        problems += compare(columns, expected_statistics(same, raw["time"], scenario, facts, key))
-    return problems + check_history(log, scenario, raw, sample["history"].tolist())
+    scale = 1.0
+    if scenario.events.time is None and split == "train":
+        scale = NUM_FOLDS / (NUM_FOLDS - 1)  # counts stand for the whole training set
+    problems: list[str] = []
+    for key, value in keys.items():
+        same = seen[seen[key] == value]
+        expected = expected_statistics(same, raw["time"], scenario, facts, key, scale)
+        problems += compare(columns, expected)
+    mine = seen[seen["user"] == raw["user"]]
+    return problems + check_history(log, scenario, mine, raw["time"], sample["history"].tolist())
+
+
+def rows_to_see(log: Log, scenario: Scenario, split: str, source: int) -> pd.DataFrame:
+    """The raw rows that a row's features may rest on, time apart."""
+    if scenario.events.time is not None and scenario.statistics == "live":
+        return log.rows
+    train = log.rows[log.rows["split"] == "train"]
+    if scenario.events.time is not None or split != "train":
+        return train
+    folds = np.array([fold(int(n), log.seed) for n in train.index])
+    return train[folds != fold(source, log.seed)]
+
+
+def fold(number: int, seed: int) -> int:
+    """Fold of a training row without time: splitmix64 (Steele et al. 2014) of its number."""
+    mask = 2**64 - 1
+    mixed = (number + 0x9E3779B97F4A7C15 * (seed + 2)) & mask
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+    return (mixed ^ (mixed >> 31)) % NUM_FOLDS
 
 
 def expected_statistics(
-    same: pd.DataFrame, time: float, scenario: Scenario, facts: PreparedScenario, key: str
+    same: pd.DataFrame,
+    time: float,
+    scenario: Scenario,
+    facts: PreparedScenario,
+    key: str,
+    scale: float,
 ) -> dict[str, float]:
-    """Counts and rates of a key by the rows before a time."""
-    before = same[same["time"] < time]
-    expected = {f"{key}.log_count": float(np.log(1 + len(before)))}
-    for days in (7, 30):
-        recent = before[before["time"] >= time - days * 86_400_000]
+    """Counts and rates of a key's rows by the rows before a time (without time: by all)."""
+    timed = scenario.events.time is not None
+    before = same[same["time"] < time] if timed else same
+    expected = {f"{key}.log_count": float(np.log(1 + scale * len(before)))}
+    for days in (7, 30) if timed else ():
+        recent = before[before["time"] >= time - days * DAY_MS]
         expected[f"{key}.log_count_{days}d"] = float(np.log(1 + len(recent)))
     for task, spec in scenario.tasks.items():
-        known = same[same["time"] < time - 1000 * spec.delay][task].dropna()
+        ready = same[same["time"] < time - 1000 * spec.delay] if timed else same
+        known = ready[task].dropna()
         rate = (known.sum() + 10 * facts.label_means[task]) / (len(known) + 10)
-        expected[f"{key}.log_known.{task}"] = float(np.log(1 + len(known)))
+        expected[f"{key}.log_known.{task}"] = float(np.log(1 + scale * len(known)))
         expected[f"{key}.rate.{task}"] = float(rate)
     return expected
 
@@ -127,65 +232,29 @@ def compare(columns: dict[str, float], expected: dict[str, float]) -> list[str]:
     return [
         f"{name}: prepared {columns[name]:.5f}, by brute force {value:.5f}"
         for name, value in expected.items()
-        if abs(columns[name] - value) > TOLERANCE * max(1, abs(value))
+        if not abs(columns[name] - value) <= TOLERANCE * max(1, abs(value))
     ]
 
 
-def check_history(log: Log, scenario: Scenario, raw: pd.Series, history: list[int]) -> list[str]:
-    """The history against the user's last positives strictly before the row."""
-    mine = log.rows[log.rows["user"] == raw["user"]]
+def check_history(
+    log: Log, scenario: Scenario, mine: pd.DataFrame, time: float, history: list[int]
+) -> list[str]:
+    """The history against the user's last positives strictly before a time (without time: any)."""
     delay = 0
     if scenario.history.of != "any":
         mine = mine[mine[scenario.history.of] == 1]
         delay = 1000 * scenario.tasks[scenario.history.of].delay
-    mine = mine[mine["time"] < raw["time"] - delay]
+    if scenario.events.time is not None:
+        mine = mine[mine["time"] < time - delay]
     wanted = min(len(mine), scenario.history.last)
     found = [item for item in history if item >= 0]
     if len(found) != wanted:
         return [f"history: prepared {len(found)} items, by brute force {wanted}"]
-    times = dict(zip(mine["item"].map(log.item_row), mine["time"], strict=True))
-    if any(item not in times for item in found):
+    rows = mine["item"].map(log.item_row)
+    if not set(found) <= set(rows):
         return ["history: holds an item that is no earlier positive of the user"]
     latest = sorted(mine["time"], reverse=True)[:wanted]
-    if mine["item"].is_unique and [times[i] for i in found] != latest:
+    times = dict(zip(rows, mine["time"], strict=True))
+    if rows.is_unique and [times[item] for item in found] != latest:
         return ["history: is not the user's latest positives, newest first"]
     return []
-
-
-def check_untimed(
-    log: Log, scenario: Scenario, facts: PreparedScenario, sample: Arrays, columns: dict[str, float]
-) -> list[str]:
-    """Without time: history and counts hold training rows only, and never the row itself."""
-    raw = log.rows.loc[int(sample["row"])]
-    train = log.rows
-    if "split" in train:
-        train = train[train["split"] == "train"]
-    mine = train[train["user"] == raw["user"]]
-    if scenario.history.of != "any":
-        mine = mine[mine[scenario.history.of] == 1]
-    allowed = set(mine["item"].map(log.item_row)) - {int(sample["item"])}
-    if any(item not in allowed for item in sample["history"].tolist() if item >= 0):
-        return ["history: holds an item that is no other training positive of the user"]
-    problems = []
-    for key in ("item", "user"):
-        others = train[train[key] == raw[key]]
-        own = len(others) and int(sample["row"]) in others.index
-        limit = (len(others) - bool(own)) * (1.25 if own else 1.0)
-        count = float(np.expm1(columns[f"{key}.log_count"]))
-        if count > limit * (1 + TOLERANCE) + TOLERANCE and limit * (1 + TOLERANCE) < count:
-            problems.append(f"{key}.log_count: prepared {count:.1f}, at most {limit:.1f} allowed")
-        if not own:
-            problems += compare(columns, untimed_rates(others, scenario, facts, key))
-    return problems
-
-
-def untimed_rates(
-    others: pd.DataFrame, scenario: Scenario, facts: PreparedScenario, key: str
-) -> dict[str, float]:
-    """Counts and rates of a key over all training rows."""
-    expected = {f"{key}.log_count": float(np.log(1 + len(others)))}
-    for task in scenario.tasks:
-        known = others[task].dropna()
-        rate = (known.sum() + 10 * facts.label_means[task]) / (len(known) + 10)
-        expected[f"{key}.rate.{task}"] = float(rate)
-    return expected

@@ -66,8 +66,16 @@ def encode_categories(
     series = pd.Series(pc.cast(column, pa.string()).to_pandas())
     rows = pd.Series(train_rows).groupby(series).sum()
     vocabulary = sorted(str(v) for v in rows[rows >= min_rows].index)
-    codes = pd.Index(vocabulary).get_indexer(series) + 1
+    codes = pd.Index(vocabulary).get_indexer(pd.Index(series)) + 1
     return codes.astype(np.int32), vocabulary
+
+
+def published_ms(table: pa.Table, items: Items) -> NDArray[np.int64]:
+    """i64[n]: when each item was published, ms, NO_TIME where that is not known."""
+    if items.published is None:
+        return np.full(table.num_rows, NO_TIME)
+    time = pc.cast(table.column(items.published), pa.timestamp("ms"))
+    return pc.fill_null(pc.cast(time, pa.int64()), NO_TIME).to_numpy()
 
 
 def assemble(
@@ -87,8 +95,7 @@ def assemble(
     for name in items.numeric:
         columns[f"numeric.{name}"] = pc.cast(table.column(name), pa.float32())
     if items.published:
-        time = pc.cast(table.column(items.published), pa.timestamp("ms"))
-        columns["published"] = pc.fill_null(pc.cast(time, pa.int64()), NO_TIME)
+        columns["published"] = pa.array(published_ms(table, items))
     return pa.table(columns), vocabularies
 
 
@@ -100,7 +107,7 @@ def load_catalogue(path: str) -> Catalogue:
     n = table.num_rows
     return Catalogue(
         tokens=tokens.flatten().to_numpy(zero_copy_only=False).astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(pc.list_value_length(tokens).to_numpy())]),
+        offsets=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy())]),
         categorical=_matrix(table, "categorical.", n, np.int32),
         numeric=_matrix(table, "numeric.", n, np.float32),
         published=table.column("published").to_numpy()

@@ -90,9 +90,9 @@ def _times(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         ms = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
     else:
-        ms = pc.cast(pc.multiply(pc.cast(column, pa.float64()), 1000.0), pa.int64(), safe=False)
-    known = pc.is_valid(ms).to_numpy(zero_copy_only=False)
-    return pc.fill_null(ms, 0).to_numpy(zero_copy_only=False).astype(np.int64), known
+        seconds = pc.cast(column, pa.float64()).to_numpy()
+        ms = pa.chunked_array([pa.array(np.floor(seconds * 1000), pa.int64(), from_pandas=True)])
+    return pc.fill_null(ms, 0).to_numpy().astype(np.int64), ms.is_valid().to_numpy()
 
 
 def to_ms(moment: datetime) -> int:
@@ -147,8 +147,8 @@ def canonical(
     if events.time:
         time, has_time = _times(table.column(events.time))
     item = lookup.find(table.column(events.item))
-    no_user = pc.is_null(table.column(events.user)).to_numpy(zero_copy_only=False)
-    no_item = pc.is_null(table.column(events.item)).to_numpy(zero_copy_only=False)
+    no_user = table.column(events.user).is_null().to_numpy()
+    no_item = table.column(events.item).is_null().to_numpy()
     findings.note("null user", no_user)
     findings.note("null item", no_item)
     findings.note("null time", ~has_time)

@@ -131,7 +131,7 @@ def _fold_statistics(rows: Rows, fold: Ints, priors: Sequence[float]) -> Floats:
 def _other_folds(rows: Rows, fold: Ints, values: Floats) -> Floats:
     num_keys = int(rows.key.max()) + 1 if len(rows.key) else 0
     values = np.where(rows.counts, values, 0.0)
-    whole = np.bincount(rows.key, values, num_keys)
+    whole = np.bincount(rows.key, values, num_keys).astype(np.float64)
     cell = rows.key * NUM_FOLDS + np.maximum(fold, 0)
     own = np.bincount(cell, values, num_keys * NUM_FOLDS)[cell]
     return whole[rows.key] - np.where(fold >= 0, own, 0.0)

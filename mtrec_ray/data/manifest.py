@@ -12,7 +12,7 @@ from mtrec_ray.data.shards import read_rows
 from mtrec_ray.schema import SPLITS, Project, Scenario
 
 if TYPE_CHECKING:
-    from mtrec_ray.data.prepare import Scan
+    from mtrec_ray.data.scan import Scan
 
 SAMPLE_ROWS = 200_000
 NUM_QUANTILES = 33

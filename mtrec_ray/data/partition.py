@@ -16,6 +16,9 @@ from mtrec_ray.data.events import TRAIN, fixed_list, matrix
 from mtrec_ray.data.features import Rows
 from mtrec_ray.schema import Scenario
 
+# Row numbers of sampled negatives start here: FIRST_NEGATIVE + row of the positive * k + 0..k-1.
+FIRST_NEGATIVE = 2**48
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -63,11 +66,24 @@ def order_key(table: pa.Table, seed: int) -> NDArray[np.uint64]:
     return features.hash_ints(table.column("row").to_numpy(), seed)
 
 
+def source_rows(number: NDArray[np.int64], scenario: Scenario) -> NDArray[np.int64]:
+    """i64[N]: row of the log that each sample comes from (a negative's is its positive's)."""
+    if scenario.negatives is None:
+        return number
+    source = (number - FIRST_NEGATIVE) // scenario.negatives.per_positive
+    return np.where(number >= FIRST_NEGATIVE, source, number)
+
+
 def folds(table: pa.Table, layout: Layout) -> NDArray[np.int64] | None:
-    """Fold of each training row, -1 for others; None where time exists."""
+    """Fold of each training row, -1 for others; None where time exists.
+
+    A sampled negative is in the fold of its positive: in one of its own it would count that
+    positive, and the user's count alone would tell the two apart.
+    """
     if layout.timed:
         return None
-    fold = (order_key(table, layout.seed + 1) % features.NUM_FOLDS).astype(np.int64)
+    number = source_rows(table.column("row").to_numpy(), layout.scenario)
+    fold = (features.hash_ints(number, layout.seed + 1) % features.NUM_FOLDS).astype(np.int64)
     return np.where(table.column("split").to_numpy() == TRAIN, fold, -1)
 
 
@@ -197,16 +213,21 @@ def event_categories(table: pa.Table, layout: Layout) -> NDArray[np.int32]:
 
 
 def expand_users(
-    table: pa.Table, scenario: Scenario, item_weights: NDArray[np.float64], seed: int
+    table: pa.Table,
+    scenario: Scenario,
+    item_weights: NDArray[np.float64],
+    published: NDArray[np.int64],
+    seed: int,
 ) -> pa.Table:
     """Rows of a partition of users with their split by fractions and their sampled negatives."""
+    table = table.sort_by("row")  # a shuffle's order is not reproducible, the draws below must be
     if scenario.split.fractions:
         table = table.set_column(
             table.column_names.index("split"), "split", pa.array(_fractions(table, scenario, seed))
         )
     if scenario.negatives is None:
         return table
-    return pa.concat_tables([table, _negatives(table, scenario, item_weights, seed)])
+    return pa.concat_tables([table, _negatives(table, scenario, item_weights, published, seed)])
 
 
 def _fractions(table: pa.Table, scenario: Scenario, seed: int) -> NDArray[np.int8]:
@@ -234,9 +255,16 @@ def _fractions(table: pa.Table, scenario: Scenario, seed: int) -> NDArray[np.int
 
 
 def _negatives(
-    table: pa.Table, scenario: Scenario, weights: NDArray[np.float64], seed: int
+    table: pa.Table,
+    scenario: Scenario,
+    weights: NDArray[np.float64],
+    published: NDArray[np.int64],
+    seed: int,
 ) -> pa.Table:
-    """Sampled negatives of each positive: items that its user has no row with, drawn by weight."""
+    """Sampled negatives of each positive, drawn by weight.
+
+    Items that the user has a row with, and those not yet published by then, are left out.
+    """
     assert scenario.negatives
     of = list(scenario.tasks).index(scenario.negatives.of)
     labels = matrix(table.column("labels"))
@@ -246,9 +274,16 @@ def _negatives(
     source = np.repeat(positive, each)
     item = rng.choice(len(weights), len(source), p=weights / weights.sum()).astype(np.int32)
     user = table.column("user").to_numpy()[source]
-    own = np.unique(np.stack([table.column("user").to_numpy(), table.column("item")], 1), axis=0)
-    fresh = ~_pairs_in(np.stack([user, item], 1), own)
-    number = table.column("row").to_numpy()[source] * each + np.arange(len(source)) % each + 2**48
+    item_of = table.column("item").to_numpy().astype(np.int64)
+    own = np.unique(np.stack([table.column("user").to_numpy(), item_of], 1), axis=0)
+    fresh = ~_pairs_in(np.stack([user, item.astype(np.int64)], 1), own)
+    if scenario.events.time is not None:
+        fresh &= published[item] <= table.column("time").to_numpy()[source]
+    number = (
+        table.column("row").to_numpy()[source] * each
+        + np.arange(len(source)) % each
+        + FIRST_NEGATIVE
+    )
     source, item, number = source[fresh], item[fresh], number[fresh]
     rows = table.take(pa.array(source))
     label = np.full((len(source), labels.shape[1]), np.nan, np.float32)

@@ -9,9 +9,7 @@ No step holds more than a row group, a partition of about `ROWS_PER_PARTITION` r
 or a vocabulary.
 """
 
-import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -21,13 +19,24 @@ import ray
 import ray.data
 
 from mtrec_ray.config import ProjectError
-from mtrec_ray.data import inputs, partition, storage
+from mtrec_ray.data import features, inputs, partition, storage
 from mtrec_ray.data.catalogue import assemble, load_catalogue
-from mtrec_ray.data.events import TRAIN, Findings, ItemLookup, canonical, matrix
+from mtrec_ray.data.events import fixed_list, matrix
 from mtrec_ray.data.inputs import Fragment
+from mtrec_ray.data.manifest import manifest_of
 from mtrec_ray.data.partition import Layout
+from mtrec_ray.data.scan import (
+    Scan,
+    Source,
+    fragment_dataset,
+    list_width,
+    read_canonical,
+    scan,
+    scan_problems,
+    source_of,
+)
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
-from mtrec_ray.schema import SPLITS, Project, Scenario
+from mtrec_ray.schema import SPLITS, Project
 
 ROWS_PER_PARTITION = 500_000
 ROWS_PER_SHARD = 32_768
@@ -38,65 +47,36 @@ CATALOGUE = "catalogue.parquet"
 Say = Callable[[str], None]
 
 
-@dataclass
-class Scan:
-    """Counts and vocabularies of a scenario's log, merged over its row groups."""
-
-    findings: Findings = field(default_factory=Findings)
-    split_rows: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
-    label_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, 1)))
-    item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    users: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
-    categories: list[np.ndarray] = field(default_factory=list)
-    last_ms: int = 0
-    label_ranges: np.ndarray = field(default_factory=lambda: np.zeros((2, 1)))
-
-
-@dataclass(frozen=True)
-class Source:
-    """What reading a scenario's rows takes; lies in the object store."""
-
-    scenario: Scenario
-    lookup: ItemLookup
-    width: int
-    num_items: int
-
-
-def list_width(project: Project) -> int:
-    """Width of the padded list columns: the most tasks or event columns of any scenario."""
-    return max(
-        max(len(s.tasks), len(s.events.numeric), len(s.events.categorical), 1)
-        for s in project.scenarios.values()
-    )
-
-
 # --- catalogue -------------------------------------------------------------------------------
 
 
 def read_items(project: Project, name: str) -> pa.Table:
-    """The columns of a scenario's items that the project file names.
-
-    Raises:
-        ProjectError: item ids that are null or not unique.
-    """
+    """The columns of a scenario's items that the project file names."""
     scenario = project.scenarios[name]
     columns = list(inputs.wanted_columns(scenario)["items"])
     tables = []
     for path in storage.parquet_files(project.path(scenario.items.path)):
         fs, inner = storage.filesystem(path)
         tables.append(pq.read_table(inner, filesystem=fs, columns=columns))
-    table = pa.concat_tables(tables, promote_options="permissive")
-    ids = table.column(scenario.items.id)
-    where = f"scenarios.{name}.items.id"
-    if ids.null_count:
-        raise ProjectError([f"{where}: found {ids.null_count} nulls; allowed: none"])
-    counts = ids.value_counts()
-    repeated = [c["values"] for c in counts.to_pylist() if c["counts"] > 1]
-    if repeated:
-        raise ProjectError(
-            [f"{where}: found {len(repeated)} duplicate ids, such as {repeated[0]}; allowed: none"]
-        )
-    return table
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def item_problems(project: Project, tables: dict[str, pa.Table]) -> list[str]:
+    """One line for each catalogue whose ids are null or not unique."""
+    problems = []
+    for name, table in tables.items():
+        ids = table.column(project.scenarios[name].items.id)
+        where = f"scenarios.{name}.items.id"
+        if ids.null_count:
+            problems.append(f"{where}: found {ids.null_count} nulls; allowed: none")
+        counts = ids.value_counts()
+        repeated = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
+        if len(repeated):
+            example = repeated.field("values")[0].as_py()
+            problems.append(
+                f"{where}: found {len(repeated)} duplicate ids, such as {example!r}; allowed: none"
+            )
+    return problems
 
 
 def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
@@ -105,7 +85,7 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
 
     def add_tokens(block: pa.Table) -> pa.Table:
         texts = block.column("text").to_pylist()
-        tokens = tokenise(load_tokenizer(encoder), texts, encoder.max_tokens)
+        tokens = tokenise(load_tokenizer(encoder.source), texts, encoder.max_tokens)
         column = pa.array(tokens, pa.list_(pa.int32()))
         return block.drop_columns("text").append_column("tokens", column)
 
@@ -125,145 +105,12 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
         .map_batches(add_tokens, batch_format="pyarrow", batch_size=None)
         .to_arrow_refs()
     )
-    whole = pa.concat_tables(ray.get(found))
+    whole = pa.concat_tables([ray.get(reference) for reference in found])
     result = {}
     for code, (name, table) in enumerate(tables.items()):
-        mine = whole.filter(pa.compute.equal(whole.column("scenario"), code)).sort_by("index")
+        mine = whole.filter(pa.array(whole.column("scenario").to_numpy() == code)).sort_by("index")
         result[name] = table.append_column("tokens", mine.column("tokens"))
     return result
-
-
-# --- reading and scanning --------------------------------------------------------------------
-
-
-def source_of(project: Project, name: str, items: pa.Table) -> Source:
-    """What reading a scenario's rows takes."""
-    scenario = project.scenarios[name]
-    lookup = ItemLookup.of(items.column(scenario.items.id))
-    return Source(scenario, lookup, list_width(project), items.num_rows)
-
-
-def read_canonical(fragment: Fragment, source: Source) -> tuple[pa.Table, Findings]:
-    """Canonical rows of a row group: of the user's log, or of an expanded one."""
-    table = inputs.read_fragment(fragment)
-    if "event_categorical" in table.column_names:
-        return table, Findings()
-    return canonical(table, source.scenario, fragment.first_row, source.lookup, source.width)
-
-
-def scan_rows(table: pa.Table, findings: Findings, source: Source) -> Scan:
-    """The scan of some canonical rows."""
-    num_tasks = len(source.scenario.tasks)
-    split = table.column("split").to_numpy()
-    train = split == TRAIN if (split == TRAIN).any() or (split < 3).any() else split == 3
-    labels = matrix(table.column("labels"))[train][:, :num_tasks].astype(np.float64)
-    filled = np.nan_to_num(labels)
-    sums = np.stack([np.isfinite(labels).sum(0), filled.sum(0), (filled**2).sum(0)])
-    low = np.where(np.isfinite(labels), labels, np.inf).min(0, initial=np.inf)
-    high = np.where(np.isfinite(labels), labels, -np.inf).max(0, initial=-np.inf)
-    items = table.column("item").to_numpy()[train]
-    categories = matrix(table.column("event_categorical"))[train]
-    return Scan(
-        findings=findings,
-        split_rows=np.bincount(split, minlength=4)[:4],
-        label_sums=sums,
-        item_rows=np.bincount(items, minlength=source.num_items),
-        users=np.unique(table.column("user").to_numpy()[train].view(np.uint64)),
-        categories=[
-            np.unique(categories[:, i]) for i in range(len(source.scenario.events.categorical))
-        ],
-        last_ms=int(table.column("time").to_numpy().max(initial=0)),
-        label_ranges=np.stack([low, high]),
-    )
-
-
-def merge_scans(first: Scan | None, second: Scan) -> Scan:
-    """One scan of two parts."""
-    if first is None:
-        return second
-    first.findings.add(second.findings)
-    return Scan(
-        findings=first.findings,
-        split_rows=first.split_rows + second.split_rows,
-        label_sums=first.label_sums + second.label_sums,
-        item_rows=first.item_rows + second.item_rows,
-        users=np.union1d(first.users, second.users),
-        categories=[
-            np.union1d(a, b) for a, b in zip(first.categories, second.categories, strict=True)
-        ],
-        last_ms=max(first.last_ms, second.last_ms),
-        label_ranges=np.stack(
-            [
-                np.minimum(first.label_ranges[0], second.label_ranges[0]),
-                np.maximum(first.label_ranges[1], second.label_ranges[1]),
-            ]
-        ),
-    )
-
-
-def fragment_dataset(fragments: list[Fragment]) -> ray.data.Dataset:
-    """A data set of row groups to read, a few to a task."""
-    rows = [f.__dict__ for f in fragments]
-    return ray.data.from_items(rows, override_num_blocks=min(len(rows), 256))
-
-
-def scan(fragments: list[Fragment], sources: ray.ObjectRef) -> dict[str, Scan]:
-    """The scan of each scenario's log."""
-
-    def scan_one(row: dict[str, Any]) -> dict[str, Any]:
-        fragment = Fragment(**row)
-        source = cast("dict[str, Source]", ray.get(sources))[fragment.scenario]
-        table, findings = read_canonical(fragment, source)
-        found = scan_rows(table, findings, source)
-        return {"scenario": fragment.scenario, "scan": pickle.dumps(found)}
-
-    merged: dict[str, Scan] = {}
-    for row in fragment_dataset(fragments).map(scan_one).iter_rows():
-        merged[row["scenario"]] = merge_scans(
-            merged.get(row["scenario"]), pickle.loads(row["scan"])
-        )
-    return merged
-
-
-def scan_problems(project: Project, scans: dict[str, Scan]) -> list[str]:
-    """One line for each thing in the data that the job cannot work with."""
-    return [
-        line
-        for name in project.scenarios
-        for line in _scenario_problems(name, project.scenarios[name], scans[name])
-    ]
-
-
-def _scenario_problems(name: str, scenario: Scenario, found: Scan) -> Iterator[str]:
-    counts, examples = found.findings.counts, found.findings.examples
-    where = f"scenarios.{name}"
-    unknown, rows = counts["unknown item"], max(counts["rows"], 1)
-    if unknown / rows > scenario.max_unknown_items:
-        yield (
-            f"{where}.events.item: found {unknown} of {rows} rows ({unknown / rows:.1%}) whose "
-            f"item the catalogue does not have, such as {examples['unknown item']}; allowed: "
-            f"max_unknown_items = {scenario.max_unknown_items:.1%}"
-        )
-    for what, number in counts.items():
-        if what.startswith("bad label of "):
-            task = what.removeprefix("bad label of ")
-            yield (
-                f"{where}.tasks.{task}: found {number} labels of a binary task that are neither "
-                f"0, 1 nor null, such as {examples[what]}; allowed: 0, 1, null"
-            )
-        if what == "unknown split":
-            yield (
-                f"{where}.split.column: found {number} rows such as {examples[what]!r}; "
-                f"allowed: {', '.join(SPLITS)}"
-            )
-    for split, number in zip(SPLITS, found.split_rows, strict=False):
-        if not number and not found.split_rows[3]:
-            yield f"{where}.split: found no rows in {split}; allowed: at least one"
-    for i, task in enumerate(scenario.tasks):
-        low, high = found.label_ranges[:, i]
-        if low >= high:
-            value = "no labels" if low > high else f"only the label {low:g}"
-            yield f"{where}.tasks.{task}: found {value} in train; allowed: two values or more"
 
 
 # --- passes over partitions ------------------------------------------------------------------
@@ -327,7 +174,10 @@ def expand(
         known = cast("dict[str, Source]", ray.get(sources))
         name, index = _place(table, known)
         table = table.drop_columns("part")
-        table = partition.expand_users(table, known[name].scenario, weights[name], seed)
+        source = known[name]
+        table = partition.expand_users(
+            table, source.scenario, weights[name], source.published, seed
+        )
         path = storage.join(folder, name, f"part-{index:05}.parquet")
         storage.write_table(path, table)
         return pa.table({"scenario": [name], "path": [path]})
@@ -375,16 +225,11 @@ def build_shards(
 
 def _pad_stats(table: pa.Table, width: int) -> pa.Table:
     """All scenarios travel through one shuffle, so their list columns must have one width."""
-    from mtrec_ray.data.events import fixed_list
-
     stats = fixed_list(matrix(table.column("item_stats")), width)
     return table.set_column(table.column_names.index("item_stats"), "item_stats", stats)
 
 
 def _unpad_stats(table: pa.Table, layout: Layout) -> pa.Table:
-    from mtrec_ray.data import features
-    from mtrec_ray.data.events import fixed_list
-
     num = len(features.feature_names("item", layout.tasks, layout.timed))
     stats = fixed_list(np.ascontiguousarray(matrix(table.column("item_stats"))[:, :num]))
     return table.set_column(table.column_names.index("item_stats"), "item_stats", stats)
@@ -392,7 +237,7 @@ def _unpad_stats(table: pa.Table, layout: Layout) -> pa.Table:
 
 def count_duplicates(table: pa.Table) -> int:
     """Rows that repeat the user, item and time of another."""
-    real = table.filter(pa.compute.invert(table.column("sampled")))
+    real = table.filter(pa.array(~table.column("sampled").to_numpy()))
     groups = real.group_by(["user", "item", "time"]).aggregate([])
     return real.num_rows - groups.num_rows
 
@@ -459,19 +304,21 @@ def write_catalogues(
     return vocabularies
 
 
+def refuse(problems: list[str]) -> None:
+    """Raise the problems, if there are any, as one error."""
+    if problems:
+        raise ProjectError(problems)
+
+
 def prepare(project: Project, folder: str, say: Say) -> dict[str, Any]:
     """Write the prepared data of a project; returns the manifest (without its fingerprint).
 
     Raises:
         ProjectError: whatever in the inputs the job cannot work with, all at once.
     """
-    from mtrec_ray.data.manifest import manifest_of
-
-    problems = inputs.input_problems(project)
-    if problems:
-        raise ProjectError(problems)
-    load_tokenizer(project.model.encoder)
+    load_tokenizer(project.model.encoder.source)
     tables = {name: read_items(project, name) for name in project.scenarios}
+    refuse(item_problems(project, tables))
     say(f"tokenising {sum(t.num_rows for t in tables.values()):,} items")
     items = tokenised_items(project, tables)
     known = {name: source_of(project, name, items[name]) for name in items}
@@ -484,9 +331,7 @@ def prepare(project: Project, folder: str, say: Say) -> dict[str, Any]:
     say(f"scanning {sum(p.num_rows for p in pieces):,} rows")
     scans = scan(pieces, sources)
     pieces, scans = _expanded(project, pieces, sources, scans, folder, say)
-    problems = scan_problems(project, scans)
-    if problems:
-        raise ProjectError(problems)
+    refuse(scan_problems(project, scans))
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans)
     paths = {name: storage.join(folder, name, CATALOGUE) for name in items}

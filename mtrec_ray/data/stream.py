@@ -13,13 +13,15 @@ from mtrec_ray.data.shards import Arrays, Prepared, to_arrays
 OBJECT_STORE_SHARE = 0.3
 READ_ROWS = 16_384
 
+Opener = Callable[[], ray.data.Dataset]
+
 
 def object_store_bytes() -> float:
     """Object store memory of the cluster."""
     return float(ray.cluster_resources().get("object_store_memory", 0))
 
 
-def training_datasets(prepared: Prepared) -> dict[str, Callable[[], ray.data.Dataset]]:
+def training_datasets(prepared: Prepared) -> dict[str, ray.data.Dataset | Opener]:
     """A way to open each scenario's training rows; called whenever a worker group starts.
 
     Rows that fit are put into the object store once and shared by all passes: starting read
@@ -34,7 +36,7 @@ def training_datasets(prepared: Prepared) -> dict[str, Callable[[], ray.data.Dat
     return {n: _opener(d) for n, d in opened.items()}
 
 
-def _opener(dataset: ray.data.Dataset) -> Callable[[], ray.data.Dataset]:
+def _opener(dataset: ray.data.Dataset) -> Opener:
     return lambda: dataset
 
 
@@ -47,6 +49,7 @@ def data_config() -> DataConfig:
 def open_pass(name: str) -> Iterator[Arrays]:
     """One pass over this worker's training rows of a scenario, inside a Ray Train worker."""
     shard = ray.train.get_dataset_shard(name)
+    assert shard is not None
     for batch in shard.iter_batches(
         batch_size=READ_ROWS, batch_format="pyarrow", prefetch_batches=1
     ):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.schema import Encoder, Items
+from mtrec_ray.schema import Items
 
 TINY = "tiny"
 
@@ -41,7 +41,7 @@ def resolve_source(source: str) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def load_tokenizer(encoder: Encoder) -> Any:
+def load_tokenizer(source: str) -> Any:
     """The encoder's tokenizer, loaded once a process.
 
     Raises:
@@ -49,13 +49,13 @@ def load_tokenizer(encoder: Encoder) -> Any:
     """
     from transformers import AutoTokenizer
 
-    source = resolve_source(encoder.source)
+    folder = resolve_source(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"model.encoder.source: found {encoder.source!r}, which cannot be loaded ({reason}); "
+            f"model.encoder.source: found {source!r}, which cannot be loaded ({reason}); "
             "allowed: a hub name, a local folder, or package:NAME/FOLDER"
         ) from None
     if tokenizer.pad_token is None:

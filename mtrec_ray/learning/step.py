@@ -21,6 +21,8 @@ Batch = Mapping[str, Samples]
 class Forward(nn.Module):
     """Texts to logits, as one module, so that DDP sees every parameter of a step."""
 
+    vectors: ItemVectors
+
     def __init__(self, model: Recommender, vectors: ItemVectors) -> None:
         super().__init__()
         self.model = model

@@ -98,7 +98,7 @@ class ItemVectors:
 
     @torch.no_grad()
     def compute_frozen(self) -> None:
-        """Run the frozen layers once over all items, each rank its share (if the encoder is cut)."""
+        """Run the frozen layers once over all items, each rank its share (of a cut encoder)."""
         num_tokens = len(self.texts.tokens)
         if self.encoder.lower is None or self.encoder.is_frozen:
             return

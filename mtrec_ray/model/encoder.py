@@ -145,6 +145,10 @@ class TextEncoder(nn.Module):
     `state_dict()`: it never changes, and checkpoints name it by its source.
     """
 
+    lower: nn.Module | None
+    upper: nn.Module | None
+    adapted: nn.Module | None
+
     def __init__(self, options: Encoder, backbone: PreTrainedModel | None = None) -> None:
         """Cut the encoder by `options.trainable`.
 
@@ -188,7 +192,7 @@ class TextEncoder(nn.Module):
         names = {n.rsplit(".", 1)[-1] for n, _ in model.named_modules()}
         config = LoraConfig(
             r=self.options.lora.rank,
-            lora_alpha=self.options.lora.alpha,
+            lora_alpha=self.options.lora.alpha,  # pyright: ignore[reportArgumentType]
             target_modules=[n for n in ATTENTION_PROJECTIONS if n in names],
             layers_to_transform=list(range(depth - self.options.lora.layers, depth)),
             lora_dropout=0.0,

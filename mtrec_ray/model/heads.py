@@ -19,6 +19,10 @@ class NumericInputs(nn.Module):
     lengths (2203.05556). Nulls become 0 in both. Constants are fitted on training rows.
     """
 
+    mean: Tensor
+    std: Tensor
+    edges: Tensor
+
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], quantiles: Sequence[Sequence[float]]
     ) -> None:

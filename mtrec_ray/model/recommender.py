@@ -67,6 +67,10 @@ class Samples:
 class ScenarioInputs(nn.Module):
     """A scenario's own embeddings and columns."""
 
+    catalogue_numeric: Tensor
+    catalogue_ids: Tensor
+    catalogue_categories: Tensor
+
     def __init__(self, facts: PreparedScenario, catalogue: Catalogue, options: Model) -> None:
         super().__init__()
         width = options.width

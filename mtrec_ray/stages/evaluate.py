@@ -61,7 +61,9 @@ def prediction_table(
     )
     for key, values in (("label", arrays["labels"]), ("score", scores), ("popularity", popularity)):
         flat = pa.array(values.astype(np.float32).ravel())
-        columns[key] = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, width, np.int32), flat)
+        columns[key] = pa.ListArray.from_arrays(
+            np.arange(0, len(flat) + 1, width, dtype=np.int32), flat
+        )
     return pa.table(columns)
 
 
