@@ -105,7 +105,7 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
         .map_batches(add_tokens, batch_format="pyarrow", batch_size=None)
         .to_arrow_refs()
     )
-    whole = pa.concat_tables([ray.get(reference) for reference in found])
+    whole = pa.concat_tables(ray.get(cast("list[ray.ObjectRef[pa.Table]]", found)))
     result = {}
     for code, (name, table) in enumerate(tables.items()):
         mine = whole.filter(pa.array(whole.column("scenario").to_numpy() == code)).sort_by("index")

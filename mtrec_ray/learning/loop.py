@@ -44,6 +44,10 @@ class Host(Protocol):
         """Hand over an epoch's metrics, and on rank 0 a folder that holds the checkpoint."""
         ...
 
+    def show_curve(self, curve: list[dict[str, Any]]) -> None:
+        """Show the records of all epochs so far; called on rank 0."""
+        ...
+
     def restore(self) -> Path | None:
         """The folder of the checkpoint to go on from, if there is one."""
         ...
@@ -299,20 +303,22 @@ def finish_epoch(run: Run, losses: Mapping[str, float]) -> None:
     }
     run.curve.append(record)
     if run.rank == 0:
+        run.host.show_curve(run.curve)
         run.host.say(f"epoch {run.epoch}: joint validation score {score:.4f} (best {run.best:.4f})")
     hand_over(run, record)
 
 
 def hand_over(run: Run, record: dict[str, Any]) -> None:
     """Report an epoch; rank 0 brings the checkpoint."""
+    metrics = {k: record[k] for k in ("epoch", "step", "joint_score")} | record["valid"]
     if run.rank:
-        run.host.report({"joint_score": record["joint_score"], "epoch": run.epoch}, None)
+        run.host.report(metrics, None)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         checkpoint.save_model(path, run.model, {"project": run.project.dump(), "record": record})
         checkpoint.save_state(path, run.state())
-        run.host.report({"joint_score": record["joint_score"], "epoch": run.epoch}, path)
+        run.host.report(metrics, path)
 
 
 def summary(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from mtrec_ray.data.tokens import TINY, resolve_source
@@ -48,16 +48,43 @@ def load_backbone(encoder: Encoder) -> PreTrainedModel:
             source, dtype=torch.float32, attn_implementation=attention
         )
     except (OSError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"model.encoder.source: found {encoder.source!r}, which cannot be loaded ({reason})"
-        ) from None
+        raise ValueError(_cannot_load(encoder.source, error)) from None
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
+
+
+def check_encoder(encoder: Encoder) -> None:
+    """Refuse an encoder that cannot be loaded or cut as asked, without loading its weights.
+
+    Raises:
+        ValueError: names the field, what was found and what is allowed.
+    """
+    if encoder.source == TINY:
+        return
+    try:
+        config = AutoConfig.from_pretrained(resolve_source(encoder.source))
+    except (OSError, ValueError) as error:
+        raise ValueError(_cannot_load(encoder.source, error)) from None
+    wanted = {"top_k": encoder.top_k, "lora": encoder.lora.layers}.get(encoder.trainable, 0)
+    depth = config.num_hidden_layers
+    if wanted > depth:
+        field = "top_k" if encoder.trainable == "top_k" else "lora.layers"
+        raise ValueError(
+            f"model.encoder.{field}: found {wanted}; allowed: at most {depth}, "
+            f"the layers of {encoder.source}"
+        )
+
+
+def _cannot_load(source: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:160]
+    return (
+        f"model.encoder.source: found {source!r}, which cannot be loaded ({reason}); allowed: "
+        "a hub name, a local folder, or package:NAME/FOLDER"
+    )
 
 
 def tiny_backbone(seed: int = 0) -> PreTrainedModel:

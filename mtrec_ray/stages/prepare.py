@@ -8,6 +8,7 @@ from mtrec_ray.data.audit import audit
 from mtrec_ray.data.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.prepare import Say, prepare
 from mtrec_ray.data.synthetic import write_sample_world
+from mtrec_ray.model.encoder import check_encoder
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 
@@ -66,6 +67,7 @@ def run_prepare(project: Project, storage_path: str, say: Say) -> dict[str, Any]
     problems = input_problems(project)
     if problems:
         raise ProjectError(problems)
+    check_encoder(project.model.encoder)
     folder = prepared_folder(project, storage_path)
     mark = prepare_fingerprint(project)
     finished = storage.join(folder, "manifest.json")

@@ -20,6 +20,7 @@ from mtrec_ray.data.shards import load_prepared
 from mtrec_ray.data.stream import data_config, open_pass, training_datasets
 from mtrec_ray.learning import loop
 from mtrec_ray.learning.feed import OpenPass
+from mtrec_ray.model.encoder import check_encoder
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import prepared_folder
@@ -30,7 +31,8 @@ BEST, DONE = "best", "done.json"
 class RayHost:
     """The loop's view of a Ray Train worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, curves: str) -> None:
+        self.curves = curves
         self.device = ray.train.torch.get_device()
 
     def open_pass(self, scenario: str) -> OpenPass:
@@ -41,6 +43,10 @@ class RayHost:
         """Report to Ray Train (a barrier over ranks)."""
         held = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
         ray.train.report(metrics, checkpoint=held)
+
+    def show_curve(self, curve: list[dict[str, Any]]) -> None:
+        """Write the curves for TensorBoard."""
+        write_curves(curve, self.curves)
 
     def restore(self) -> Path | None:
         """The latest checkpoint of this run's name, copied to this node."""
@@ -61,7 +67,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     project = parse_project(config["project"])
     torch.set_num_threads(project.run.cpus_per_worker)
-    return loop.train(project, load_prepared(config["prepared"]), RayHost())
+    return loop.train(project, load_prepared(config["prepared"]), RayHost(config["curves"]))
 
 
 def build_trainer(project: Project, prepared_path: str, run_folder: str, name: str) -> TorchTrainer:
@@ -70,7 +76,11 @@ def build_trainer(project: Project, prepared_path: str, run_folder: str, name: s
     run = project.run
     return TorchTrainer(
         train_worker,
-        train_loop_config={"project": project.dump(), "prepared": prepared_path},
+        train_loop_config={
+            "project": project.dump(),
+            "prepared": prepared_path,
+            "curves": storage.join(run_folder, name, "tensorboard"),
+        },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
             use_gpu=run.use_gpu,
@@ -134,6 +144,7 @@ def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     if finished:
         say("train: already done")
         return finished
+    check_encoder(project.model.encoder)
     loop.make_plan(project, prepared, project.run.num_workers)
     connect(project.run)
     say(f"joint training with {project.run.num_workers} workers")
@@ -142,7 +153,6 @@ def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
         raise result.error
     summary = dict(result.return_value or {})
     keep_best(result, folder)
-    write_curves(summary["curve"], storage.join(folder, "tensorboard"))
     storage.write_json(storage.join(folder, DONE), summary)
     return summary
 
@@ -157,7 +167,7 @@ def keep_best(result: ray.train.Result, folder: str) -> None:
 
 
 def write_curves(curve: list[dict[str, Any]], folder: str) -> None:
-    """Write the run's curves for TensorBoard."""
+    """Write a run's curves for TensorBoard, in place of those of earlier epochs."""
     from torch.utils.tensorboard import SummaryWriter
 
     with tempfile.TemporaryDirectory() as local:
@@ -169,6 +179,7 @@ def write_curves(curve: list[dict[str, Any]], folder: str) -> None:
                 for key, value in record[group].items():
                     writer.add_scalar(f"{group}/{key}", value, step)
         writer.close()
+        storage.remove_folder(folder)
         fs, inner = storage.filesystem(folder)
         fs.create_dir(inner, recursive=True)
         pafs.copy_files(local, inner, destination_filesystem=fs)
