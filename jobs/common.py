@@ -1,6 +1,7 @@
 """What every job shares: options, progress, errors as one clear line, the last line as JSON."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -66,6 +67,16 @@ def show(project: Project, metrics: dict[str, Any]) -> None:
     Console(width=150).print(metrics_table(title, metrics))
 
 
+def plain(value: Any) -> Any:
+    """Plain JSON values; a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def last_line(job: str, project: Project, **values: object) -> None:
     """Print the job's result as one JSON line."""
-    print(json.dumps({"job": job, "run": project.run.name, **values}), flush=True)
+    line = {"job": job, "run": project.run.name, **values}
+    print(json.dumps(plain(line), allow_nan=False), flush=True)

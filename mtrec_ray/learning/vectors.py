@@ -89,12 +89,11 @@ class ItemVectors:
             return self.states[chunk.index.to(self.device)]
         return self.texts.tokens[chunk.index].to(self.device)
 
-    def _own_chunks(self) -> Iterator[Chunk]:
-        """Chunks of this rank's share of all items."""
-        rank, size = world()
-        order = np.argsort(self.texts.lengths, kind="stable")
-        for chunk in chunks(self.texts, order[rank::size], self.budget):
-            yield Chunk(order[rank::size][chunk.places], chunk.index, chunk.mask)
+    def _share(self, rank: int, size: int) -> Iterator[Chunk]:
+        """Chunks of a rank's share of all items."""
+        own = np.argsort(self.texts.lengths, kind="stable")[rank::size]
+        for chunk in chunks(self.texts, own, self.budget):
+            yield Chunk(own[chunk.places], chunk.index, chunk.mask)
 
     @torch.no_grad()
     def compute_frozen(self) -> None:
@@ -105,7 +104,7 @@ class ItemVectors:
         if num_tokens * self.encoder.width * 4 > MAX_STATE_BYTES:
             return
         states = torch.zeros(num_tokens, self.encoder.width, device=self.device)
-        for chunk in self._own_chunks():
+        for chunk in self._share(*world()):
             tokens = self.texts.tokens[chunk.index].to(self.device)
             mask = chunk.mask.to(self.device)
             with self.autocast():
@@ -118,12 +117,18 @@ class ItemVectors:
         """Compute the cached vector of every item with the present weights, each rank its share."""
         if self.cache is not None and self.encoder.is_frozen:
             return
+        cache = torch.zeros(self.num_items, self.encoder.width, device=self.device)
+        for places, vectors in self.encode_share(*world()):
+            cache[places] = vectors
+        self.cache = sum_over_ranks(cache)
+
+    @torch.no_grad()
+    def encode_share(self, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places i64[u] and vectors f32[u, D] of a share of all items, chunk by chunk."""
         was_training = self.encoder.training
         self.encoder.eval()
-        cache = torch.zeros(self.num_items, self.encoder.width, device=self.device)
-        for chunk in self._own_chunks():
+        for chunk in self._share(rank, size):
             with self.autocast():
                 found = self.encoder(self._inputs(chunk), chunk.mask.to(self.device))
-            cache[torch.from_numpy(chunk.places).to(self.device)] = found.float()
-        self.cache = sum_over_ranks(cache)
+            yield torch.from_numpy(chunk.places).to(self.device), found.float()
         self.encoder.train(was_training)

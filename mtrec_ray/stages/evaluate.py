@@ -1,8 +1,7 @@
 """The evaluate stage: predictions of the test split as Parquet, and metrics of them."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,38 +13,48 @@ from sklearn.metrics import roc_auc_score, root_mean_squared_error
 from mtrec_ray.config import fingerprint, parse_project
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say
-from mtrec_ray.data.shards import PreparedScenario, load_prepared, to_arrays
-from mtrec_ray.learning import checkpoint
-from mtrec_ray.learning.loop import build_model
+from mtrec_ray.data.shards import PreparedScenario, load_prepared, read_rows
 from mtrec_ray.learning.metrics import joint_score
 from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import prepared_folder
 from mtrec_ray.stages.train import BEST, DONE, check_mark
+from mtrec_ray.stages.vectors import ensure_vectors, load_trained
 
 BATCH_ROWS = 16_384
 
 
 class Predictor:
-    """Scores blocks of samples with a trained model; one a Ray Data actor."""
+    """Scores shards of samples with a trained model and writes what it found; a Ray Data actor."""
 
-    def __init__(self, project_tree: dict[str, Any], prepared_path: str, model_path: str) -> None:
-        project = parse_project(project_tree)
-        torch.set_num_threads(project.run.cpus_per_worker)
-        device = torch.device("cuda" if project.run.use_gpu else "cpu")
+    def __init__(
+        self,
+        project_tree: dict[str, Any],
+        prepared_path: str,
+        model_path: str,
+        vectors: ray.ObjectRef,
+        folder: str,
+    ) -> None:
         self.prepared = load_prepared(prepared_path)
-        self.model, self.vectors = build_model(project, self.prepared, device)
-        checkpoint.load_model(local_copy(model_path), self.model)
-        self.model.eval()
-        self.vectors.refresh()
+        project = parse_project(project_tree)
+        self.model, self.vectors = load_trained(project, prepared_path, model_path)
+        self.vectors.cache = torch.from_numpy(ray.get(vectors).copy()).to(self.vectors.device)
+        self.folder = folder
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Row, user, item, and label, prediction and popularity of each task."""
-        name = str(block.column("scenario")[0])
-        arrays = to_arrays(block)
-        ((_, scores),) = score_rows(self.model, self.vectors, name, iter([arrays]))
-        return prediction_table(self.prepared.scenarios[name], arrays, scores)
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        """Write the predictions of a shard: row, user, item; label, score, popularity by task."""
+        name, path = shard["scenario"], shard["path"]
+        batches = read_rows(
+            [storage.join(self.prepared.folder, path)], BATCH_ROWS, 0, shard["rows"]
+        )
+        tables = [
+            prediction_table(self.prepared.scenarios[name], arrays, scores)
+            for arrays, scores in score_rows(self.model, self.vectors, name, batches)
+        ]
+        out = storage.join(self.folder, name, Path(path).name)
+        storage.write_table(out, pa.concat_tables(tables))
+        return {"path": out}
 
 
 def prediction_table(
@@ -67,57 +76,30 @@ def prediction_table(
     return pa.table(columns)
 
 
-def local_copy(path: str) -> Path:
-    """The folder of a model's files on this node."""
-    if "://" not in path:
-        return Path(path)
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp())
-    for name in ("model.safetensors", "model.json"):
-        (folder / name).write_bytes(storage.read_bytes(storage.join(path, name)))
-    return folder
-
-
 def predict(project: Project, prepared_path: str, model_path: str, folder: str) -> None:
-    """Write `predictions/NAME/*.parquet` for every scenario's test rows."""
+    """Write `NAME/*.parquet` for every scenario's test rows, a file for each shard of samples."""
     prepared = load_prepared(prepared_path)
-    parts = []
-    for name in prepared.scenarios:
-        data = ray.data.read_parquet(prepared.shard_paths(name, "test"))
-        parts.append(data.map_batches(_tag(name), batch_format="pyarrow", batch_size=BATCH_ROWS))
+    shards = [
+        {"scenario": name, "path": shard.path, "rows": shard.rows}
+        for name, facts in prepared.scenarios.items()
+        for shard in facts.shards["test"]
+    ]
     run = project.run
-    for name, part in zip(prepared.scenarios, parts, strict=True):
-        scored = part.map_batches(
-            Predictor,
-            fn_constructor_args=(project.dump(), prepared_path, model_path),
-            batch_format="pyarrow",
-            batch_size=BATCH_ROWS,
-            compute=ray.data.ActorPoolStrategy(size=run.num_workers),
-            num_cpus=run.cpus_per_worker,
-            num_gpus=1 if run.use_gpu else 0,
-        )
-        for number, table in enumerate(blocks(scored)):
-            path = storage.join(folder, "predictions", name, f"part-{number:05}.parquet")
-            storage.write_table(path, table)
-
-
-def _tag(name: str) -> Any:
-    def tag(block: pa.Table) -> pa.Table:
-        return block.append_column("scenario", pa.array([name] * block.num_rows))
-
-    return tag
-
-
-def blocks(data: ray.data.Dataset) -> Iterator[pa.Table]:
-    """The blocks of a data set, one at a time."""
-    yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+    vectors = ray.put(ensure_vectors(project, prepared_path, model_path))
+    scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+        cast("Any", Predictor),  # Ray types the class as its own result
+        fn_constructor_args=(project.dump(), prepared_path, model_path, vectors, folder),
+        compute=ray.data.ActorPoolStrategy(size=min(run.num_workers, len(shards))),
+        num_cpus=run.cpus_per_worker,
+        num_gpus=1 if run.use_gpu else 0,
+    )
+    scored.take_all()
 
 
 def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.ndarray]:
     """Users [N] and labels, scores, popularity [N, T] of a scenario's predictions."""
     tables = []
-    for path in storage.parquet_files(storage.join(folder, "predictions", name)):
+    for path in storage.parquet_files(storage.join(folder, name)):
         fs, inner = storage.filesystem(path)
         tables.append(pq.read_table(inner, filesystem=fs))
     table = pa.concat_tables(tables).combine_chunks()
@@ -162,9 +144,10 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
         return finished
     connect(project.run)
     say(f"scoring {sum(f.num_rows('test') for f in prepared.scenarios.values()):,} test rows")
-    storage.remove_folder(storage.join(folder, "predictions"))
-    predict(project, prepared_path, storage.join(run_folder, "joint", BEST), folder)
-    metrics = {name: measure(folder, facts) for name, facts in prepared.scenarios.items()}
+    predictions = storage.join(folder, "predictions")
+    storage.remove_folder(predictions)
+    predict(project, prepared_path, storage.join(run_folder, "joint", BEST), predictions)
+    metrics = {name: measure(predictions, facts) for name, facts in prepared.scenarios.items()}
     score = joint_score(metrics, project.evaluation.weights or None)
     record = {"metrics": metrics, "joint_score": score}
     storage.write_json(storage.join(folder, "metrics.json"), record)

@@ -1,0 +1,1 @@
+"""One script a question; results are written by the scripts only."""
