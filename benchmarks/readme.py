@@ -1,4 +1,4 @@
-"""The README's tables, from `benchmarks/results/*.json`: `python -m benchmarks.readme` renews them."""
+"""The README's tables from `benchmarks/results`: `python -m benchmarks.readme` renews them."""
 
 import json
 import re
@@ -8,17 +8,20 @@ from benchmarks.common import RESULTS, TOP
 from mtrec_ray.report.tables import markdown_table
 
 README = TOP / "README.md"
+LEGEND = (
+    "Test AUC (GAUC in brackets), higher is better; `video.rating` and `books.score`: RMSE, lower is "
+    "better. Bold: ahead of every baseline. Baselines, computed apart from this project: B0 the "
+    "item's smoothed past rate; B1 LightGBM on past counts and rates; B2 a network on statistics "
+    "and ids; B3 and B4 the same two with frozen MiniLM features."
+)
 
 
 def real4_block(result: dict[str, Any]) -> str:
     """The table of real4 with what it took."""
     figures = result["figures"]
     return (
-        f"{markdown_table(result['table'])}\n\n"
-        "Test AUC (GAUC in brackets), higher is better; `video.rating` and `books.score`: RMSE, lower "
-        "is better. Bold: ahead of every baseline. Baselines, computed apart from this project: B0 the "
-        "item's smoothed past rate; B1 LightGBM on past counts and rates; B2 a network on statistics "
-        "and ids; B3 and B4 the same two with frozen MiniLM features. One seed, one joint model, "
+        f"{markdown_table(result['table'])}\n\n{LEGEND} "
+        "One seed, one joint model, "
         f"ahead of B0 on {figures['tasks_ahead_of_b0']:.0f} and of the best baseline on "
         f"{figures['tasks_ahead']:.0f} of {figures['tasks_total']:.0f} tasks; "
         f"{figures['seconds'] / 60:.0f} minutes on {result['cores']} cores "
