@@ -9,8 +9,8 @@ from mtrec_ray.report.tables import markdown_table
 
 README = TOP / "README.md"
 LEGEND = (
-    "Test AUC (GAUC in brackets), higher is better; `video.rating` and `books.score`: RMSE, lower is "
-    "better. Bold: ahead of every baseline. Baselines, computed apart from this project: B0 the "
+    "Test AUC (GAUC in brackets), higher is better; `video.rating` and `books.score`: RMSE, lower "
+    "is better. Bold: ahead of every baseline. Baselines, computed apart from this project: B0 the "
     "item's smoothed past rate; B1 LightGBM on past counts and rates; B2 a network on statistics "
     "and ids; B3 and B4 the same two with frozen MiniLM features."
 )

@@ -22,6 +22,7 @@ from mtrec_ray.schema import Project, Scenario
 
 TOLERANCE = 1e-3
 DAY_MS = 86_400_000
+WINDOWS_DAYS = (1, 7, 30)
 NUM_FOLDS = 5
 FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
 
@@ -215,16 +216,34 @@ def expected_statistics(
     timed = scenario.events.time is not None
     before = same[same["time"] < time] if timed else same
     expected = {f"{key}.log_count": float(np.log(1 + scale * len(before)))}
-    for days in (7, 30) if timed else ():
+    if timed:
+        expected |= expected_times(before, time, key)
+    for task, spec in scenario.tasks.items():
+        prior, until = facts.label_means[task], time - 1000 * spec.delay
+        known = (same[same["time"] < until] if timed else same)[["time", task]].dropna()
+        expected[f"{key}.log_known.{task}"] = float(np.log(1 + scale * len(known)))
+        expected[f"{key}.rate.{task}"] = smoothed(known[task], prior)
+        for days in WINDOWS_DAYS if timed else ():
+            recent = known[known["time"] >= until - days * DAY_MS]
+            expected[f"{key}.rate_{days}d.{task}"] = smoothed(recent[task], prior)
+    return expected
+
+
+def expected_times(before: pd.DataFrame, time: float, key: str) -> dict[str, float]:
+    """Counts by window, and the time since the first and the last of the rows before a time."""
+    expected = {}
+    for days in WINDOWS_DAYS:
         recent = before[before["time"] >= time - days * DAY_MS]
         expected[f"{key}.log_count_{days}d"] = float(np.log(1 + len(recent)))
-    for task, spec in scenario.tasks.items():
-        ready = same[same["time"] < time - 1000 * spec.delay] if timed else same
-        known = ready[task].dropna()
-        rate = (known.sum() + 10 * facts.label_means[task]) / (len(known) + 10)
-        expected[f"{key}.log_known.{task}"] = float(np.log(1 + scale * len(known)))
-        expected[f"{key}.rate.{task}"] = float(rate)
+    first, last = (before["time"].min(), before["time"].max()) if len(before) else (np.nan, np.nan)
+    expected[f"{key}.log_seconds_since_first"] = float(np.log(1 + (time - first) / 1000))
+    expected[f"{key}.log_seconds_since_last"] = float(np.log(1 + (time - last) / 1000))
     return expected
+
+
+def smoothed(labels: pd.Series, prior: float) -> float:
+    """The mean of labels with ten rows of the prior added."""
+    return float((labels.sum() + 10 * prior) / (len(labels) + 10))
 
 
 def compare(columns: dict[str, float], expected: dict[str, float]) -> list[str]:
@@ -232,7 +251,7 @@ def compare(columns: dict[str, float], expected: dict[str, float]) -> list[str]:
     return [
         f"{name}: prepared {columns[name]:.5f}, by brute force {value:.5f}"
         for name, value in expected.items()
-        if not abs(columns[name] - value) <= TOLERANCE * max(1, abs(value))
+        if not np.isclose(columns[name], value, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
     ]
 
 

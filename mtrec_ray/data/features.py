@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 DAY_MS = 86_400_000
-WINDOWS_MS = {"7d": 7 * DAY_MS, "30d": 30 * DAY_MS}
+WINDOWS_MS = {"1d": DAY_MS, "7d": 7 * DAY_MS, "30d": 30 * DAY_MS}
 NUM_FOLDS = 5
 SMOOTHING = 10.0
 
@@ -79,15 +79,18 @@ def feature_names(kind: str, tasks: Sequence[str], timed: bool) -> list[str]:
     """Names of the columns that `statistics` returns for the key `kind` (user or item)."""
     names = [f"{kind}.log_count"]
     if timed:
-        names += [f"{kind}.log_count_{w}" for w in WINDOWS_MS] + [f"{kind}.log_seconds_since_last"]
+        names += [f"{kind}.log_count_{w}" for w in WINDOWS_MS]
+        names += [f"{kind}.log_seconds_since_first", f"{kind}.log_seconds_since_last"]
     for task in tasks:
         names += [f"{kind}.log_known.{task}", f"{kind}.rate.{task}"]
+        names += [f"{kind}.rate_{w}.{task}" for w in WINDOWS_MS] if timed else []
     return names
 
 
 def statistics(rows: Rows, delays_ms: Sequence[int], priors: Sequence[float]) -> Floats:
     """f64[N, F]: past counts and smoothed past label means, as `feature_names` lists them.
 
+    Over the whole past, and over windows of it (of labels: windows that end when they are known).
     A mean is `(sum + 10 prior) / (known + 10)`, with the training mean as prior.
     """
     if rows.fold is None:
@@ -101,18 +104,24 @@ def _timed_statistics(rows: Rows, delays_ms: Sequence[int], priors: Sequence[flo
     count = past.sum(ones)
     columns = [np.log1p(count)]
     columns += [np.log1p(count - past.sum(ones, window)) for window in WINDOWS_MS.values()]
-    columns.append(_log_seconds_since_last(past, rows.time))
+    end = past.position()
+    columns += [_log_seconds_since(past, at, end, rows.time) for at in (past.start, end - 1)]
     for labels, delay, prior in zip(rows.labels.T, delays_ms, priors, strict=True):
-        known = past.sum(np.isfinite(labels).astype(float), delay)
-        columns += _smoothed(known, past.sum(np.nan_to_num(labels), delay), prior)
+        known, value = np.isfinite(labels).astype(float), np.nan_to_num(labels)
+        all_known, all_value = past.sum(known, delay), past.sum(value, delay)
+        columns += _smoothed(all_known, all_value, prior)
+        for window in WINDOWS_MS.values():
+            recent = all_known - past.sum(known, delay + window)
+            columns.append(_smoothed(recent, all_value - past.sum(value, delay + window), prior)[1])
     return np.stack(columns, 1)
 
 
-def _log_seconds_since_last(past: Past, time: Ints) -> Floats:
-    end = past.position()
-    has_past = end > past.start
-    last = past.rows[np.maximum(end - 1, 0)] if len(past.rows) else np.zeros(len(time), np.int64)
-    seconds = np.where(has_past, (time - time[last]) / 1000, np.nan)
+def _log_seconds_since(past: Past, at: Ints, end: Ints, time: Ints) -> Floats:
+    """f64[N]: log of 1 + the seconds since the row at a place of the order; NaN without a past."""
+    if not len(past.rows):
+        return np.full(len(time), np.nan)
+    row = past.rows[np.clip(at, 0, len(past.rows) - 1)]
+    seconds = np.where(end > past.start, (time - time[row]) / 1000, np.nan)
     return np.log1p(seconds)
 
 

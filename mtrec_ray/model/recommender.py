@@ -50,7 +50,9 @@ class Samples:
         places = places.reshape(refs.shape).astype(np.int64) - shift
 
         def put(values: np.ndarray, dtype: type) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values, dtype)).to(device)
+            return torch.from_numpy(np.array(values, dtype, order="C")).to(
+                device
+            )  # owns its memory
 
         return cls(
             items=put(distinct[shift:], np.int64),
