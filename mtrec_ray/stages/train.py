@@ -64,7 +64,11 @@ class RayHost:
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in (
+        None,
+        "ray.train",
+    ):  # some of Ray Train's loggers are named by file: below the root
+        logging.getLogger(name).setLevel(logging.WARNING)
     project = parse_project(config["project"])
     torch.set_num_threads(project.run.cpus_per_worker)
     return loop.train(project, load_prepared(config["prepared"]), RayHost(config["curves"]))

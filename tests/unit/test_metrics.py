@@ -1,4 +1,4 @@
-"""Metrics are scikit-learn's, GAUC is the mean of per-user AUCs, the joint score knows no lambda."""
+"""Metrics are scikit-learn's, GAUC is a mean of per-user AUCs, the joint score knows no lambda."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_gauc_by_hand():
 
 
 def test_binary_metrics_report_both_gaucs():
-    """`gauc` is the weighted and `gauc_unweighted` the unweighted one, over users and not all rows."""
+    """`gauc` is weighted and `gauc_unweighted` is not; both are over users, not over all rows."""
     found = binary(LABELS, SCORES, USERS)
     assert found["gauc"] == pytest.approx(5 / 9, abs=1e-12)
     assert found["gauc_unweighted"] == pytest.approx(0.5, abs=1e-12)
@@ -167,10 +167,10 @@ def test_certain_mistakes_are_finite(score, base_rate):
 
 
 def test_metrics_of_parts_are_not_averaged():
-    """Two parts with AUC 1 and different levels have AUC 7/9 together; RMSE of 0 and 2 is not 1."""
+    """Two parts with AUC 1 and different levels have AUC 8/9 together; RMSE of 0 and 2 is not 1."""
     low, high = ([1, 0, 0], [0.3, 0.2, 0.1]), ([1, 1, 0], [0.9, 0.8, 0.7])
     assert binary(*low)["auc"] == binary(*high)["auc"] == 1
-    assert binary(low[0] + high[0], low[1] + high[1])["auc"] == pytest.approx(7 / 9)
+    assert binary(low[0] + high[0], low[1] + high[1])["auc"] == pytest.approx(8 / 9)
     parts = [np.zeros(3), np.full(3, 2.0)]
     rmses = [regression_metrics(np.zeros(3), p, train_mean=1.0)["rmse"] for p in parts]
     whole = regression_metrics(np.zeros(6), np.concatenate(parts), train_mean=1.0)["rmse"]

@@ -1,0 +1,249 @@
+"""A small world for tests: two scenarios that differ in everything that a scenario may have.
+
+`shop` has a conditional task over the entire space, item and event categories and item numbers;
+`video` has a regression and none of these. Their users are shared. No Ray, no downloads: the
+encoder is `tiny`. Weights are stirred, because heads start at zero, where the gradient of
+everything below them is zero and a test that compares gradients could not fail.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mtrec_ray.config import parse_project
+from mtrec_ray.data import storage
+from mtrec_ray.data.catalogue import NO_TIME, Catalogue
+from mtrec_ray.data.events import fixed_list
+from mtrec_ray.data.shards import (
+    LISTS,
+    SCALARS,
+    Arrays,
+    Prepared,
+    PreparedScenario,
+    Shard,
+    load_prepared,
+)
+from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.schema import SPLITS, Encoder, Model, Project
+
+NUM_USERS, NUM_ITEMS, HISTORY = 12, 30, 4
+VOCABULARY = 97  # of the tiny encoder
+CPU = torch.device("cpu")
+
+SHOP = PreparedScenario(
+    name="shop",
+    kinds={"click": "binary", "buy": "binary"},
+    given={"buy": "click"},
+    entire=["buy"],
+    history_last=HISTORY,
+    label_means={"click": 0.4, "buy": 0.25},
+    label_stds={"click": 0.49, "buy": 0.43},
+    numeric_names=["item.log_count", "item.rate.click", "item.rate.buy"],
+    numeric_mean=[0.1, 0.0, -0.2],
+    numeric_std=[1.0, 1.5, 0.7],
+    numeric_quantiles=[[-2.0, -0.5, 0.0, 0.5, 2.0]] * 3,
+    item_numeric_mean=[0.3],
+    item_numeric_std=[1.2],
+    item_category_sizes=[3],
+    category_sizes=[4],
+    user_space="people",
+    num_users=NUM_USERS,
+    num_items=NUM_ITEMS,
+    popularity={"click": "item.rate.click", "buy": "item.rate.buy"},
+    shards={split: [] for split in SPLITS},
+)
+VIDEO = replace(
+    SHOP,
+    name="video",
+    kinds={"like": "binary", "stars": "regression"},
+    given={},
+    entire=[],
+    label_means={"like": 0.6, "stars": 3.5},
+    label_stds={"like": 0.49, "stars": 1.1},
+    numeric_names=["item.log_count", "item.rate.like"],
+    numeric_mean=[0.0, 0.2],
+    numeric_std=[1.0, 0.8],
+    numeric_quantiles=[[-1.5, -0.5, 0.0, 0.5, 1.5]] * 2,
+    item_numeric_mean=[],
+    item_numeric_std=[],
+    item_category_sizes=[],
+    category_sizes=[],
+    popularity={"like": "item.rate.like", "stars": "item.log_count"},
+)
+FACTS = {"shop": SHOP, "video": VIDEO}
+
+
+def scenario_tree(tasks: Mapping[str, Any], **fields: object) -> dict[str, Any]:
+    """A scenario of a project file."""
+    return {
+        "items": {"path": "items.parquet", "text": "{title}"},
+        "events": {"path": "events.parquet", "time": "time"},
+        "split": {"column": "split"},
+        "tasks": dict(tasks),
+        **fields,
+    }
+
+
+def project_tree(scenarios: Mapping[str, Any], **sections: object) -> dict[str, Any]:
+    """A project file."""
+    return deepcopy({"scenarios": dict(scenarios), "run": {"name": "test"}, **sections})
+
+
+def two_scenario_project(shop: float = 2.0, video: float = 1.0) -> Project:
+    """The project of `FACTS`, with the scenarios' lambdas."""
+    buy = {"kind": "binary", "given": "click", "space": "entire", "weight": 0.5}
+    tasks = {"click": {"kind": "binary"}, "buy": buy}
+    more = {"like": {"kind": "binary"}, "stars": {"kind": "regression", "weight": 3.0}}
+    scenarios = {
+        "shop": scenario_tree(tasks, weight=shop),
+        "video": scenario_tree(more, weight=video),
+    }
+    return parse_project(project_tree(scenarios))
+
+
+def make_catalogue(rng: np.random.Generator, facts: PreparedScenario) -> Catalogue:
+    """Items with texts of 3 to 14 tokens; some unknown to training, some numbers null."""
+    n = facts.num_items
+    lengths = rng.integers(3, 15, n)
+    sizes = facts.item_category_sizes
+    numeric = rng.normal(size=(n, len(facts.item_numeric_mean))).astype(np.float32)
+    numeric[rng.random(numeric.shape) < 0.2] = np.nan
+    return Catalogue(
+        tokens=rng.integers(5, VOCABULARY, lengths.sum()).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        categorical=rng.integers(0, sizes or 1, (n, len(sizes))).astype(np.int32),
+        numeric=numeric,
+        published=np.full(n, NO_TIME),
+        known=rng.random(n) < 0.8,
+    )
+
+
+def make_catalogues(seed: int = 0) -> dict[str, Catalogue]:
+    """The catalogues of `FACTS`."""
+    rng = np.random.default_rng(seed)
+    return {name: make_catalogue(rng, facts) for name, facts in FACTS.items()}
+
+
+def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) -> Arrays:
+    """Prepared rows: short histories, null numbers, a third of the labels missing."""
+    shape = (num_rows, facts.history_last)
+    some = (
+        np.arange(facts.history_last) < rng.integers(0, facts.history_last + 1, num_rows)[:, None]
+    )
+    numeric = rng.normal(size=(num_rows, len(facts.numeric_mean))).astype(np.float32)
+    numeric[rng.random(numeric.shape) < 0.1] = np.nan
+    sizes = facts.category_sizes
+    return {
+        "row": np.arange(num_rows),
+        "user": rng.integers(0, facts.num_users, num_rows).astype(np.int32),
+        "item": rng.integers(0, facts.num_items, num_rows).astype(np.int32),
+        "time": rng.integers(0, 10**6, num_rows),
+        "history": np.where(some, rng.integers(0, facts.num_items, shape), -1).astype(np.int32),
+        "history_age": np.where(some, rng.integers(0, 30, shape), 0).astype(np.uint8),
+        "numeric": numeric,
+        "categorical": rng.integers(0, sizes or 1, (num_rows, len(sizes))).astype(np.int32),
+        "labels": make_labels(rng, facts, num_rows),
+    }
+
+
+def make_labels(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) -> np.ndarray:
+    """f32[N, T]: labels with nulls; a conditional one is null where its parent is not positive."""
+    columns: dict[str, np.ndarray] = {}
+    for task, kind in facts.kinds.items():
+        values = rng.integers(0, 2, num_rows) if kind == "binary" else rng.normal(3.5, 1, num_rows)
+        known = rng.random(num_rows) < 0.67
+        if task in facts.given:
+            known &= columns[facts.given[task]] == 1
+        columns[task] = np.where(known, values, np.nan)
+    return np.stack(list(columns.values()), 1).astype(np.float32)
+
+
+def take(arrays: Arrays, rows: slice | np.ndarray) -> Arrays:
+    """Some of the rows."""
+    return {name: values[rows] for name, values in arrays.items()}
+
+
+def small_model(trainable: str = "all", **fields: Any) -> Model:
+    """Options of a narrow model over the tiny encoder, without any dropout."""
+    encoder = Encoder.model_validate(
+        {"source": "tiny", "trainable": trainable, "tokens_per_chunk": 60}
+        | fields.pop("encoder", {})
+    )
+    sizes = {"width": 8, "attention_heads": 2, "hidden": (12, 10), "head_hidden": 6}
+    return Model.model_validate(
+        {"encoder": encoder, "dropout": 0, "id_dropout": 0, **sizes} | fields
+    )
+
+
+def stir(module: torch.nn.Module, seed: int = 1) -> None:
+    """Move every trainable weight off its start; the rows of unknown ids stay 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter += 0.2 * noise
+        for part in module.modules():
+            if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None:
+                part.weight[part.padding_idx] = 0
+
+
+def build(
+    options: Model,
+    catalogues: Mapping[str, Catalogue],
+    facts: Mapping[str, PreparedScenario] = FACTS,
+) -> tuple[Recommender, ItemVectors]:
+    """A stirred model, the same at every call, and its item vectors."""
+    torch.manual_seed(0)
+    model = Recommender(options, facts, catalogues, TextEncoder(options.encoder))
+    stir(model)
+    return model, ItemVectors(model.encoder, catalogues, CPU)
+
+
+def write_prepared(
+    folder: Path,
+    catalogues: Mapping[str, Catalogue],
+    shards: Mapping[str, Mapping[str, Sequence[Arrays]]],
+) -> Prepared:
+    """Prepared data of `FACTS` on disk: a manifest by hand, catalogues, one file a shard."""
+    scenarios = {}
+    for name, facts in FACTS.items():
+        write_catalogue(folder / name / "catalogue.parquet", catalogues[name])
+        listed: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+        for split, parts in shards[name].items():
+            for number, arrays in enumerate(parts):
+                path = f"{name}/{split}/part-{number:05}.parquet"
+                write_shard(folder / path, arrays)
+                listed[split].append(Shard(path, len(arrays["row"])))
+        scenarios[name] = asdict(replace(facts, shards=listed))
+    manifest = {"fingerprint": "by hand", "scenarios": scenarios}
+    storage.write_json(str(folder / "manifest.json"), manifest)
+    return load_prepared(str(folder))
+
+
+def write_shard(path: Path, arrays: Arrays) -> None:
+    """Rows as a Parquet file in the schema of prepared rows."""
+    columns: dict[str, Any] = {name: arrays[name] for name in SCALARS}
+    storage.write_table(str(path), pa.table(columns | {c: fixed_list(arrays[c]) for c in LISTS}))
+
+
+def write_catalogue(path: Path, catalogue: Catalogue) -> None:
+    """A catalogue as a Parquet file in the schema of prepared catalogues."""
+    texts = np.split(catalogue.tokens, catalogue.offsets[1:-1])
+    columns: dict[str, Any] = {
+        "item_id": [f"item {i}" for i in range(catalogue.num_items)],
+        "tokens": pa.array(texts, pa.list_(pa.int32())),
+        "known": catalogue.known,
+    }
+    for kind in ("categorical", "numeric"):
+        for i, values in enumerate(getattr(catalogue, kind).T):
+            columns[f"{kind}.{i}"] = np.ascontiguousarray(values)
+    storage.write_table(str(path), pa.table(columns))

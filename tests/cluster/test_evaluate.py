@@ -1,0 +1,174 @@
+"""Evaluation predicts every test row once, and its metrics are scikit-learn's of what it wrote."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import (
+    log_loss,
+    mean_absolute_error,
+    roc_auc_score,
+    root_mean_squared_error,
+)
+
+from mtrec_ray.data.shards import read_rows
+from mtrec_ray.stages.evaluate import predict, run_evaluate
+from mtrec_ray.stages.prepare import prepared_folder
+from tests.cluster.runs import changed, say_nothing
+
+pytestmark = pytest.mark.cluster
+
+TASKS = {"shop": ("click", "buy"), "video": ("like", "rating")}
+BINARY = [("shop", "click"), ("shop", "buy"), ("video", "like")]
+
+
+@pytest.fixture(scope="module")
+def metrics(trained):
+    """The metrics of the run's own evaluation, by two workers."""
+    return run_evaluate(trained.project, str(trained.storage), say_nothing)["metrics"]
+
+
+@pytest.fixture(scope="module")
+def predictions(trained, metrics):
+    """The predictions that the evaluation wrote, by scenario."""
+    folder = trained.folder / "evaluation" / "predictions"
+    return {name: read_folder(folder / name) for name in metrics}
+
+
+def read_folder(folder: Path) -> pd.DataFrame:
+    """All predictions of a folder."""
+    return pq.read_table(folder).to_pandas()
+
+
+def column(found: pd.DataFrame, key: str, task: int) -> np.ndarray:
+    """A task's labels, scores or popularities."""
+    return np.stack(found[key].to_list())[:, task].astype(np.float64)
+
+
+def labelled(predictions: dict[str, pd.DataFrame], name: str, task: str):
+    """Labels, scores, popularities and users of a task's labelled rows."""
+    found, i = predictions[name], TASKS[name].index(task)
+    label = column(found, "label", i)
+    known = np.isfinite(label)
+    assert known.sum() > 20
+    parts = (label, column(found, "score", i), column(found, "popularity", i), found["user"])
+    return tuple(np.asarray(part)[known] for part in parts)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_every_row_is_predicted_once(trained, predictions, tmp_path, workers):
+    """One, two and three workers predict each test row exactly once, with the same scores."""
+    project = changed(trained.project, run={"num_workers": workers})
+    prepared_path = prepared_folder(project, str(trained.storage))
+    predict(project, prepared_path, str(trained.folder / "joint" / "best"), str(tmp_path))
+    for name in TASKS:
+        paths = trained.prepared.shard_paths(name, "test")
+        assert len(paths) >= 3
+        wanted = np.concatenate([a["row"] for a in read_rows(paths, 10_000, 0, 10**9)])
+        found, reference = read_folder(tmp_path / name), predictions[name]
+        assert sorted(found["row"]) == sorted(wanted)
+        for task in range(2):
+            scores = pd.Series(column(found, "score", task), found["row"]).sort_index()
+            others = pd.Series(column(reference, "score", task), reference["row"]).sort_index()
+            pd.testing.assert_series_equal(scores, others, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_prediction_columns(trained, predictions, name):
+    """A prediction is its sample's row, user, item and labels, with a finite score a task."""
+    found = predictions[name].sort_values("row")
+    assert set(found) == {"row", "user", "item", "scenario", "label", "score", "popularity"}
+    assert set(found["scenario"]) == {name}
+    batches = list(read_rows(trained.prepared.shard_paths(name, "test"), 10_000, 0, 10**9))
+    arrays = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+    order = np.argsort(arrays["row"])
+    for key in ("row", "user", "item"):
+        assert list(found[key]) == list(arrays[key][order])
+    facts = trained.prepared.scenarios[name]
+    for i, task in enumerate(facts.tasks):
+        np.testing.assert_array_equal(column(found, "label", i), arrays["labels"][order, i])
+        place = facts.numeric_names.index(facts.popularity[task])
+        np.testing.assert_array_equal(
+            column(found, "popularity", i), arrays["numeric"][order, place]
+        )
+        score = column(found, "score", i)
+        assert np.isfinite(score).all()
+        assert len(np.unique(score)) > 10
+        if facts.kinds[task] == "binary":
+            assert 0 < score.min() < score.max() < 1
+
+
+@pytest.mark.parametrize(("name", "task"), BINARY)
+def test_binary_metrics(trained, metrics, predictions, name, task):
+    """AUC, log-loss, NE, calibration, rows and popularity's AUC are scikit-learn's."""
+    label, score, popularity, _ = labelled(predictions, name, task)
+    found = metrics[name][task]
+    assert found["auc"] == pytest.approx(roc_auc_score(label, score))
+    assert found["popularity_auc"] == pytest.approx(roc_auc_score(label, popularity))
+    assert found["logloss"] == pytest.approx(log_loss(label, score))
+    base_rate = trained.prepared.scenarios[name].label_means[task]
+    constant = log_loss(label, np.full(len(label), base_rate), labels=[0, 1])
+    assert found["ne"] == pytest.approx(log_loss(label, score) / constant)
+    assert found["calibration"] == pytest.approx(score.sum() / label.sum())
+    assert found["rows"] == len(label)
+
+
+@pytest.mark.parametrize(("name", "task"), BINARY)
+def test_gauc(metrics, predictions, name, task):
+    """GAUC is the mean of scikit-learn's AUC of each user, weighted by rows, and unweighted."""
+    label, score, _, users = labelled(predictions, name, task)
+    aucs, rows = [], []
+    for user in np.unique(users):
+        mine = users == user
+        if len(set(label[mine])) == 2:
+            aucs.append(roc_auc_score(label[mine], score[mine]))
+            rows.append(mine.sum())
+    assert metrics[name][task]["gauc"] == pytest.approx(np.average(aucs, weights=rows))
+    assert metrics[name][task]["gauc_unweighted"] == pytest.approx(np.mean(aucs))
+
+
+def test_regression_metrics(trained, metrics, predictions):
+    """RMSE, MAE and the RMSE of the training mean are scikit-learn's, in the label's own units."""
+    label, score, _, _ = labelled(predictions, "video", "rating")
+    found = metrics["video"]["rating"]
+    assert set(label) <= set(np.arange(2, 11) / 2)
+    assert found["rmse"] == pytest.approx(root_mean_squared_error(label, score))
+    assert found["mae"] == pytest.approx(mean_absolute_error(label, score))
+    mean = np.full(len(label), trained.prepared.scenarios["video"].label_means["rating"])
+    assert found["mean_rmse"] == pytest.approx(root_mean_squared_error(label, mean))
+    assert found["rows"] == len(label)
+
+
+def test_metrics_are_written(trained, metrics):
+    """`metrics.json` holds the metrics that the stage returned, and a joint score."""
+    record = json.loads((trained.folder / "evaluation" / "metrics.json").read_text())
+    assert record["metrics"] == metrics
+    shop = np.mean([metrics["shop"][t]["ne"] for t in ("click", "buy")])
+    video = np.mean([metrics["video"]["like"]["ne"], metrics["video"]["rating"]["relative_rmse"]])
+    assert record["joint_score"] == pytest.approx((shop + video) / 2)
+
+
+def test_finished_evaluation_is_not_repeated(trained, metrics):
+    """A second call says that it is done and returns the same metrics."""
+    told: list[str] = []
+    again = run_evaluate(trained.project, str(trained.storage), told.append)
+    assert again["metrics"] == metrics
+    assert told == ["evaluate: already done"]
+
+
+def test_evaluation_needs_a_model(trained, untrained):
+    """Without a trained model the error says which job to run first."""
+    with pytest.raises(ValueError, match=r"joint model: found none in .*run the train job first"):
+        run_evaluate(trained.project, str(untrained), say_nothing)
+
+
+@pytest.mark.parametrize("sections", [{"model": {"width": 32}}, {"training": {"lr": 0.5}}])
+def test_model_of_another_configuration_is_refused(trained, metrics, sections):
+    """A project that differs from the one that trained the model is refused in one line."""
+    with pytest.raises(ValueError, match=r"run\.name|model") as caught:
+        run_evaluate(changed(trained.project, **sections), str(trained.storage), say_nothing)
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,166 @@
+"""The gloo ranks of test_two_ranks.py: `python -m tests.distributed.rank FOLDER SIZE...`.
+
+Only data and processes differ between one rank and several: the functions below run the same code
+of the package in each. What they find is written to FOLDER/rankRofSIZE.pt. Ranks are forked from a
+process that has only imported (and has no threads yet): importing in each takes longer than all
+of the rest.
+"""
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mtrec_ray.data.shards import Arrays, load_prepared
+from mtrec_ray.learning import validate as validation
+from mtrec_ray.learning.losses import loss_weights
+from mtrec_ray.learning.step import Batch, Forward, accumulate, wrap
+from mtrec_ray.model.recommender import Samples
+from tests.builders import (
+    FACTS,
+    build,
+    make_catalogues,
+    make_rows,
+    small_model,
+    take,
+    two_scenario_project,
+)
+
+SECONDS = 100
+ACCUMULATION = 2
+# Rows of one micro-batch of one of two ranks, so that a step has 4 times as many.
+MICRO_ROWS = {"shop": 5, "video": 3}
+# Trainable part, whether the step encodes, and whether DDP looks for unused parameters: as the
+# loop wraps each of them (`every: 2` encodes in every second step only).
+MODES = {
+    "all": ("all", True, False),
+    "top_k": ("top_k", True, False),
+    "lora": ("lora", True, False),
+    "none": ("none", True, True),
+    "every": ("all", False, True),
+}
+
+
+def step_rows() -> dict[str, Arrays]:
+    """All rows of the step. The second half of them is that of rank 1, and has no stars at all."""
+    rng = np.random.default_rng(11)
+    rows = {n: make_rows(rng, facts, 4 * MICRO_ROWS[n]) for n, facts in FACTS.items()}
+    half = 2 * MICRO_ROWS["video"]
+    rows["video"]["labels"][half:, 1] = np.nan
+    rows["video"]["labels"][:half, 1] = [2.0, 5.0, 3.0, np.nan, 4.5, 1.0]
+    rows["shop"]["labels"][:7, 0] = np.nan
+    rows["shop"]["labels"][:7, 1] = np.nan
+    return rows
+
+
+def batches_of(rank: int, size: int) -> list[Batch]:
+    """The micro-batches of a rank: equal parts of the step's rows."""
+    rows = step_rows()
+    parts = size * ACCUMULATION
+    batches = []
+    for part in range(rank * ACCUMULATION, (rank + 1) * ACCUMULATION):
+        cuts = {n: 4 * MICRO_ROWS[n] // parts for n in rows}
+        batches.append(
+            {
+                n: Samples.of(take(a, slice(part * cuts[n], (part + 1) * cuts[n])))
+                for n, a in rows.items()
+            }
+        )
+    return batches
+
+
+def step(mode: str, rank: int, size: int) -> dict[str, Any]:
+    """Loss, counts and gradients of a step; None for a parameter without gradient."""
+    trainable, encode, some_unused = MODES[mode]
+    options = small_model(trainable, encoder={"lora": {"layers": 1}})
+    model, vectors = build(options, make_catalogues())
+    vectors.compute_frozen()
+    vectors.refresh()
+    module = wrap(Forward(model, vectors), some_unused=some_unused)
+    weights = torch.tensor(list(loss_weights(two_scenario_project().scenarios).values()))
+    result = accumulate(module, FACTS, batches_of(rank, size), weights, encode=encode)
+    gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    return {"loss": result.loss, "counts": result.counts, "gradients": gradients}
+
+
+@contextmanager
+def recorded_rows() -> Iterator[dict[str, list[int]]]:
+    """The numbers of the rows that `validate` scores meanwhile, by scenario."""
+    seen: dict[str, list[int]] = {name: [] for name in FACTS}
+    score_rows = validation.score_rows
+
+    def recording(model: Any, vectors: Any, name: str, batches: Any) -> Iterator[Any]:
+        for arrays, scores in score_rows(model, vectors, name, batches):
+            seen[name] += arrays["row"].tolist()
+            yield arrays, scores
+
+    with patch.object(validation, "score_rows", recording):
+        yield seen
+
+
+def validate(folder: Path) -> dict[str, Any]:
+    """The metrics of the validation split, and the rows that this rank scored."""
+    prepared = load_prepared(str(folder / "prepared"))
+    catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
+    model, vectors = build(small_model("top_k"), catalogues, prepared.scenarios)
+    vectors.compute_frozen()
+    vectors.refresh()
+    with recorded_rows() as seen:
+        metrics = validation.validate(model, vectors, prepared, "valid")
+    return {"metrics": metrics, "rows": seen}
+
+
+def run_rank(folder: Path, rank: int, size: int) -> None:
+    """Run a rank and write what it finds."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store{size}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=SECONDS),
+    )
+    found: dict[str, Any] = {"validation": validate(folder)}
+    if size == 2:
+        found["steps"] = {mode: step(mode, rank, size) for mode in MODES}
+    torch.save(found, folder / f"rank{rank}of{size}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_ranks(folder: Path, size: int) -> bool:
+    """Whether all ranks end well and in time; the first that does not ends the others."""
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=run_rank, args=(folder, r, size)) for r in range(size)]
+    for process in ranks:
+        process.start()
+    deadline = time.monotonic() + SECONDS
+    running = ranks
+    while running and time.monotonic() < deadline:
+        wait([p.sentinel for p in running], timeout=1)
+        running = [p for p in ranks if p.exitcode is None]
+        if any(p.exitcode for p in ranks):
+            break
+    for process in running:
+        process.kill()
+        process.join()
+    return all(p.exitcode == 0 for p in ranks)
+
+
+def main(folder: str, *sizes: str) -> int:
+    """Run the ranks of each size; returns the exit code."""
+    return 0 if all(run_ranks(Path(folder), int(size)) for size in sizes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""The quickstart as a user runs it: one command, one JSON line, and nothing is done twice."""
+
+import time
+from subprocess import CompletedProcess
+
+import pytest
+
+from mtrec_ray.config import load_project
+from tests.end_to_end.jobs import QUICKSTART, SMALL, TOP, last_line, options, run_process
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+TASKS = {
+    "shop": {"click": "binary", "buy": "binary"},
+    "news": {"click": "binary", "like": "binary"},
+    "video": {"like": "binary", "rating": "regression"},
+}
+PAIRS = [(name, task) for name, tasks in TASKS.items() for task in tasks]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """Where the runs lie."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def first(storage) -> tuple[CompletedProcess[str], float]:
+    """The pipeline as a process, and its seconds."""
+    return timed(storage)
+
+
+@pytest.fixture(scope="module")
+def second(first, storage) -> tuple[CompletedProcess[str], float]:
+    """The same command again."""
+    return timed(storage)
+
+
+def timed(storage) -> tuple[CompletedProcess[str], float]:
+    start = time.monotonic()
+    found = run_process("pipeline", options(QUICKSTART, storage, SMALL), timeout=500)
+    return found, time.monotonic() - start
+
+
+def test_last_line(first):
+    """The pipeline exits with 0, and its last line is JSON that names the job and the run."""
+    found, _ = first
+    assert found.returncode == 0, found.stderr
+    line = last_line(found.stdout)
+    assert line["job"] == "pipeline"
+    assert line["run"] == "quickstart"
+    assert {n: set(t) for n, t in line["metrics"].items()} == {n: set(t) for n, t in TASKS.items()}
+
+
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_metrics_of_each_task(first, name, task):
+    """Each task has its kind's metrics over its rows, with popularity's beside them."""
+    found = last_line(first[0].stdout)["metrics"][name][task]
+    binary = {"auc", "popularity_auc", "gauc", "gauc_unweighted", "logloss", "ne", "calibration"}
+    wanted = binary if TASKS[name][task] == "binary" else {"rmse", "mae", "mean_rmse"}
+    assert set(found) >= wanted | {"rows"}
+    assert 20 < found["rows"] < 4000
+    assert all(isinstance(found[key], float) for key in wanted)
+    if TASKS[name][task] == "binary":
+        assert 0 <= found["auc"] <= 1
+        assert 0 <= found["popularity_auc"] <= 1
+        assert 0 < found["logloss"] < 2
+    else:
+        assert 0 < found["rmse"] < 3
+        assert 0 < found["mean_rmse"] < 3
+
+
+def test_output_says_that_the_world_is_generated(first):
+    """Both the progress and the table say that the data is generated, not real."""
+    said = [line for line in first[0].stdout.splitlines() if "GENERATED" in line]
+    assert len(said) == 2
+    assert all("not real data" in line for line in said)
+
+
+def test_progress_names_the_stages(first):
+    """The progress says what is prepared, audited, trained and scored."""
+    for words in ("tokenising", "leakage audit", "joint training with 2 workers", "test rows"):
+        assert words in first[0].stdout
+    assert "already done" not in first[0].stdout
+    assert "Traceback" not in first[0].stderr
+
+
+def test_files_of_the_run(first, storage):
+    """A run leaves prepared data, the best model, predictions and metrics."""
+    run = storage / "quickstart"
+    for file in (
+        "prepared/manifest.json",
+        "joint/best/model.safetensors",
+        "joint/done.json",
+        "evaluation/metrics.json",
+    ):
+        assert (run / file).is_file()
+    for name in TASKS:
+        assert list((run / "evaluation" / "predictions" / name).glob("*.parquet"))
+    assert not list(storage.rglob("*.part"))
+    assert not (run / "prepared" / "work").exists()
+
+
+def test_nothing_is_done_twice(second):
+    """The same command again skips every stage."""
+    found, _ = second
+    assert found.returncode == 0, found.stderr
+    for stage in ("prepare", "train", "evaluate"):
+        assert f"{stage}: already done" in found.stdout
+    for words in ("tokenising", "writing the GENERATED", "joint training", "scoring"):
+        assert words not in found.stdout
+
+
+def test_same_line_again(first, second):
+    """The second run's last line is the first one's, to the last digit."""
+    first_line, second_line = (r[0].stdout.splitlines()[-1] for r in (first, second))
+    assert first_line == second_line
+
+
+def test_second_run_is_quick(first, second):
+    """The second run takes less than half of the first one's time."""
+    assert second[1] < first[1] / 2
+
+
+def test_cut_down_sizes_are_the_quickstarts(first):
+    """The overrides reach the project: the shipped file itself has other sizes."""
+    small, shipped = load_project(TOP / QUICKSTART, SMALL), load_project(TOP / QUICKSTART)
+    assert small.sample_world.events == 4000 < shipped.sample_world.events
+    assert small.scenarios == shipped.scenarios
+    assert set(TASKS) == set(shipped.scenarios)

@@ -1,0 +1,48 @@
+"""The shipped real4 project file, cut down, on two of its real scenarios."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+TOP = Path(__file__).parents[2]
+REAL4 = TOP.parent / "shared" / "data" / "real4"
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(not REAL4.exists(), reason="real4 does not lie beside the project"),
+]
+
+
+def test_frozen_encoder_beats_popularity_on_real_logs(tmp_path):
+    """One short epoch over video and news beats the reference popularity on every main task.
+
+    B0 (BASELINES.md): video like 0.6622, love 0.6644, rating RMSE 1.0019; news read 0.9281.
+    """
+    tree = yaml.safe_load((TOP / "jobs" / "real4.yaml").read_text())
+    tree["root"] = str(REAL4)
+    tree["scenarios"] = {name: tree["scenarios"][name] for name in ("video", "news")}
+    tree["model"]["encoder"] |= {"trainable": "none", "max_tokens": 24}
+    tree["training"] |= {"epochs": 1, "rows_per_epoch": 120_000, "batch_size": 1024, "lr": 2e-3}
+    config = tmp_path / "two.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "jobs.pipeline", "--config", str(config)]
+    found = subprocess.run(
+        [*command, "--storage", str(tmp_path)],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    metrics = json.loads(found.stdout.splitlines()[-1])["metrics"]
+    assert metrics["video"]["like"]["auc"] > 0.6622 + 0.08
+    assert metrics["video"]["love"]["auc"] > 0.6644 + 0.08
+    assert metrics["video"]["rating"]["rmse"] < 1.0019 - 0.05
+    assert metrics["news"]["read"]["auc"] > 0.9281
+    assert metrics["video"]["like"]["rows"] == 10_042
+    assert metrics["news"]["read"]["rows"] == 11_826

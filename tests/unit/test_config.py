@@ -1,0 +1,338 @@
+"""All mistakes of a project file are reported at once: field, what was found, what is allowed."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtrec_ray.config import (
+    ProjectError,
+    apply_override,
+    fingerprint,
+    load_project,
+    parse_project,
+)
+from mtrec_ray.schema import SECONDS, parse_duration
+from tests.builders import project_tree, scenario_tree
+
+CLICK = {"click": {"kind": "binary"}}
+
+
+def tree_of(tasks=CLICK, **fields):
+    return project_tree({"shop": scenario_tree(tasks, **fields)})
+
+
+def problems_of(tree) -> list[str]:
+    with pytest.raises(ProjectError) as error:
+        parse_project(tree)
+    return error.value.problems
+
+
+def problem_of(tree) -> str:
+    (problem,) = problems_of(tree)
+    return problem
+
+
+def write(tmp_path, tree):
+    file = tmp_path / "project.yaml"
+    file.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return file
+
+
+def load_problems(file, *overrides) -> list[str]:
+    with pytest.raises(ProjectError) as error:
+        load_project(file, overrides)
+    return error.value.problems
+
+
+def test_a_valid_tree_has_no_mistakes():
+    """The tree that the tests below break is accepted, with its defaults filled in."""
+    project = parse_project(tree_of())
+    assert project.scenarios["shop"].weight == 1.0
+    assert project.training.alpha == 1.0
+
+
+def test_all_mistakes_are_reported_at_once():
+    """Mistakes in five places, of four kinds, are five lines of one error."""
+    tree = tree_of({"click": {"kind": "binray"}}, split={"fractions": [0.8, 0.1, 0.2]})
+    tree |= {"training": {"batch_sise": 7, "lr": -1}, "run": {}}
+    found = problems_of(tree)
+    fields = [
+        "run.name", "scenarios.shop.split", "scenarios.shop.tasks.click.kind",
+        "training.batch_sise", "training.lr",
+    ]  # fmt: skip
+    assert sorted(p.split(":")[0] for p in found) == fields
+    assert str(ProjectError(found)) == "\n".join(found)
+    assert all("found" in p and "allowed" in p and "\n" not in p for p in found)
+
+
+@pytest.mark.parametrize(
+    ("section", "known"),
+    [
+        (("training",), "batch_size"),
+        (("model", "encoder", "lora"), "rank"),
+        (("scenarios", "shop"), "weight"),
+        (("scenarios", "shop", "items"), "categorical"),
+        (("scenarios", "shop", "tasks", "click"), "kind"),
+        (("scenarios", "shop", "negatives"), "per_positive"),
+        ((), "sample_world"),
+    ],
+)
+def test_an_unknown_key_names_the_known_ones(section, known):
+    """An unknown key is refused in every section, with the keys that the section has."""
+    tree = tree_of(negatives={"of": "click"})
+    node = tree
+    for part in section:
+        node = node.setdefault(part, {})
+    node["nonsense"] = 1
+    found = problem_of(tree)
+    assert found.startswith(".".join([*section, "nonsense"]) + ": found an unknown key; allowed: ")
+    assert known in found.split("allowed: ")[1].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "where", "words"),
+    [
+        ({"model": {"encoder": {"pooling": "max"}}}, "model.encoder.pooling", "'mean', 'cls'"),
+        ({"model": {"dropout": 1}}, "model.dropout", "found 1; allowed: input should be less"),
+        ({"model": {"width": 30}}, "model", "width 30 is not a multiple of attention_heads 4"),
+        ({"training": {"alpha": 1.5}}, "training.alpha", "found 1.5"),
+        ({"training": {"epochs": 0}}, "training.epochs", "greater than 0"),
+        ({"training": {"lr": "fast"}}, "training.lr", "found 'fast'"),
+        ({"run": {"name": "a/b"}}, "run.name", "'a/b'"),
+        ({"evaluation": {"weights": {"shoe": 1}}}, "project file", "['shoe']; allowed: ['shop']"),
+    ],
+)
+def test_a_bad_value_is_named(fields, where, words):
+    """A bad value is one line with the field, the value and the rule."""
+    found = problem_of(tree_of() | fields)
+    assert found.startswith(where + ": ")
+    assert words in found
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ({"fractions": [0.8, 0.1, 0.2]}, "fractions sum to 1.1; allowed: 1"),
+        ({"fractions": [0.8, 0.2]}, "found nothing"),
+        ({"fractions": [1.0, 0.0, 0.0]}, "greater than 0"),
+        ({"time": ["2020-02-01", "2020-01-01"]}, "the first cut must be before the second"),
+        ({"column": "split", "fractions": [0.8, 0.1, 0.1]}, "allowed: one of column, time"),
+        ({}, "found none; allowed: one of column, time, fractions"),
+    ],
+)
+def test_a_bad_split_is_refused(split, words):
+    """A split is one of three ways, with fractions that sum to 1 and cuts in order."""
+    found = problems_of(tree_of(split=split))
+    assert found[0].startswith("scenarios.shop.split")
+    assert words in found[0]
+
+
+def test_good_splits_are_accepted():
+    """Fractions that sum to 1 but for rounding, and dates, are accepted."""
+    parse_project(tree_of(split={"fractions": [0.7, 0.2, 0.1]}))
+    parse_project(tree_of(split={"time": ["2020-01-01", "2020-02-01"]}))
+
+
+def task(**fields):
+    return {"kind": "binary", **fields}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ({"a": task(given="a")}, "tasks.a.given: found 'a'; allowed: another of ['a']"),
+        ({"a": task(given="b")}, "tasks.a.given: found 'b'; allowed: another of ['a']"),
+        ({"a": task(given="b"), "b": task(given="a")}, "is itself conditional"),
+        ({"a": task(), "b": task(given="a"), "c": task(given="b")}, "'b' is itself conditional"),
+        ({"a": task(kind="regression"), "b": task(given="a")}, "'a' is a regression"),
+        ({"a": task(space="entire")}, "space: entire is for a binary task with given"),
+        ({"a": task(weight=0)}, "all task weights are 0"),
+        ({"a": task(weight=-1)}, "greater than or equal to 0"),
+        ({"1a": task()}, "allowed: a letter"),
+        ({}, "at least 1 item"),
+    ],
+)
+def test_bad_tasks_are_refused(tasks, words):
+    """A task's parent is another, binary, unconditional task: cycles and chains are refused."""
+    found = problem_of(tree_of(tasks))
+    assert found.startswith("scenarios.shop")
+    assert words in found
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"history": {"of": "buy"}}, "history.of: found 'buy'; allowed: another of ['click']"),
+        ({"negatives": {"of": "buy"}}, "negatives.of: found 'buy'"),
+        ({"history": {"last": 0}}, "history.last: found 0"),
+        ({"events": {"path": "e"}, "split": {"time": ["2020-01-01", "2020-02-01"]}}, "events.time"),
+        ({"max_unknown_items": 2}, "max_unknown_items: found 2"),
+    ],
+)
+def test_bad_references_are_refused(fields, words):
+    """History, negatives and a split by time name what the scenario has."""
+    assert words in problem_of(tree_of(**fields))
+
+
+def test_several_wrong_references_of_a_scenario_are_all_reported():
+    """Two wrong names in one scenario are both in the error."""
+    found = "\n".join(problems_of(tree_of(history={"of": "buy"}, negatives={"of": "love"})))
+    assert "history.of: found 'buy'" in found
+    assert "negatives.of: found 'love'" in found
+
+
+def test_an_unknown_key_of_a_scenario_named_like_a_field():
+    """A scenario may be called `items` or `weight`: its keys are still those of a scenario."""
+    for name in ("items", "weight"):
+        tree = project_tree({name: scenario_tree(CLICK, nonsense=1)})
+        assert "max_unknown_items" in problem_of(tree)
+
+
+def test_all_lambdas_zero_are_refused():
+    """A project whose scenarios all have weight 0 has no loss and is refused."""
+    assert "all weights are 0" in problem_of(tree_of(weight=0))
+
+
+def test_negatives_may_be_the_word_none():
+    """`negatives: none` is no negatives."""
+    assert parse_project(tree_of(negatives="none")).scenarios["shop"].negatives is None
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(SECONDS)))
+def test_durations(number, unit):
+    """A number with a unit is that many seconds; a plain number is seconds."""
+    wanted = number * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[unit]
+    assert parse_duration(f"{number}{unit}") == wanted
+    assert parse_duration(f" {number} {unit} ") == wanted
+    assert parse_duration(number) == number
+
+
+@pytest.mark.parametrize("delay", ["31", "d", "1.5d", "-1d", "3 days", "1y", -1, [1]])
+def test_bad_durations_are_refused(delay):
+    """Other words and negative durations are a mistake of the field."""
+    found = problem_of(tree_of({"a": task(delay=delay)}))
+    assert found.startswith("scenarios.shop.tasks.a.delay: ")
+
+
+def test_a_delay_is_read():
+    """`delay: 31d` is 31 days in seconds."""
+    assert parse_project(tree_of({"a": task(delay="31d")})).scenarios["shop"].tasks["a"].delay == (
+        31 * 86400
+    )
+
+
+# --- files and overrides ---------------------------------------------------------------------
+
+
+def test_overrides_are_read_as_yaml(tmp_path):
+    """`--set` changes fields of given and of absent sections, numbers, lists and words."""
+    file = write(tmp_path, tree_of())
+    project = load_project(
+        file,
+        [
+            "training.lr=3e-4", "model.hidden=[7, 5]", "scenarios.shop.weight=2",
+            "model.encoder.pooling=cls", "scenarios.shop.tasks.click.delay=2h", "run.name=again",
+        ],
+    )  # fmt: skip
+    assert project.training.lr == 3e-4
+    assert project.model.hidden == (7, 5)
+    assert project.scenarios["shop"].weight == 2
+    assert project.scenarios["shop"].tasks["click"].delay == 7200
+    assert (project.model.encoder.pooling, project.run.name) == ("cls", "again")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.lr", "--set: found 'training.lr'; allowed: section.field=value"),
+        ("=3", "--set: found '=3'; allowed: section.field=value"),
+        ("run.name.first=x", "--set run.name.first: 'name' is a value, not a section"),
+        ("training.lrr=1", "training.lrr: found an unknown key"),
+        ("training.lr=fast", "training.lr: found 'fast'"),
+        ("shop.weight=2", "shop: found an unknown key"),
+        ("training.lr=[1", "--set training.lr"),
+    ],
+)
+def test_bad_overrides_are_refused(tmp_path, override, words):
+    """A bad `--set` is one line that names it or its field."""
+    (found,) = load_problems(write(tmp_path, tree_of()), override)
+    assert found.startswith(words)
+    assert "\n" not in found
+
+
+def test_override_of_a_tree():
+    """An override makes the sections on its way and leaves the others alone."""
+    tree = {"a": {"b": 1}}
+    apply_override(tree, "a.c.d=2")
+    apply_override(tree, "e=null")
+    assert tree == {"a": {"b": 1, "c": {"d": 2}}, "e": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", "not YAML"),
+        ("- a\n- b", "found list; allowed: a mapping"),
+        ("", "found NoneType; allowed: a mapping"),
+    ],
+)
+def test_files_that_are_no_mapping(tmp_path, text, words):
+    """A file that is no YAML mapping is one line that names the file."""
+    file = write(tmp_path, text)
+    (found,) = load_problems(file)
+    assert found.startswith(f"{file}: ")
+    assert words in found
+
+
+def test_missing_file(tmp_path):
+    """A missing project file is one line that names it."""
+    (found,) = load_problems(tmp_path / "none.yaml")
+    assert found.startswith(f"--config: found no file {tmp_path / 'none.yaml'}")
+
+
+def test_an_empty_file_section_is_a_mistake(tmp_path):
+    """A file without its required sections names each of them."""
+    found = load_problems(write(tmp_path, {"model": {}}))
+    assert sorted(p.split(":")[0] for p in found) == ["run", "scenarios"]
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "wanted"),
+    [
+        (None, "a/b.parquet", "{folder}/a/b.parquet"),
+        ("data", "b.parquet", "{folder}/data/b.parquet"),
+        ("..", "b.parquet", "{parent}/b.parquet"),
+        ("/data", "b.parquet", "/data/b.parquet"),
+        ("s3://bucket/x/", "b.parquet", "s3://bucket/x/b.parquet"),
+        ("data", "/else/b.parquet", "/else/b.parquet"),
+        ("data", "gs://bucket/b.parquet", "gs://bucket/b.parquet"),
+    ],
+)
+def test_paths_start_at_the_files_folder(tmp_path, root, path, wanted):
+    """Relative paths start at the project file's folder; absolute ones and URIs stay."""
+    tree = tree_of() | ({} if root is None else {"root": root})
+    project = load_project(write(tmp_path, tree))
+    assert project.path(path) == wanted.format(folder=tmp_path, parent=tmp_path.parent)
+
+
+def test_dump_is_read_back():
+    """A project written as plain values is the same project when it is read again."""
+    tree = tree_of(negatives={"of": "click", "from": "popularity"}, split={"time": [1, 2]})
+    project = parse_project(tree)
+    assert project.scenarios["shop"].negatives.source == "popularity"
+    assert parse_project(project.dump()) == project
+
+
+def test_projects_are_frozen():
+    """A parsed project cannot be changed in place."""
+    with pytest.raises(ValueError, match="frozen"):
+        parse_project(tree_of()).run.name = "other"
+
+
+def test_fingerprint():
+    """Equal configuration has an equal fingerprint whatever the order of keys, other values not."""
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert fingerprint("a", "b") != fingerprint("ab")
+    assert len(fingerprint()) == 16

@@ -1,0 +1,264 @@
+"""The joint loss is sums over labelled rows, divided by their counts, weighted by lambda and w."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec_ray.learning.losses import joint_loss, label_counts, loss_sums, loss_weights, target
+from mtrec_ray.learning.step import Forward, accumulate
+from mtrec_ray.model.recommender import Samples
+from tests.builders import (
+    FACTS,
+    SHOP,
+    VIDEO,
+    build,
+    make_catalogues,
+    make_rows,
+    small_model,
+    take,
+    two_scenario_project,
+)
+
+nan = math.nan
+# click, buy: every combination that can occur (a buy is known only where the click is positive).
+SHOP_LABELS = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, nan], [0.0, nan], [nan, nan]])
+SHOP_LOGITS = torch.tensor([[0.5, -1.0], [2.0, 0.3], [-0.7, 0.1], [1.5, 2.5], [0.2, 0.4]])
+# like, stars.
+VIDEO_LABELS = torch.tensor([[1.0, 5.0], [nan, 2.0], [0.0, nan]])
+VIDEO_LOGITS = torch.tensor([[0.3, 1.0], [0.1, -0.5], [-0.4, 0.2]])
+LABELS = {"shop": SHOP_LABELS, "video": VIDEO_LABELS}
+LOGITS = {"shop": SHOP_LOGITS, "video": VIDEO_LOGITS}
+
+
+def weights_of(shop: float, video: float) -> torch.Tensor:
+    return torch.tensor(list(loss_weights(two_scenario_project(shop, video).scenarios).values()))
+
+
+def joint(facts, logits, labels, weights):
+    return joint_loss(loss_sums(facts, logits, labels), label_counts(facts, labels), weights)
+
+
+def loss_and_gradients(labels, weights, facts=FACTS, logits=LOGITS):
+    leaves = {name: logits[name].clone().requires_grad_() for name in facts}
+    loss = joint(facts, leaves, labels, weights)
+    return loss, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def log_loss(p: float, y: float) -> float:
+    return -math.log(p if y else 1 - p)
+
+
+def batches_of(num_rows: dict[str, int], seed: int = 3) -> dict[str, Samples]:
+    rng = np.random.default_rng(seed)
+    return {name: Samples.of(make_rows(rng, FACTS[name], n)) for name, n in num_rows.items()}
+
+
+def test_golden_joint_loss():
+    """A joint loss of eight rows with nulls, ESMM and a regression is the one computed by hand."""
+    click = [log_loss(sigmoid(x), y) for x, y in ((0.5, 1), (2.0, 1), (-0.7, 1), (1.5, 0))]
+    products = [sigmoid(a) * sigmoid(b) for a, b in ((0.5, -1.0), (2.0, 0.3), (1.5, 2.5))]
+    buy = [log_loss(p, y) for p, y in zip(products, (1, 0, 0), strict=True)]
+    like = [log_loss(sigmoid(0.3), 1), log_loss(sigmoid(-0.4), 0)]
+    stars = [(1.0 - (5.0 - 3.5) / 1.1) ** 2, (-0.5 - (2.0 - 3.5) / 1.1) ** 2]
+    click, buy, like, stars = (sum(x) / len(x) for x in (click, buy, like, stars))
+    shop, video = (click + 0.5 * buy) / 1.5, (like + 3 * stars) / 4
+    found = joint(FACTS, LOGITS, LABELS, weights_of(2, 1))
+    assert found.item() == pytest.approx((2 * shop + video) / 3, rel=1e-6)
+    assert found.item() == pytest.approx(0.821619, abs=1e-6)
+
+
+def test_weights_sum_to_one():
+    """The normalised weights are lambda_i w_it over the sums of both."""
+    found = loss_weights(two_scenario_project(2, 1).scenarios)
+    assert found == pytest.approx(
+        {
+            ("shop", "click"): 2 / 3 / 1.5,
+            ("shop", "buy"): 2 / 3 * 0.5 / 1.5,
+            ("video", "like"): 1 / 3 / 4,
+            ("video", "stars"): 1 / 3 * 3 / 4,
+        }
+    )
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.5, 1024.0])
+def test_doubling_all_lambdas_changes_nothing(scale):
+    """Scaling every lambda by a power of two changes neither a loss nor a gradient bit."""
+    loss, gradients = loss_and_gradients(LABELS, weights_of(3, 0.7))
+    again, same = loss_and_gradients(LABELS, weights_of(3 * scale, 0.7 * scale))
+    assert torch.equal(loss, again)
+    assert all(torch.equal(gradients[name], same[name]) for name in FACTS)
+    other, _ = loss_and_gradients(LABELS, weights_of(3 * scale, 0.7))
+    assert not torch.equal(loss, other)
+
+
+@pytest.mark.parametrize("name", ["shop", "video"])
+def test_one_hot_lambda_is_the_single_scenario(name):
+    """A one-hot lambda gives exactly the loss and the gradients of a model of that scenario."""
+    model, _ = build(small_model(), make_catalogues())
+    batch = batches_of({"shop": 9, "video": 7})
+    vectors = {n: torch.randn(len(s.items), 16) for n, s in batch.items()}
+    found = []
+    for facts in (FACTS, {name: FACTS[name]}):
+        lambdas = {n: float(n == name) for n in FACTS}
+        weights = dict(zip(keys_of(FACTS), weights_of(**lambdas), strict=True))
+        model.zero_grad()
+        labels = {n: batch[n].labels for n in facts}
+        logits = model({n: batch[n] for n in facts}, vectors)
+        loss = joint(facts, logits, labels, torch.stack([weights[k] for k in keys_of(facts)]))
+        loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append((loss, {n: g.clone() for n, g in gradients.items()}))
+    (loss, gradients), (single_loss, single) = found
+    assert torch.equal(loss, single_loss)
+    assert any(n.startswith("bottom.") and g.any() for n, g in single.items())
+    for parameter, gradient in gradients.items():
+        wanted = single.get(parameter, torch.zeros_like(gradient))
+        assert torch.equal(gradient, wanted), parameter
+
+
+def keys_of(facts):
+    return [(name, task) for name, f in facts.items() for task in f.tasks]
+
+
+def test_missing_labels_take_no_part():
+    """Rows without a label have gradient 0, and the loss is that of the rows that have one."""
+    labels = {"shop": torch.tensor([[1.0, 1], [nan, nan], [0, nan], [nan, nan]])}
+    facts, weights = {"shop": SHOP}, torch.tensor([0.6, 0.4])
+    logits = {"shop": SHOP_LOGITS[:4]}
+    loss, gradients = loss_and_gradients(labels, weights, facts, logits)
+    kept = torch.tensor([0, 2])
+    less, fewer = loss_and_gradients(
+        {"shop": labels["shop"][kept]}, weights, facts, {"shop": logits["shop"][kept]}
+    )
+    assert torch.equal(loss, less)
+    assert torch.equal(gradients["shop"][kept], fewer["shop"])
+    assert not gradients["shop"][[1, 3]].any()
+    assert gradients["shop"][kept].any(1).all()
+
+
+def test_task_without_labels_adds_nothing():
+    """A task without a labelled row adds 0, and the weights of the others stay as they are."""
+    labels = {"shop": SHOP_LABELS, "video": VIDEO_LABELS.clone()}
+    labels["video"][:, 1] = nan
+    weights = weights_of(2, 1)
+    loss, gradients = loss_and_gradients(labels, weights)
+    whole, before = loss_and_gradients(LABELS, weights)
+    stars = sum((x - (y - 3.5) / 1.1) ** 2 for x, y in ((1.0, 5.0), (-0.5, 2.0))) / 2
+    assert loss.item() == pytest.approx(whole.item() - 1 / 3 * 3 / 4 * stars, rel=1e-6)
+    assert torch.equal(gradients["shop"], before["shop"])
+    assert torch.equal(gradients["video"][:, 0], before["video"][:, 0])
+    assert not gradients["video"][:, 1].any()
+
+
+def test_batch_without_any_label_is_zero():
+    """A batch without a single label has loss 0 and gradient 0, not NaN."""
+    labels = {name: torch.full_like(values, nan) for name, values in LABELS.items()}
+    loss, gradients = loss_and_gradients(labels, weights_of(1, 1))
+    assert loss.item() == 0
+    assert not any(g.any() for g in gradients.values())
+
+
+def test_entire_space_target():
+    """Over the entire space a label is 0 where its parent is 0 and null where its parent is."""
+    found = target(SHOP, "buy", SHOP_LABELS)
+    np.testing.assert_array_equal(found, [1, 0, nan, 0, nan])
+
+
+def test_masked_target():
+    """Without `space: entire` a conditional label stays null where its parent is 0."""
+    found = target(replace(SHOP, entire=[]), "buy", SHOP_LABELS)
+    np.testing.assert_array_equal(found, [1, 0, nan, nan, nan])
+
+
+def test_entire_space_loss_trains_the_parent_too():
+    """The loss of a buy is that of p(click) p(buy|click), also in its gradient by the click."""
+    a, b = 1.5, 2.5
+    labels = {"shop": torch.tensor([[0.0, nan]])}
+    weights = torch.tensor([0.0, 1.0])
+    logits = {"shop": torch.tensor([[a, b]])}
+    loss, gradients = loss_and_gradients(labels, weights, {"shop": SHOP}, logits)
+    p, q = sigmoid(a), sigmoid(b)
+    assert loss.item() == pytest.approx(-math.log(1 - p * q), rel=1e-6)
+    wanted = [p * q * (1 - p) / (1 - p * q), p * q * (1 - q) / (1 - p * q)]
+    assert gradients["shop"][0].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("logit", [-120.0, -20.0, 20.0, 120.0])
+@pytest.mark.parametrize("buy", [0.0, 1.0])
+def test_entire_space_loss_is_finite(logit, buy):
+    """Certain predictions give a finite loss and gradient over the entire space."""
+    labels = {"shop": torch.tensor([[1.0, buy]])}
+    logits = {"shop": torch.full((1, 2), logit)}
+    loss, gradients = loss_and_gradients(labels, torch.tensor([0.5, 0.5]), {"shop": SHOP}, logits)
+    assert loss.isfinite()
+    assert gradients["shop"].isfinite().all()
+
+
+def test_regression_target_is_standardised():
+    """A regression is trained on (label - training mean) / training deviation, nulls kept."""
+    found = target(VIDEO, "stars", VIDEO_LABELS)
+    np.testing.assert_allclose(found, [1.5 / 1.1, -1.5 / 1.1, nan], rtol=1e-6)
+
+
+@pytest.mark.parametrize("cuts", [(0, 4, 12), (0, 1, 11, 12)])
+def test_micro_batches_equal_one_batch(cuts):
+    """Micro-batches of unequal sizes and label counts give the loss and gradient of their union."""
+    rng = np.random.default_rng(5)
+    rows = {name: make_rows(rng, facts, 12) for name, facts in FACTS.items()}
+    parts = [
+        {name: Samples.of(take(arrays, slice(a, b))) for name, arrays in rows.items()}
+        for a, b in pairwise(cuts)
+    ]
+    whole = [{name: Samples.of(arrays) for name, arrays in rows.items()}]
+    (loss, gradients), (wanted_loss, wanted) = (step(batches) for batches in (parts, whole))
+    assert loss == pytest.approx(wanted_loss, rel=1e-6)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def step(batches):
+    model, vectors = build(small_model(), make_catalogues())
+    result = accumulate(Forward(model, vectors), FACTS, batches, weights_of(2, 1), encode=True)
+    return result.loss, {n: p.grad for n, p in model.named_parameters()}
+
+
+def test_step_reports_the_joint_loss():
+    """The loss that a step reports is that of the formula, evaluated row by row."""
+    batches = [batches_of({"shop": 6, "video": 5}, seed) for seed in (1, 2)]
+    model, vectors = build(small_model(), make_catalogues())
+    forward = Forward(model, vectors)
+    result = accumulate(forward, FACTS, batches, weights_of(2, 1), encode=True)
+    means = dict.fromkeys(keys_of(FACTS), ())
+    with torch.no_grad():
+        for batch in batches:
+            for name, logits in forward(batch, encode=True).items():
+                for task, losses in looped_losses(name, logits, batch[name].labels).items():
+                    means[name, task] += tuple(losses)
+    weights = loss_weights(two_scenario_project(2, 1).scenarios)
+    wanted = sum(weights[k] * sum(x) / len(x) for k, x in means.items())
+    assert result.counts.tolist() == [len(x) for x in means.values()]
+    assert result.loss == pytest.approx(wanted, rel=1e-5)
+
+
+def looped_losses(name, logits, labels):
+    found = {task: [] for task in FACTS[name].tasks}
+    for (first, second), (a, b) in zip(logits.tolist(), labels.tolist(), strict=True):
+        if name == "shop":
+            if not math.isnan(a):
+                found["click"].append(log_loss(sigmoid(first), a))
+            if a == 0 or not math.isnan(b):
+                found["buy"].append(log_loss(sigmoid(first) * sigmoid(second), a and b))
+        else:
+            if not math.isnan(a):
+                found["like"].append(log_loss(sigmoid(first), a))
+            if not math.isnan(b):
+                found["stars"].append((second - (b - 3.5) / 1.1) ** 2)
+    return found

@@ -1,0 +1,322 @@
+"""Scores depend on what items and rows are, not on where they stand; odd inputs stay finite."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812
+
+from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.heads import NumericInputs
+from mtrec_ray.model.interest import HistoryAttention, similarities
+from mtrec_ray.model.recommender import Recommender, Samples, drop_ids, predictions
+from tests.builders import (
+    CPU,
+    FACTS,
+    NUM_ITEMS,
+    SHOP,
+    VIDEO,
+    build,
+    make_catalogues,
+    make_rows,
+    small_model,
+    take,
+)
+
+
+def rows_of(num_rows=20, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: make_rows(rng, facts, num_rows) for name, facts in FACTS.items()}
+
+
+@torch.no_grad()
+def scores(model: Recommender, vectors: ItemVectors, rows) -> dict[str, torch.Tensor]:
+    batch = {name: Samples.of(arrays) for name, arrays in rows.items()}
+    items = vectors.encode({name: s.items for name, s in batch.items()})
+    return model.eval()(batch, items)
+
+
+def assert_same_scores(found, wanted):
+    for name, values in wanted.items():
+        assert values.std(0).min() > 1e-3, "the scores are too alike to tell anything"
+        torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-5)
+
+
+def shuffled_catalogue(catalogue: Catalogue, order: np.ndarray) -> Catalogue:
+    """The catalogue whose item i is the old one's item `order[i]`."""
+    texts = np.split(catalogue.tokens, catalogue.offsets[1:-1])
+    return Catalogue(
+        tokens=np.concatenate([texts[i] for i in order]),
+        offsets=np.concatenate([[0], np.cumsum(catalogue.lengths[order])]),
+        categorical=catalogue.categorical[order],
+        numeric=catalogue.numeric[order],
+        published=catalogue.published[order],
+        known=catalogue.known[order],
+    )
+
+
+@pytest.mark.parametrize("trainable", ["all", "none"])
+def test_a_shuffled_catalogue_changes_no_score(trainable):
+    """Scores stay where items change their rows and id embeddings and histories follow."""
+    catalogues, rows = make_catalogues(), rows_of()
+    order = np.random.default_rng(1).permutation(NUM_ITEMS)
+    place = np.argsort(order)
+    other = {name: shuffled_catalogue(c, order) for name, c in catalogues.items()}
+    moved_rows = {
+        name: arrays
+        | {
+            "item": place[arrays["item"]],
+            "history": np.where(arrays["history"] >= 0, place[arrays["history"]], -1),
+        }
+        for name, arrays in rows.items()
+    }
+    model, vectors = build(small_model(trainable), catalogues)
+    moved, moved_vectors = build(small_model(trainable), other)
+    for name in FACTS:
+        old, new = (m.inputs[name].item_ids.weight.detach() for m in (model, moved))
+        new[1:] = old[1:][order]
+    assert_same_scores(scores(moved, moved_vectors, moved_rows), scores(model, vectors, rows))
+
+
+def test_order_of_rows_changes_nothing():
+    """A row has the same scores wherever it stands in the batch, and in a batch of its own."""
+    model, vectors = build(small_model(), make_catalogues())
+    rows = rows_of()
+    wanted = scores(model, vectors, rows)
+    order = np.random.default_rng(2).permutation(20)
+    found = scores(model, vectors, {n: take(a, order) for n, a in rows.items()})
+    assert_same_scores(found, {n: v[order] for n, v in wanted.items()})
+    alone = [scores(model, vectors, {n: take(a, [i]) for n, a in rows.items()}) for i in range(20)]
+    assert_same_scores({n: torch.cat([a[n] for a in alone]) for n in FACTS}, wanted)
+
+
+def test_other_scenarios_in_the_batch_change_nothing():
+    """A scenario's scores are the same with and without the other scenario in the batch."""
+    model, vectors = build(small_model(), make_catalogues())
+    rows = rows_of()
+    both = scores(model, vectors, rows)
+    for name in FACTS:
+        assert_same_scores(scores(model, vectors, {name: rows[name]}), {name: both[name]})
+
+
+def test_empty_histories_are_finite():
+    """Users without a history get finite scores, alone and beside others; gradients are finite."""
+    model, vectors = build(small_model(), make_catalogues())
+    rows = rows_of()
+    empty = {n: a | {"history": np.full_like(a["history"], -1)} for n, a in rows.items()}
+    assert all(v.isfinite().all() for v in scores(model, vectors, empty).values())
+    batch = {n: Samples.of(a) for n, a in empty.items()}
+    logits = model.train()(batch, vectors.encode({n: s.items for n, s in batch.items()}))
+    torch.cat(list(logits.values())).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_null_numbers_are_finite():
+    """Rows whose numbers are all null or infinite get finite scores."""
+    model, vectors = build(small_model(), make_catalogues())
+    for value in (np.nan, np.inf, -np.inf):
+        rows = {n: a | {"numeric": np.full_like(a["numeric"], value)} for n, a in rows_of().items()}
+        assert all(v.isfinite().all() for v in scores(model, vectors, rows).values())
+
+
+def test_history_and_user_matter():
+    """Emptying the history, the numbers or the user changes the scores: no input is left out."""
+    model, vectors = build(small_model(), make_catalogues())
+    rows = rows_of()
+    before = scores(model, vectors, rows)
+    for column, value in (("history", -1), ("numeric", 0.0), ("user", 0), ("categorical", 0)):
+        changed = {n: a | {column: np.full_like(a[column], value)} for n, a in rows.items()}
+        after = scores(model, vectors, changed)
+        assert not torch.allclose(before["shop"], after["shop"], atol=1e-3), column
+
+
+def test_items_unknown_to_training_have_no_id():
+    """Scores of an item that training never saw do not depend on its row's id embedding."""
+    model, vectors = build(small_model(), make_catalogues())
+    unknown = np.flatnonzero(~make_catalogues()["shop"].known)
+    assert len(unknown) > 0
+    before = scores(model, vectors, rows_of())
+    with torch.no_grad():
+        model.inputs["shop"].item_ids.weight[1 + unknown] += 5.0
+    assert_same_scores(scores(model, vectors, rows_of()), before)
+
+
+def test_a_new_model_predicts_the_training_means():
+    """Before the first step every prediction is the training base rate or mean."""
+    options = small_model()
+    model = Recommender(options, FACTS, make_catalogues(), TextEncoder(options.encoder))
+    vectors = ItemVectors(model.encoder, make_catalogues(), CPU)
+    for name, logits in scores(model, vectors, rows_of()).items():
+        wanted = torch.tensor([list(FACTS[name].label_means.values())]).expand_as(logits)
+        torch.testing.assert_close(predictions(FACTS[name], logits), wanted)
+
+
+def test_predictions_are_in_the_labels_units():
+    """Predictions are probabilities, and regression values in units of the label."""
+    found = predictions(VIDEO, torch.tensor([[0.0, 2.0], [1.0, -1.0]]))
+    wanted = [[0.5, 3.5 + 2 * 1.1], [1 / (1 + np.exp(-1)), 3.5 - 1.1]]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_rows", [1, 17])
+def test_samples_refer_to_distinct_items(num_rows):
+    """`items` are distinct; candidates and histories, looked up in them, are the rows' own."""
+    arrays = rows_of(num_rows)["shop"]
+    samples = Samples.of(arrays)
+    assert len(samples.items.unique()) == len(samples.items)
+    assert (samples.items >= 0).all()
+    np.testing.assert_array_equal(samples.items[samples.candidate], arrays["item"])
+    found = np.where(samples.history >= 0, samples.items[samples.history.clamp(min=0)], -1)
+    np.testing.assert_array_equal(found, arrays["history"])
+
+
+@pytest.mark.parametrize("missing", ["none", "some", "all"])
+def test_samples_with_and_without_histories(missing):
+    """Distinct items are found where every, some and no history place is empty."""
+    arrays = rows_of()["shop"]
+    full = {"none": np.zeros_like, "some": lambda x: x, "all": lambda x: np.full_like(x, -1)}
+    history = full[missing](arrays["history"])
+    samples = Samples.of(arrays | {"history": history})
+    used = set(arrays["item"]) | set(history[history >= 0].tolist())
+    assert samples.items.tolist() == sorted(used)
+
+
+def test_ids_are_dropped_in_training_only():
+    """Dropped ids become 0 and nothing else, at about the asked share, in training only."""
+    torch.manual_seed(0)
+    ids = torch.arange(1, 10_001)
+    found = drop_ids(ids, 0.3, training=True)
+    assert (found[found != 0] == ids[found != 0]).all()
+    assert (found == 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(drop_ids(ids, 0.3, training=False), ids)
+    assert torch.equal(drop_ids(ids, 0.0, training=True), ids)
+
+
+def test_scenarios_share_users_by_name():
+    """Scenarios of one user space share user embeddings; others have their own."""
+    model, _ = build(small_model(), make_catalogues())
+    assert list(model.users) == ["people"]
+    facts = FACTS | {"video": replace(VIDEO, user_space="video", num_users=3)}
+    apart, _ = build(small_model(), make_catalogues(), facts)
+    assert {n: len(t.weight) for n, t in apart.users.items()} == {"people": 12, "video": 3}
+
+
+def test_attention_equals_torchs():
+    """The history's attention is torch's scaled dot product attention over the real items."""
+    torch.manual_seed(0)
+    module = HistoryAttention(8, 2)
+    candidate, history = torch.randn(5, 8), torch.randn(5, 4, 8)
+    mask = torch.arange(4) < torch.tensor([4, 1, 2, 3, 4])[:, None]
+    found = module(candidate, history, torch.zeros(5, 4, dtype=torch.long), mask)
+    query = module.query(candidate).view(5, 2, 1, 4)
+    key, value = (m(history).view(5, 4, 2, 4).transpose(1, 2) for m in (module.key, module.value))
+    wanted = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
+    torch.testing.assert_close(found, wanted.reshape(5, 8))
+
+
+def test_what_stands_behind_the_padding_does_not_matter():
+    """Items and ages at empty history places change neither attention nor similarities."""
+    torch.manual_seed(0)
+    module = HistoryAttention(8, 2)
+    candidate, history = torch.randn(3, 8), torch.randn(3, 4, 8)
+    mask = torch.arange(4) < torch.tensor([2, 0, 3])[:, None]
+    ages = torch.randint(0, 20, (3, 4))
+    torch.nn.init.normal_(module.age_key.weight)
+    other = torch.where(mask.unsqueeze(-1), history, 9.0)
+    other_ages = torch.where(mask, ages, 31)
+    found = module(candidate, other, other_ages, mask)
+    torch.testing.assert_close(found, module(candidate, history, ages, mask))
+    assert not found[1].any()
+    wanted = similarities(candidate, history, mask)
+    assert torch.equal(similarities(candidate, other, mask), wanted)
+    assert not wanted[1].any()
+
+
+# --- numeric inputs --------------------------------------------------------------------------
+
+numbers = st.floats(-100, 100, width=32)
+
+
+def inputs_of(*quantiles) -> NumericInputs:
+    return NumericInputs([0.0] * len(quantiles), [1.0] * len(quantiles), quantiles)
+
+
+def rank(quantiles, value):
+    return inputs_of(quantiles).ranks(torch.tensor([[value]])).item()
+
+
+@given(st.lists(numbers, min_size=2, max_size=9), st.lists(numbers, min_size=2, max_size=9))
+def test_ranks_are_monotone(edges, values):
+    """A larger value never has a smaller rank, equal quantiles included; all lie in [-1, 1]."""
+    inputs = inputs_of(sorted(edges))
+    values = sorted([*values, *edges])
+    ranks = inputs.ranks(torch.tensor(values)[:, None])[:, 0]
+    assert (ranks.diff() >= -1e-6).all()
+    assert ranks.abs().max() <= 1
+
+
+@given(st.lists(st.integers(-100, 100).map(float), min_size=2, max_size=9, unique=True))
+def test_quantiles_have_equally_spaced_ranks(edges):
+    """The quantiles themselves have ranks from -1 to 1 in equal steps."""
+    edges = sorted(edges)
+    found = [rank(edges, value) for value in edges]
+    np.testing.assert_allclose(found, np.linspace(-1, 1, len(edges)), atol=1e-6)
+
+
+@given(numbers, st.integers(3, 9))
+def test_a_constant_has_the_middle_rank(value, num_quantiles):
+    """A column that was constant in training has rank 0 at that value."""
+    assert rank([value] * num_quantiles, value) == 0
+
+
+def test_ranks_between_and_beyond_the_quantiles():
+    """Ranks are linear between quantiles and end at -1 and 1."""
+    edges = [0.0, 1.0, 3.0]
+    found = [rank(edges, v) for v in (-5.0, 0.5, 2.0, 2.5, 99.0)]
+    np.testing.assert_allclose(found, [-1, -0.5, 0.5, 0.75, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_frequent_value_has_the_middle_of_its_quantiles(first):
+    """A value that fills 3 of 5 quantiles has the middle one's rank, to half a step at the ends."""
+    edges = [*range(-first, 0), 0, 0, 0, *range(1, 3 - first)]
+    middle = -1 + 2 * (first + 1) / 4
+    assert rank(edges, 0.0) == pytest.approx(middle, abs=0 if first == 1 else 0.25)
+
+
+def test_nulls_are_zero_in_both_readings():
+    """NaN and infinite numbers give 0 in the standardised and in the ranked columns."""
+    inputs = inputs_of([1.0, 2.0, 5.0], [-3.0, -2.0, -1.0])
+    values = torch.tensor([[np.nan, -2.5], [4.0, np.inf], [-np.inf, np.nan]])
+    found = inputs(values)
+    assert found.isfinite().all()
+    unknown = ~values.isfinite()
+    assert not found[torch.cat([unknown, unknown], 1)].any()
+    assert found[0, 1].item() == -2.5
+
+
+def test_standardised_numbers_are_clipped():
+    """The standardised column is (value - mean) / std, cut at 4 deviations."""
+    inputs = NumericInputs([1.0], [2.0], [[0.0, 1.0]])
+    found = inputs(torch.tensor([[2.0], [1e6], [-1e6]]))[:, 0]
+    assert found.tolist() == [0.5, 4.0, -4.0]
+
+
+def test_the_item_order_of_a_head_is_that_of_the_labels():
+    """Moving one task's head moves that task's column of the scores and no other."""
+    model, vectors = build(small_model(), make_catalogues())
+    before = scores(model, vectors, rows_of())
+    for name, facts in (("shop", SHOP), ("video", VIDEO)):
+        for i, task in enumerate(facts.tasks):
+            with torch.no_grad():
+                model.heads[name][task].out.bias += 1
+            after = scores(model, vectors, rows_of())
+            moved = torch.zeros_like(before[name])
+            moved[:, i] = 1
+            torch.testing.assert_close(after[name] - before[name], moved, rtol=1e-5, atol=1e-5)
+            before = after

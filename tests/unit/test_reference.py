@@ -1,0 +1,74 @@
+"""jobs/reference.yaml is complete and true, and the shipped project files are valid."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from mtrec_ray.config import load_project, section_classes
+from mtrec_ray.schema import Evaluation, Model, Project, Scenario, Training
+
+JOBS = Path(__file__).parents[2] / "jobs"
+TREE = yaml.safe_load((JOBS / "reference.yaml").read_text())
+
+
+def fields_below(section: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Field names (as written in YAML) of a section and of all sections inside it."""
+    found = {}
+    for name, field in section.model_fields.items():
+        found[f"{section.__name__}.{field.alias or name}"] = section
+        for inner in section_classes(field.annotation):
+            found |= fields_below(inner)
+    return found
+
+
+def written_fields(tree: Any, section: type[BaseModel]) -> set[str]:
+    """Fields that a YAML tree of a section holds, in the names of `fields_below`."""
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        if key not in tree:
+            continue
+        found.add(f"{section.__name__}.{key}")
+        for inner in section_classes(field.annotation):
+            value = tree[key]
+            named = "dict[" in str(field.annotation)
+            for part in value.values() if named else [value]:
+                if isinstance(part, dict):
+                    found |= written_fields(part, inner)
+    return found
+
+
+def test_every_field_of_a_scenario_is_shown():
+    """No field of a scenario or of any section inside it is missing."""
+    shown = {f for s in TREE["scenarios"].values() for f in written_fields(s, Scenario)}
+    assert shown == set(fields_below(Scenario))
+
+
+def test_every_section_is_shown():
+    """The project's sections are those of the schema."""
+    assert set(TREE) == set(Project.model_fields)
+
+
+@pytest.mark.parametrize("section", [Model, Training, Evaluation])
+def test_defaults_are_true(section):
+    """The sections below the scenarios hold exactly the defaults of the schema."""
+    shown = TREE[section.__name__.lower()]
+    assert section.model_validate(shown) == section()
+    assert set(fields_below(section)) == written_fields(shown, section)
+
+
+def test_run_defaults_are_true():
+    """Every field of run is shown, with its default."""
+    project = load_project(JOBS / "reference.yaml")
+    assert set(TREE["run"]) == set(type(project.run).model_fields)
+    assert project.run == type(project.run)(name="example")
+
+
+@pytest.mark.parametrize("file", sorted(JOBS.glob("*.yaml")), ids=lambda f: f.stem)
+def test_shipped_files_are_valid(file):
+    """Each shipped project file passes validation, and says the same after a round trip."""
+    project = load_project(file)
+    assert Project.model_validate(project.dump()) == project
