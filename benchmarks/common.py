@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,15 +19,20 @@ PACKAGES = ("torch", "ray", "transformers", "peft", "pyarrow", "numpy", "scikit-
 
 def provenance() -> dict[str, Any]:
     """Command, versions, machine, commit and date of a result."""
-    name = Path(sys.argv[0]).stem
     return {
-        "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": command(),
         "versions": {"python": platform.python_version()} | versions(),
         "cores": os.cpu_count(),
         "processor": processor(),
         "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--short") else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def command() -> str:
+    """The command line, without the folders of this machine (`--storage`, `--out`, `--root`)."""
+    line = " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    return re.sub(r" --(storage|out|root)[ =]\S+", "", line)
 
 
 def versions() -> dict[str, str]:
