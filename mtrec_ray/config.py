@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def parse_project(tree: dict[str, Any]) -> Project:
     try:
         return Project.model_validate(tree)
     except ValidationError as error:
-        raise ProjectError([describe(item) for item in error.errors()]) from None
+        raise ProjectError([x for item in error.errors() for x in describe(item)]) from None
 
 
 def resolve_root(file: Path, root: object) -> object:
@@ -67,41 +68,54 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise ProjectError([f"--set {key}: {part!r} is a value, not a section"])
-    node[leaf] = yaml.safe_load(value)
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ProjectError([f"--set {key}: found {value!r}; allowed: a value in YAML"]) from None
 
 
-def describe(error: Any) -> str:
-    """One line for one mistake: field, what was found, what is allowed."""
+def describe(error: Any) -> list[str]:
+    """A line for each mistake of a pydantic error: field, what was found, what is allowed."""
     location = [str(p) for p in error["loc"]]
     field = ".".join(location) or "project file"
     found = shorten(error.get("input"))
     match error["type"]:
         case "extra_forbidden":
-            return f"{field}: found an unknown key; allowed: {', '.join(allowed_keys(location))}"
+            return [f"{field}: found an unknown key; allowed: {', '.join(allowed_keys(location))}"]
         case "missing":
-            return f"{field}: found nothing; allowed: a value (the field is required)"
+            return [f"{field}: found nothing; allowed: a value (the field is required)"]
+        case "value_error" if isinstance(error["input"], dict):
+            return [below(location, line) for line in str(error["ctx"]["error"]).splitlines()]
         case "value_error":
-            return f"{field}: {error['ctx']['error']!s} (found {found})"
+            return [f"{field}: {error['ctx']['error']} (found {found})"]
         case _:
-            return f"{field}: found {found}; allowed: {error['msg'][0].lower() + error['msg'][1:]}"
+            return [
+                f"{field}: found {found}; allowed: {error['msg'][0].lower() + error['msg'][1:]}"
+            ]
+
+
+def below(location: Sequence[str], line: str) -> str:
+    """A section's own mistake with the section before it; the line may begin with a field of it."""
+    section = ".".join(location)
+    names_field = re.match(r"[\w.]+: ", line)
+    if not section:
+        return f"project file: {line}"
+    return f"{section}.{line}" if names_field else f"{section}: {line}"
 
 
 def allowed_keys(location: Sequence[str]) -> list[str]:
     """Keys that the section around an unknown key has."""
     model: Any = Project
-    for part in location[:-1]:
-        model = section_below(model, part)
-        if model is None:
+    parts = iter(location[:-1])
+    for part in parts:
+        field = model.model_fields.get(part)
+        sections = section_classes(field.annotation) if field else []
+        if not sections:
             return ["see the reference project file"]
+        model = sections[0]
+        if "dict[" in str(field.annotation):
+            next(parts, None)  # the name of a scenario or task
     return sorted(model.model_fields)
-
-
-def section_below(model: Any, part: str) -> Any:
-    """Section class below `model` at key `part`; None where there is none."""
-    field = model.model_fields.get(part) if isinstance(model, type) else None
-    if field is None:
-        return model if isinstance(model, type) else None
-    return next(iter(section_classes(field.annotation)), None)
 
 
 def section_classes(annotation: Any) -> list[type[BaseModel]]:

@@ -4,6 +4,7 @@ The project file is parsed into `Project`. `jobs/reference.yaml` shows every sec
 """
 
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -65,7 +66,9 @@ class Task(Section):
     @model_validator(mode="after")
     def _entire_space_needs_a_parent(self) -> Self:
         if self.space == "entire" and (self.given is None or self.kind != "binary"):
-            raise ValueError("space: entire is for a binary task with given: (ESMM, 1804.07931)")
+            raise ValueError(
+                "space: found entire; allowed: masked, or a binary task with given (1804.07931)"
+            )
         return self
 
 
@@ -109,9 +112,11 @@ class Split(Section):
         if len(given) != 1:
             raise ValueError(f"found {given or 'none'}; allowed: one of column, time, fractions")
         if self.fractions and abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError(f"fractions sum to {sum(self.fractions)}; allowed: 1")
+            raise ValueError(f"fractions: found a sum of {sum(self.fractions):g}; allowed: 1")
         if self.time and self.time[0] >= self.time[1]:
-            raise ValueError("time: the first cut must be before the second")
+            raise ValueError(
+                "time: found a first cut that is not before the second; allowed: an earlier one"
+            )
         return self
 
 
@@ -151,25 +156,29 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _tasks_exist(self) -> Self:
-        names = set(self.tasks)
+        problems = [line for line in self._problems() if line]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """One line for each field that does not fit the others."""
         wanted = {f"tasks.{n}.given": t.given for n, t in self.tasks.items() if t.given}
         if self.history.of != "any":
             wanted["history.of"] = self.history.of
         if self.negatives:
             wanted["negatives.of"] = self.negatives.of
         for field, task in wanted.items():
-            if task not in names or field == f"tasks.{task}.given":
-                raise ValueError(f"{field}: found {task!r}; allowed: another of {sorted(names)}")
-            if self.tasks[task].kind != "binary":
-                raise ValueError(f"{field}: {task!r} is a regression; allowed: a binary task")
-        for name, task in self.tasks.items():
-            if task.given and self.tasks[task.given].given:
-                raise ValueError(f"tasks.{name}.given: {task.given!r} is itself conditional")
+            if task not in self.tasks or field == f"tasks.{task}.given":
+                yield f"{field}: found {task!r}; allowed: another of {sorted(self.tasks)}"
+            elif self.tasks[task].kind != "binary":
+                yield f"{field}: found that {task!r} is a regression; allowed: a binary task"
+            elif field.startswith("tasks.") and self.tasks[task].given:
+                yield f"{field}: found that {task!r} is itself conditional; allowed: another"
         if self.events.time is None and self.split.time:
-            raise ValueError("split.time needs events.time")
+            yield "split.time: found two cuts without events.time; allowed: column or fractions"
         if sum(t.weight for t in self.tasks.values()) <= 0:
-            raise ValueError("tasks: all task weights are 0; allowed: at least one above 0")
-        return self
+            yield "tasks: found that all task weights are 0; allowed: at least one above 0"
 
     def label_column(self, task: str) -> str:
         """Column of the events that holds the task's label."""
@@ -214,7 +223,8 @@ class Model(Section):
     def _heads_divide_width(self) -> Self:
         if self.width % self.attention_heads:
             raise ValueError(
-                f"width {self.width} is not a multiple of attention_heads {self.attention_heads}"
+                f"width: found {self.width}; allowed: a multiple of attention_heads, "
+                f"{self.attention_heads}"
             )
         return self
 
@@ -282,7 +292,9 @@ class Project(Section):
     @model_validator(mode="after")
     def _weights_make_sense(self) -> Self:
         if sum(s.weight for s in self.scenarios.values()) <= 0:
-            raise ValueError("scenarios: all weights are 0; allowed: at least one above 0")
+            raise ValueError(
+                "scenarios: found that all weights are 0; allowed: at least one above 0"
+            )
         unknown = sorted(set(self.evaluation.weights) - set(self.scenarios))
         if unknown:
             raise ValueError(

@@ -124,11 +124,14 @@ def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDAr
         if task.kind == "binary":
             wrong = np.isfinite(values) & (values != 0) & (values != 1) | np.isinf(values)
             findings.note(f"bad label of {name}", wrong, values)
+        findings.note(f"label of {name} that is infinite", np.isinf(values))
+        values = np.where(np.isinf(values), np.nan, values)
         if task.given:
             parent = columns[task.given]
             outside = np.isfinite(values) & (parent != 1)
             findings.note(f"label of {name} without a positive {task.given}", outside)
-            columns[name] = np.where(parent == 1, values, np.nan)
+            values = np.where(parent == 1, values, np.nan)
+        columns[name] = values
     return np.stack(list(columns.values()), 1)
 
 

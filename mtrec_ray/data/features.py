@@ -107,7 +107,7 @@ def _timed_statistics(rows: Rows, delays_ms: Sequence[int], priors: Sequence[flo
     end = past.position()
     columns += [_log_seconds_since(past, at, end, rows.time) for at in (past.start, end - 1)]
     for labels, delay, prior in zip(rows.labels.T, delays_ms, priors, strict=True):
-        known, value = np.isfinite(labels).astype(float), np.nan_to_num(labels)
+        known, value = _known(labels)
         all_known, all_value = past.sum(known, delay), past.sum(value, delay)
         columns += _smoothed(all_known, all_value, prior)
         for window in WINDOWS_MS.values():
@@ -130,8 +130,7 @@ def _fold_statistics(rows: Rows, fold: Ints, priors: Sequence[float]) -> Floats:
     scale = np.where(fold >= 0, NUM_FOLDS / (NUM_FOLDS - 1), 1.0)
     columns = [np.log1p(_other_folds(rows, fold, np.ones(len(rows.key))) * scale)]
     for labels, prior in zip(rows.labels.T, priors, strict=True):
-        known = _other_folds(rows, fold, np.isfinite(labels).astype(float))
-        total = _other_folds(rows, fold, np.nan_to_num(labels))
+        known, total = (_other_folds(rows, fold, values) for values in _known(labels))
         log_known, rate = _smoothed(known, total, prior)
         columns += [np.log1p(np.expm1(log_known) * scale), rate]
     return np.stack(columns, 1)
@@ -144,6 +143,12 @@ def _other_folds(rows: Rows, fold: Ints, values: Floats) -> Floats:
     cell = rows.key * NUM_FOLDS + np.maximum(fold, 0)
     own = np.bincount(cell, values, num_keys * NUM_FOLDS)[cell]
     return whole[rows.key] - np.where(fold >= 0, own, 0.0)
+
+
+def _known(labels: Floats) -> tuple[Floats, Floats]:
+    """f64[N] twice: 1 where a label is known, and the label, 0 where it is not."""
+    known = np.isfinite(labels)
+    return known.astype(float), np.where(known, labels, 0.0)
 
 
 def _smoothed(known: Floats, total: Floats, prior: float) -> list[Floats]:

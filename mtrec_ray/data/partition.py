@@ -30,7 +30,7 @@ class Layout:
     end_ms: int
     published: NDArray[np.int64]
     users: NDArray[np.uint64]
-    event_vocabularies: tuple[NDArray[np.int64], ...]
+    event_vocabularies: tuple[NDArray[np.uint64], ...]
     seed: int
 
     @property
@@ -206,7 +206,7 @@ def event_categories(table: pa.Table, layout: Layout) -> NDArray[np.int32]:
     """i32[N, C]: codes of the log's categorical columns, 0 unknown."""
     hashes = matrix(table.column("event_categorical"))
     codes = [
-        user_numbers(np.ascontiguousarray(hashes[:, i]), vocabulary.view(np.uint64))
+        user_numbers(np.ascontiguousarray(hashes[:, i]), vocabulary)
         for i, vocabulary in enumerate(layout.event_vocabularies)
     ]
     return np.stack(codes, 1) if codes else np.zeros((table.num_rows, 0), np.int32)

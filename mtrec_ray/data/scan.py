@@ -75,7 +75,7 @@ def scan_rows(table: pa.Table, findings: Findings, source: Source) -> Scan:
     split = table.column("split").to_numpy()
     train = split == TRAIN if (split == TRAIN).any() or (split < 3).any() else split == 3
     labels = matrix(table.column("labels"))[train][:, :num_tasks].astype(np.float64)
-    filled = np.nan_to_num(labels)
+    filled = np.where(np.isfinite(labels), labels, 0.0)
     sums = np.stack([np.isfinite(labels).sum(0), filled.sum(0), (filled**2).sum(0)])
     low = np.where(np.isfinite(labels), labels, np.inf).min(0, initial=np.inf)
     high = np.where(np.isfinite(labels), labels, -np.inf).max(0, initial=-np.inf)
@@ -88,7 +88,8 @@ def scan_rows(table: pa.Table, findings: Findings, source: Source) -> Scan:
         item_rows=np.bincount(items, minlength=source.num_items),
         users=np.unique(table.column("user").to_numpy()[train].view(np.uint64)),
         categories=[
-            np.unique(categories[:, i]) for i in range(len(source.scenario.events.categorical))
+            np.unique(np.ascontiguousarray(categories[:, i]).view(np.uint64))
+            for i in range(len(source.scenario.events.categorical))
         ],
         last_ms=int(table.column("time").to_numpy().max(initial=0)),
         label_ranges=np.stack([low, high]),

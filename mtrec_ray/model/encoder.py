@@ -147,6 +147,27 @@ def slice_layers(model: nn.Module, start: int, stop: int) -> nn.Module:
     return part
 
 
+def projections(model: nn.Module, top: int) -> list[str]:
+    """Full names of the attention projections of the top layers.
+
+    Raises:
+        ValueError: a model of another build, without projections of a known name.
+    """
+    holder, name = layers_of(model)
+    layers = getattr(holder, name)
+    found = []
+    for full, module in model.named_modules():
+        inside = any(module is m for layer in layers[-top:] for m in layer.modules())
+        if inside and full.rsplit(".", 1)[-1] in ATTENTION_PROJECTIONS:
+            found.append(full)
+    if not found:
+        raise ValueError(
+            f"model.encoder.trainable: found lora for a {type(model).__name__}, whose attention "
+            f"has none of {', '.join(ATTENTION_PROJECTIONS)}; allowed: all, top_k, none"
+        )
+    return found
+
+
 def shallow(module: nn.Module) -> nn.Module:
     """A copy of a module that shares its children but not its list of children."""
     twin = copy.copy(module)
@@ -184,6 +205,7 @@ class TextEncoder(nn.Module):
         """
         super().__init__()
         model = backbone if backbone is not None else load_backbone(options)
+        model.config.use_cache = False  # a slice has layers whose number its cache does not know
         self.options = options
         self.width = int(model.config.hidden_size)
         self.adapted = None
@@ -207,7 +229,8 @@ class TextEncoder(nn.Module):
             raise ValueError(
                 f"model.encoder: found {top} trainable layers; allowed: at most {depth}"
             )
-        if top == depth and options.trainable == "top_k":
+        model.requires_grad_(options.trainable == "top_k")
+        if top == depth:
             return None, model
         model.requires_grad_(False)
         upper = slice_layers(model, depth - top, depth)
@@ -215,13 +238,10 @@ class TextEncoder(nn.Module):
         return slice_layers(model, 0, depth - top), upper
 
     def _adapt(self, model: PreTrainedModel) -> nn.Module:
-        depth = num_layers(model)
-        names = {n.rsplit(".", 1)[-1] for n, _ in model.named_modules()}
         config = LoraConfig(
             r=self.options.lora.rank,
             lora_alpha=self.options.lora.alpha,  # pyright: ignore[reportArgumentType]
-            target_modules=[n for n in ATTENTION_PROJECTIONS if n in names],
-            layers_to_transform=list(range(depth - self.options.lora.layers, depth)),
+            target_modules=projections(model, self.options.lora.layers),
             lora_dropout=0.0,
         )
         return get_peft_model(model, config)

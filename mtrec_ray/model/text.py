@@ -58,7 +58,7 @@ def chunks(texts: Texts, rows: NDArray[np.int64], token_budget: int) -> Iterator
     A chunk ends where its next text is shorter than 3/4 of its longest, too: padding is never
     more than a quarter of a chunk, and mostly under 5 %.
     """
-    lengths = texts.lengths[rows]
+    lengths = np.maximum(texts.lengths[rows], 1)  # an empty text takes a padded place
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 
@@ -24,16 +27,39 @@ def connect(run: Run) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return
-    # Inherited by the local Ray's worker processes, which `quiet` does not reach.
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
     need = run.num_workers * run.cpus_per_worker + SPARE_CPUS
-    ray.init(
-        address="local",
-        num_cpus=max(need, os.cpu_count() or 1),
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-    )
+    with local_environment():
+        ray.init(
+            address="local",
+            num_cpus=max(need, os.cpu_count() or 1),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+        )
+
+
+@contextmanager
+def local_environment() -> Iterator[None]:
+    """What the processes of a local Ray inherit from this one while they start.
+
+    Their address: Ray Train's cleaner of placement groups looks for a Ray on this machine, and
+    fails where there are two. The level of Ray Data's messages in workers.
+    """
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = str(probe.getsockname()[1])
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    ours = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": address, "RAY_DATA_LOG_LEVEL": "WARNING"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def quiet() -> None:

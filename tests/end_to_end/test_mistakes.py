@@ -196,13 +196,14 @@ IN_THE_FILE = {
     ),
     "unknown parent": Mistake(
         override("scenarios.shop.tasks.click.given=clicks"),
-        (r"scenarios\.shop: tasks\.click\.given: found 'clicks'; allowed: .*'stars'",),
+        (r"scenarios\.shop\.tasks\.click\.given: found 'clicks'; allowed: .*'stars'",),
     ),
     "override of nothing": Mistake(
         override("training.epochs"), (r"--set: found 'training\.epochs'; allowed: section\.field",)
     ),
     "override that is no YAML": Mistake(
-        override("training.epochs=[1"), (r"--set training\.epochs: .*\[1",)
+        override("training.epochs=[1"),
+        (r"--set training\.epochs: found '\[1'; allowed: a value in YAML",),
     ),
     "several at once": Mistake(
         override(
@@ -225,7 +226,7 @@ IN_THE_FILE = {
     ),
     "all scenarios weigh nothing": Mistake(
         override("scenarios.shop.weight=0", "scenarios.video.weight=0"),
-        (r".*scenarios: all weights are 0; allowed: at least one above 0",),
+        (r".*scenarios: found that all weights are 0; allowed: at least one above 0",),
     ),
 }
 

@@ -25,8 +25,8 @@ def storage(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def first(storage) -> tuple[CompletedProcess[str], float]:
-    """The pipeline as a process, and its seconds."""
+def first(storage, session_ray) -> tuple[CompletedProcess[str], float]:
+    """The pipeline as a process with a Ray of its own, beside another one, and its seconds."""
     return timed(storage)
 
 
@@ -82,7 +82,11 @@ def test_progress_names_the_stages(first):
     for words in ("tokenising", "leakage audit", "joint training with 2 workers", "test rows"):
         assert words in first[0].stdout
     assert "already done" not in first[0].stdout
-    assert "Traceback" not in first[0].stderr
+
+
+def test_another_ray_on_the_machine_does_not_disturb(first):
+    """Beside another local Ray the run prints no traceback, not even one of Ray's own actors."""
+    assert "Traceback" not in first[0].stdout + first[0].stderr
 
 
 def test_files_of_the_run(first, storage):

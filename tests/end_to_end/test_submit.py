@@ -107,7 +107,7 @@ def end(head: subprocess.Popen[bytes]) -> None:
     family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
     head.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        head.wait(20)
+        head.wait(10)
     for process in [*family, psutil.Process(head.pid)] if head.poll() is None else family:
         with suppress(psutil.NoSuchProcess):
             process.kill()

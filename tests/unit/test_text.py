@@ -7,7 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaModel
+from transformers import (
+    AutoModel,
+    DistilBertConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    Qwen3Config,
+    RobertaConfig,
+)
 
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder, pool, tiny_backbone
@@ -180,22 +187,38 @@ def test_a_cut_encoder_is_the_encoder(trainable, top_k):
     assert_close(encoder(tokens, mask), pool(whole, mask, "mean"))
 
 
+SIZES = {
+    "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "intermediate_size": 32, "pad_token_id": 0,
+}  # fmt: skip
+BUILDS = {
+    "llama": LlamaConfig(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=8),
+    "roberta": RobertaConfig(**SIZES),
+    "modernbert": ModernBertConfig(
+        **SIZES, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+    ),
+    "distilbert": DistilBertConfig(vocab_size=97, dim=16, n_layers=3, n_heads=2, hidden_dim=32),
+}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("trainable", MODES)
-def test_a_cut_decoder_is_the_decoder(trainable):
-    """A decoder is cut like an encoder: its vectors (last token) are those of the whole model."""
+@pytest.mark.parametrize("build", BUILDS)
+def test_other_builds_are_cut_alike(build, trainable, pooling):
+    """Decoders and encoders of other builds, cut, have the vectors of the whole model."""
     torch.manual_seed(0)
-    model = LlamaModel(
-        LlamaConfig(
-            vocab_size=97, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
-            num_key_value_heads=2, intermediate_size=32, pad_token_id=0,
-        )
-    )  # fmt: skip
+    model = AutoModel.from_config(BUILDS[build]).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name.lower():  # 1 at the start, where a norm too many would not be seen
+                parameter += 0.3 * torch.randn(parameter.shape)
     tokens, mask = random_texts()
     with torch.no_grad():
         whole = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-    options = {"source": "llama", "trainable": trainable, "pooling": "last"}
+    options = {"source": build, "trainable": trainable, "pooling": pooling}
     encoder = TextEncoder(Encoder.model_validate(options), model)
-    assert_close(encoder(tokens, mask).detach(), pool(whole, mask, "last"))
+    assert_close(encoder(tokens, mask).detach(), pool(whole, mask, pooling))
     assert bool(trained_sizes(encoder)) == (trainable != "none")
 
 
