@@ -8,6 +8,7 @@ event_numeric f32[width], event_categorical i64[width] (hashes).
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,12 +49,12 @@ class Findings:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def note(self, what: str, mask: NDArray[np.bool_], values: object = None) -> None:
+    def note(self, what: str, mask: NDArray[np.bool_], values: Any = None) -> None:
         """Count the rows of a mask under `what`, keeping one value as an example."""
         if mask.any():
             self.counts[what] += int(mask.sum())
             if values is not None:
-                self.examples.setdefault(what, str(values[int(mask.argmax())]))  # type: ignore[index]
+                self.examples.setdefault(what, str(values[int(mask.argmax())]))
 
     def add(self, other: "Findings") -> None:
         """Merge the findings of another part."""

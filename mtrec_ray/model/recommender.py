@@ -204,7 +204,9 @@ class Recommender(nn.Module):
         identity = self._user_vector(name, samples.user, candidate)
         parts = [user, candidate, user * candidate, columns, scenario, identity, closeness]
         shared = torch.cat([self.bottom(torch.cat(parts, 1)), columns], 1)
-        return torch.stack([head(shared) for head in self.heads[name].values()], 1)  # type: ignore[union-attr]
+        heads = self.heads[name]
+        assert isinstance(heads, nn.ModuleDict)
+        return torch.stack([head(shared) for head in heads.values()], 1)
 
     def _user_vector(self, name: str, user: Tensor, like: Tensor) -> Tensor:
         space = self.facts[name].user_space
