@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from hypothesis import settings
 
 # Importlib mode adds no path, and pytest may be started in other ways than `python -m pytest`.
@@ -16,12 +15,12 @@ if TOP not in sys.path:
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-# Defects that a test has found and that are not mended yet. A test leaves this list with its defect.
+# Defects that a test has found and that are not mended yet. A test leaves with its defect.
 KNOWN_DEFECTS = {
     "test_evaluate.py::test_model_of_another_configuration_is_refused": "evaluate does not compare",
     "test_resume.py::test_same_seed_same_loss": "two runs of a seed differ",
     "test_resume.py::test_rows_seen_account_for_all_steps": "rows_seen counts from the last start",
-    "test_train.py::test_data_prepared_otherwise_is_refused": "train does not compare prepared data",
+    "test_train.py::test_data_prepared_otherwise_is_refused": "train does not compare the data",
     "test_train.py::test_mistake_does_not_spoil_the_run": "the mark is written before the checks",
     "[encoder package that is not installed]": "the line lacks the allowed forms",
     "[files and encoder at once]": "files and encoder are checked one after the other",
