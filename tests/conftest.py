@@ -27,10 +27,6 @@ KNOWN_DEFECTS = {
     "[text where a label should be]": "a traceback of Ray Data, not one line",
     "[text where a time should be]": "a traceback of Ray Data, not one line",
     "[label of an expanded log]": "the work folder is left behind",
-    "test_other_builds_are_cut_alike[modernbert-top_k": "layers of ModernBERT differ by place",
-    "test_other_builds_are_cut_alike[modernbert-lora": "layers of ModernBERT differ by place",
-    "test_other_builds_are_cut_alike[distilbert-top_k": "DistilBERT embeds by position",
-    "test_other_builds_are_cut_alike[distilbert-lora": "DistilBERT embeds by position",
 }
 
 

@@ -24,8 +24,15 @@ ATTENTION_PROJECTIONS = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin",
 class Passthrough(nn.Module):
     """Hands on the embeddings that it is given: stands in for an embedding layer."""
 
-    def forward(self, inputs_embeds: Tensor, **_: object) -> Tensor:
-        """The embeddings themselves."""
+    def forward(
+        self,
+        input_ids: object = None,
+        inputs_embeds: Tensor | None = None,
+        *_: object,
+        **__: object,
+    ) -> Tensor:
+        """The embeddings themselves, by keyword or (DistilBERT) second by position."""
+        assert inputs_embeds is not None
         return inputs_embeds
 
 
@@ -139,8 +146,9 @@ def slice_layers(model: nn.Module, start: int, stop: int) -> nn.Module:
         part._modules["embeddings"] = Passthrough()
     if start > 0 and "embed_tokens" in part._modules:
         part._modules["embed_tokens"] = nn.Identity()
-    if stop < num_layers(model) and "norm" in part._modules:
-        part._modules["norm"] = nn.Identity()
+    for norm in ("norm", "final_norm"):
+        if stop < num_layers(model) and norm in part._modules:
+            part._modules[norm] = nn.Identity()
     config: Any = copy.copy(model.config)
     config.num_hidden_layers = stop - start
     part.config = config
