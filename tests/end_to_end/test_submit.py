@@ -69,7 +69,12 @@ def user(home: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
     """`ray start --head` with a token of its own, ended with the tests."""
-    env = user(tmp_path_factory.mktemp("home"))
+    # Ray ends idle workers after a second, and starting one anew takes several.
+    kept = {
+        "RAY_num_workers_soft_limit": "8",
+        "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    }
+    env = user(tmp_path_factory.mktemp("home")) | kept
     subprocess.run([RAY, "get-auth-token", "--generate"], env=env, check=True, capture_output=True)
     gcs, dashboard, agent, agent_grpc, client = free_ports(5)
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
