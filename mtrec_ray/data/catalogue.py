@@ -55,6 +55,14 @@ def hash_strings(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
     return pd.util.hash_array(np.asarray(text.to_numpy(zero_copy_only=False), object))
 
 
+def milliseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """i64 with nulls: a time stamp, a date or a number of seconds as milliseconds since 1970."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        return pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
+    seconds = pc.cast(column, pa.float64()).to_numpy()
+    return pa.chunked_array([pa.array(np.floor(seconds * 1000), pa.int64(), from_pandas=True)])
+
+
 def encode_categories(
     column: pa.ChunkedArray, train_rows: NDArray[np.int64], min_rows: int = 5
 ) -> tuple[NDArray[np.int32], list[str]]:
@@ -74,8 +82,7 @@ def published_ms(table: pa.Table, items: Items) -> NDArray[np.int64]:
     """i64[n]: when each item was published, ms, NO_TIME where that is not known."""
     if items.published is None:
         return np.full(table.num_rows, NO_TIME)
-    time = pc.cast(table.column(items.published), pa.timestamp("ms"))
-    return pc.fill_null(pc.cast(time, pa.int64()), NO_TIME).to_numpy()
+    return pc.fill_null(milliseconds(table.column(items.published)), NO_TIME).to_numpy()
 
 
 def assemble(

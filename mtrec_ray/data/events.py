@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec_ray.data.catalogue import hash_strings
+from mtrec_ray.data.catalogue import hash_strings, milliseconds
 from mtrec_ray.schema import SPLITS, Scenario
 
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
@@ -86,16 +86,6 @@ def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
     return pc.cast(column, pa.float32(), safe=False).to_numpy().astype(np.float32)
 
 
-def _times(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Milliseconds and whether the value is there; plain numbers are seconds."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        ms = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
-    else:
-        seconds = pc.cast(column, pa.float64()).to_numpy()
-        ms = pa.chunked_array([pa.array(np.floor(seconds * 1000), pa.int64(), from_pandas=True)])
-    return pc.fill_null(ms, 0).to_numpy().astype(np.int64), ms.is_valid().to_numpy()
-
-
 def to_ms(moment: datetime) -> int:
     """Milliseconds since 1970 of a date; one without zone is UTC."""
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
@@ -149,7 +139,8 @@ def canonical(
     findings.counts["rows"] = num
     time, has_time = np.zeros(num, np.int64), np.ones(num, bool)
     if events.time:
-        time, has_time = _times(table.column(events.time))
+        ms = milliseconds(table.column(events.time))
+        time, has_time = pc.fill_null(ms, 0).to_numpy(), ms.is_valid().to_numpy()
     item = lookup.find(table.column(events.item))
     no_user = table.column(events.user).is_null().to_numpy()
     no_item = table.column(events.item).is_null().to_numpy()

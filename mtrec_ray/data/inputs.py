@@ -69,6 +69,36 @@ def _scenario_problems(project: Project, name: str) -> Iterator[str]:
                     f"scenarios.{name}.{field}: found no column {column!r} in {path}; "
                     f"allowed: {', '.join(schema.names)}"
                 )
+            elif not fits(schema.field(column).type, field):
+                yield (
+                    f"scenarios.{name}.{field}: found column {column!r} of {path} with type "
+                    f"{schema.field(column).type}; allowed: {allowed_types(field)}"
+                )
+
+
+NUMBERS = ("tasks", "events.numeric", "items.numeric")
+TIMES = ("events.time", "items.published")
+
+
+def fits(kind: pa.DataType, field: str) -> bool:
+    """Whether a column of the type can hold what a field of the project file says it holds."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_null(kind):
+        return True
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if field.startswith(NUMBERS):
+        return is_number or pa.types.is_boolean(kind)
+    if field in TIMES:
+        return is_number or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    return not pa.types.is_nested(kind)
+
+
+def allowed_types(field: str) -> str:
+    """The types that a field's column may have, for a person."""
+    if field.startswith(NUMBERS):
+        return "a number or a boolean"
+    return "a time stamp, a date or seconds" if field in TIMES else "no nested type"
 
 
 def _inner(path: str) -> tuple[pa.NativeFile]:

@@ -7,7 +7,7 @@ prepared/NAME/state/{items,users}/  features at the end of the data, for recomme
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,11 +80,12 @@ class PreparedScenario:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared data of a run."""
+    """The prepared data of a run; `made_with` are the fields of the project that it depends on."""
 
     folder: str
     fingerprint: str
     scenarios: dict[str, PreparedScenario]
+    made_with: dict[str, Any] = field(default_factory=dict)
 
     def catalogue(self, name: str) -> Catalogue:
         """The catalogue of a scenario, read from disk."""
@@ -105,9 +106,8 @@ def load_prepared(folder: str) -> Prepared:
     if not storage.exists(path):
         raise ValueError(f"prepared data: found none in {folder}; run the prepare job first")
     tree = storage.read_json(path)
-    return Prepared(
-        folder, tree["fingerprint"], {n: parse_scenario(s) for n, s in tree["scenarios"].items()}
-    )
+    scenarios = {n: parse_scenario(s) for n, s in tree["scenarios"].items()}
+    return Prepared(folder, tree["fingerprint"], scenarios, tree["made_with"])
 
 
 def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:

@@ -27,13 +27,21 @@ def training_datasets(prepared: Prepared) -> dict[str, ray.data.Dataset | Opener
     Rows that fit are put into the object store once and shared by all passes: starting read
     tasks anew costs seconds a pass, whatever the size.
     """
-    opened = {
-        n: ray.data.read_parquet(prepared.shard_paths(n, "train")) for n in prepared.scenarios
-    }
+    opened = {n: open_training(prepared.shard_paths(n, "train")) for n in prepared.scenarios}
     total = sum(d.size_bytes() or 0 for d in opened.values())
     if total < OBJECT_STORE_SHARE * object_store_bytes():
         opened = {n: d.materialize() for n, d in opened.items()}
     return {n: _opener(d) for n, d in opened.items()}
+
+
+def open_training(paths: list[str]) -> ray.data.Dataset:
+    """The rows of some shards in their order, a block a shard: the same in every run of a seed.
+
+    Ray Data takes blocks as they are finished, and as many as there are CPUs, unless told.
+    """
+    data = ray.data.read_parquet(paths, override_num_blocks=len(paths))
+    data.context.execution_options.preserve_order = True
+    return data
 
 
 def _opener(dataset: ray.data.Dataset) -> Opener:

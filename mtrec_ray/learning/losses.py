@@ -13,6 +13,7 @@ Letters: N rows, T tasks of a scenario.
 """
 
 from collections.abc import Mapping
+from math import nan
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
         return (own - facts.label_means[task]) / facts.label_stds[task]
     if task in facts.entire:
         parent = labels[:, facts.tasks.index(facts.given[task])]
-        return torch.where(parent == 0, torch.zeros_like(own), own)
+        return torch.where(parent == 0, torch.zeros_like(own), own.masked_fill(parent.isnan(), nan))
     return own
 
 
@@ -59,7 +60,8 @@ def row_losses(facts: PreparedScenario, task: str, logits: Tensor, wanted: Tenso
         return F.binary_cross_entropy_with_logits(own, wanted, reduction="none")
     parent = logits[:, facts.tasks.index(facts.given[task])].float()
     log_joint = F.logsigmoid(parent) + F.logsigmoid(own)
-    log_rest = torch.log(-torch.expm1(log_joint.clamp(max=-1e-6)))
+    # 1 - pq = (1 - p) + p (1 - q): exact where both are near 1, so that no gradient is lost
+    log_rest = torch.logaddexp(F.logsigmoid(-parent), F.logsigmoid(parent) + F.logsigmoid(-own))
     return -(wanted * log_joint + (1 - wanted) * log_rest)
 
 

@@ -47,8 +47,8 @@ def load_backbone(encoder: Encoder) -> PreTrainedModel:
     """
     if encoder.source == TINY:
         return tiny_backbone()
+    source = resolve_source(encoder.source)
     try:
-        source = resolve_source(encoder.source)
         attention = "sdpa" if torch.cuda.is_available() else "eager"
         disable_progress_bar()
         model = AutoModel.from_pretrained(
@@ -64,26 +64,39 @@ def load_backbone(encoder: Encoder) -> PreTrainedModel:
     return model
 
 
-def check_encoder(encoder: Encoder) -> None:
-    """Refuse an encoder that cannot be loaded or cut as asked, without loading its weights.
-
-    Raises:
-        ValueError: names the field, what was found and what is allowed.
-    """
+def encoder_problems(encoder: Encoder) -> list[str]:
+    """A line if the encoder cannot be loaded or cut as asked; its weights are not loaded."""
     if encoder.source == TINY:
-        return
+        return []
     try:
-        config = AutoConfig.from_pretrained(resolve_source(encoder.source))
+        source = resolve_source(encoder.source)
+    except ValueError as error:
+        return [str(error)]
+    try:
+        config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(_cannot_load(encoder.source, error)) from None
+        return [_cannot_load(encoder.source, error)]
     wanted = {"top_k": encoder.top_k, "lora": encoder.lora.layers}.get(encoder.trainable, 0)
     depth = config.num_hidden_layers
-    if wanted > depth:
-        field = "top_k" if encoder.trainable == "top_k" else "lora.layers"
-        raise ValueError(
-            f"model.encoder.{field}: found {wanted}; allowed: at most {depth}, "
-            f"the layers of {encoder.source}"
-        )
+    if wanted <= depth:
+        return _unknown_build(encoder, config) if wanted else []
+    field = "top_k" if encoder.trainable == "top_k" else "lora.layers"
+    return [
+        f"model.encoder.{field}: found {wanted}; allowed: at most {depth}, "
+        f"the layers of {encoder.source}"
+    ]
+
+
+def _unknown_build(encoder: Encoder, config: Any) -> list[str]:
+    with torch.device("meta"):
+        skeleton = AutoModel.from_config(config)
+    try:
+        layers_of(skeleton)
+        if encoder.trainable == "lora":
+            projections(skeleton, encoder.lora.layers)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _cannot_load(source: str, error: Exception) -> str:

@@ -10,7 +10,7 @@ import ray.data
 import torch
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
-from mtrec_ray.config import fingerprint, parse_project
+from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say
 from mtrec_ray.data.shards import PreparedScenario, load_prepared, read_rows
@@ -18,8 +18,9 @@ from mtrec_ray.learning.metrics import joint_score
 from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.prepare import prepared_folder
-from mtrec_ray.stages.train import BEST, DONE, check_mark
+from mtrec_ray.stages.marks import DONE, begin, find_finished
+from mtrec_ray.stages.prepare import open_prepared
+from mtrec_ray.stages.train import BEST, joint_made_with
 from mtrec_ray.stages.vectors import ensure_vectors, load_trained
 
 BATCH_ROWS = 16_384
@@ -130,23 +131,22 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
     """Predict and measure the joint model on test; returns the metrics."""
     storage.check_writable(storage_path)
     run_folder = storage.join(storage_path, project.run.name)
-    prepared_path = prepared_folder(project, storage_path)
-    prepared = load_prepared(prepared_path)
-    trained = storage.join(run_folder, "joint", DONE)
-    if not storage.exists(trained):
-        raise ValueError(f"joint model: found none in {run_folder}/joint; run the train job first")
+    prepared = open_prepared(project, storage_path)
+    joint, run_name = storage.join(run_folder, "joint"), project.run.name
+    made_with = joint_made_with(project, prepared)
+    if not find_finished(joint, made_with, job="train", run=run_name):
+        raise ValueError(f"joint model: found none in {joint}; run the train job first")
     folder = storage.join(run_folder, "evaluation")
-    started = storage.read_json(storage.join(run_folder, "joint", "mark.json"))
-    mark = fingerprint(prepared.fingerprint, started, project.dump()["evaluation"])
-    finished = check_mark(folder, mark, "evaluate")
+    finished = find_finished(folder, made_with, job="evaluate", run=run_name)
     if finished:
         say("evaluate: already done")
         return finished
+    begin(folder, made_with)
     connect(project.run)
     say(f"scoring {sum(f.num_rows('test') for f in prepared.scenarios.values()):,} test rows")
     predictions = storage.join(folder, "predictions")
     storage.remove_folder(predictions)
-    predict(project, prepared_path, storage.join(run_folder, "joint", BEST), predictions)
+    predict(project, prepared.folder, storage.join(joint, BEST), predictions)
     metrics = {name: measure(predictions, facts) for name, facts in prepared.scenarios.items()}
     score = joint_score(metrics, project.evaluation.weights or None)
     record = {"metrics": metrics, "joint_score": score}

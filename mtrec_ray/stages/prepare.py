@@ -6,11 +6,13 @@ from mtrec_ray.config import ProjectError, fingerprint
 from mtrec_ray.data import storage
 from mtrec_ray.data.audit import audit
 from mtrec_ray.data.inputs import input_fingerprint, input_problems
-from mtrec_ray.data.prepare import Say, prepare
+from mtrec_ray.data.prepare import Say, prepare, refuse
+from mtrec_ray.data.shards import Prepared, load_prepared, parse_scenario
 from mtrec_ray.data.synthetic import write_sample_world
-from mtrec_ray.model.encoder import check_encoder
+from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.marks import prepare_fingerprint, prepared_with, refuse_changes
 
 
 def prepared_folder(project: Project, storage_path: str) -> str:
@@ -18,23 +20,17 @@ def prepared_folder(project: Project, storage_path: str) -> str:
     return storage.join(storage_path, project.run.name, "prepared")
 
 
-def prepare_fingerprint(project: Project) -> str:
-    """Changes with whatever the prepared data depends on, and with nothing else."""
-    scenarios = {
-        name: scenario.model_dump(mode="json", exclude={"weight"})
-        for name, scenario in project.scenarios.items()
-    }
-    for scenario in scenarios.values():
-        for task in scenario["tasks"].values():
-            task.pop("weight")
-    encoder = project.model.encoder
-    return fingerprint(
-        scenarios,
-        encoder.source,
-        encoder.max_tokens,
-        project.training.seed,
-        input_fingerprint(project),
-    )
+def open_prepared(project: Project, storage_path: str) -> Prepared:
+    """The finished prepared data of a run.
+
+    Raises:
+        ValueError: there is none, or it was made with other values than the project has.
+    """
+    folder = prepared_folder(project, storage_path)
+    prepared = load_prepared(folder)
+    now, name = prepared_with(project), project.run.name
+    refuse_changes(prepared.made_with, now, job="prepare", run=name, folder=folder)
+    return prepared
 
 
 def with_sample_world(project: Project, storage_path: str, say: Say) -> Project:
@@ -64,29 +60,29 @@ def run_prepare(project: Project, storage_path: str, say: Say) -> dict[str, Any]
     """
     storage.check_writable(storage_path)
     project = with_sample_world(project, storage_path, say)
-    problems = input_problems(project)
-    if problems:
-        raise ProjectError(problems)
-    check_encoder(project.model.encoder)
+    refuse(input_problems(project) + encoder_problems(project.model.encoder))
     folder = prepared_folder(project, storage_path)
-    mark = prepare_fingerprint(project)
-    finished = storage.join(folder, "manifest.json")
-    if storage.exists(finished):
-        tree = storage.read_json(finished)
-        if tree["fingerprint"] == mark:
+    mark = prepare_fingerprint(project, input_fingerprint(project))
+    if storage.exists(storage.join(folder, "manifest.json")):
+        found = open_prepared(project, storage_path)
+        if found.fingerprint == mark:
             say("prepare: already done")
-            return tree["report"]
+            return storage.read_json(storage.join(folder, "manifest.json"))["report"]
         raise ProjectError(
             [
-                f"run.name: found {project.run.name!r}, whose prepared data was made with another "
-                "configuration or other inputs; allowed: the same ones, another name, or delete "
-                f"{folder}"
+                f"run.name: found {project.run.name!r}, whose prepared data was made from other "
+                "input files (their names, sizes or times have changed); allowed: the same ones, "
+                f"another name, or delete {folder}"
             ]
         )
     connect(project.run)
     storage.remove_folder(folder)
-    manifest = prepare(project, folder, say)
-    check_leakage(project, folder, mark, manifest, say)
+    try:
+        manifest = prepare(project, folder, say)
+        check_leakage(project, folder, mark, manifest, say)
+    except ProjectError:
+        storage.remove_folder(folder)
+        raise
     storage.remove_folder(storage.join(folder, "work"))
     return manifest["report"]
 
@@ -95,13 +91,10 @@ def check_leakage(
     project: Project, folder: str, mark: str, manifest: dict[str, Any], say: Say
 ) -> None:
     """Audit the prepared data; the manifest is written only where the audit passes."""
-    from mtrec_ray.data.shards import Prepared, parse_scenario
-
     say("leakage audit")
     scenarios = {n: parse_scenario(s) for n, s in manifest["scenarios"].items()}
     problems = audit(project, Prepared(folder, mark, scenarios))
-    if problems:
-        storage.remove_folder(folder)
-        raise ProjectError([f"leakage audit: {line}" for line in problems[:20]])
+    refuse([f"leakage audit: {line}" for line in problems[:20]])
     manifest["report"]["audit"] = {"passed": True, "rows_per_split": 12}
-    storage.write_json(storage.join(folder, "manifest.json"), {"fingerprint": mark, **manifest})
+    made = {"fingerprint": mark, "made_with": prepared_with(project)}
+    storage.write_json(storage.join(folder, "manifest.json"), made | manifest)

@@ -13,19 +13,20 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from mtrec_ray.config import ProjectError, fingerprint, parse_project
+from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepare import Say
-from mtrec_ray.data.shards import load_prepared
+from mtrec_ray.data.prepare import Say, refuse
+from mtrec_ray.data.shards import Prepared, load_prepared
 from mtrec_ray.data.stream import data_config, open_pass, training_datasets
 from mtrec_ray.learning import loop
 from mtrec_ray.learning.feed import OpenPass
-from mtrec_ray.model.encoder import check_encoder
+from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.prepare import prepared_folder
+from mtrec_ray.stages.marks import DONE, begin, find_finished, trained_with
+from mtrec_ray.stages.prepare import open_prepared
 
-BEST, DONE = "best", "done.json"
+BEST = "best"
 
 
 class RayHost:
@@ -108,51 +109,28 @@ def build_trainer(project: Project, prepared_path: str, run_folder: str, name: s
     )
 
 
-def train_fingerprint(project: Project, prepared_mark: str) -> str:
-    """Changes with whatever the joint model depends on."""
-    weights = {
-        n: [s.weight, [t.weight for t in s.tasks.values()]] for n, s in project.scenarios.items()
-    }
-    tree = project.dump()
-    return fingerprint(prepared_mark, weights, tree["model"], tree["training"], tree["evaluation"])
-
-
-def check_mark(folder: str, mark: str, job: str) -> dict[str, Any] | None:
-    """The record of a finished stage, or None where it is still to be done.
-
-    Raises:
-        ProjectError: the folder belongs to another configuration.
-    """
-    started = storage.join(folder, "mark.json")
-    if storage.exists(started) and storage.read_json(started)["fingerprint"] != mark:
-        raise ProjectError(
-            [
-                f"run.name: the {job} stage of this run was made with another configuration; "
-                f"allowed: the same one, another name, or delete {folder}"
-            ]
-        )
-    storage.write_json(started, {"fingerprint": mark})
-    finished = storage.join(folder, DONE)
-    return storage.read_json(finished) if storage.exists(finished) else None
+def joint_made_with(project: Project, prepared: Prepared) -> dict[str, Any]:
+    """Whatever the joint model depends on, as a tree."""
+    return {"prepared": prepared.fingerprint, **trained_with(project)}
 
 
 def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     """Train the joint model, or go on with it, or find it trained; returns the summary."""
     storage.check_writable(storage_path)
     run_folder = storage.join(storage_path, project.run.name)
-    prepared_path = prepared_folder(project, storage_path)
-    prepared = load_prepared(prepared_path)
+    prepared = open_prepared(project, storage_path)
     folder = storage.join(run_folder, "joint")
-    mark = train_fingerprint(project, prepared.fingerprint)
-    finished = check_mark(folder, mark, "train")
+    made_with = joint_made_with(project, prepared)
+    finished = find_finished(folder, made_with, job="train", run=project.run.name)
     if finished:
         say("train: already done")
         return finished
-    check_encoder(project.model.encoder)
+    refuse(encoder_problems(project.model.encoder))
     loop.make_plan(project, prepared, project.run.num_workers)
+    begin(folder, made_with)
     connect(project.run)
     say(f"joint training with {project.run.num_workers} workers")
-    result = build_trainer(project, prepared_path, run_folder, "joint").fit()
+    result = build_trainer(project, prepared.folder, run_folder, "joint").fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec_ray.learning.losses import joint_loss, label_counts, loss_sums, loss_weights, target
+from mtrec_ray.learning.losses import (
+    joint_loss,
+    label_counts,
+    loss_sums,
+    loss_weights,
+    row_losses,
+    target,
+)
 from mtrec_ray.learning.step import Forward, accumulate
 from mtrec_ray.model.recommender import Samples
 from tests.builders import (
@@ -262,3 +269,17 @@ def looped_losses(name, logits, labels):
             if not math.isnan(b):
                 found["stars"].append((second - (b - 3.5) / 1.1) ** 2)
     return found
+
+
+def test_entire_space_needs_the_parent_label():
+    """A label whose parent is null takes no part, even where it is there itself."""
+    labels = torch.tensor([[math.nan, 1.0], [0.0, 1.0], [1.0, 1.0], [1.0, math.nan]])
+    found = target(SHOP, "buy", labels)
+    torch.testing.assert_close(found, torch.tensor([math.nan, 0.0, 1.0, math.nan]), equal_nan=True)
+
+
+def test_confident_and_wrong_rows_keep_their_gradient():
+    """Over the entire space, p(click) p(buy) near 1 with label 0 has a gradient, not 0."""
+    logits = torch.full((1, 2), 20.0, requires_grad=True)
+    row_losses(SHOP, "buy", logits, torch.zeros(1)).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.full((1, 2), 0.5), rtol=1e-4, atol=1e-4)
