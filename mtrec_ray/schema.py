@@ -186,15 +186,23 @@ class Scenario(Section):
 
 
 class Lora(Section):
-    """LoRA (2106.09685) on the attention projections of the top `layers` layers."""
+    """LoRA (2106.09685) on projections of the top `layers` layers; default query and value."""
 
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     layers: PositiveInt = 2
+    targets: tuple[str, ...] | None = None
 
 
 class Encoder(Section):
-    """Where the pretrained encoder comes from and which part of it learns."""
+    """Where the pretrained encoder comes from, which part of it learns, and in which steps.
+
+    The encoder learns in every k-th step (`every`) from that step's rows, or (`gather`) from the
+    gradients that its cached vectors got in all k steps. In a step with its own rows, candidates
+    and a share of the history items (`history_share`) carry gradients into it; the others come
+    from the cache, but none that is older than `max_age` such steps. `rerun` runs the chunks of
+    texts again in the backward pass, so that memory does not grow with their number.
+    """
 
     source: str = "sentence-transformers/all-MiniLM-L6-v2"
     pooling: Literal["mean", "cls", "last"] = "mean"
@@ -203,13 +211,24 @@ class Encoder(Section):
     top_k: PositiveInt = 1
     lora: Lora = Lora()
     every: PositiveInt = 1
+    gather: bool = False
+    history_share: Share = 1.0
+    max_age: PositiveInt | None = None
+    rerun: bool = False
+    compile: bool = False
     tokens_per_chunk: PositiveInt = 8192
 
 
 class Model(Section):
-    """Sizes of the layers above the encoder."""
+    """What the encoder reads, and sizes of the layers above it.
+
+    Layout `vectors`: each item's text on its own. `pair`: the history and the candidate in one
+    sequence of at most `pair_tokens` tokens, a cross encoder, at many times the cost.
+    """
 
     encoder: Encoder = Encoder()
+    layout: Literal["vectors", "pair"] = "vectors"
+    pair_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
     width: PositiveInt = 64
     attention_heads: PositiveInt = 4
     hidden: tuple[PositiveInt, ...] = (256, 128)
@@ -218,6 +237,7 @@ class Model(Section):
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     user_ids: bool = True
     item_ids: bool = True
+    statistics: bool = True
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -226,6 +246,14 @@ class Model(Section):
                 f"width: found {self.width}; allowed: a multiple of attention_heads, "
                 f"{self.attention_heads}"
             )
+        encoder = self.encoder
+        if self.layout == "pair" and (encoder.gather or encoder.history_share < 1):
+            raise ValueError(
+                "layout: found pair with encoder.gather or encoder.history_share; allowed: vectors "
+                "(a pair has no item vectors that could be cached)"
+            )
+        if encoder.gather and encoder.trainable == "none":
+            raise ValueError("encoder.gather: found true for trainable: none; allowed: false")
         return self
 
 
@@ -250,18 +278,27 @@ class Training(Section):
 
 
 class Evaluation(Section):
-    """Fixed scenario weights of the joint validation score (default uniform)."""
+    """Fixed scenario weights of the joint validation score (default uniform); precision of use.
+
+    `precision` is that of predictions: int8 quantises the encoder's linear maps (torchao).
+    """
 
     weights: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 
 
 class Run(Section):
-    """Name (the resume key), workers and resources of the run."""
+    """Name (the resume key), workers and resources of the run.
+
+    `cache_folder` lies on each node and holds outputs of frozen layers, for all runs; by default
+    it is below the node's folder for temporary files.
+    """
 
     name: Name
     num_workers: PositiveInt = 2
     use_gpu: bool = False
     cpus_per_worker: PositiveInt = 1
+    cache_folder: str | None = None
     max_failures: int = Field(1, ge=-1)
 
 

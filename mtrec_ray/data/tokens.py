@@ -65,6 +65,18 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
+def special_tokens(source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids that the tokenizer puts before and after a text."""
+    if source == TINY:
+        return (), ()
+    tokenizer = load_tokenizer(source)
+    inside = tokenizer("a", add_special_tokens=False)["input_ids"]
+    around = tokenizer("a")["input_ids"]
+    places = range(len(around) - len(inside) + 1)
+    start = next(i for i in places if around[i : i + len(inside)] == inside)
+    return tuple(around[:start]), tuple(around[start + len(inside) :])
+
+
 def item_texts(table: pa.Table, items: Items) -> list[str]:
     """The text of each item by the template; nulls become empty, white space is folded."""
     columns = {c: table.column(c).to_pylist() for c in items.text_columns}

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from mtrec_ray.data.shards import Prepared
+from mtrec_ray.data.tokens import special_tokens
 from mtrec_ray.learning import checkpoint
 from mtrec_ray.learning.feed import OpenPass, Position, Stream, quotas
 from mtrec_ray.learning.losses import loss_weights
@@ -22,9 +23,10 @@ from mtrec_ray.learning.optim import build_optimizer, build_schedule
 from mtrec_ray.learning.ranks import any_rank, world
 from mtrec_ray.learning.step import Batch, Forward, StepResult, accumulate, gradient_shares, wrap
 from mtrec_ray.learning.validate import flat, validate
-from mtrec_ray.learning.vectors import Autocast, ItemVectors
+from mtrec_ray.learning.vectors import Autocast, Gathered, ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender, Samples
+from mtrec_ray.model.text import PairLayout
 from mtrec_ray.schema import Project
 
 PROGRESS_SECONDS = 5.0
@@ -92,15 +94,19 @@ def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
 
 
 def build_model(
-    project: Project, prepared: Prepared, device: torch.device
+    project: Project, prepared: Prepared, device: torch.device, precision: str
 ) -> tuple[Recommender, ItemVectors]:
     """The model on its device, same initial weights on every rank, and its item vectors."""
     torch.manual_seed(project.training.seed)
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
     encoder = TextEncoder(project.model.encoder)
     model = Recommender(project.model, prepared.scenarios, catalogues, encoder).to(device)
-    autocast = autocast_for(device, project.training.precision)
-    return model, ItemVectors(model.encoder, catalogues, device, autocast)
+    autocast = autocast_for(device, precision)
+    pairs = None
+    if project.model.layout == "pair":
+        prefix, suffix = special_tokens(project.model.encoder.source)
+        pairs = PairLayout(prefix, suffix, project.model.pair_tokens)
+    return model, ItemVectors(model.encoder, catalogues, device, autocast, pairs)
 
 
 def autocast_for(device: torch.device, precision: str) -> Autocast:
@@ -125,7 +131,9 @@ class Run:
         self.project, self.prepared, self.host = project, prepared, host
         self.rank, self.size = world()
         self.plan = make_plan(project, prepared, self.size)
-        self.model, self.vectors = build_model(project, prepared, host.device)
+        self.model, self.vectors = build_model(
+            project, prepared, host.device, project.training.precision
+        )
         self.optimizer = build_optimizer(self.model, project.training)
         self.schedule = build_schedule(self.optimizer, project.training, self.plan.num_steps)
         self.weights = torch.tensor(
@@ -145,7 +153,10 @@ class Run:
         }
         torch.manual_seed(project.training.seed * 1_000_003 + self.step * 1009 + self.rank)
         self.forward = Forward(self.model, self.vectors)
-        some_unused = project.model.encoder.every > 1 or self.model.encoder.is_frozen
+        if project.model.encoder.gather:
+            self.vectors.gathered = Gathered(self.vectors)
+        options = project.model.encoder
+        some_unused = options.every > 1 and not options.gather and not self.model.encoder.is_frozen
         self.module = wrap(self.forward, some_unused=some_unused)
 
     def _restore(self) -> dict[str, Position]:
@@ -182,10 +193,20 @@ class Run:
         }
 
     def encodes(self) -> bool:
-        """Whether the encoder learns in this step (every k-th, as `model.encoder.every` says)."""
-        return (
-            not self.model.encoder.is_frozen and self.step % self.project.model.encoder.every == 0
-        )
+        """Whether the encoder learns from this step's rows alone: every k-th step."""
+        options = self.project.model.encoder
+        if self.model.encoder.is_frozen or options.gather:
+            return False
+        return self.step % options.every == 0
+
+    def gather(self) -> None:
+        """Take the gradients of the item vectors into the encoder, in every k-th step."""
+        gathered = self.vectors.gathered
+        if gathered is None:
+            return
+        gathered.collect()
+        if (self.step + 1) % self.project.model.encoder.every == 0:
+            gathered.backward()
 
     def train_step(self) -> StepResult:
         """One optimizer step; a step whose gradient is not finite is skipped on all ranks."""
@@ -196,6 +217,7 @@ class Run:
             self.module, self.prepared.scenarios, batches, self.weights,
             encode=self.encodes(), autocast=self.autocast,
         )  # fmt: skip
+        self.gather()
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.project.training.clip_norm
         )
@@ -220,7 +242,7 @@ def train(project: Project, prepared: Prepared, host: Host) -> dict[str, Any]:
             f"rows of each rank's batch {run.plan.quotas}"
         )
     started = time.monotonic()
-    run.vectors.compute_frozen()
+    run.vectors.compute_frozen(cache_folder(project))
     run.vectors.refresh()
     if run.rank == 0:
         host.say(
@@ -231,6 +253,11 @@ def train(project: Project, prepared: Prepared, host: Host) -> dict[str, Any]:
         losses = train_epoch(run)
         finish_epoch(run, losses)
     return summary(run)
+
+
+def cache_folder(project: Project) -> Path:
+    """Where this node keeps outputs of frozen layers."""
+    return Path(project.run.cache_folder or Path(tempfile.gettempdir()) / "mtrec_ray" / "frozen")
 
 
 def train_epoch(run: Run) -> dict[str, float]:

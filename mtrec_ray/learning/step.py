@@ -12,10 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mtrec_ray.data.shards import PreparedScenario
 from mtrec_ray.learning.losses import joint_loss, label_counts, loss_sums
 from mtrec_ray.learning.ranks import sum_over_ranks, world
-from mtrec_ray.learning.vectors import Autocast, ItemVectors
-from mtrec_ray.model.recommender import Recommender, Samples
-
-Batch = Mapping[str, Samples]
+from mtrec_ray.learning.vectors import Autocast, Batch, ItemVectors
+from mtrec_ray.model.recommender import Recommender
 
 
 class Forward(nn.Module):
@@ -30,9 +28,7 @@ class Forward(nn.Module):
 
     def forward(self, batch: Batch, encode: bool) -> dict[str, Tensor]:
         """f32[N, T] logits by scenario; the encoder learns from this batch where `encode`."""
-        items = {name: samples.items for name, samples in batch.items()}
-        vectors = self.vectors.encode(items) if encode else self.vectors.cached(items)
-        return self.model(batch, vectors)
+        return self.model(batch, self.vectors.of_batch(batch, encode=encode))
 
 
 def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
@@ -40,6 +36,9 @@ def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
     if world()[1] == 1:
         return forward
     device = next(forward.parameters()).device
+    if forward.vectors.gathered is not None:  # the encoder's gradient does not come by DDP
+        names = {f"model.encoder.{n}" for n, _ in forward.model.encoder.named_parameters()}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(forward, names)
     return DistributedDataParallel(
         forward,
         device_ids=[device] if device.type == "cuda" else None,

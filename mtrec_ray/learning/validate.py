@@ -25,7 +25,7 @@ def score_rows(
     model.eval()
     for arrays in batches:
         samples = Samples.of(arrays, vectors.device)
-        found = model.score(name, samples, vectors.cached({name: samples.items})[name])
+        found = model.score(name, samples, vectors.of_batch({name: samples}, encode=False)[name])
         yield arrays, predictions(model.facts[name], found).cpu().numpy()
     model.train(was_training)
 

@@ -2,29 +2,42 @@
 
 All catalogues lie one after another; an item's place in them is its base plus its catalogue row.
 
-Letters: n items in all, D encoder width.
+Letters: n items in all, U distinct items of a batch, N samples, D encoder width.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.learning.frozen import open_states, states_key
 from mtrec_ray.learning.ranks import sum_over_ranks, world
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.text import Chunk, Texts, chunks
+from mtrec_ray.model.recommender import Samples
+from mtrec_ray.model.text import Chunk, PairLayout, Texts, chunks
 
-# Frozen states are kept in memory up to this size; above, the frozen layers run at every use.
-MAX_STATE_BYTES = 4 * 2**30
+# Frozen states are moved to a GPU up to this size; above, each step takes its own from the file.
+MAX_DEVICE_BYTES = 4 * 2**30
 
 Autocast = Callable[[], AbstractContextManager[object]]
+Batch = Mapping[str, Samples]
 
 
 class ItemVectors:
-    """Text vectors of the catalogues' items, with and without gradients."""
+    """Text vectors of the catalogues' items, with and without gradients.
+
+    Attributes:
+        cache: f32[n, D], the vectors of all items by the weights of the last `refresh`, or of a
+            later step that encoded the item.
+        states: f32[tokens, D], what the frozen layers make of every token.
+        pairs: how history and candidate are laid into one text (layout `pair`).
+    """
 
     def __init__(
         self,
@@ -32,6 +45,7 @@ class ItemVectors:
         catalogues: Mapping[str, Catalogue],
         device: torch.device,
         autocast: Autocast = nullcontext,
+        pairs: PairLayout | None = None,
     ) -> None:
         parts = [c.lengths for c in catalogues.values()]
         lengths = np.concatenate(parts)
@@ -43,51 +57,116 @@ class ItemVectors:
         self.encoder = encoder
         self.autocast = autocast
         self.device = device
+        self.pairs = pairs
         self.budget = encoder.options.tokens_per_chunk
         self.states: Tensor | None = None
         self.cache: Tensor | None = None
+        self.ages = torch.zeros(len(lengths), dtype=torch.int64)
+        self.gathered: Gathered | None = None
 
     @property
     def num_items(self) -> int:
         """Items of all catalogues."""
         return len(self.texts.offsets) - 1
 
-    def places(self, items: Mapping[str, Tensor]) -> np.ndarray:
-        """i64[U]: places of the items of several scenarios, one scenario after another."""
-        found = [rows.cpu().numpy() + self.bases[name] for name, rows in items.items()]
-        return np.concatenate(found)
+    def places(self, name: str, rows: Tensor) -> NDArray[np.int64]:
+        """Places of a scenario's catalogue rows."""
+        return rows.cpu().numpy() + self.bases[name]
 
-    def split(self, items: Mapping[str, Tensor], vectors: Tensor) -> dict[str, Tensor]:
-        """The vectors of several scenarios by scenario."""
-        sizes = [len(rows) for rows in items.values()]
-        return dict(zip(items, vectors.split(sizes), strict=True))
+    def of_batch(self, batch: Batch, *, encode: bool) -> dict[str, Tensor]:
+        """Text vectors by scenario: f32[U, D] of its distinct items, or f32[N, D] of its pairs.
 
-    def encode(self, items: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """f32[U, D] by scenario, with gradients into the encoder; the cache takes them in."""
-        places = self.places(items)
-        vectors = self._run(places)
-        if self.cache is not None:
-            self.cache[torch.from_numpy(places).to(self.device)] = vectors.detach().float()
-        return self.split(items, vectors)
+        With `encode` they carry gradients into the encoder, and the cache takes them in.
+        """
+        if self.pairs is not None:
+            return {name: self._pair_vectors(name, s) for name, s in batch.items()}
+        places = np.concatenate([self.places(n, s.items) for n, s in batch.items()])
+        if encode:
+            vectors = self._encode(places, self._chosen(batch, places))
+        else:
+            assert self.cache is not None
+            vectors = self.cache[torch.from_numpy(places).to(self.device)]
+            if self.gathered is not None and torch.is_grad_enabled():
+                vectors = self.gathered.watch(places, vectors)
+        sizes = [len(s.items) for s in batch.values()]
+        return dict(zip(batch, vectors.split(sizes), strict=True))
 
-    def cached(self, items: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """f32[U, D] by scenario from the last `refresh`, without gradients."""
-        assert self.cache is not None
-        places = torch.from_numpy(self.places(items)).to(self.device)
-        return self.split(items, self.cache[places])
+    def _chosen(self, batch: Batch, places: NDArray[np.int64]) -> Tensor:
+        """bool[U]: which items are encoded: candidates, a share of the others, and old ones."""
+        options = self.encoder.options
+        self.ages += 1
+        if options.history_share >= 1 or self.cache is None:
+            return torch.ones(len(places), dtype=torch.bool)
+        chosen = torch.rand(len(places)) < options.history_share
+        start = 0
+        for samples in batch.values():
+            chosen[start + samples.candidate.cpu()] = True
+            start += len(samples.items)
+        if options.max_age is not None:
+            chosen |= self.ages[places] > options.max_age
+        return chosen
 
-    def _run(self, places: np.ndarray) -> Tensor:
-        vectors, order = [], []
-        for chunk in chunks(self.texts, places, self.budget):
-            vectors.append(self.encoder(self._inputs(chunk), chunk.mask.to(self.device)))
-            order.append(chunk.places)
-        back = np.argsort(np.concatenate(order), kind="stable")
+    def _encode(self, places: NDArray[np.int64], chosen: Tensor) -> Tensor:
+        mine = places[chosen.numpy()]
+        vectors = self.run(mine)
+        if self.cache is None:
+            return vectors
+        there = torch.from_numpy(mine).to(self.device)
+        self.ages[mine] = 0
+        if not chosen.all():
+            old = self.cache[torch.from_numpy(places).to(self.device)]
+            found = vectors
+            vectors = old.index_copy(0, chosen.nonzero().squeeze(1).to(self.device), found)
+        else:
+            found = vectors
+        self.cache[there] = found.detach()
+        return vectors
+
+    def _pair_vectors(self, name: str, samples: Samples) -> Tensor:
+        """f32[N, D]: the vector of each sample's history and candidate read together."""
+        assert self.pairs is not None
+        places = self.places(name, samples.items)
+        history = samples.history.cpu().numpy()
+        texts = self.pairs.texts(
+            self.texts,
+            places[samples.candidate.cpu().numpy()],
+            np.where(history >= 0, places[history.clip(0)], -1),
+        )
+        rows = np.arange(len(history))
+        return self._in_chunks(
+            rows, [(c, texts.tokens[c.index]) for c in chunks(texts, rows, self.budget)]
+        )
+
+    def run(self, places: NDArray[np.int64]) -> Tensor:
+        """f32[U, D]: vectors of some items with the present weights."""
+        found = [(c, self._inputs(c)) for c in chunks(self.texts, places, self.budget)]
+        return self._in_chunks(places, found)
+
+    def _in_chunks(self, rows: NDArray[np.int64], parts: list[tuple[Chunk, Tensor]]) -> Tensor:
+        if not parts:
+            return torch.zeros(0, self.encoder.width, device=self.device)
+        vectors = [self._run_chunk(inputs, chunk.mask) for chunk, inputs in parts]
+        back = np.argsort(np.concatenate([chunk.places for chunk, _ in parts]), kind="stable")
+        assert len(back) == len(rows)
         return torch.cat(vectors)[torch.from_numpy(back).to(self.device)]
+
+    def _run_chunk(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """f32[u, D] of a chunk.
+
+        With `rerun` only its vectors are kept, and the backward pass, which by then has their
+        gradients, runs it again: the gradient cache of 2101.06983 by torch's own checkpointing.
+        """
+        inputs, mask = inputs.to(self.device), mask.to(self.device)
+        if self.encoder.options.rerun and torch.is_grad_enabled():
+            found = checkpoint(self.encoder, inputs, mask, use_reentrant=False)
+            assert isinstance(found, Tensor)
+            return found.float()
+        return self.encoder(inputs, mask).float()
 
     def _inputs(self, chunk: Chunk) -> Tensor:
         if self.states is not None:
-            return self.states[chunk.index.to(self.device)]
-        return self.texts.tokens[chunk.index].to(self.device)
+            return self.states[chunk.index.to(self.states.device)]
+        return self.texts.tokens[chunk.index]
 
     def _share(self, rank: int, size: int) -> Iterator[Chunk]:
         """Chunks of a rank's share of all items."""
@@ -95,32 +174,45 @@ class ItemVectors:
         for chunk in chunks(self.texts, own, self.budget):
             yield Chunk(own[chunk.places], chunk.index, chunk.mask)
 
+    def compute_frozen(self, folder: Path) -> None:
+        """Have the output of the frozen layers for every token, from a file that a node shares.
+
+        Computed where the file is not there yet (of a cut encoder that reads items one by one).
+        """
+        encoder = self.encoder
+        if encoder.lower is None or encoder.is_frozen or self.pairs is not None:
+            return
+        with self.autocast():
+            precision = str(torch.get_autocast_dtype(self.device.type))
+            if not torch.is_autocast_enabled(self.device.type):
+                precision = "fp32"
+        key = states_key(encoder.lower, self.texts, precision)
+        shape = (len(self.texts.tokens), encoder.width)
+        states = open_states(folder / f"{key}.f32", shape, self._write_states)
+        if states.nbytes <= MAX_DEVICE_BYTES:
+            states = states.to(self.device)
+        self.states = states
+
     @torch.no_grad()
-    def compute_frozen(self) -> None:
-        """Run the frozen layers once over all items, each rank its share (of a cut encoder)."""
-        num_tokens = len(self.texts.tokens)
-        if self.encoder.lower is None or self.encoder.is_frozen:
-            return
-        if num_tokens * self.encoder.width * 4 > MAX_STATE_BYTES:
-            return
-        states = torch.zeros(num_tokens, self.encoder.width, device=self.device)
-        for chunk in self._share(*world()):
+    def _write_states(self, states: Tensor, rank: int, size: int) -> None:
+        """Fill a share of the rows of `states`."""
+        for chunk in self._share(rank, size):
+            mask = chunk.mask
             tokens = self.texts.tokens[chunk.index].to(self.device)
-            mask = chunk.mask.to(self.device)
             with self.autocast():
-                found = self.encoder.frozen_states(tokens, mask)
-            states[chunk.index.to(self.device)[mask]] = found[mask].float()
-        self.states = sum_over_ranks(states)
+                found = self.encoder.frozen_states(tokens, mask.to(self.device))
+            states[chunk.index[mask]] = found.cpu()[mask].float()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Compute the cached vector of every item with the present weights, each rank its share."""
-        if self.cache is not None and self.encoder.is_frozen:
+        if self.pairs is not None or (self.cache is not None and self.encoder.is_frozen):
             return
         cache = torch.zeros(self.num_items, self.encoder.width, device=self.device)
         for places, vectors in self.encode_share(*world()):
             cache[places] = vectors
         self.cache = sum_over_ranks(cache)
+        self.ages.zero_()
 
     @torch.no_grad()
     def encode_share(self, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -129,6 +221,74 @@ class ItemVectors:
         self.encoder.eval()
         for chunk in self._share(rank, size):
             with self.autocast():
-                found = self.encoder(self._inputs(chunk), chunk.mask.to(self.device))
-            yield torch.from_numpy(chunk.places).to(self.device), found.float()
+                found = self._run_chunk(self._inputs(chunk), chunk.mask)
+            yield torch.from_numpy(chunk.places).to(self.device), found
         self.encoder.train(was_training)
+
+
+class Gathered:
+    """Gradients that cached item vectors get over some steps, and the encoder's step from them.
+
+    The layers above learn in every step from the cache. What their backward pass leaves at the
+    vectors is added up; then one pass over the items that were met, shared among the ranks, takes
+    it into the encoder, however many samples there were. Its vectors are at most that many steps
+    older than its weights.
+
+    Attributes:
+        sums: f32[n, D], mean over ranks of the gradients, added over steps.
+        met: bool[n], items that were met.
+    """
+
+    def __init__(self, vectors: ItemVectors) -> None:
+        self.vectors = vectors
+        self.sums = torch.zeros(vectors.num_items, vectors.encoder.width, device=vectors.device)
+        self.met = torch.zeros(vectors.num_items, device=vectors.device)
+        self.num_steps = 0
+        self._watched: list[tuple[Tensor, Tensor]] = []
+
+    def watch(self, places: NDArray[np.int64], vectors: Tensor) -> Tensor:
+        """The vectors as a leaf whose gradient `collect` takes."""
+        leaf = vectors.detach().requires_grad_()
+        self._watched.append((torch.from_numpy(places).to(leaf.device), leaf))
+        return leaf
+
+    def collect(self) -> None:
+        """Add up what the backward passes of a step left at the watched vectors."""
+        for places, leaf in self._watched:
+            if leaf.grad is not None:
+                self.sums.index_add_(0, places, leaf.grad)
+                self.met[places] = 1
+        self._watched.clear()
+        self.num_steps += 1
+
+    def backward(self) -> None:
+        """Set the encoder's gradient: that of the mean loss of the steps since the last call."""
+        vectors = self.vectors
+        places = sum_over_ranks(self.met).nonzero().squeeze(1)
+        wanted = sum_over_ranks(self.sums[places]) / (world()[1] * self.num_steps)
+        self._encode(places, wanted)
+        self.sums.zero_()
+        self.met.zero_()
+        self.num_steps = 0
+        learning = [p for p in vectors.encoder.parameters() if p.requires_grad]
+        for parameter in learning:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            sum_over_ranks(parameter.grad)
+
+    def _encode(self, places: Tensor, wanted: Tensor) -> None:
+        """Encode a rank's share of the items chunk by chunk, and take their gradients back."""
+        vectors, (rank, size) = self.vectors, world()
+        assert vectors.cache is not None
+        everywhere = places.cpu().numpy()
+        order = np.argsort(vectors.texts.lengths[everywhere], kind="stable")[rank::size]
+        fresh = torch.zeros_like(wanted)
+        for chunk in chunks(vectors.texts, everywhere[order], vectors.budget):
+            mine = torch.from_numpy(order[chunk.places]).to(wanted.device)
+            with vectors.autocast():
+                found = vectors.encoder(
+                    vectors._inputs(chunk).to(vectors.device), chunk.mask.to(vectors.device)
+                ).float()
+            found.backward(wanted[mine])
+            fresh[mine] = found.detach()
+        vectors.cache[places] = sum_over_ranks(fresh)

@@ -7,6 +7,8 @@ Letters: u texts of a chunk, L tokens, D width.
 """
 
 import copy
+import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,7 +95,7 @@ def _unknown_build(encoder: Encoder, config: Any) -> list[str]:
     try:
         layers_of(skeleton)
         if encoder.trainable == "lora":
-            projections(skeleton, encoder.lora.layers)
+            projections(skeleton, encoder.lora.layers, lora_targets(encoder))
     except ValueError as error:
         return [str(error)]
     return []
@@ -168,8 +170,15 @@ def slice_layers(model: nn.Module, start: int, stop: int) -> nn.Module:
     return part
 
 
-def projections(model: nn.Module, top: int) -> list[str]:
-    """Full names of the attention projections of the top layers.
+def lora_targets(encoder: Encoder) -> Sequence[str]:
+    """Names of the linear maps that LoRA adapts."""
+    return encoder.lora.targets or ATTENTION_PROJECTIONS
+
+
+def projections(
+    model: nn.Module, top: int, names: Sequence[str] = ATTENTION_PROJECTIONS
+) -> list[str]:
+    """Full names of the projections of some names in the top layers.
 
     Raises:
         ValueError: a model of another build, without projections of a known name.
@@ -179,14 +188,20 @@ def projections(model: nn.Module, top: int) -> list[str]:
     found = []
     for full, module in model.named_modules():
         inside = any(module is m for layer in layers[-top:] for m in layer.modules())
-        if inside and full.rsplit(".", 1)[-1] in ATTENTION_PROJECTIONS:
+        if inside and full.rsplit(".", 1)[-1] in names:
             found.append(full)
     if not found:
         raise ValueError(
-            f"model.encoder.trainable: found lora for a {type(model).__name__}, whose attention "
-            f"has none of {', '.join(ATTENTION_PROJECTIONS)}; allowed: all, top_k, none"
+            f"model.encoder.lora.targets: found {', '.join(names)}, of which a "
+            f"{type(model).__name__} has none; allowed: {', '.join(linear_names(layers[-1]))}"
         )
     return found
+
+
+def linear_names(layer: nn.Module) -> list[str]:
+    """Names of the linear maps of a layer."""
+    found = (n for n, m in layer.named_modules() if isinstance(m, nn.Linear))
+    return list(dict.fromkeys(n.rsplit(".", 1)[-1] for n in found))
 
 
 def shallow(module: nn.Module) -> nn.Module:
@@ -205,6 +220,31 @@ def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
         return states[torch.arange(len(states), device=states.device), last]
     weight = mask.unsqueeze(-1).to(states.dtype)
     return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def quantise_problems() -> list[str]:
+    """A line where int8 is not to be had."""
+    if importlib.util.find_spec("torchao"):
+        return []
+    return [
+        "evaluation.precision: found int8, for which torchao is not installed; "
+        "allowed: auto, fp32, bf16, or pip install 'mtrec-ray[int8]'"
+    ]
+
+
+def quantise(encoder: "TextEncoder") -> None:
+    """Turn the linear maps of an encoder, frozen ones included, to int8, for use only.
+
+    Weights by output channel, activations by token as they come.
+    """
+    from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+        Int8DynamicActivationInt8WeightConfig,
+        quantize_,
+    )
+
+    for part in (encoder.lower, encoder.upper):
+        if part is not None:
+            quantize_(part, Int8DynamicActivationInt8WeightConfig())
 
 
 class TextEncoder(nn.Module):
@@ -237,6 +277,8 @@ class TextEncoder(nn.Module):
             lower.requires_grad_(False)
         if options.trainable == "lora":
             object.__setattr__(self, "adapted", self._adapt(model))
+        if options.compile and upper is not None:
+            upper.compile(dynamic=True)
 
     def _cut(self, model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
         options = self.options
@@ -262,7 +304,7 @@ class TextEncoder(nn.Module):
         config = LoraConfig(
             r=self.options.lora.rank,
             lora_alpha=self.options.lora.alpha,  # pyright: ignore[reportArgumentType]
-            target_modules=projections(model, self.options.lora.layers),
+            target_modules=projections(model, self.options.lora.layers, lora_targets(self.options)),
             lora_dropout=0.0,
         )
         return get_peft_model(model, config)

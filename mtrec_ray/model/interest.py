@@ -1,6 +1,6 @@
 """The user's interest in a candidate: attention of the candidate over the history (1706.06978).
 
-Letters: N samples, H history items, W width.
+Letters: N samples, H history items, U distinct items of the batch, W width, D width of texts.
 """
 
 import torch
@@ -22,26 +22,44 @@ class HistoryAttention(nn.Module):
         self.age_key = nn.Embedding(NUM_AGES, num_heads)
         nn.init.zeros_(self.age_key.weight)
 
-    def forward(self, candidate: Tensor, history: Tensor, ages: Tensor, mask: Tensor) -> Tensor:
-        """f32[N, W] from candidate [N, W], history [N, H, W], age buckets [N, H], mask [N, H]."""
-        n, h, width = history.shape
-        split = (n, h, self.num_heads, width // self.num_heads)
-        query = self.query(candidate).view(n, self.num_heads, split[-1])
-        scores = torch.einsum("nad,nhad->nha", query, self.key(history).view(split))
-        scores = scores / split[-1] ** 0.5 + self.age_key(ages.clamp(max=NUM_AGES - 1))
+    def forward(
+        self, candidate: Tensor, items: Tensor, places: Tensor, ages: Tensor, mask: Tensor
+    ) -> Tensor:
+        """f32[N, W] from candidates [N, W], distinct items [U, W] and the history's places in them.
+
+        `places`, age buckets `ages` and `mask` are [N, H]. Keys and values are those of distinct
+        items, so that an item in many histories is projected once.
+        """
+        n, h = places.shape
+        heads, each = self.num_heads, items.shape[1] // self.num_heads
+        pairs = torch.cat([self.key(items), self.value(items)], 1)
+        keys, values = F.embedding(places, pairs).view(n, h, 2, heads, each).unbind(2)
+        query = self.query(candidate).view(n, heads, each) / each**0.5
+        scores = torch.einsum("nad,nhad->nha", query, keys)
+        scores = scores + self.age_key(ages.clamp(max=NUM_AGES - 1))
         scores = scores.masked_fill(~mask.unsqueeze(-1), -1e4)
-        weights = scores.float().softmax(1).to(history.dtype) * mask.unsqueeze(-1)
-        mixed = torch.einsum("nha,nhad->nad", weights, self.value(history).view(split))
-        return mixed.reshape(n, width)
+        weights = scores.float().softmax(1).to(values.dtype) * mask.unsqueeze(-1)
+        return torch.einsum("nha,nhad->nad", weights, values).reshape(n, heads * each)
 
 
-def similarities(candidate: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+def similarities(vectors: Tensor, candidate: Tensor, places: Tensor, mask: Tensor) -> Tensor:
     """f32[N, 3]: cosine of the candidate's text with the history's: mean, maximum, latest.
 
-    Text vectors [N, D] and [N, H, D]; zeros where there is no history.
+    From text vectors [U, D] and places in them, [N] and [N, H]; zeros where there is no history.
     """
-    unit = F.normalize(candidate.float(), dim=-1).unsqueeze(1)
-    cosine = (unit * F.normalize(history.float(), dim=-1)).sum(-1).masked_fill(~mask, 0.0)
+    cosine = cosines(vectors, candidate, places).masked_fill(~mask, 0.0)
     count = mask.sum(1).clamp(min=1)
     best = cosine.masked_fill(~mask, -1.0).amax(1).masked_fill(~mask.any(1), 0.0)
     return torch.stack([cosine.sum(1) / count, best, cosine[:, 0]], 1)
+
+
+def cosines(vectors: Tensor, candidate: Tensor, places: Tensor) -> Tensor:
+    """f32[N, H]: cosine of each candidate with its history.
+
+    Vectors are taken to the precision of autocast before they are gathered: gathering is what
+    this costs. (All products of distinct items instead, once tried, were slower on a CPU.)
+    """
+    unit = F.normalize(vectors.float(), dim=-1)
+    if torch.is_autocast_enabled(unit.device.type):
+        unit = unit.to(torch.get_autocast_dtype(unit.device.type))
+    return torch.einsum("nd,nhd->nh", unit[candidate], unit[places]).float()

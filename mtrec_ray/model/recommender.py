@@ -72,18 +72,21 @@ class ScenarioInputs(nn.Module):
     catalogue_numeric: Tensor
     catalogue_ids: Tensor
     catalogue_categories: Tensor
+    kept: Tensor
 
     def __init__(self, facts: PreparedScenario, catalogue: Catalogue, options: Model) -> None:
         super().__init__()
         width = options.width
         self.numeric = NumericInputs(facts.numeric_mean, facts.numeric_std, facts.numeric_quantiles)
+        kept = [options.statistics or n.startswith("event.") for n in facts.numeric_names]
+        self.register_buffer("kept", torch.tensor(kept, dtype=torch.bool), persistent=False)
         self.item_ids = _ids(facts.num_items + 1, width) if options.item_ids else None
         self.item_categories = nn.ModuleList(_ids(n, width) for n in facts.item_category_sizes)
         self.categories = nn.ModuleList(_ids(n, width) for n in facts.category_sizes)
         num_numeric = len(facts.item_numeric_mean)
         self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
         self.columns = nn.Linear(self.numeric.num_outputs, width)
-        self.id_dropout = options.id_dropout
+        self.options = options
         numbers = torch.from_numpy(catalogue.numeric)
         if numbers.shape[1]:
             mean = torch.tensor(facts.item_numeric_mean)
@@ -98,11 +101,11 @@ class ScenarioInputs(nn.Module):
 
     def item_extras(self, items: Tensor) -> Tensor:
         """f32[U, W]: what is added to the text of items: ids, categories, numbers."""
-        extra = torch.zeros((), device=items.device)
+        extra = torch.zeros(len(items), self.options.width, device=items.device)
         if self.item_numeric is not None:
             extra = extra + self.item_numeric(self.catalogue_numeric[items])
         if self.item_ids is not None:
-            ids = drop_ids(self.catalogue_ids[items], self.id_dropout, self.training)
+            ids = drop_ids(self.catalogue_ids[items], self.options.id_dropout, self.training)
             extra = extra + self.item_ids(ids)
         for i, table in enumerate(self.item_categories):
             extra = extra + table(self.catalogue_categories[items, i])
@@ -110,7 +113,7 @@ class ScenarioInputs(nn.Module):
 
     def row_columns(self, samples: Samples) -> Tensor:
         """f32[N, W]: the samples' statistics and categories."""
-        columns = self.columns(self.numeric(samples.numeric))
+        columns = self.columns(self.numeric(samples.numeric.masked_fill(~self.kept, math.nan)))
         for i, table in enumerate(self.categories):
             columns = columns + table(samples.categorical[:, i])
         return columns
@@ -180,7 +183,9 @@ class Recommender(nn.Module):
     def forward(
         self, samples: Mapping[str, Samples], vectors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """f32[N, T] logits by scenario, from text vectors f32[U, D] of each one's distinct items.
+        """f32[N, T] logits by scenario, from text vectors.
+
+        f32[U, D] of each one's distinct items, or (layout `pair`) f32[N, D] of its samples.
 
         Regression outputs are in units of the training labels' standard deviation, around
         their mean.
@@ -191,14 +196,17 @@ class Recommender(nn.Module):
         """f32[N, T]: logits of one scenario."""
         own = self.inputs[name]
         assert isinstance(own, ScenarioInputs)
-        items = self.item_norm(self.project(vectors) + own.item_extras(samples.items))
+        extras = own.item_extras(samples.items)
         mask = samples.history >= 0
         places = samples.history.clamp(min=0)
-        candidate = items[samples.candidate]
-        user = self.interest(candidate, items[places], samples.ages, mask)
-        closeness = similarities(
-            vectors[samples.candidate].detach(), vectors[places].detach(), mask
-        )
+        if self.options.layout == "pair":
+            items = self.item_norm(extras)
+            candidate = self.item_norm(self.project(vectors) + extras[samples.candidate])
+        else:
+            items = self.item_norm(self.project(vectors) + extras)
+            candidate = items[samples.candidate]
+        user = self.interest(candidate, items, places, samples.ages, mask)
+        closeness = self._closeness(samples, vectors, places, mask)
         columns = own.row_columns(samples)
         scenario = self.scenario_vectors[name].expand_as(candidate)
         identity = self._user_vector(name, samples.user, candidate)
@@ -207,6 +215,12 @@ class Recommender(nn.Module):
         heads = self.heads[name]
         assert isinstance(heads, nn.ModuleDict)
         return torch.stack([head(shared) for head in heads.values()], 1)
+
+    def _closeness(self, samples: Samples, vectors: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+        """f32[N, 3]: likeness of candidate and history; 0 where one text holds both."""
+        if self.options.layout == "pair":
+            return vectors.new_zeros(len(vectors), 3)
+        return similarities(vectors.detach(), samples.candidate, places, mask)
 
     def _user_vector(self, name: str, user: Tensor, like: Tensor) -> Tensor:
         space = self.facts[name].user_space

@@ -43,13 +43,20 @@ def local_environment() -> Iterator[None]:
     """What the processes of a local Ray inherit from this one while they start.
 
     Their address: Ray Train's cleaner of placement groups looks for a Ray on this machine, and
-    fails where there are two. The level of Ray Data's messages in workers.
+    fails where there are two. The level of Ray Data's messages in workers. How long idle workers
+    are kept: Ray ends them after a second, and starting one anew takes several.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
     address = f"{ray.util.get_node_ip_address()}:{port}"
-    ours = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": address, "RAY_DATA_LOG_LEVEL": "WARNING"}
+    ours = {
+        "RAY_GCS_SERVER_PORT": port,
+        "RAY_ADDRESS": address,
+        "RAY_DATA_LOG_LEVEL": "WARNING",
+        "RAY_num_workers_soft_limit": str(max(8, os.cpu_count() or 1)),
+        "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:

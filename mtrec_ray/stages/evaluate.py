@@ -12,10 +12,11 @@ from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
 from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepare import Say
+from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import PreparedScenario, load_prepared, read_rows
 from mtrec_ray.learning.metrics import joint_score
 from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
+from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE, begin, find_finished
@@ -137,10 +138,13 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
     if not find_finished(joint, made_with, job="train", run=run_name):
         raise ValueError(f"joint model: found none in {joint}; run the train job first")
     folder = storage.join(run_folder, "evaluation")
+    made_with["evaluation"] = project.dump()["evaluation"]
     finished = find_finished(folder, made_with, job="evaluate", run=run_name)
     if finished:
         say("evaluate: already done")
         return finished
+    if project.evaluation.precision == "int8":
+        refuse(quantise_problems())
     begin(folder, made_with)
     connect(project.run)
     say(f"scoring {sum(f.num_rows('test') for f in prepared.scenarios.values()):,} test rows")

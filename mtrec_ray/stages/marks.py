@@ -39,7 +39,13 @@ def trained_with(project: Project) -> dict[str, Any]:
         for name, scenario in project.scenarios.items()
     }
     tree = project.dump()
-    return {"scenarios": weights, **{k: tree[k] for k in ("model", "training", "evaluation")}}
+    score = {"weights": tree["evaluation"]["weights"]}
+    return {
+        "scenarios": weights,
+        "model": tree["model"],
+        "training": tree["training"],
+        "evaluation": score,
+    }
 
 
 def differences(before: object, now: object, field: str = "") -> Iterator[str]:

@@ -14,15 +14,24 @@ from mtrec_ray.data.shards import load_prepared
 from mtrec_ray.learning import checkpoint
 from mtrec_ray.learning.loop import build_model
 from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.model.encoder import quantise
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Project
 
-VECTORS = "item_vectors.safetensors"
+
+def vectors_path(model_path: str, project: Project) -> str:
+    """The file beside a model that holds its item vectors in the precision of use."""
+    return storage.join(model_path, f"item_vectors-{project.evaluation.precision}.safetensors")
 
 
 def ensure_vectors(project: Project, prepared_path: str, model_path: str) -> np.ndarray:
-    """f32[n, D] of all catalogues' items: stored in the model's folder, computed if not there."""
-    path = storage.join(model_path, VECTORS)
+    """f32[n, D] of all catalogues' items: stored in the model's folder, computed if not there.
+
+    None of them (f32[0, 0]) for a model that reads pairs: it has no vectors of items.
+    """
+    if project.model.layout == "pair":
+        return np.zeros((0, 0), np.float32)
+    path = vectors_path(model_path, project)
     if storage.exists(path):
         return load(storage.read_bytes(path))["vectors"].numpy()
     vectors = compute_vectors(project, prepared_path, model_path)
@@ -57,8 +66,12 @@ def load_trained(
     """A trained model in evaluation mode, and the place of its item vectors, still empty."""
     torch.set_num_threads(project.run.cpus_per_worker)
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
-    model, vectors = build_model(project, load_prepared(prepared_path), device)
+    precision = project.evaluation.precision
+    above = "auto" if precision == "int8" else precision
+    model, vectors = build_model(project, load_prepared(prepared_path), device, above)
     checkpoint.load_model(local_copy(model_path), model)
+    if precision == "int8":
+        quantise(model.encoder)
     return model.eval(), vectors
 
 

@@ -24,7 +24,9 @@ import torch.distributed as dist
 from mtrec_ray.data.shards import Arrays, load_prepared
 from mtrec_ray.learning import validate as validation
 from mtrec_ray.learning.losses import loss_weights
+from mtrec_ray.learning.ranks import world
 from mtrec_ray.learning.step import Batch, Forward, accumulate, wrap
+from mtrec_ray.learning.vectors import Gathered
 from mtrec_ray.model.recommender import Samples
 from tests.builders import (
     FACTS,
@@ -46,8 +48,10 @@ MODES = {
     "all": ("all", True, False),
     "top_k": ("top_k", True, False),
     "lora": ("lora", True, False),
-    "none": ("none", True, True),
+    "none": ("none", False, False),
     "every": ("all", False, True),
+    "rerun": ("all", True, False),
+    "gather": ("all", False, False),
 }
 
 
@@ -79,16 +83,21 @@ def batches_of(rank: int, size: int) -> list[Batch]:
     return batches
 
 
-def step(mode: str, rank: int, size: int) -> dict[str, Any]:
+def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     """Loss, counts and gradients of a step; None for a parameter without gradient."""
     trainable, encode, some_unused = MODES[mode]
-    options = small_model(trainable, encoder={"lora": {"layers": 1}})
+    options = small_model(trainable, encoder={"lora": {"layers": 1}, "rerun": mode == "rerun"})
     model, vectors = build(options, make_catalogues())
-    vectors.compute_frozen()
+    vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
+    if mode == "gather":
+        vectors.gathered = Gathered(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
     weights = torch.tensor(list(loss_weights(two_scenario_project().scenarios).values()))
     result = accumulate(module, FACTS, batches_of(rank, size), weights, encode=encode)
+    if vectors.gathered is not None:
+        vectors.gathered.collect()
+        vectors.gathered.backward()
     gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     return {"loss": result.loss, "counts": result.counts, "gradients": gradients}
 
@@ -113,7 +122,7 @@ def validate(folder: Path) -> dict[str, Any]:
     prepared = load_prepared(str(folder / "prepared"))
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
     model, vectors = build(small_model("top_k"), catalogues, prepared.scenarios)
-    vectors.compute_frozen()
+    vectors.compute_frozen(folder / f"frozen{world()[1]}")
     vectors.refresh()
     with recorded_rows() as seen:
         metrics = validation.validate(model, vectors, prepared, "valid")
@@ -132,7 +141,7 @@ def run_rank(folder: Path, rank: int, size: int) -> None:
     )
     found: dict[str, Any] = {"validation": validate(folder)}
     if size == 2:
-        found["steps"] = {mode: step(mode, rank, size) for mode in MODES}
+        found["steps"] = {mode: step(mode, rank, size, folder) for mode in MODES}
     torch.save(found, folder / f"rank{rank}of{size}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -62,7 +62,10 @@ def ranks(folder) -> dict[int, list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def one(folder) -> dict[str, Any]:
     """What one process finds, with all rows."""
-    return {"validation": own.validate(folder), "steps": {m: own.step(m, 0, 1) for m in MODES}}
+    return {
+        "validation": own.validate(folder),
+        "steps": {m: own.step(m, 0, 1, folder) for m in MODES},
+    }
 
 
 def test_the_halves_are_unlike():
@@ -116,6 +119,16 @@ def test_the_compared_gradients_are_not_zero(one, part):
     moving = [g for n, g in own_part.items() if not n.endswith("key.bias")]
     assert moving
     assert all(g.any() for g in moving)
+
+
+@pytest.mark.parametrize("mode", ["rerun", "gather"])
+def test_other_ways_have_the_same_gradient(one, mode):
+    """Chunks run again, and gradients gathered at cached vectors, give the gradient of one pass."""
+    wanted, found = (one["steps"][m]["gradients"] for m in ("all", mode))
+    largest = max(g.abs().max().item() for g in wanted.values() if g is not None and g.numel())
+    for name, gradient in wanted.items():
+        if gradient is not None and gradient.numel():
+            assert (found[name] - gradient).abs().max() <= 1e-5 * largest, name
 
 
 @pytest.mark.parametrize("mode", ["top_k", "lora"])

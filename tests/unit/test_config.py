@@ -326,6 +326,23 @@ def test_paths_start_at_the_files_folder(tmp_path, root, path, wanted):
     assert project.path(path) == wanted.format(folder=tmp_path, parent=tmp_path.parent)
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"layout": "pair", "encoder": {"gather": True}}, r"model\.layout: found pair with"),
+        ({"layout": "pair", "encoder": {"history_share": 0.5}}, r"model\.layout: found pair with"),
+        (
+            {"encoder": {"gather": True, "trainable": "none"}},
+            r"model\.encoder\.gather: found true for trainable: none; allowed: false",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other(model, message):
+    """Pairs have no cached item vectors; a frozen encoder has nothing to gather for."""
+    with pytest.raises(ProjectError, match=message):
+        parse_project(tree_of() | {"model": model})
+
+
 def test_dump_is_read_back():
     """A project written as plain values is the same project when it is read again."""
     tree = tree_of(negatives={"of": "click", "from": "popularity"}, split={"time": [1, 2]})

@@ -15,6 +15,7 @@ from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.heads import NumericInputs
 from mtrec_ray.model.interest import HistoryAttention, similarities
 from mtrec_ray.model.recommender import Recommender, Samples, drop_ids, predictions
+from mtrec_ray.model.text import PairLayout
 from tests.builders import (
     CPU,
     FACTS,
@@ -37,8 +38,7 @@ def rows_of(num_rows=20, seed=0):
 @torch.no_grad()
 def scores(model: Recommender, vectors: ItemVectors, rows) -> dict[str, torch.Tensor]:
     batch = {name: Samples.of(arrays) for name, arrays in rows.items()}
-    items = vectors.encode({name: s.items for name, s in batch.items()})
-    return model.eval()(batch, items)
+    return model.eval()(batch, vectors.of_batch(batch, encode=True))
 
 
 def assert_same_scores(found, wanted):
@@ -104,6 +104,31 @@ def test_other_scenarios_in_the_batch_change_nothing():
         assert_same_scores(scores(model, vectors, {name: rows[name]}), {name: both[name]})
 
 
+def test_without_statistics_scores_do_not_move_with_them():
+    """`statistics: false` hides past counts and rates; with them scores move."""
+    rows = rows_of()
+    other = {n: a | {"numeric": a["numeric"] + 1} for n, a in rows.items()}
+    for statistics in (False, True):
+        model, vectors = build(small_model(statistics=statistics), make_catalogues())
+        found, wanted = scores(model, vectors, other), scores(model, vectors, rows)
+        moved = [not torch.equal(found[n], wanted[n]) for n in FACTS]
+        assert moved == [statistics] * 2
+
+
+def test_pairs_take_the_place_of_item_vectors():
+    """In the pair layout scores are finite, learn, and move with the history's text."""
+    rows = rows_of()
+    model, vectors = build(small_model(layout="pair", item_ids=False), make_catalogues())
+    vectors.pairs = PairLayout((1,), (2,), 60)
+    batch = {name: Samples.of(arrays) for name, arrays in rows.items()}
+    logits = model.train()(batch, vectors.of_batch(batch, encode=True))
+    torch.cat([v.flatten() for v in logits.values()]).sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+    vectors.texts.tokens[:] = vectors.texts.tokens.flip(0)
+    moved = model(batch, vectors.of_batch(batch, encode=True))
+    assert all((moved[n] - logits[n]).abs().min() > 1e-6 for n in FACTS)
+
+
 def test_empty_histories_are_finite():
     """Users without a history get finite scores, alone and beside others; gradients are finite."""
     model, vectors = build(small_model(), make_catalogues())
@@ -111,7 +136,7 @@ def test_empty_histories_are_finite():
     empty = {n: a | {"history": np.full_like(a["history"], -1)} for n, a in rows.items()}
     assert all(v.isfinite().all() for v in scores(model, vectors, empty).values())
     batch = {n: Samples.of(a) for n, a in empty.items()}
-    logits = model.train()(batch, vectors.encode({n: s.items for n, s in batch.items()}))
+    logits = model.train()(batch, vectors.of_batch(batch, encode=True))
     torch.cat(list(logits.values())).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
@@ -211,9 +236,10 @@ def test_attention_equals_torchs():
     """The history's attention is torch's scaled dot product attention over the real items."""
     torch.manual_seed(0)
     module = HistoryAttention(8, 2)
-    candidate, history = torch.randn(5, 8), torch.randn(5, 4, 8)
+    candidate, items, places = torch.randn(5, 8), torch.randn(7, 8), torch.randint(0, 7, (5, 4))
+    history = items[places]
     mask = torch.arange(4) < torch.tensor([4, 1, 2, 3, 4])[:, None]
-    found = module(candidate, history, torch.zeros(5, 4, dtype=torch.long), mask)
+    found = module(candidate, items, places, torch.zeros(5, 4, dtype=torch.long), mask)
     query = module.query(candidate).view(5, 2, 1, 4)
     key, value = (m(history).view(5, 4, 2, 4).transpose(1, 2) for m in (module.key, module.value))
     wanted = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
@@ -224,18 +250,34 @@ def test_what_stands_behind_the_padding_does_not_matter():
     """Items and ages at empty history places change neither attention nor similarities."""
     torch.manual_seed(0)
     module = HistoryAttention(8, 2)
-    candidate, history = torch.randn(3, 8), torch.randn(3, 4, 8)
+    items, candidate, places = (
+        torch.randn(6, 8),
+        torch.tensor([5, 0, 2]),
+        torch.randint(0, 6, (3, 4)),
+    )
     mask = torch.arange(4) < torch.tensor([2, 0, 3])[:, None]
     ages = torch.randint(0, 20, (3, 4))
     torch.nn.init.normal_(module.age_key.weight)
-    other = torch.where(mask.unsqueeze(-1), history, 9.0)
+    other = torch.where(mask, places, 1)
     other_ages = torch.where(mask, ages, 31)
-    found = module(candidate, other, other_ages, mask)
-    torch.testing.assert_close(found, module(candidate, history, ages, mask))
+    found = module(items[candidate], items, other, other_ages, mask)
+    torch.testing.assert_close(found, module(items[candidate], items, places, ages, mask))
     assert not found[1].any()
-    wanted = similarities(candidate, history, mask)
-    assert torch.equal(similarities(candidate, other, mask), wanted)
+    wanted = similarities(items, candidate, places, mask)
+    assert torch.equal(similarities(items, candidate, other, mask), wanted)
     assert not wanted[1].any()
+
+
+def test_similarities_are_cosines():
+    """Mean, largest and latest cosine of the candidate's text with those of its history."""
+    vectors, places = torch.randn(6, 8), torch.randint(0, 6, (3, 4))
+    mask = torch.arange(4) < torch.tensor([2, 4, 3])[:, None]
+    found = similarities(vectors, torch.tensor([5, 0, 2]), places, mask)
+    for row, candidate in enumerate([5, 0, 2]):
+        history = vectors[places[row][mask[row]]]
+        cosine = F.cosine_similarity(vectors[candidate][None], history)
+        wanted = torch.stack([cosine.mean(), cosine.max(), cosine[0]])
+        torch.testing.assert_close(found[row], wanted)
 
 
 # --- numeric inputs --------------------------------------------------------------------------
