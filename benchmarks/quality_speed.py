@@ -93,7 +93,7 @@ def jobs(*, quick: bool) -> list[Job]:
     if quick:
         few = [Job(v, 32_768, 16_384) for v in ("text_gather_8", "gather_8", "frozen")]
         return [Job("plain", 320, 160), *few]
-    text = [Job(f"text_{v}", 196_608, 32_768, 3) for v in ("gather_8", "every_8")]
+    text = [Job("text_gather_8", 196_608, 32_768, 3), Job("text_every_8", 196_608, 32_768)]
     cheap = [Job(v, 196_608, 65_536, 3) for v in ("frozen", "gather_8", "every_8")]
     adapted = [Job(v, 196_608, 65_536) for v in ("top_2_gather_8", "lora_2_gather_8")]
     return [

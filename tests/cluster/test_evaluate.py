@@ -1,6 +1,8 @@
 """Evaluation predicts every test row once, and its metrics are scikit-learn's of what it wrote."""
 
 import json
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +174,22 @@ def test_model_of_another_configuration_is_refused(trained, metrics, sections):
         run_evaluate(changed(trained.project, **sections), str(trained.storage), say_nothing)
     assert "Traceback" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_another_precision_is_another_evaluation(trained, metrics):
+    """The same model in another precision is no mistake of training: the evaluation is refused."""
+    project = changed(trained.project, evaluation={"precision": "fp32"})
+    with pytest.raises(ValueError, match=r'evaluate stage .*evaluation\.precision = "?auto'):
+        run_evaluate(project, str(trained.storage), say_nothing)
+
+
+@pytest.mark.skipif(bool(find_spec("torchao")), reason="torchao is installed")
+def test_int8_needs_torchao(trained, tmp_path):
+    """Without torchao int8 is refused in one line, before anything is begun."""
+    storage = tmp_path / "runs"
+    shutil.copytree(trained.folder, storage / trained.project.run.name)
+    shutil.rmtree(storage / trained.project.run.name / "evaluation", ignore_errors=True)
+    project = changed(trained.project, evaluation={"precision": "int8"})
+    with pytest.raises(ValueError, match=r"^evaluation\.precision: found int8, .*; allowed: auto"):
+        run_evaluate(project, str(storage), say_nothing)
+    assert not (storage / trained.project.run.name / "evaluation").exists()
