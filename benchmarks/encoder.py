@@ -19,8 +19,9 @@ catalogues with a long tail, all variants in one call on the same machine:
     frozen      no layer learns (shown apart: it is no training of the encoder)
 
 `best_rows_per_s` is that of the fastest variant in which encoder layers learn. Each variant runs
-in a process of its own, which tells its peak memory. MFU is the rate of floating-point operations
-on real (not padded) tokens over that of a large matrix product in the same call.
+in a process of its own, which tells its peak memory. MFU is the rate of the encoder's
+floating-point operations on real (not padded) tokens, chunks that run again included, over that of
+a large matrix product in the same call.
 """
 
 import multiprocessing
@@ -91,7 +92,7 @@ class Cell:
     @property
     def rows(self) -> int:
         """Rows of a step: fewer where all layers learn, whose activations must fit."""
-        return 512 if self.variant in ("distinct", "chunks", "rerun", "pair") else 2048
+        return 256 if self.variant in ("distinct", "chunks", "rerun", "pair") else 2048
 
 
 def cells(*, quick: bool) -> list[Cell]:
@@ -249,6 +250,17 @@ class Measured:
         self.optimizer.step()
         self.distinct += len(batch["shop"].items)
 
+    def flops_per_token(self, watched: "Watched") -> float:
+        """Operations of the encoder's training, on a few rows (the counter keeps all tensors)."""
+        if self.project.model.encoder.trainable == "none":
+            return 0.0
+        rows = Samples.of(make_rows(self.rng, self.cell.items, self.cell.history, 8))
+        with FlopCounterMode(display=False) as counter, self.autocast():
+            vectors = self.vectors.of_batch({"shop": rows}, encode=True)["shop"]
+            vectors.sum().backward()
+        passes = 2 if self.project.model.encoder.rerun else 1
+        return counter.get_total_flops() * passes / watched.padded
+
     def cycle(self, rows: int) -> None:
         """Steps until the encoder has learned once."""
         for _ in range(self.project.model.encoder.every):
@@ -292,25 +304,23 @@ def measure(cell: Cell) -> dict[str, float]:
         return measure_plain(cell)
     own = Measured(cell)
     watched = Watched(own.model.encoder)
-    with FlopCounterMode(display=False) as counter:
-        own.cycle(cell.rows)
-    flops = counter.get_total_flops()
-    share = watched.real / max(watched.padded, 1)
+    each = own.flops_per_token(watched)
+    own.cycle(cell.rows)
+    watched.real = watched.padded = 0
     own.distinct, first = 0, own.number
     started = time.monotonic()
     while time.monotonic() - started < cell.seconds:
         own.cycle(cell.rows)
     seconds = time.monotonic() - started
     steps = own.number - first
-    cycles = steps / own.project.model.encoder.every
     passes = 2 if own.project.model.encoder.rerun else 1
     references = steps * cell.rows * (cell.history + 1)
     return {
         "rows_per_s": steps * cell.rows / seconds,
-        "tokens_per_s": watched.real / passes / (1 + cycles) * cycles / seconds,
-        "padding_share": 1 - share,
+        "tokens_per_s": watched.real / passes / seconds,
+        "padding_share": 1 - watched.real / watched.padded if watched.padded else 0.0,
         "distinct_share": own.distinct / references,
-        "flops_per_s": flops * share * cycles / seconds,
+        "flops_per_s": each * watched.real / passes / seconds,
         "trainable": sum(p.numel() for p in own.model.parameters() if p.requires_grad),
         "frozen_seconds": own.frozen_seconds,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

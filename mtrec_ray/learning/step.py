@@ -43,7 +43,7 @@ def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
         forward,
         device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=some_unused,
-        broadcast_buffers=False,  # they are constants of the data, the same on every rank
+        forward_sync_buffers=False,  # they are constants of the data, the same on every rank
         gradient_as_bucket_view=True,
     )
 
