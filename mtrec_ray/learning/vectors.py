@@ -108,19 +108,15 @@ class ItemVectors:
 
     def _encode(self, places: NDArray[np.int64], chosen: Tensor) -> Tensor:
         mine = places[chosen.numpy()]
-        vectors = self.run(mine)
+        found = self.run(mine)
         if self.cache is None:
-            return vectors
-        there = torch.from_numpy(mine).to(self.device)
+            return found
         self.ages[mine] = 0
-        if not chosen.all():
-            old = self.cache[torch.from_numpy(places).to(self.device)]
-            found = vectors
-            vectors = old.index_copy(0, chosen.nonzero().squeeze(1).to(self.device), found)
-        else:
-            found = vectors
-        self.cache[there] = found.detach()
-        return vectors
+        old = self.cache[torch.from_numpy(places).to(self.device)]
+        self.cache[torch.from_numpy(mine).to(self.device)] = found.detach()
+        if chosen.all():
+            return found
+        return old.index_copy(0, chosen.nonzero().squeeze(1).to(self.device), found)
 
     def _pair_vectors(self, name: str, samples: Samples) -> Tensor:
         """f32[N, D]: the vector of each sample's history and candidate read together."""
