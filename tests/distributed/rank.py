@@ -52,6 +52,7 @@ MODES = {
     "every": ("all", False, True),
     "rerun": ("all", True, False),
     "gather": ("all", False, False),
+    "gather_some": ("all", False, False),
 }
 
 
@@ -86,11 +87,14 @@ def batches_of(rank: int, size: int) -> list[Batch]:
 def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     """Loss, counts and gradients of a step; None for a parameter without gradient."""
     trainable, encode, some_unused = MODES[mode]
-    options = small_model(trainable, encoder={"lora": {"layers": 1}, "rerun": mode == "rerun"})
+    encoder = {"lora": {"layers": 1}, "rerun": mode == "rerun"}
+    if mode == "gather_some":
+        encoder["gather_items"] = 3
+    options = small_model(trainable, encoder=encoder)
     model, vectors = build(options, make_catalogues())
     vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
-    if mode == "gather":
+    if mode.startswith("gather"):
         vectors.gathered = Gathered(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
     weights = torch.tensor(list(loss_weights(two_scenario_project().scenarios).values()))

@@ -335,6 +335,10 @@ def test_paths_start_at_the_files_folder(tmp_path, root, path, wanted):
             {"encoder": {"gather": True, "trainable": "none"}},
             r"model\.encoder\.gather: found true for trainable: none; allowed: false",
         ),
+        (
+            {"encoder": {"gather_items": 9}},
+            r"model\.encoder\.gather_items: found 9 without gather; allowed: null",
+        ),
     ],
 )
 def test_options_that_exclude_each_other(model, message):

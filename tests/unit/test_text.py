@@ -257,6 +257,29 @@ def test_gathered_gradients_are_those_of_the_mean_loss(trainable):
     assert not gathering.gathered.met.any()
 
 
+def test_gathered_gradients_of_items_that_wait_are_not_lost():
+    """With `gather_items` the longest gradients go first; in the end all have been taken."""
+    batch = samples_with_history()
+    found = []
+    for limit in (None, 2):
+        vectors = vectors_of("all", gather_items=limit)
+        vectors.refresh()
+        gathered = vectors.gathered = Gathered(vectors)
+        joined(vectors, batch, encode=False).pow(3).sum().backward()
+        gathered.collect()
+        lengths, calls = gathered.sums.norm(dim=1), 0
+        while gathered.met.any():
+            gathered.num_steps, waiting = 1, gathered.met > 0
+            gathered.backward()
+            calls += 1
+            taken = waiting & (gathered.met == 0)
+            left = lengths[gathered.met > 0]
+            assert not len(left) or lengths[taken].min() >= left.max()
+        assert calls == (1 if limit is None else -(-int((lengths > 0).sum()) // limit))
+        found.append(vectors)
+    assert_same_gradients(*found)
+
+
 def test_gathering_renews_the_cache_of_the_items_it_met():
     """After the encoder's step the items that were met have the vectors of the weights then."""
     vectors, batch = vectors_of("all"), samples_with_history()
