@@ -322,8 +322,13 @@ def prepare_here(project: Project, storage: str) -> str:
 
 
 def seconds_to(curve: Curve, auc: float) -> float:
-    """Seconds at which a curve passes an AUC, linear between its points; infinite if never."""
+    """Seconds at which a curve passes an AUC, linear between its points; infinite if never.
+
+    Before the first row the AUC is 0.5; an AUC that is no higher is passed at no time.
+    """
     seconds, aucs = [0.0, *curve.seconds], [0.5, *curve.auc]
+    if auc <= 0.5:
+        return float("inf")
     for i in range(1, len(aucs)):
         if aucs[i] >= auc:
             part = (auc - aucs[i - 1]) / max(aucs[i] - aucs[i - 1], 1e-9)
@@ -352,9 +357,7 @@ def summarise(curves: list[Curve]) -> tuple[dict[str, float], list[dict[str, str
                 "weight_change": float(np.mean([c.weight_change for c in group])),
                 "trainable": float(group[0].trainable),
                 "peak_mb": max(c.peak_mb for c in group),
-                "speedup_at_equal_auc": plain.seconds[-1] / reached
-                if np.isfinite(reached)
-                else 0.0,
+                "speedup_at_equal_auc": plain.seconds[-1] / reached if reached > 0 else 0.0,
             }
             found["rows_per_s_over_plain"] = found["rows_per_s"] / (
                 plain.rows[-1] / plain.seconds[-1]

@@ -73,7 +73,11 @@ class Task(Section):
 
 
 class Items(Section):
-    """The catalogue's Parquet file or folder and what its columns mean."""
+    """The catalogue's Parquet file or folder and what its columns mean.
+
+    Of each value of the columns `statistics` (null: all categorical ones) past counts and rates
+    are kept, and of each user's rows with that value.
+    """
 
     path: str
     id: str = "item_id"
@@ -81,6 +85,22 @@ class Items(Section):
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     published: str | None = None
+    statistics: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _statistics_of_categories(self) -> Self:
+        for column in self.statistics or ():
+            if column not in self.categorical:
+                raise ValueError(
+                    f"statistics: found {column!r}; allowed: columns of categorical, "
+                    f"{list(self.categorical)}"
+                )
+        return self
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Categorical columns whose values have statistics."""
+        return self.categorical if self.statistics is None else self.statistics
 
     @property
     def text_columns(self) -> tuple[str, ...]:

@@ -24,22 +24,31 @@ TOLERANCE = 1e-3
 DAY_MS = 86_400_000
 WINDOWS_DAYS = (1, 7, 30)
 NUM_FOLDS = 5
+MAX_CATEGORY_ROWS = 1_000_000
 FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
 
 
 @dataclass(frozen=True)
 class Log:
-    """Raw rows of some users and items, by row number.
+    """Raw rows of some users, items and categories, by row number.
 
     Attributes:
-        rows: columns user, item (text), time (ms), split, and one a task.
+        rows: columns user, item (text), time (ms), split, one a task, one a counted category.
         item_row: catalogue row of each item id.
+        audited: counted categories whose values are all rare enough to be read whole.
         seed: of the folds of data without time.
     """
 
     rows: pd.DataFrame
     item_row: dict[str, int]
+    audited: list[str]
+    of_item: pd.DataFrame
     seed: int
+
+    def category(self, item: str, column: str) -> str | None:
+        """An item's value of a categorical column."""
+        value: Any = self.of_item.loc[item, column]
+        return value if isinstance(value, str) else None
 
 
 def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> list[str]:
@@ -92,15 +101,42 @@ def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arra
         for user in batch.loc[batch.index.isin(numbers), "user"]
     }
     items = {ids[int(s["item"])] for s in samples}
-    parts = [
-        batch[batch["user"].isin(users) | batch["item"].isin(items)]
-        for batch in raw_batches(path, scenario)
-    ]
+    of_item = read_categories(project, name)
+    audited = [c for c in scenario.items.counted if small(of_item[c], catalogue)]
+    values = {c: of_item[c][of_item.index.isin(items)].dropna().unique() for c in audited}
+    parts = []
+    for batch in raw_batches(path, scenario):
+        joined = batch.join(of_item.add_prefix("category."), on="item")
+        keep = joined["user"].isin(users) | joined["item"].isin(items)
+        for column in audited:
+            keep |= joined[f"category.{column}"].isin(values[column])
+        parts.append(joined[keep])
     rows = pd.concat(parts)
     item_row = {item: i for i, item in enumerate(ids)}
     rows = rows[rows["item"].isin(item_row) & rows["user"].notna() & rows["time"].notna()]
     rows["split"] = splits(prepared, scenario, name, rows)
-    return Log(rows, item_row, project.training.seed)
+    return Log(rows, item_row, audited, of_item, project.training.seed)
+
+
+def read_categories(project: Project, name: str) -> pd.DataFrame:
+    """The counted categorical columns of a catalogue, as text by item id."""
+    items = project.scenarios[name].items
+    tables = []
+    for file in storage.parquet_files(project.path(items.path)):
+        fs, inner = storage.filesystem(file)
+        columns = [items.id, *items.counted]
+        tables.append(pq.read_table(inner, filesystem=fs, columns=columns))
+    table = pa.concat_tables(tables, promote_options="permissive")
+    ids = pc.cast(table.column(items.id), pa.string()).to_pylist()
+    text = {c: pc.cast(table.column(c), pa.string()).to_pylist() for c in items.counted}
+    return pd.DataFrame(text, index=pd.Index(ids), dtype=object)
+
+
+def small(values: pd.Series, catalogue: str) -> bool:
+    """Whether no value of a category has more training rows than the audit reads."""
+    fs, inner = storage.filesystem(catalogue)
+    rows = pq.read_table(inner, filesystem=fs, columns=["train_rows"]).column(0).to_numpy()
+    return pd.Series(rows).groupby(values.to_numpy()).sum().max() <= MAX_CATEGORY_ROWS
 
 
 def raw_batches(path: str, scenario: Scenario) -> Iterator[pd.DataFrame]:
@@ -176,11 +212,20 @@ def check_row(
     if scenario.events.time is None and split == "train":
         scale = NUM_FOLDS / (NUM_FOLDS - 1)  # counts stand for the whole training set
     problems: list[str] = []
+    known = facts.label_means
     for key, value in keys.items():
         same = seen[seen[key] == value]
-        expected = expected_statistics(same, raw["time"], scenario, facts, key, scale)
+        expected = expected_statistics(same, raw["time"], scenario, known, key, scale)
         problems += compare(columns, expected)
     mine = seen[seen["user"] == raw["user"]]
+    for column in log.audited:
+        value = log.category(keys["item"], column)
+        for key, rows in ((f"category.{column}", seen), (f"user_category.{column}", mine)):
+            same = rows[rows[f"category.{column}"] == value]
+            expected = expected_statistics(same, raw["time"], scenario, known, key, scale, ())
+            if value is None:
+                expected = dict.fromkeys(expected, np.nan)
+            problems += compare(columns, expected)
     return problems + check_history(log, scenario, mine, raw["time"], sample["history"].tolist())
 
 
@@ -208,31 +253,34 @@ def expected_statistics(
     same: pd.DataFrame,
     time: float,
     scenario: Scenario,
-    facts: PreparedScenario,
+    priors: dict[str, float],
     key: str,
     scale: float,
+    windows: tuple[int, ...] = WINDOWS_DAYS,
 ) -> dict[str, float]:
     """Counts and rates of a key's rows by the rows before a time (without time: by all)."""
     timed = scenario.events.time is not None
     before = same[same["time"] < time] if timed else same
     expected = {f"{key}.log_count": float(np.log(1 + scale * len(before)))}
     if timed:
-        expected |= expected_times(before, time, key)
+        expected |= expected_times(before, time, key, windows)
     for task, spec in scenario.tasks.items():
-        prior, until = facts.label_means[task], time - 1000 * spec.delay
+        prior, until = priors[task], time - 1000 * spec.delay
         known = (same[same["time"] < until] if timed else same)[["time", task]].dropna()
         expected[f"{key}.log_known.{task}"] = float(np.log(1 + scale * len(known)))
         expected[f"{key}.rate.{task}"] = smoothed(known[task], prior)
-        for days in WINDOWS_DAYS if timed else ():
+        for days in windows if timed else ():
             recent = known[known["time"] >= until - days * DAY_MS]
             expected[f"{key}.rate_{days}d.{task}"] = smoothed(recent[task], prior)
     return expected
 
 
-def expected_times(before: pd.DataFrame, time: float, key: str) -> dict[str, float]:
+def expected_times(
+    before: pd.DataFrame, time: float, key: str, windows: tuple[int, ...]
+) -> dict[str, float]:
     """Counts by window, and the time since the first and the last of the rows before a time."""
     expected = {}
-    for days in WINDOWS_DAYS:
+    for days in windows:
         recent = before[before["time"] >= time - days * DAY_MS]
         expected[f"{key}.log_count_{days}d"] = float(np.log(1 + len(recent)))
     first, last = (before["time"].min(), before["time"].max()) if len(before) else (np.nan, np.nan)

@@ -9,7 +9,7 @@ only of rows with time strictly before t - d. Without time: rows of the other fo
 rows only), so that no row's feature holds its own label.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 DAY_MS = 86_400_000
+Windows = Mapping[str, int]
 WINDOWS_MS = {"1d": DAY_MS, "7d": 7 * DAY_MS, "30d": 30 * DAY_MS}
+NO_WINDOWS: Windows = {}
 NUM_FOLDS = 5
 SMOOTHING = 10.0
 
@@ -75,42 +77,51 @@ class Past:
         return total[self.position(delay_ms)] - total[self.start]
 
 
-def feature_names(kind: str, tasks: Sequence[str], timed: bool) -> list[str]:
-    """Names of the columns that `statistics` returns for the key `kind` (user or item)."""
+def feature_names(
+    kind: str, tasks: Sequence[str], timed: bool, windows: Windows = WINDOWS_MS
+) -> list[str]:
+    """Names of the columns that `statistics` returns for the key `kind` (user, item, ...)."""
     names = [f"{kind}.log_count"]
     if timed:
-        names += [f"{kind}.log_count_{w}" for w in WINDOWS_MS]
+        names += [f"{kind}.log_count_{w}" for w in windows]
         names += [f"{kind}.log_seconds_since_first", f"{kind}.log_seconds_since_last"]
     for task in tasks:
         names += [f"{kind}.log_known.{task}", f"{kind}.rate.{task}"]
-        names += [f"{kind}.rate_{w}.{task}" for w in WINDOWS_MS] if timed else []
+        names += [f"{kind}.rate_{w}.{task}" for w in windows] if timed else []
     return names
 
 
-def statistics(rows: Rows, delays_ms: Sequence[int], priors: Sequence[float]) -> Floats:
+def statistics(
+    rows: Rows,
+    delays_ms: Sequence[int],
+    priors: Sequence[float],
+    windows: Windows = WINDOWS_MS,
+) -> Floats:
     """f64[N, F]: past counts and smoothed past label means, as `feature_names` lists them.
 
     Over the whole past, and over windows of it (of labels: windows that end when they are known).
     A mean is `(sum + 10 prior) / (known + 10)`, with the training mean as prior.
     """
     if rows.fold is None:
-        return _timed_statistics(rows, delays_ms, priors)
+        return _timed_statistics(rows, delays_ms, priors, windows)
     return _fold_statistics(rows, rows.fold, priors)
 
 
-def _timed_statistics(rows: Rows, delays_ms: Sequence[int], priors: Sequence[float]) -> Floats:
+def _timed_statistics(
+    rows: Rows, delays_ms: Sequence[int], priors: Sequence[float], windows: Windows
+) -> Floats:
     past = Past(rows.key, rows.time, rows.counts)
     ones = np.ones(len(rows.key))
     count = past.sum(ones)
     columns = [np.log1p(count)]
-    columns += [np.log1p(count - past.sum(ones, window)) for window in WINDOWS_MS.values()]
+    columns += [np.log1p(count - past.sum(ones, window)) for window in windows.values()]
     end = past.position()
     columns += [_log_seconds_since(past, at, end, rows.time) for at in (past.start, end - 1)]
     for labels, delay, prior in zip(rows.labels.T, delays_ms, priors, strict=True):
         known, value = _known(labels)
         all_known, all_value = past.sum(known, delay), past.sum(value, delay)
         columns += _smoothed(all_known, all_value, prior)
-        for window in WINDOWS_MS.values():
+        for window in windows.values():
             recent = all_known - past.sum(known, delay + window)
             columns.append(_smoothed(recent, all_value - past.sum(value, delay + window), prior)[1])
     return np.stack(columns, 1)

@@ -4,7 +4,7 @@ Each function takes all canonical rows (`data/events.py`) of some users or some 
 partition is the only thing that one process ever holds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mtrec_ray.data import features
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.events import TRAIN, fixed_list, matrix
-from mtrec_ray.data.features import Rows
+from mtrec_ray.data.features import NO_WINDOWS, Rows
 from mtrec_ray.schema import Scenario
 
 # Row numbers of sampled negatives start here: FIRST_NEGATIVE + row of the positive * k + 0..k-1.
@@ -22,7 +22,12 @@ FIRST_NEGATIVE = 2**48
 
 @dataclass(frozen=True)
 class Layout:
-    """What the partition functions need to know of a scenario, with its fitted numbers."""
+    """What the partition functions need to know of a scenario, with its fitted numbers.
+
+    Attributes:
+        categories: of the catalogue columns whose values have statistics: a number for the value
+            of each item, -1 where it has none.
+    """
 
     scenario: Scenario
     width: int
@@ -32,6 +37,7 @@ class Layout:
     users: NDArray[np.uint64]
     event_vocabularies: tuple[NDArray[np.uint64], ...]
     seed: int
+    categories: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -49,11 +55,27 @@ class Layout:
         return [1000 * t.delay for t in self.scenario.tasks.values()]
 
 
+def carried_names(scenario: Scenario) -> list[str]:
+    """Names of the statistics that rows carry into the last pass: of item and its categories."""
+    tasks, timed = tuple(scenario.tasks), scenario.events.time is not None
+    names = features.feature_names("item", tasks, timed)
+    for column in scenario.items.counted:
+        names += features.feature_names(f"category.{column}", tasks, timed, NO_WINDOWS)
+    return names
+
+
+def carried_start(scenario: Scenario, key: str) -> int:
+    """Where the statistics of a key (`item`, `category.COLUMN`) start in `carried_names`."""
+    return next(i for i, n in enumerate(carried_names(scenario)) if n == f"{key}.log_count")
+
+
 def numeric_names(scenario: Scenario) -> list[str]:
     """Names of the numeric columns of a prepared row."""
     tasks, timed = tuple(scenario.tasks), scenario.events.time is not None
-    names = features.feature_names("item", tasks, timed)
+    names = carried_names(scenario)
     names += features.feature_names("user", tasks, timed)
+    for column in scenario.items.counted:
+        names += features.feature_names(f"user_category.{column}", tasks, timed, NO_WINDOWS)
     if timed:
         names += features.CALENDAR_NAMES
         if scenario.items.published:
@@ -115,14 +137,55 @@ def _with_states(table: pa.Table, key: NDArray[np.int64], layout: Layout) -> tup
     return rows, first
 
 
-def item_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
+def carry(table: pa.Table, stats: NDArray[np.float32], start: int, width: int) -> pa.Table:
+    """The rows with statistics written into the `width` columns that they carry (NaN before)."""
+    if "carried" in table.column_names:
+        carried = matrix(table.column("carried")).copy()
+        table = table.drop_columns("carried")
+    else:
+        carried = np.full((table.num_rows, width), np.nan, np.float32)
+    carried[:, start : start + stats.shape[1]] = stats
+    return table.append_column("carried", fixed_list(carried))
+
+
+def item_features(table: pa.Table, layout: Layout, width: int) -> tuple[pa.Table, pa.Table]:
     """The rows with item statistics, and the state of each item at the end of the data."""
     rows, first = _with_states(table, table.column("item").to_numpy().astype(np.int64), layout)
     stats = features.statistics(rows, layout.delays_ms, layout.priors).astype(np.float32)
     num = table.num_rows
-    out = table.append_column("item_stats", fixed_list(stats[:num]))
+    out = carry(table, stats[:num], carried_start(layout.scenario, "item"), width)
     items = table.column("item").take(pa.array(first))
     return out, pa.table({"item": items, "numeric": fixed_list(stats[num:])})
+
+
+def category_features(
+    table: pa.Table, layout: Layout, column: str, width: int
+) -> tuple[pa.Table, pa.Table]:
+    """The rows with the statistics of their category, and its state at the end of the data.
+
+    An item without a value has no statistics (NaN).
+    """
+    code = layout.categories[column][table.column("item").to_numpy()]
+    stats, first, state = category_statistics(table, code, layout)
+    out = carry(table, stats, carried_start(layout.scenario, f"category.{column}"), width)
+    return out, pa.table({"category": code[first], "numeric": fixed_list(state)})
+
+
+def category_statistics(
+    table: pa.Table, key: NDArray[np.int64], layout: Layout
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Statistics [N, F] by a key that may be -1 (then NaN), without windows.
+
+    Returns:
+        Statistics of the rows, the index of the first row of each key (-1 left out), and the
+        keys' statistics at the end of the data.
+    """
+    rows, first = _with_states(table, key, layout)
+    stats = features.statistics(rows, layout.delays_ms, layout.priors, NO_WINDOWS)
+    stats = stats.astype(np.float32)
+    num = len(key)
+    known = key[first] >= 0
+    return np.where(key[:, None] >= 0, stats[:num], np.nan), first[known], stats[num:][known]
 
 
 def history_rows(rows: Rows, layout: Layout) -> tuple[Rows, int]:
@@ -136,11 +199,12 @@ def history_rows(rows: Rows, layout: Layout) -> tuple[Rows, int]:
     return marked, layout.delays_ms[index]
 
 
-def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
-    """The finished rows of a partition of users, and the state of each user at the end.
+def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, dict[str, pa.Table]]:
+    """The finished rows of a partition of users, and states at the end, by kind.
 
     A row: row, user (vocabulary number, 0 unknown), item, time, split, history, history_age,
-    numeric, categorical, labels.
+    numeric, categorical, labels. States: `users`, and `user_category.COLUMN` of each user and
+    value.
     """
     table = table.take(pa.array(np.argsort(order_key(table, layout.seed), kind="stable")))
     rows, first = _with_states(table, table.column("user").to_numpy(), layout)
@@ -151,6 +215,7 @@ def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
     padded = np.concatenate([item, np.full(len(first), -1, np.int32)])
     history, age = features.histories(marked, padded, layout.scenario.history.last, delay)
     user = user_numbers(table.column("user").to_numpy(), layout.users)
+    by_category, states = user_categories(table, user, layout)
     finished = pa.table(
         {
             "row": table.column("row"),
@@ -160,14 +225,14 @@ def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
             "split": table.column("split"),
             "history": fixed_list(history[:num]),
             "history_age": fixed_list(age[:num]),
-            "numeric": fixed_list(row_numbers(table, stats[:num], layout)),
+            "numeric": fixed_list(row_numbers(table, [stats[:num], *by_category], layout)),
             "categorical": fixed_list(event_categories(table, layout)),
             "labels": fixed_list(
                 np.ascontiguousarray(matrix(table.column("labels"))[:, : len(layout.tasks)])
             ),
         }
     )
-    state = pa.table(
+    states["users"] = pa.table(
         {
             "user_id": table.column("user_id").take(pa.array(first)),
             "user": user[first],
@@ -176,7 +241,29 @@ def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
             "numeric": fixed_list(stats[num:]),
         }
     )
-    return finished, state
+    return finished, states
+
+
+def user_categories(
+    table: pa.Table, user: NDArray[np.int32], layout: Layout
+) -> tuple[list[NDArray[np.float32]], dict[str, pa.Table]]:
+    """Statistics of each user's rows with the category of a row, and the states at the end."""
+    parts, states = [], {}
+    _, number = np.unique(table.column("user").to_numpy(), return_inverse=True)
+    for column, codes in layout.categories.items():
+        code = codes[table.column("item").to_numpy()]
+        key = np.where(code >= 0, number * (int(codes.max(initial=0)) + 1) + code, -1)
+        stats, first, state = category_statistics(table, key, layout)
+        parts.append(stats)
+        states[f"user_category.{column}"] = pa.table(
+            {
+                "user_id": table.column("user_id").take(pa.array(first)),
+                "user": user[first],
+                "category": code[first],
+                "numeric": fixed_list(state),
+            }
+        )
+    return parts, states
 
 
 def user_numbers(hashes: NDArray[np.int64], users: NDArray[np.uint64]) -> NDArray[np.int32]:
@@ -187,9 +274,12 @@ def user_numbers(hashes: NDArray[np.int64], users: NDArray[np.uint64]) -> NDArra
     return np.where(found, place + 1, 0).astype(np.int32)
 
 
-def row_numbers(table: pa.Table, user_stats: NDArray, layout: Layout) -> NDArray[np.float32]:
+def row_numbers(
+    table: pa.Table, user_stats: list[NDArray[np.float32]], layout: Layout
+) -> NDArray[np.float32]:
     """f32[N, F]: the numeric columns of a row, as `numeric_names` lists them."""
-    parts = [matrix(table.column("item_stats")), user_stats]
+    num_carried = len(carried_names(layout.scenario))
+    parts = [matrix(table.column("carried"))[:, :num_carried], *user_stats]
     time = table.column("time").to_numpy()
     if layout.timed:
         parts.append(features.calendar(time))

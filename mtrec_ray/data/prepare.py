@@ -3,7 +3,8 @@
     catalogue   items -> token ids                          one pass over the items
     scan        log -> counts, label means, vocabularies    one pass over the row groups
     expand      only with split by fractions or sampled negatives: shuffle by user
-    features    shuffle by item -> item statistics -> shuffle by user -> histories, shards
+    features    shuffle by each counted category, by item -> their statistics
+                -> shuffle by user -> user statistics, histories, shards
 
 No step holds more than a row group, a partition of about `ROWS_PER_PARTITION` rows, a catalogue,
 or a vocabulary.
@@ -13,15 +14,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
 
 from mtrec_ray.config import ProjectError
-from mtrec_ray.data import features, inputs, partition, storage
+from mtrec_ray.data import inputs, partition, storage
 from mtrec_ray.data.catalogue import assemble, load_catalogue
-from mtrec_ray.data.events import fixed_list, matrix
 from mtrec_ray.data.inputs import Fragment
 from mtrec_ray.data.manifest import manifest_of
 from mtrec_ray.data.partition import Layout
@@ -45,6 +46,8 @@ TEXTS_PER_BLOCK = 20_000
 CATALOGUE = "catalogue.parquet"
 
 Say = Callable[[str], None]
+# What rows are partitioned by: the scenario's name and its rows to a number for each row.
+Key = Callable[[str, pa.Table], np.ndarray]
 
 
 # --- catalogue -------------------------------------------------------------------------------
@@ -117,9 +120,9 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
 
 
 def partitioned(
-    fragments: list[Fragment], sources: ray.ObjectRef, key: str, parts: dict[str, int]
+    fragments: list[Fragment], sources: ray.ObjectRef, key: Key, parts: dict[str, int]
 ) -> ray.data.Dataset:
-    """Canonical rows with a column `part` by a hash of the user or the item."""
+    """Canonical rows with a column `part` by a hash of their key."""
 
     def read(block: pa.Table) -> Iterator[pa.Table]:
         known = cast("dict[str, Source]", ray.get(sources))
@@ -127,13 +130,19 @@ def partitioned(
             fragment = Fragment(**row)
             table, _ = read_canonical(fragment, known[fragment.scenario])
             code = list(known).index(fragment.scenario)
-            yield _with_part(table, key, code, parts[fragment.scenario])
+            values = key(fragment.scenario, table)
+            yield _with_part(table, values, code, parts[fragment.scenario])
 
     return fragment_dataset(fragments).map_batches(read, batch_size=1, batch_format="pyarrow")
 
 
-def _with_part(table: pa.Table, key: str, code: int, parts: int) -> pa.Table:
-    value = table.column(key).to_numpy().astype(np.int64).view(np.uint64) % np.uint64(parts)
+def by_column(column: str) -> Key:
+    """The user or the item as key."""
+    return lambda _, table: table.column(column).to_numpy()
+
+
+def _with_part(table: pa.Table, values: np.ndarray, code: int, parts: int) -> pa.Table:
+    value = values.astype(np.int64).view(np.uint64) % np.uint64(parts)
     column = pa.array(code * SCENARIO_STRIDE + value.astype(np.int64))
     if "part" in table.column_names:
         return table.set_column(table.column_names.index("part"), "part", column)
@@ -182,7 +191,9 @@ def expand(
         storage.write_table(path, table)
         return pa.table({"scenario": [name], "path": [path]})
 
-    found = _grouped(partitioned(fragments, sources, "user", parts), work, parts).take_all()
+    found = _grouped(
+        partitioned(fragments, sources, by_column("user"), parts), work, parts
+    ).take_all()
     return [
         piece
         for name in weights
@@ -197,42 +208,84 @@ def build_shards(
     """Write samples and end states; one row for each file that was written."""
     rows = {name: sum(f.num_rows for f in fragments if f.scenario == name) for name in layouts}
     parts = num_parts(rows)
+    width = max(len(partition.carried_names(x.scenario)) for x in layouts.values())
     shared = ray.put(layouts)
 
     def by_item(table: pa.Table) -> pa.Table:
         known = cast("dict[str, Layout]", ray.get(shared))
         name, index = _place(table, known)
-        out, state = partition.item_features(table, known[name])
-        path = storage.join(folder, name, "state", "items", f"part-{index:05}.parquet")
-        storage.write_table(path, state)
-        width = max(len(partition.numeric_names(x.scenario)) for x in known.values())
-        out = _pad_stats(out, width)
-        return _with_part(out, "user", list(known).index(name), parts[name])
+        out, state = partition.item_features(table, known[name], width)
+        write_state(state, folder, name, "items", index)
+        values = out.column("user").to_numpy()
+        return _with_part(out, values, list(known).index(name), parts[name])
 
     def by_user(table: pa.Table) -> pa.Table:
         known = cast("dict[str, Layout]", ray.get(shared))
         name, index = _place(table, known)
-        layout = known[name]
-        table = _unpad_stats(table, layout)
-        finished, state = partition.user_features(table, layout)
-        path = storage.join(folder, name, "state", "users", f"part-{index:05}.parquet")
-        storage.write_table(path, state)
+        finished, states = partition.user_features(table, known[name])
+        for kind, state in states.items():
+            write_state(state, folder, name, kind, index)
         return write_samples(finished, folder, name, index, count_duplicates(table))
 
-    data = partitioned(fragments, sources, "item", parts)
-    return _grouped(_grouped(data, by_item, parts), by_user, parts).take_all()
+    plain = [f for f in fragments if not layouts[f.scenario].categories]
+    counted = [f for f in fragments if layouts[f.scenario].categories]
+    data = [partitioned(plain, sources, by_column("item"), parts)] if plain else []
+    if counted:
+        data.append(category_passes(counted, sources, shared, parts, width, folder))
+    joined = data[0].union(*data[1:])
+    return _grouped(_grouped(joined, by_item, parts), by_user, parts).take_all()
 
 
-def _pad_stats(table: pa.Table, width: int) -> pa.Table:
-    """All scenarios travel through one shuffle, so their list columns must have one width."""
-    stats = fixed_list(matrix(table.column("item_stats")), width)
-    return table.set_column(table.column_names.index("item_stats"), "item_stats", stats)
+def category_passes(
+    fragments: list[Fragment],
+    sources: ray.ObjectRef,
+    shared: ray.ObjectRef,
+    parts: dict[str, int],
+    width: int,
+    folder: str,
+) -> ray.data.Dataset:
+    """Rows with the statistics of their item's categories, partitioned by item for the next pass.
+
+    One shuffle for each categorical column that is counted; scenarios with fewer columns than
+    others pass through the last ones.
+    """
+    layouts = cast("dict[str, Layout]", ray.get(shared))
+    names = {f.scenario for f in fragments}
+    passes = max(len(layouts[n].categories) for n in names)
+
+    def key(number: int) -> Key:
+        def values(name: str, table: pa.Table) -> np.ndarray:
+            known = cast("dict[str, Layout]", ray.get(shared))[name].categories
+            item = table.column("item").to_numpy()
+            return list(known.values())[number][item] + 1 if number < len(known) else item
+
+        return values
+
+    def work(number: int) -> Callable[[pa.Table], pa.Table]:
+        def by_category(table: pa.Table) -> pa.Table:
+            known = cast("dict[str, Layout]", ray.get(shared))
+            name, index = _place(table, known)
+            layout = known[name]
+            if number < len(layout.categories):
+                column = list(layout.categories)[number]
+                table, state = partition.category_features(table, layout, column, width)
+                write_state(state, folder, name, f"category.{column}", index)
+            values = key(number + 1)(name, table)
+            return _with_part(table, values, list(known).index(name), parts[name])
+
+        return by_category
+
+    mine = {n: p for n, p in parts.items() if n in names}
+    data = partitioned(fragments, sources, key(0), parts)
+    for number in range(passes):
+        data = _grouped(data, work(number), mine)
+    return data
 
 
-def _unpad_stats(table: pa.Table, layout: Layout) -> pa.Table:
-    num = len(features.feature_names("item", layout.tasks, layout.timed))
-    stats = fixed_list(np.ascontiguousarray(matrix(table.column("item_stats"))[:, :num]))
-    return table.set_column(table.column_names.index("item_stats"), "item_stats", stats)
+def write_state(state: pa.Table, folder: str, name: str, kind: str, index: int) -> None:
+    """Write the end state of a partition's keys."""
+    path = storage.join(folder, name, "state", kind, f"part-{index:05}.parquet")
+    storage.write_table(path, state)
 
 
 def count_duplicates(table: pa.Table) -> int:
@@ -266,7 +319,12 @@ def write_samples(
 
 
 def layout_of(
-    project: Project, name: str, found: Scan, users: np.ndarray, catalogue_path: str
+    project: Project,
+    name: str,
+    found: Scan,
+    users: np.ndarray,
+    items: pa.Table,
+    catalogue_path: str,
 ) -> Layout:
     """What the partition functions need, with the numbers fitted on training rows."""
     known, total, _ = found.label_sums
@@ -279,7 +337,17 @@ def layout_of(
         users=users,
         event_vocabularies=tuple(found.categories),
         seed=project.training.seed,
+        categories={
+            column: category_codes(items.column(column))
+            for column in project.scenarios[name].items.counted
+        },
     )
+
+
+def category_codes(column: pa.ChunkedArray) -> np.ndarray:
+    """i64[n]: a number for each item's value of a catalogue column, -1 for null."""
+    codes, _ = pd.factorize(column.to_pandas(), sort=False)
+    return codes.astype(np.int64)
 
 
 def user_vocabularies(project: Project, scans: dict[str, Scan]) -> dict[str, np.ndarray]:
@@ -335,7 +403,7 @@ def prepare(project: Project, folder: str, say: Say) -> dict[str, Any]:
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans)
     paths = {name: storage.join(folder, name, CATALOGUE) for name in items}
-    layouts = {n: layout_of(project, n, scans[n], users[n], paths[n]) for n in items}
+    layouts = {n: layout_of(project, n, scans[n], users[n], items[n], paths[n]) for n in items}
     say("statistics, histories and shards")
     written = build_shards(pieces, sources, layouts, folder)
     return manifest_of(project, scans, layouts, vocabularies, written, folder)

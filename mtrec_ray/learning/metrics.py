@@ -44,7 +44,18 @@ def binary_metrics(
 
 
 def grouped_auc(labels: Floats, scores: Floats, users: NDArray[np.integer]) -> tuple[float, float]:
-    """GAUC weighted by rows, and unweighted; NaN where no user has both classes.
+    """GAUC weighted by rows, and unweighted; NaN where no user has both classes."""
+    auc, rows = user_aucs(labels, scores, users)
+    both = np.isfinite(auc)
+    if not both.any():
+        return float("nan"), float("nan")
+    return float(np.average(auc[both], weights=rows[both])), float(auc[both].mean())
+
+
+def user_aucs(
+    labels: Floats, scores: Floats, users: NDArray[np.integer]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """AUC f64[U] inside each user's rows, NaN without both classes, and rows i64[U], by user.
 
     AUC by ranks (Mann-Whitney): (sum of the positives' ranks - p (p + 1) / 2) / (p n), ties at
     their mean rank. Ranks inside a user are overall ranks by (user, score) less the rows before.
@@ -57,14 +68,10 @@ def grouped_auc(labels: Floats, scores: Floats, users: NDArray[np.integer]) -> t
     rows = np.bincount(code)
     before = np.concatenate([[0], np.cumsum(rows)[:-1]])
     positives = np.bincount(code, labels)
-    negatives = rows - positives
+    pairs = positives * (rows - positives)
     rank_sum = np.bincount(code, labels * (rank - before[code]))
-    both = (positives > 0) & (negatives > 0)
-    if not both.any():
-        return float("nan"), float("nan")
-    p, n = positives[both], negatives[both]
-    auc = (rank_sum[both] - p * (p + 1) / 2) / (p * n)
-    return float(np.average(auc, weights=rows[both])), float(auc.mean())
+    area = rank_sum - positives * (positives + 1) / 2
+    return np.divide(area, pairs, out=np.full(len(rows), np.nan), where=pairs > 0), rows
 
 
 def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float) -> Metrics:

@@ -59,7 +59,7 @@ def make_logs() -> Logs:
 
 def _items(rng: np.random.Generator, name: str) -> pd.DataFrame:
     words = rng.choice(WORDS, (NUM_ITEMS, 3))
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "item_id": [f"{name}-{i:02}" for i in range(NUM_ITEMS)],
             "title": [" ".join(w) for w in words],
@@ -71,6 +71,8 @@ def _items(rng: np.random.Generator, name: str) -> pd.DataFrame:
             ],
         }
     )
+    frame.loc[[1, 4], "brand"] = None
+    return frame
 
 
 def _events(rng: np.random.Generator, name: str) -> pd.DataFrame:
@@ -186,6 +188,7 @@ def logs_project(root: Path) -> dict[str, Any]:
     )
     folds = scenario_tree(
         "folds",
+        items={"path": "folds/items.parquet", "text": "{title}", "categorical": ["brand"]},
         events={"path": "folds/events.parquet"},
         history={"of": "any", "last": 4},
         tasks={

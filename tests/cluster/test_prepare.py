@@ -160,12 +160,13 @@ def test_event_columns(logs, prepared):
     assert sorted(code for found in codes for code in found) == [1, 2]
 
 
-def brute_force(log: Log, row: int, key: str, prior: float) -> dict[str, float]:
-    """Statistics of a row's user or item: one plain filter of the log for each."""
-    rows, now = log.rows, log.rows.loc[row]
-    same = rows[rows[key] == now[key]]
+def brute_force(
+    rows: pd.DataFrame, row: int, keys: list[str], kind: str, prior: float
+) -> dict[str, float]:
+    """Statistics of what a row shares with others: one plain filter of the log for each."""
+    now = rows.loc[row]
+    same = rows[(rows[keys] == now[keys]).all(axis=1)]
     before = same[same["time"] < now["time"]]
-    kind = key.removesuffix("_id")
     bought = same["buy"].where(same["click"] == 1)[same["time"] < now["time"] - 2 * DAY].dropna()
     since = (now["time"] - before["time"].max()).total_seconds()
     return {
@@ -179,19 +180,47 @@ def brute_force(log: Log, row: int, key: str, prior: float) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("key", ["user_id", "item_id"])
-def test_statistics_of_the_past(logs, prepared, key):
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (["user_id"], "user"),
+        (["item_id"], "item"),
+        (["brand"], "category.brand"),
+        (["user_id", "brand"], "user_category.brand"),
+    ],
+)
+def test_statistics_of_the_past(logs, prepared, keys, kind):
     """Every statistic counts the rows strictly before the sample, labels after their delay."""
     facts, log = prepared.scenarios["live"], logs["live"]
     found = real(samples(prepared, "live"))
     train = log.rows[log.rows["split"] == "train"]
     prior = train["buy"][train["click"] == 1].mean()
+    rows = log.rows.join(log.items.set_index("item_id")["brand"], on="item_id")
     wanted = pd.DataFrame(
-        {row: brute_force(log, row, key, prior) for row in log.rows.index}
+        {row: brute_force(rows, row, keys, kind, prior) for row in rows.index}
     ).T  # fmt: skip
+    if "brand" in keys:  # one without a value has none, and categories have no windows
+        wanted = wanted.drop(columns=[c for c in wanted if c.endswith("d")])
+        wanted[rows["brand"].isna()] = np.nan
+        assert rows["brand"].isna().any()
     for column in wanted:
         place = facts.numeric_names.index(column)
         np.testing.assert_allclose(found[f"numeric.{place}"], wanted[column], atol=2e-5)
+
+
+def test_category_statistics_without_time(logs, prepared):
+    """Counts of an item's category, scaled to all training rows, come from other folds."""
+    facts, log = prepared.scenarios["folds"], logs["folds"]
+    found = real(samples(prepared, "folds"))
+    rows = log.rows.join(log.items.set_index("item_id")["brand"], on="item_id")
+    in_train = rows[rows["split"] == "train"].groupby("brand").size()
+    counts = np.expm1(found[f"numeric.{facts.numeric_names.index('category.brand.log_count')}"])
+    asking = (rows["split"] != "train") & rows["brand"].notna()
+    wanted = rows["brand"].map(in_train)
+    np.testing.assert_allclose(counts[asking], wanted[asking], rtol=1e-4)
+    training = (rows["split"] == "train") & rows["brand"].notna()
+    assert (counts[training] / 1.25 < wanted[training] - 0.5).all()
+    assert counts[training].mean() == pytest.approx(wanted[training].mean(), rel=0.1)
 
 
 @pytest.mark.parametrize(("name", "only"), [("live", "click"), ("ordered", None)])

@@ -1,0 +1,251 @@
+"""How good is what a user would build instead, on exactly the prepared rows?
+
+    python -m benchmarks.baselines [--config FILE] [--storage DIR] [--seeds 3] [--quick] [--set ..]
+
+For every scenario and task of a project file, on the samples that `jobs.prepare` made:
+
+    popularity      the item's smoothed past rate (where negatives are sampled: its past count)
+    lightgbm        gradient-boosted trees on all prepared statistics and columns
+    lightgbm_text   the same with frozen text vectors: cosines of the candidate with the history
+                    (mean, maximum, latest) and 32 principal components of the candidate's vector
+
+A model per task, stopped early on valid, measured on test; mean over seeds. Predictions are kept
+in the run's folder (`baselines/NAME.npz`), for intervals; what is found there is not fitted again.
+"""
+
+import multiprocessing
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightgbm
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from sklearn.decomposition import PCA
+
+from benchmarks.common import TOP, write_result
+from jobs.common import teller
+from mtrec_ray.config import load_project
+from mtrec_ray.data import storage as files
+from mtrec_ray.data.shards import Prepared, load_prepared, read_rows
+from mtrec_ray.learning.loop import autocast_for
+from mtrec_ray.learning.metrics import binary_metrics, regression_metrics
+from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.interest import similarities
+from mtrec_ray.report.tables import markdown_table
+from mtrec_ray.schema import Project
+
+NAMES = ("popularity", "lightgbm", "lightgbm_text")
+NUM_COMPONENTS = 32
+QUICK_ROWS = 100_000
+ROUNDS, PATIENCE = 1500, 50
+PARAMETERS = {
+    "learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 50, "lambda_l2": 1.0,
+    "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "verbosity": -1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Samples of a split as the trees read them.
+
+    Attributes:
+        user: i64[N]. labels: f32[N, T]. popularity: f32[N, T].
+        plain: f32[N, F], statistics and columns, the first `num_categorical` of them categories.
+        text: f32[N, 35], cosines and principal components.
+    """
+
+    user: np.ndarray
+    labels: np.ndarray
+    popularity: np.ndarray
+    plain: np.ndarray
+    text: np.ndarray
+    num_categorical: int
+
+    def inputs(self, name: str) -> np.ndarray:
+        """f32[N, F] of a baseline."""
+        return np.concatenate([self.plain, self.text], 1) if name.endswith("text") else self.plain
+
+
+def frozen_vectors(project: Project, prepared: Prepared, name: str) -> torch.Tensor:
+    """f32[n, D]: vectors of a scenario's items by the pretrained encoder."""
+    options = project.model.encoder.model_copy(update={"trainable": "none"})
+    device = torch.device("cpu")
+    catalogues = {name: prepared.catalogue(name)}
+    vectors = ItemVectors(
+        TextEncoder(options), catalogues, device, autocast_for(device, project.training.precision)
+    )
+    vectors.refresh()
+    assert vectors.cache is not None
+    return vectors.cache
+
+
+def tables(project: Project, prepared: Prepared, name: str) -> Iterator[tuple[str, Table]]:
+    """The samples of each split of a scenario."""
+    facts, catalogue = prepared.scenarios[name], prepared.catalogue(name)
+    vectors = frozen_vectors(project, prepared, name)
+    components = PCA(NUM_COMPONENTS, random_state=0).fit(vectors.numpy()[catalogue.known])
+    reduced = components.transform(vectors.numpy()).astype(np.float32)
+    popular = [facts.numeric_names.index(facts.popularity[t]) for t in facts.tasks]
+    for split in ("train", "valid", "test"):
+        parts: list[tuple[np.ndarray, ...]] = []
+        for rows in read_rows(prepared.shard_paths(name, split), 65_536, 0, 10**12):
+            item = rows["item"]
+            codes = [catalogue.categorical[item], rows["categorical"]]
+            plain = [*codes, rows["numeric"], catalogue.numeric[item]]
+            text = [closeness(vectors, item, rows["history"]), reduced[item]]
+            inputs = np.concatenate(plain, 1).astype(np.float32), np.concatenate(text, 1)
+            parts.append((rows["user"], rows["labels"], rows["numeric"][:, popular], *inputs))
+        num_categorical = catalogue.categorical.shape[1] + len(facts.category_sizes)
+        columns = [np.concatenate(c) for c in zip(*parts, strict=True)]
+        yield split, Table(*columns, num_categorical=num_categorical)
+
+
+def closeness(vectors: torch.Tensor, item: np.ndarray, history: np.ndarray) -> np.ndarray:
+    """f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
+    parts = [
+        similarities(
+            vectors,
+            torch.from_numpy(item[start : start + 8192]).long(),
+            torch.from_numpy(history[start : start + 8192]).long().clamp(min=0),
+            torch.from_numpy(history[start : start + 8192] >= 0),
+        )
+        for start in range(0, len(item), 8192)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def fit(kind: str, train: Table, valid: Table, name: str, task: int, seed: int) -> lightgbm.Booster:
+    """Trees for a task, as many as are best on valid."""
+    parameters = PARAMETERS | {
+        "objective": "binary" if kind == "binary" else "regression", "seed": seed,
+        "num_threads": multiprocessing.cpu_count(),
+    }  # fmt: skip
+    sets = []
+    for table in (train, valid):
+        known = np.isfinite(table.labels[:, task])
+        sets.append(
+            lightgbm.Dataset(
+                table.inputs(name)[known],
+                table.labels[known, task],
+                categorical_feature=list(range(table.num_categorical)),
+                reference=sets[0] if sets else None,
+            )
+        )
+    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+    return lightgbm.train(parameters, sets[0], ROUNDS, valid_sets=[sets[1]], callbacks=[stop])
+
+
+def measure(
+    kind: str, mean: float, labels: np.ndarray, scores: np.ndarray, users: np.ndarray
+) -> dict[str, float]:
+    """Metrics of one task's scores on its labelled rows."""
+    known = np.isfinite(labels)
+    own = labels[known].astype(np.float64), scores[known].astype(np.float64)
+    if kind == "binary":
+        return binary_metrics(*own, users[known], base_rate=mean)
+    return regression_metrics(*own, train_mean=mean)
+
+
+def run_scenario(
+    project: Project, prepared: Prepared, name: str, seeds: int, folder: str
+) -> dict[str, np.ndarray]:
+    """Scores f32[N, T] of test by `BASELINE.SEED`, with `user` and `labels`; kept in a file."""
+    path = Path(folder) / f"{name}.npz"
+    if path.exists():
+        return dict(np.load(path))
+    facts = prepared.scenarios[name]
+    split = dict(tables(project, prepared, name))
+    test = split["test"]
+    found = {"user": test.user, "labels": test.labels, "popularity.0": test.popularity}
+    for baseline in NAMES[1:]:
+        for seed in range(seeds):
+            columns = []
+            for task, kind in enumerate(facts.kinds.values()):
+                booster = fit(kind, split["train"], split["valid"], baseline, task, seed)
+                columns.append(np.asarray(booster.predict(test.inputs(baseline))))
+                teller()(f"{name}.{facts.tasks[task]} {baseline} seed {seed}: "
+                         f"{booster.best_iteration} trees")  # fmt: skip
+            found[f"{baseline}.{seed}"] = np.stack(columns, 1).astype(np.float32)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    np.savez(path, **found)  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def summarise(
+    prepared: Prepared, scores: dict[str, dict[str, np.ndarray]]
+) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """Flat figures `SCENARIO.TASK.BASELINE.METRIC`, means over seeds, and a table row a task."""
+    figures: dict[str, float] = {}
+    rows = []
+    for name, found in scores.items():
+        facts = prepared.scenarios[name]
+        for i, (task, kind) in enumerate(facts.kinds.items()):
+            row = {"scenario": name, "task": task}
+            for baseline in NAMES:
+                runs = [
+                    measure(kind, facts.label_means[task], found["labels"][:, i], v[:, i],
+                            found["user"])
+                    for k, v in found.items() if k.split(".")[0] == baseline
+                ]  # fmt: skip
+                mean = {m: float(np.mean([r[m] for r in runs])) for m in runs[0]}
+                kept = ("auc", "gauc", "ne") if kind == "binary" else ("rmse",)
+                figures |= {f"{name}.{task}.{baseline}.{m}": mean[m] for m in kept}
+                row[baseline] = cell(mean)
+            rows.append(row)
+    return figures, rows
+
+
+def cell(metrics: dict[str, Any]) -> str:
+    """`0.7386 (0.736)`: AUC (GAUC), or an RMSE."""
+    if "rmse" in metrics:
+        return f"{metrics['rmse']:.4f}"
+    return f"{metrics['auc']:.4f} ({metrics['gauc']:.3f})"
+
+
+def prepare_here(project: Project, storage: str) -> str:
+    """Prepare the data in this process; returns its folder."""
+    from mtrec_ray.stages.prepare import prepared_folder, run_prepare
+
+    run_prepare(project, storage, teller())
+    return prepared_folder(project, storage)
+
+
+def run_baselines(
+    project: Project, storage: str, seeds: int
+) -> tuple[Prepared, dict[str, dict[str, np.ndarray]]]:
+    """The prepared data, and the scores of all baselines on test by scenario."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        prepared = load_prepared(pool.apply(prepare_here, (project, storage)))
+    folder = files.join(storage, project.run.name, "baselines")
+    return prepared, {
+        name: run_scenario(project, prepared, name, seeds, folder) for name in prepared.scenarios
+    }
+
+
+def main(
+    config: Annotated[str, typer.Option(help="The project file.")] = str(
+        TOP / "jobs" / "real4.yaml"
+    ),
+    storage: Annotated[str, typer.Option(help="Folder of the run, to go on with it.")] = "",
+    seeds: Annotated[int, typer.Option(help="Fits of each task.")] = 3,
+    quick: Annotated[bool, typer.Option(help="One seed.")] = False,
+    out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:
+    """Fit all baselines and write their figures."""
+    project = load_project(config, override or [])
+    folder = storage or tempfile.mkdtemp()
+    prepared, scores = run_baselines(project, folder, 1 if quick else seeds)
+    figures, rows = summarise(prepared, scores)
+    Console().print(markdown_table(rows), soft_wrap=True)
+    write_result("baselines", figures, out, table=rows, quick=quick)
+
+
+if __name__ == "__main__":
+    typer.run(main)
