@@ -31,6 +31,7 @@ from benchmarks.common import TOP, write_result
 from jobs.common import teller
 from mtrec_ray.config import load_project
 from mtrec_ray.data import storage as files
+from mtrec_ray.data.prepare import Say
 from mtrec_ray.data.shards import Prepared, load_prepared, read_rows
 from mtrec_ray.learning.loop import autocast_for
 from mtrec_ray.learning.metrics import binary_metrics, regression_metrics
@@ -40,9 +41,9 @@ from mtrec_ray.model.interest import similarities
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
 
+MEASURED = ("valid", "test")
 NAMES = ("popularity", "lightgbm", "lightgbm_text")
 NUM_COMPONENTS = 32
-QUICK_ROWS = 100_000
 ROUNDS, PATIENCE = 1500, 50
 PARAMETERS = {
     "learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 50, "lambda_l2": 1.0,
@@ -124,7 +125,7 @@ def fit(kind: str, train: Table, valid: Table, name: str, task: int, seed: int) 
     """Trees for a task, as many as are best on valid."""
     parameters = PARAMETERS | {
         "objective": "binary" if kind == "binary" else "regression", "seed": seed,
-        "num_threads": multiprocessing.cpu_count(),
+        "num_threads": 1,
     }  # fmt: skip
     sets = []
     for table in (train, valid):
@@ -153,32 +154,42 @@ def measure(
 
 
 def run_scenario(
-    project: Project, prepared: Prepared, name: str, seeds: int, folder: str
+    project: Project, prepared: Prepared, name: str, seeds: int, folder: str, say: Say
 ) -> dict[str, np.ndarray]:
-    """Scores f32[N, T] of test by `BASELINE.SEED`, with `user` and `labels`; kept in a file."""
+    """Scores f32[N, T] of valid and test by `SPLIT.BASELINE.SEED`, with users and labels.
+
+    They are kept in a file.
+    """
     path = Path(folder) / f"{name}.npz"
     if path.exists():
         return dict(np.load(path))
     facts = prepared.scenarios[name]
     split = dict(tables(project, prepared, name))
-    test = split["test"]
-    found = {"user": test.user, "labels": test.labels, "popularity.0": test.popularity}
+    found: dict[str, np.ndarray] = {}
+    for part in MEASURED:
+        own = split[part]
+        values = {"user": own.user, "labels": own.labels, "popularity.0": own.popularity}
+        found |= {f"{part}.{k}": v for k, v in values.items()}
     for baseline in NAMES[1:]:
         for seed in range(seeds):
-            columns = []
+            columns: dict[str, list[np.ndarray]] = {part: [] for part in MEASURED}
             for task, kind in enumerate(facts.kinds.values()):
                 booster = fit(kind, split["train"], split["valid"], baseline, task, seed)
-                columns.append(np.asarray(booster.predict(test.inputs(baseline))))
-                teller()(f"{name}.{facts.tasks[task]} {baseline} seed {seed}: "
+                for part, scores in columns.items():
+                    scores.append(np.asarray(booster.predict(split[part].inputs(baseline))))
+                say(f"{name}.{facts.tasks[task]} {baseline} seed {seed}: "
                          f"{booster.best_iteration} trees")  # fmt: skip
-            found[f"{baseline}.{seed}"] = np.stack(columns, 1).astype(np.float32)
+            found |= {
+                f"{part}.{baseline}.{seed}": np.stack(scores, 1).astype(np.float32)
+                for part, scores in columns.items()
+            }
     Path(folder).mkdir(parents=True, exist_ok=True)
     np.savez(path, **found)  # pyright: ignore[reportArgumentType]
     return found
 
 
 def summarise(
-    prepared: Prepared, scores: dict[str, dict[str, np.ndarray]]
+    prepared: Prepared, scores: dict[str, dict[str, np.ndarray]], split: str = "test"
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Flat figures `SCENARIO.TASK.BASELINE.METRIC`, means over seeds, and a table row a task."""
     figures: dict[str, float] = {}
@@ -189,9 +200,9 @@ def summarise(
             row = {"scenario": name, "task": task}
             for baseline in NAMES:
                 runs = [
-                    measure(kind, facts.label_means[task], found["labels"][:, i], v[:, i],
-                            found["user"])
-                    for k, v in found.items() if k.split(".")[0] == baseline
+                    measure(kind, facts.label_means[task], found[f"{split}.labels"][:, i],
+                            v[:, i], found[f"{split}.user"])
+                    for k, v in found.items() if k.startswith(f"{split}.{baseline}.")
                 ]  # fmt: skip
                 mean = {m: float(np.mean([r[m] for r in runs])) for m in runs[0]}
                 kept = ("auc", "gauc", "ne") if kind == "binary" else ("rmse",)
@@ -222,9 +233,10 @@ def run_baselines(
     """The prepared data, and the scores of all baselines on test by scenario."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         prepared = load_prepared(pool.apply(prepare_here, (project, storage)))
-    folder = files.join(storage, project.run.name, "baselines")
+    folder, say = files.join(storage, project.run.name, "baselines"), teller()
     return prepared, {
-        name: run_scenario(project, prepared, name, seeds, folder) for name in prepared.scenarios
+        name: run_scenario(project, prepared, name, seeds, folder, say)
+        for name in prepared.scenarios
     }
 
 
@@ -243,6 +255,7 @@ def main(
     folder = storage or tempfile.mkdtemp()
     prepared, scores = run_baselines(project, folder, 1 if quick else seeds)
     figures, rows = summarise(prepared, scores)
+    Console().print("valid:", markdown_table(summarise(prepared, scores, "valid")[1]), "test:")
     Console().print(markdown_table(rows), soft_wrap=True)
     write_result("baselines", figures, out, table=rows, quick=quick)
 

@@ -137,37 +137,38 @@ def _with_states(table: pa.Table, key: NDArray[np.int64], layout: Layout) -> tup
     return rows, first
 
 
-def carry(table: pa.Table, stats: NDArray[np.float32], start: int, width: int) -> pa.Table:
-    """The rows with statistics written into the `width` columns that they carry (NaN before)."""
-    if "carried" in table.column_names:
-        carried = matrix(table.column("carried")).copy()
-        table = table.drop_columns("carried")
-    else:
-        carried = np.full((table.num_rows, width), np.nan, np.float32)
+def carry_nothing(table: pa.Table, width: int) -> pa.Table:
+    """The rows with a column for the statistics that they will carry, all NaN."""
+    empty = np.full((table.num_rows, width), np.nan, np.float32)
+    return table.append_column("carried", fixed_list(empty))
+
+
+def carry(table: pa.Table, stats: NDArray[np.float32], start: int) -> pa.Table:
+    """The rows with some of the statistics that they carry written in."""
+    carried = matrix(table.column("carried")).copy()
     carried[:, start : start + stats.shape[1]] = stats
-    return table.append_column("carried", fixed_list(carried))
+    place = table.column_names.index("carried")
+    return table.set_column(place, "carried", fixed_list(carried))
 
 
-def item_features(table: pa.Table, layout: Layout, width: int) -> tuple[pa.Table, pa.Table]:
+def item_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
     """The rows with item statistics, and the state of each item at the end of the data."""
     rows, first = _with_states(table, table.column("item").to_numpy().astype(np.int64), layout)
     stats = features.statistics(rows, layout.delays_ms, layout.priors).astype(np.float32)
     num = table.num_rows
-    out = carry(table, stats[:num], carried_start(layout.scenario, "item"), width)
+    out = carry(table, stats[:num], carried_start(layout.scenario, "item"))
     items = table.column("item").take(pa.array(first))
     return out, pa.table({"item": items, "numeric": fixed_list(stats[num:])})
 
 
-def category_features(
-    table: pa.Table, layout: Layout, column: str, width: int
-) -> tuple[pa.Table, pa.Table]:
+def category_features(table: pa.Table, layout: Layout, column: str) -> tuple[pa.Table, pa.Table]:
     """The rows with the statistics of their category, and its state at the end of the data.
 
     An item without a value has no statistics (NaN).
     """
     code = layout.categories[column][table.column("item").to_numpy()]
     stats, first, state = category_statistics(table, code, layout)
-    out = carry(table, stats, carried_start(layout.scenario, f"category.{column}"), width)
+    out = carry(table, stats, carried_start(layout.scenario, f"category.{column}"))
     return out, pa.table({"category": code[first], "numeric": fixed_list(state)})
 
 

@@ -120,9 +120,13 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
 
 
 def partitioned(
-    fragments: list[Fragment], sources: ray.ObjectRef, key: Key, parts: dict[str, int]
+    fragments: list[Fragment],
+    sources: ray.ObjectRef,
+    key: Key,
+    parts: dict[str, int],
+    width: int = 1,
 ) -> ray.data.Dataset:
-    """Canonical rows with a column `part` by a hash of their key."""
+    """Canonical rows with a column `part` by a hash of their key, to carry `width` statistics."""
 
     def read(block: pa.Table) -> Iterator[pa.Table]:
         known = cast("dict[str, Source]", ray.get(sources))
@@ -131,6 +135,7 @@ def partitioned(
             table, _ = read_canonical(fragment, known[fragment.scenario])
             code = list(known).index(fragment.scenario)
             values = key(fragment.scenario, table)
+            table = partition.carry_nothing(table, width)
             yield _with_part(table, values, code, parts[fragment.scenario])
 
     return fragment_dataset(fragments).map_batches(read, batch_size=1, batch_format="pyarrow")
@@ -182,7 +187,7 @@ def expand(
     def work(table: pa.Table) -> pa.Table:
         known = cast("dict[str, Source]", ray.get(sources))
         name, index = _place(table, known)
-        table = table.drop_columns("part")
+        table = table.drop_columns(["part", "carried"])
         source = known[name]
         table = partition.expand_users(
             table, source.scenario, weights[name], source.published, seed
@@ -214,7 +219,7 @@ def build_shards(
     def by_item(table: pa.Table) -> pa.Table:
         known = cast("dict[str, Layout]", ray.get(shared))
         name, index = _place(table, known)
-        out, state = partition.item_features(table, known[name], width)
+        out, state = partition.item_features(table, known[name])
         write_state(state, folder, name, "items", index)
         values = out.column("user").to_numpy()
         return _with_part(out, values, list(known).index(name), parts[name])
@@ -229,7 +234,7 @@ def build_shards(
 
     plain = [f for f in fragments if not layouts[f.scenario].categories]
     counted = [f for f in fragments if layouts[f.scenario].categories]
-    data = [partitioned(plain, sources, by_column("item"), parts)] if plain else []
+    data = [partitioned(plain, sources, by_column("item"), parts, width)] if plain else []
     if counted:
         data.append(category_passes(counted, sources, shared, parts, width, folder))
     joined = data[0].union(*data[1:])
@@ -268,7 +273,7 @@ def category_passes(
             layout = known[name]
             if number < len(layout.categories):
                 column = list(layout.categories)[number]
-                table, state = partition.category_features(table, layout, column, width)
+                table, state = partition.category_features(table, layout, column)
                 write_state(state, folder, name, f"category.{column}", index)
             values = key(number + 1)(name, table)
             return _with_part(table, values, list(known).index(name), parts[name])
@@ -276,7 +281,7 @@ def category_passes(
         return by_category
 
     mine = {n: p for n, p in parts.items() if n in names}
-    data = partitioned(fragments, sources, key(0), parts)
+    data = partitioned(fragments, sources, key(0), parts, width)
     for number in range(passes):
         data = _grouped(data, work(number), mine)
     return data

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 NUM_AGES = 64
+NUM_KERNELS, KERNEL_LOW = 13, -0.2
 
 
 class HistoryAttention(nn.Module):
@@ -47,10 +48,31 @@ def similarities(vectors: Tensor, candidate: Tensor, places: Tensor, mask: Tenso
 
     From text vectors [U, D] and places in them, [N] and [N, H]; zeros where there is no history.
     """
-    cosine = cosines(vectors, candidate, places).masked_fill(~mask, 0.0)
+    return summary(cosines(vectors, candidate, places), mask)
+
+
+def summary(cosine: Tensor, mask: Tensor) -> Tensor:
+    """f32[N, 3]: mean, maximum and latest of cosines [N, H] where the mask has them, else 0."""
+    cosine = cosine.masked_fill(~mask, 0.0)
     count = mask.sum(1).clamp(min=1)
     best = cosine.masked_fill(~mask, -1.0).amax(1).masked_fill(~mask.any(1), 0.0)
     return torch.stack([cosine.sum(1) / count, best, cosine[:, 0]], 1)
+
+
+def kernels(cosine: Tensor, mask: Tensor) -> Tensor:
+    """f32[N, 4 K]: how much of a history is how like the candidate, by K Gaussian kernels.
+
+    Kernel pooling (1706.06613): the mean over the history of each kernel of the cosine, and each
+    kernel of the mean, the maximum and the latest; zeros where there is no history.
+    """
+    centres = torch.linspace(KERNEL_LOW, 1.0, NUM_KERNELS, device=cosine.device)
+    width = (1.0 - KERNEL_LOW) / (NUM_KERNELS - 1)
+    each = torch.exp(-0.5 * ((cosine.unsqueeze(-1) - centres) / width) ** 2)
+    each = each * mask.unsqueeze(-1)
+    pooled = each.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    whole = torch.exp(-0.5 * ((summary(cosine, mask).unsqueeze(-1) - centres) / width) ** 2)
+    whole = whole * mask.any(1).view(-1, 1, 1)
+    return torch.cat([pooled, whole.flatten(1)], 1)
 
 
 def cosines(vectors: Tensor, candidate: Tensor, places: Tensor) -> Tensor:

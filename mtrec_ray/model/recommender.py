@@ -16,8 +16,11 @@ from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.shards import PreparedScenario
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.heads import Head, NumericInputs, tower
-from mtrec_ray.model.interest import HistoryAttention, similarities
+from mtrec_ray.model.interest import NUM_KERNELS, HistoryAttention, cosines, kernels
 from mtrec_ray.schema import Model
+
+
+NUM_CLOSENESS = 4 * NUM_KERNELS
 
 
 @dataclass
@@ -162,7 +165,8 @@ class Recommender(nn.Module):
         self.users = nn.ModuleDict(
             {n: _ids(number, width) for n, number in spaces.items()} if options.user_ids else {}
         )
-        num_inputs = 6 * width + 3
+        num_inputs = 6 * width + NUM_CLOSENESS
+        self.closeness = nn.Linear(NUM_CLOSENESS, width, bias=False)
         self.bottom = tower([num_inputs, *options.hidden], options.dropout)
         self.heads = nn.ModuleDict(
             {n: self._heads(f, options.hidden[-1] + width) for n, f in scenarios.items()}
@@ -207,7 +211,7 @@ class Recommender(nn.Module):
             candidate = items[samples.candidate]
         user = self.interest(candidate, items, places, samples.ages, mask)
         closeness = self._closeness(samples, vectors, places, mask)
-        columns = own.row_columns(samples)
+        columns = own.row_columns(samples) + self.closeness(closeness)
         scenario = self.scenario_vectors[name].expand_as(candidate)
         identity = self._user_vector(name, samples.user, candidate)
         parts = [user, candidate, user * candidate, columns, scenario, identity, closeness]
@@ -217,10 +221,10 @@ class Recommender(nn.Module):
         return torch.stack([head(shared) for head in heads.values()], 1)
 
     def _closeness(self, samples: Samples, vectors: Tensor, places: Tensor, mask: Tensor) -> Tensor:
-        """f32[N, 3]: likeness of candidate and history; 0 where one text holds both."""
+        """f32[N, 4 K]: likeness of candidate and history; 0 where one text holds both."""
         if self.options.layout == "pair":
-            return vectors.new_zeros(len(vectors), 3)
-        return similarities(vectors.detach(), samples.candidate, places, mask)
+            return vectors.new_zeros(len(vectors), NUM_CLOSENESS)
+        return kernels(cosines(vectors.detach(), samples.candidate, places), mask)
 
     def _user_vector(self, name: str, user: Tensor, like: Tensor) -> Tensor:
         space = self.facts[name].user_space

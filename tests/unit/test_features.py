@@ -242,7 +242,8 @@ def raw_events(num_rows=120, seed=0) -> dict[str, np.ndarray]:
 def canonical_rows(raw, scenario) -> pa.Table:
     table = pa.table({k: pa.array(v.tolist()) for k, v in raw.items()})
     lookup = ItemLookup.of(pa.chunked_array([list(range(NUM_ITEMS))]))
-    return canonical(table, scenario, 0, lookup, width=3)[0]
+    rows = canonical(table, scenario, 0, lookup, width=3)[0]
+    return partition.carry_nothing(rows, len(partition.carried_names(scenario)))
 
 
 def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> Layout:
@@ -263,9 +264,7 @@ def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> Layout:
 def finish(raw, scenario, end_ms=None):
     """Finished rows in the order of the log, and the states of users and items by id."""
     layout = layout_of(raw, scenario, end_ms)
-    with_items, item_state = partition.item_features(
-        canonical_rows(raw, scenario), layout, len(partition.carried_names(scenario))
-    )
+    with_items, item_state = partition.item_features(canonical_rows(raw, scenario), layout)
     finished, states = partition.user_features(with_items, layout)
     return finished.sort_by("row"), states["users"], item_state
 
@@ -403,9 +402,7 @@ def test_order_of_rows_in_a_partition_does_not_matter(scenario):
     """A shuffled partition gives each row the same features, with ties in time and without time."""
     raw = raw_events()
     layout = layout_of(raw, scenario)
-    table = partition.item_features(
-        canonical_rows(raw, scenario), layout, len(partition.carried_names(scenario))
-    )[0]
+    table = partition.item_features(canonical_rows(raw, scenario), layout)[0]
     shuffled = table.take(pa.array(np.random.default_rng(2).permutation(table.num_rows)))
     both = (partition.user_features(t, layout)[0].sort_by("row") for t in (table, shuffled))
     assert_same_features(*both)
@@ -436,8 +433,7 @@ def test_infinite_labels_are_unknown(scenario):
     raw = raw_events()
     raw["rating"] = np.where(np.arange(120) == 3, np.inf, 2.0)
     layout = replace(layout_of(raw, rated), priors=(2.0,))
-    width = len(partition.carried_names(rated))
-    table, _ = partition.item_features(canonical_rows(raw, rated), layout, width)
+    table, _ = partition.item_features(canonical_rows(raw, rated), layout)
     names = features.feature_names("item", ["rating"], layout.timed)
     rates = matrix(table.column("carried"))[:, names.index("item.rate.rating")]
     np.testing.assert_allclose(rates, 2.0)
