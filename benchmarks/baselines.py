@@ -125,7 +125,7 @@ def fit(kind: str, train: Table, valid: Table, name: str, task: int, seed: int) 
     """Trees for a task, as many as are best on valid."""
     parameters = PARAMETERS | {
         "objective": "binary" if kind == "binary" else "regression", "seed": seed,
-        "num_threads": 1,
+        "num_threads": multiprocessing.cpu_count(),
     }  # fmt: skip
     sets = []
     for table in (train, valid):

@@ -97,11 +97,12 @@ def jobs(*, quick: bool) -> list[Job]:
         few = [Job(v, 32_768, 16_384) for v in ("text_carry_8", "carry_8", "frozen")]
         return [Job("plain", 320, 160), *few]
     text = [Job("text_carry_8", 131_072, 32_768, 3), Job("text_frozen", 131_072, 32_768)]
-    whole = [Job(v, 131_072, 32_768, 3) for v in ("frozen", "carry_8", "every_8")]
-    adapted = [Job(v, 131_072, 32_768) for v in ("gather_8", "top_2_carry_8", "lora_2_carry_8")]
+    whole = [Job(v, 131_072, 32_768, 3) for v in ("frozen", "carry_8")]
+    others = ("every_8", "gather_8", "top_2_carry_8", "lora_2_carry_8")
+    slow = [Job("share", 32_768, 16_384), Job("top_1", 16_384, 8_192)]
     return [
-        Job("plain", 6_144, 2_048), *text, *whole, *adapted, Job("share", 65_536, 32_768),
-        Job("top_1", 32_768, 16_384), Job("all_carry_8", 65_536, 32_768),
+        Job("plain", 4_096, 2_048), *text, *whole, *(Job(v, 131_072, 32_768) for v in others),
+        *slow, Job("all_carry_8", 65_536, 32_768),
     ]  # fmt: skip
 
 

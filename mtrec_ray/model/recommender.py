@@ -19,7 +19,6 @@ from mtrec_ray.model.heads import Head, NumericInputs, tower
 from mtrec_ray.model.interest import NUM_KERNELS, HistoryAttention, cosines, kernels
 from mtrec_ray.schema import Model
 
-
 NUM_CLOSENESS = 4 * NUM_KERNELS
 
 
