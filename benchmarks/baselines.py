@@ -37,7 +37,7 @@ from mtrec_ray.learning.loop import autocast_for
 from mtrec_ray.learning.metrics import binary_metrics, regression_metrics
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.interest import similarities
+from mtrec_ray.model.interest import cosines, summary
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
 
@@ -109,15 +109,12 @@ def tables(project: Project, prepared: Prepared, name: str) -> Iterator[tuple[st
 
 def closeness(vectors: torch.Tensor, item: np.ndarray, history: np.ndarray) -> np.ndarray:
     """f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
-    parts = [
-        similarities(
-            vectors,
-            torch.from_numpy(item[start : start + 8192]).long(),
-            torch.from_numpy(history[start : start + 8192]).long().clamp(min=0),
-            torch.from_numpy(history[start : start + 8192] >= 0),
-        )
-        for start in range(0, len(item), 8192)
-    ]
+    parts = []
+    for start in range(0, len(item), 8192):
+        candidate = torch.from_numpy(item[start : start + 8192]).long()
+        places = torch.from_numpy(history[start : start + 8192]).long()
+        cosine = cosines(vectors, candidate, places.clamp(min=0))
+        parts.append(summary(cosine, places >= 0))
     return torch.cat(parts).numpy()
 
 

@@ -247,6 +247,8 @@ class Model(Section):
 
     Layout `vectors`: each item's text on its own. `pair`: the history and the candidate in one
     sequence of at most `pair_tokens` tokens, a cross encoder, at many times the cost.
+    What scenarios and tasks share between inputs and heads is `sharing` (`model/sharing.py`);
+    `experts` is the number of shared experts of mmoe and ple.
     """
 
     encoder: Encoder = Encoder()
@@ -254,7 +256,9 @@ class Model(Section):
     pair_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
     width: PositiveInt = 64
     attention_heads: PositiveInt = 4
-    hidden: tuple[PositiveInt, ...] = (256, 128)
+    sharing: Literal["bottom", "mmoe", "ple", "star", "pepnet"] = "bottom"
+    experts: PositiveInt = 4
+    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (256, 128)
     head_hidden: PositiveInt = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3

@@ -21,7 +21,16 @@ from mtrec_ray.learning.losses import loss_weights
 from mtrec_ray.learning.metrics import joint_score
 from mtrec_ray.learning.optim import build_optimizer, build_schedule
 from mtrec_ray.learning.ranks import any_rank, world
-from mtrec_ray.learning.step import Batch, Forward, StepResult, accumulate, gradient_shares, wrap
+from mtrec_ray.learning.step import (
+    Batch,
+    Forward,
+    StepResult,
+    accumulate,
+    gradient_cosines,
+    gradient_shares,
+    scenario_gradients,
+    wrap,
+)
 from mtrec_ray.learning.validate import flat, validate
 from mtrec_ray.learning.vectors import Autocast, Gathered, ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
@@ -322,14 +331,16 @@ def finish_epoch(run: Run, losses: Mapping[str, float]) -> None:
     run.since_best = 0 if score < run.best else run.since_best + 1
     run.best = min(run.best, score)
     assert run.last_batch is not None
-    shares = gradient_shares(run.forward, run.prepared.scenarios, run.last_batch, run.weights)
+    gradients = scenario_gradients(run.forward, run.prepared.scenarios, run.last_batch, run.weights)
     record = {
         "epoch": run.epoch,
         "step": run.step,
         "joint_score": score,
         "train_loss": dict(losses),
         "valid": flat(metrics),
-        "gradient_share": shares,
+        "gradient_share": gradient_shares(gradients),
+        "gradient_cosine": gradient_cosines(gradients),
+        "gate_use": {n: use.tolist() for n, use in run.model.sharing.use.items()},
         "skipped_steps": run.skipped_steps,
     }
     run.curve.append(record)

@@ -1,5 +1,6 @@
 """One optimizer step: the joint loss of a global batch, exact over ranks and micro-batches."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -94,29 +95,37 @@ def accumulate(
     return StepResult(total, counts, loss)
 
 
-def gradient_shares(
-    module: Forward,
-    facts: Mapping[str, PreparedScenario],
-    batch: Batch,
-    weights: Tensor,
-) -> dict[str, float]:
-    """Share of each scenario in the length of the gradients at the first shared layer.
-
-    The norm of the gradient of lambda_i L_i, over the sum of these norms.
-    """
+def scenario_gradients(
+    module: Forward, facts: Mapping[str, PreparedScenario], batch: Batch, weights: Tensor
+) -> dict[str, Tensor]:
+    """The gradient of each scenario's lambda_i L_i at the first weight that all share, flat."""
     labels = {name: s.labels for name, s in batch.items()}
     counts = sum_over_ranks(label_counts(facts, labels))
-    shared = next(module.model.bottom.parameters())
+    shared = module.model.sharing.first_weight
     module.eval()
     sums = loss_sums(facts, module(batch, encode=False), labels)
     module.train()
-    norms: dict[str, float] = {}
+    found: dict[str, Tensor] = {}
     start = 0
     for name, scenario in facts.items():
         mine = slice(start, start + len(scenario.tasks))
         start += len(scenario.tasks)
         loss = joint_loss(sums[mine], counts[mine], weights[mine].to(sums))
         (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True)
-        norms[name] = sum_over_ranks(gradient.clone()).norm().item()
+        found[name] = sum_over_ranks(gradient.clone()).flatten()
+    return found
+
+
+def gradient_shares(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of each scenario in the lengths of the gradients: its norm over the sum of norms."""
+    norms = {name: gradient.norm().item() for name, gradient in gradients.items()}
     total = sum(norms.values()) or 1.0
     return {name: norm / total for name, norm in norms.items()}
+
+
+def gradient_cosines(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    """Cosine of the gradients of each two scenarios, by `first/second`: below 0 they conflict."""
+    return {
+        f"{a}/{b}": torch.nn.functional.cosine_similarity(gradients[a], gradients[b], 0).item()
+        for a, b in itertools.combinations(gradients, 2)
+    }

@@ -43,14 +43,6 @@ class HistoryAttention(nn.Module):
         return torch.einsum("nha,nhad->nad", weights, values).reshape(n, heads * each)
 
 
-def similarities(vectors: Tensor, candidate: Tensor, places: Tensor, mask: Tensor) -> Tensor:
-    """f32[N, 3]: cosine of the candidate's text with the history's: mean, maximum, latest.
-
-    From text vectors [U, D] and places in them, [N] and [N, H]; zeros where there is no history.
-    """
-    return summary(cosines(vectors, candidate, places), mask)
-
-
 def summary(cosine: Tensor, mask: Tensor) -> Tensor:
     """f32[N, 3]: mean, maximum and latest of cosines [N, H] where the mask has them, else 0."""
     cosine = cosine.masked_fill(~mask, 0.0)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.shards import PreparedScenario
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.heads import Head, NumericInputs, tower
+from mtrec_ray.model.heads import Head, NumericInputs
 from mtrec_ray.model.interest import NUM_KERNELS, HistoryAttention, cosines, kernels
+from mtrec_ray.model.sharing import build_sharing
 from mtrec_ray.schema import Model
 
 NUM_CLOSENESS = 4 * NUM_KERNELS
@@ -166,7 +167,8 @@ class Recommender(nn.Module):
         )
         num_inputs = 6 * width + NUM_CLOSENESS
         self.closeness = nn.Linear(NUM_CLOSENESS, width, bias=False)
-        self.bottom = tower([num_inputs, *options.hidden], options.dropout)
+        tasks = {n: f.tasks for n, f in scenarios.items()}
+        self.sharing = build_sharing(options, num_inputs, 2 * width, tasks)
         self.heads = nn.ModuleDict(
             {n: self._heads(f, options.hidden[-1] + width) for n, f in scenarios.items()}
         )
@@ -214,10 +216,13 @@ class Recommender(nn.Module):
         scenario = self.scenario_vectors[name].expand_as(candidate)
         identity = self._user_vector(name, samples.user, candidate)
         parts = [user, candidate, user * candidate, columns, scenario, identity, closeness]
-        shared = torch.cat([self.bottom(torch.cat(parts, 1)), columns], 1)
+        found = self.sharing(name, torch.cat(parts, 1), torch.cat([identity, candidate], 1))
         heads = self.heads[name]
         assert isinstance(heads, nn.ModuleDict)
-        return torch.stack([head(shared) for head in heads.values()], 1)
+        logits = [
+            head(torch.cat([x, columns], 1)) for head, x in zip(heads.values(), found, strict=True)
+        ]
+        return torch.stack(logits, 1)
 
     def _closeness(self, samples: Samples, vectors: Tensor, places: Tensor, mask: Tensor) -> Tensor:
         """f32[N, 4 K]: likeness of candidate and history; 0 where one text holds both."""

@@ -157,7 +157,7 @@ def write_curves(curve: list[dict[str, Any]], folder: str) -> None:
         for record in curve:
             step = record["step"]
             writer.add_scalar("valid/joint_score", record["joint_score"], step)
-            for group in ("train_loss", "valid", "gradient_share"):
+            for group in ("train_loss", "valid", "gradient_share", "gradient_cosine"):
                 for key, value in record[group].items():
                     writer.add_scalar(f"{group}/{key}", value, step)
         writer.close()

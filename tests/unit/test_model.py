@@ -13,7 +13,7 @@ from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.heads import NumericInputs
-from mtrec_ray.model.interest import HistoryAttention, similarities
+from mtrec_ray.model.interest import HistoryAttention, cosines, kernels, summary
 from mtrec_ray.model.recommender import Recommender, Samples, drop_ids, predictions
 from mtrec_ray.model.text import PairLayout
 from tests.builders import (
@@ -263,21 +263,40 @@ def test_what_stands_behind_the_padding_does_not_matter():
     found = module(items[candidate], items, other, other_ages, mask)
     torch.testing.assert_close(found, module(items[candidate], items, places, ages, mask))
     assert not found[1].any()
-    wanted = similarities(items, candidate, places, mask)
-    assert torch.equal(similarities(items, candidate, other, mask), wanted)
+    first, second = (cosines(items, candidate, p) for p in (places, other))
+    for of in (summary, kernels):
+        assert torch.equal(of(first, mask), of(second, mask))
     assert not wanted[1].any()
 
 
-def test_similarities_are_cosines():
-    """Mean, largest and latest cosine of the candidate's text with those of its history."""
+def test_closeness_by_hand():
+    """Mean, largest and latest cosine of candidate and history, and Gaussian kernels of each."""
     vectors, places = torch.randn(6, 8), torch.randint(0, 6, (3, 4))
     mask = torch.arange(4) < torch.tensor([2, 4, 3])[:, None]
-    found = similarities(vectors, torch.tensor([5, 0, 2]), places, mask)
+    found = cosines(vectors, torch.tensor([5, 0, 2]), places)
+    centres = torch.tensor([-0.2 + 0.1 * k for k in range(13)])
+
+    def bump(x):
+        return torch.exp(-((x - centres) ** 2) / (2 * 0.1**2))
+
     for row, candidate in enumerate([5, 0, 2]):
         history = vectors[places[row][mask[row]]]
         cosine = F.cosine_similarity(vectors[candidate][None], history)
         wanted = torch.stack([cosine.mean(), cosine.max(), cosine[0]])
-        torch.testing.assert_close(found[row], wanted)
+        torch.testing.assert_close(summary(found, mask)[row], wanted)
+        pooled = torch.stack([bump(c) for c in cosine]).mean(0)
+        torch.testing.assert_close(
+            kernels(found, mask)[row], torch.cat([pooled, *(bump(x) for x in wanted)])
+        )
+
+
+def test_no_closeness_without_history():
+    """A sample without history has zeros, whatever stands at its empty places."""
+    cosine, mask = torch.rand(2, 4), torch.tensor([[False] * 4, [True] + [False] * 3])
+    for of in (summary, kernels):
+        found = of(cosine, mask)
+        assert not found[0].any()
+        assert found[1].any()
 
 
 # --- numeric inputs --------------------------------------------------------------------------
