@@ -56,7 +56,7 @@ class Table:
     """Samples of a split as the trees read them.
 
     Attributes:
-        user: i64[N]. labels: f32[N, T]. popularity: f32[N, T].
+        user: i64[N], hashes. labels: f32[N, T]. popularity: f32[N, T].
         plain: f32[N, F], statistics and columns, the first `num_categorical` of them categories.
         text: f32[N, 35], cosines and principal components.
     """
@@ -101,7 +101,7 @@ def tables(project: Project, prepared: Prepared, name: str) -> Iterator[tuple[st
             plain = [*codes, rows["numeric"], catalogue.numeric[item]]
             text = [closeness(vectors, item, rows["history"]), reduced[item]]
             inputs = np.concatenate(plain, 1).astype(np.float32), np.concatenate(text, 1)
-            parts.append((rows["user"], rows["labels"], rows["numeric"][:, popular], *inputs))
+            parts.append((rows["person"], rows["labels"], rows["numeric"][:, popular], *inputs))
         num_categorical = catalogue.categorical.shape[1] + len(facts.category_sizes)
         columns = [np.concatenate(c) for c in zip(*parts, strict=True)]
         yield split, Table(*columns, num_categorical=num_categorical)

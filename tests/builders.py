@@ -145,6 +145,7 @@ def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) 
         "row": np.arange(num_rows),
         "user": rng.integers(0, facts.num_users, num_rows).astype(np.int32),
         "item": rng.integers(0, facts.num_items, num_rows).astype(np.int32),
+        "person": np.arange(num_rows) % 5,
         "time": rng.integers(0, 10**6, num_rows),
         "history": np.where(some, rng.integers(0, facts.num_items, shape), -1).astype(np.int32),
         "history_age": np.where(some, rng.integers(0, 30, shape), 0).astype(np.uint8),

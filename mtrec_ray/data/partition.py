@@ -203,9 +203,9 @@ def history_rows(rows: Rows, layout: Layout) -> tuple[Rows, int]:
 def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, dict[str, pa.Table]]:
     """The finished rows of a partition of users, and states at the end, by kind.
 
-    A row: row, user (vocabulary number, 0 unknown), item, time, split, history, history_age,
-    numeric, categorical, labels. States: `users`, and `user_category.COLUMN` of each user and
-    value.
+    A row: row, user (vocabulary number, 0 unknown), person (hash of the user), item, time, split,
+    history, history_age, numeric, categorical, labels. States: `users`, and
+    `user_category.COLUMN` of each user and value.
     """
     table = table.take(pa.array(np.argsort(order_key(table, layout.seed), kind="stable")))
     rows, first = _with_states(table, table.column("user").to_numpy(), layout)
@@ -221,6 +221,7 @@ def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, dict[str, 
         {
             "row": table.column("row"),
             "user": user,
+            "person": table.column("user"),
             "item": item,
             "time": table.column("time"),
             "split": table.column("split"),

@@ -19,7 +19,7 @@ from mtrec_ray.data.catalogue import Catalogue, load_catalogue
 from mtrec_ray.data.events import matrix
 
 LISTS = ("history", "history_age", "numeric", "categorical", "labels")
-SCALARS = ("row", "user", "item", "time")
+SCALARS = ("row", "user", "person", "item", "time")
 
 Arrays = dict[str, np.ndarray]
 

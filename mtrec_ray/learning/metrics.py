@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, mean_absolute_error, roc_auc_score, root_mean_squared_error
 
 Floats = NDArray[np.float64]
@@ -50,6 +51,14 @@ def grouped_auc(labels: Floats, scores: Floats, users: NDArray[np.integer]) -> t
     if not both.any():
         return float("nan"), float("nan")
     return float(np.average(auc[both], weights=rows[both])), float(auc[both].mean())
+
+
+def reliability(labels: Floats, scores: Floats, bins: int = 10) -> list[Metrics]:
+    """Mean prediction and share of positives in bins of equal size: calibrated where they agree."""
+    actual, predicted = calibration_curve(labels, scores, n_bins=bins, strategy="quantile")
+    return [
+        {"predicted": float(p), "actual": float(a)} for p, a in zip(predicted, actual, strict=True)
+    ]
 
 
 def user_aucs(

@@ -43,7 +43,7 @@ def validate(
         start, stop = rank_range(facts.num_rows(split), rank, size)
         batches = read_rows(prepared.shard_paths(name, split), BATCH_ROWS, start, stop)
         parts = [
-            (arrays["user"], arrays["labels"], scores)
+            (arrays["person"], arrays["labels"], scores)
             for arrays, scores in score_rows(model, vectors, name, batches)
         ]
         rows = gather_objects([p for p in parts if len(p[0])])

@@ -14,7 +14,8 @@ from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import PreparedScenario, load_prepared, read_rows
-from mtrec_ray.learning.metrics import joint_score
+from mtrec_ray.learning.bootstrap import metric_interval
+from mtrec_ray.learning.metrics import joint_score, reliability
 from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.schema import Project
@@ -63,7 +64,7 @@ def prediction_table(
     facts: PreparedScenario, arrays: dict[str, np.ndarray], scores: np.ndarray
 ) -> pa.Table:
     """The predictions of a block as it is written to Parquet."""
-    columns: dict[str, Any] = {c: arrays[c] for c in ("row", "user", "item")}
+    columns: dict[str, Any] = {c: arrays[c] for c in ("row", "user", "person", "item")}
     columns["scenario"] = pa.array([facts.name] * len(scores))
     width = max(len(facts.tasks), 1)
     popularity = np.stack(
@@ -105,7 +106,8 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
         fs, inner = storage.filesystem(path)
         tables.append(pq.read_table(inner, filesystem=fs))
     table = pa.concat_tables(tables).combine_chunks()
-    found: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in ("user", "row", "item")}
+    scalars = ("row", "user", "person", "item")
+    found: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in scalars}
     for key in ("label", "score", "popularity"):
         values = table.column(key).combine_chunks().flatten().to_numpy(zero_copy_only=False)
         found[key] = values.reshape(-1, num_tasks)
@@ -115,7 +117,7 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
 def measure(folder: str, facts: PreparedScenario) -> TaskMetrics:
     """Metrics of each task, with those of item popularity beside them."""
     found = read_predictions(folder, facts.name, len(facts.tasks))
-    metrics = task_metrics(facts, found["user"], found["label"], found["score"])
+    metrics = task_metrics(facts, found["person"], found["label"], found["score"])
     for i, (task, kind) in enumerate(facts.kinds.items()):
         if task not in metrics:
             continue
@@ -126,6 +128,39 @@ def measure(folder: str, facts: PreparedScenario) -> TaskMetrics:
         elif 0 < label.mean() < 1:
             metrics[task]["popularity_auc"] = float(roc_auc_score(label, popular))
     return metrics
+
+
+def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> dict[str, Any]:
+    """Intervals, slices and reliability of each task.
+
+    `intervals`: 95 % by resampled users. `slices`: rows of users and items that training knows
+    (warm), of new users, of new items. `reliability`: ten bins of equal size.
+    """
+    found = read_predictions(folder, facts.name, len(facts.tasks))
+    users, is_new_user = found["person"], found["user"] == 0
+    is_new_item = ~known_items[found["item"]]
+    warm = ~is_new_user & ~is_new_item
+    slices = {"warm": warm, "new users": is_new_user, "new items": is_new_item}
+    result: dict[str, dict[str, Any]] = {"intervals": {}, "slices": {}, "reliability": {}}
+    for i, (task, kind) in enumerate(facts.kinds.items()):
+        label = found["label"][:, i].astype(np.float64)
+        score = found["score"][:, i].astype(np.float64)
+        known = np.isfinite(label)
+        if not known.any():
+            continue
+        result["intervals"][task] = {
+            metric: [interval.low, interval.high]
+            for metric in (("auc", "gauc") if kind == "binary" else ("rmse",))
+            for interval in [metric_interval(metric, label[known], score[known], users[known])]
+        }
+        result["slices"][task] = {
+            name: task_metrics(facts, users[rows], found["label"][rows], found["score"][rows])[task]
+            for name, rows in slices.items()
+            if (rows & known).any()
+        }
+        if kind == "binary":
+            result["reliability"][task] = reliability(label[known], score[known])
+    return result
 
 
 def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
@@ -153,7 +188,11 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
     predict(project, prepared.folder, storage.join(joint, BEST), predictions)
     metrics = {name: measure(predictions, facts) for name, facts in prepared.scenarios.items()}
     score = joint_score(metrics, project.evaluation.weights or None)
-    record = {"metrics": metrics, "joint_score": score}
+    more = {
+        name: details(predictions, facts, prepared.catalogue(name).known)
+        for name, facts in prepared.scenarios.items()
+    }
+    record = {"metrics": metrics, "joint_score": score, "details": more}
     storage.write_json(storage.join(folder, "metrics.json"), record)
     storage.write_json(storage.join(folder, DONE), record)
     return record

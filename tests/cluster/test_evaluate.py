@@ -56,7 +56,7 @@ def labelled(predictions: dict[str, pd.DataFrame], name: str, task: str):
     label = column(found, "label", i)
     known = np.isfinite(label)
     assert known.sum() > 20
-    parts = (label, column(found, "score", i), column(found, "popularity", i), found["user"])
+    parts = (label, column(found, "score", i), column(found, "popularity", i), found["person"])
     return tuple(np.asarray(part)[known] for part in parts)
 
 
@@ -82,12 +82,14 @@ def test_every_row_is_predicted_once(trained, predictions, tmp_path, workers):
 def test_prediction_columns(trained, predictions, name):
     """A prediction is its sample's row, user, item and labels, with a finite score a task."""
     found = predictions[name].sort_values("row")
-    assert set(found) == {"row", "user", "item", "scenario", "label", "score", "popularity"}
+    assert set(found) == {
+        "row", "user", "person", "item", "scenario", "label", "score", "popularity"
+    }  # fmt: skip
     assert set(found["scenario"]) == {name}
     batches = list(read_rows(trained.prepared.shard_paths(name, "test"), 10_000, 0, 10**9))
     arrays = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
     order = np.argsort(arrays["row"])
-    for key in ("row", "user", "item"):
+    for key in ("row", "user", "person", "item"):
         assert list(found[key]) == list(arrays[key][order])
     facts = trained.prepared.scenarios[name]
     for i, task in enumerate(facts.tasks):
@@ -142,6 +144,39 @@ def test_regression_metrics(trained, metrics, predictions):
     mean = np.full(len(label), trained.prepared.scenarios["video"].label_means["rating"])
     assert found["mean_rmse"] == pytest.approx(root_mean_squared_error(label, mean))
     assert found["rows"] == len(label)
+
+
+def test_details(trained, metrics):
+    """Intervals hold the metrics; slices are of the right rows; bins agree with their rows."""
+    record = json.loads((trained.folder / "evaluation" / "metrics.json").read_text())
+    for name, tasks in TASKS.items():
+        found, known = record["details"][name], trained.prepared.catalogue(name).known
+        assert set(found["intervals"]) == set(tasks)
+        for task, intervals in found["intervals"].items():
+            for metric, (low, high) in intervals.items():
+                assert low < metrics[name][task][metric] < high
+        rows = read_folder(trained.folder / "evaluation" / "predictions" / name)
+        new = ~known[rows["item"]]
+        masks = {
+            "warm": (rows["user"] > 0) & ~new, "new users": rows["user"] == 0, "new items": new
+        }  # fmt: skip
+        for i, task in enumerate(tasks):
+            label, score = column(rows, "label", i), column(rows, "score", i)
+            labelled_rows = np.isfinite(label)
+            own = found["slices"][task]
+            assert set(own) == {n for n, m in masks.items() if (m & labelled_rows).any()}
+            for part, values in own.items():
+                mask = np.asarray(masks[part] & labelled_rows)
+                assert values["rows"] == mask.sum()
+                if "auc" in values and 0 < label[mask].mean() < 1:
+                    assert values["auc"] == pytest.approx(roc_auc_score(label[mask], score[mask]))
+            if (name, task) in BINARY:
+                bins = found["reliability"][task]
+                assert len(bins) == 10
+                assert all(0 <= b["actual"] <= 1 for b in bins)
+                assert np.mean([b["predicted"] for b in bins]) == pytest.approx(
+                    score[labelled_rows].mean(), rel=0.02
+                )
 
 
 def test_metrics_are_written(trained, metrics):

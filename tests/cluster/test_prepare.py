@@ -31,7 +31,9 @@ def samples(prepared: Prepared, name: str) -> pd.DataFrame:
     parts = []
     for split in SPLITS:
         for arrays in read_rows(prepared.shard_paths(name, split), 10_000, 0, 10**9):
-            columns: dict[str, Any] = {k: arrays[k] for k in ("row", "user", "item", "time")}
+            columns: dict[str, Any] = {
+                k: arrays[k] for k in ("row", "user", "person", "item", "time")
+            }
             for key in ("history", "history_age", "numeric", "categorical", "labels"):
                 columns |= {f"{key}.{i}": c for i, c in enumerate(arrays[key].T)}
             parts.append(pd.DataFrame(columns | {"split": split}))
@@ -86,6 +88,9 @@ def test_rows_keep_user_item_and_time(logs, prepared, name):
     assert (numbers.groupby("id")["number"].nunique() == 1).all()
     assert (numbers.groupby("number")["id"].nunique() == 1).all()
     assert set(numbers["id"]) >= set(rows["user_id"][found["split"] == "train"])
+    people = pd.DataFrame({"id": rows["user_id"], "person": found["person"]}).drop_duplicates()
+    assert people["id"].is_unique
+    assert people["person"].is_unique
 
 
 def test_shared_users_have_shared_numbers(logs, prepared):
