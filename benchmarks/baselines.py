@@ -28,6 +28,7 @@ from rich.console import Console
 from sklearn.decomposition import PCA
 
 from benchmarks.common import TOP, write_result
+from benchmarks.local import prepared_by_process
 from jobs.common import teller
 from mtrec_ray.config import load_project
 from mtrec_ray.data import storage as files
@@ -216,20 +217,11 @@ def cell(metrics: dict[str, Any]) -> str:
     return f"{metrics['auc']:.4f} ({metrics['gauc']:.3f})"
 
 
-def prepare_here(project: Project, storage: str) -> str:
-    """Prepare the data in this process; returns its folder."""
-    from mtrec_ray.stages.prepare import prepared_folder, run_prepare
-
-    run_prepare(project, storage, teller())
-    return prepared_folder(project, storage)
-
-
 def run_baselines(
     project: Project, storage: str, seeds: int
 ) -> tuple[Prepared, dict[str, dict[str, np.ndarray]]]:
     """The prepared data, and the scores of all baselines on test by scenario."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        prepared = load_prepared(pool.apply(prepare_here, (project, storage)))
+    prepared = load_prepared(prepared_by_process(project, storage))
     folder, say = files.join(storage, project.run.name, "baselines"), teller()
     return prepared, {
         name: run_scenario(project, prepared, name, seeds, folder, say)

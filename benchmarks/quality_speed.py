@@ -38,13 +38,12 @@ from sklearn.metrics import roc_auc_score
 from transformers import TrainerCallback
 
 from benchmarks.common import RESULTS, TOP, write_result
+from benchmarks.local import Host, only, prepared_by_process
 from benchmarks.plain import PlainRows, score_plain, train_plain
-from jobs.common import teller
 from mtrec_ray.config import load_project, parse_project
 from mtrec_ray.data.shards import Arrays, Prepared, PreparedScenario, load_prepared, read_rows
 from mtrec_ray.data.tokens import item_texts
 from mtrec_ray.learning import loop
-from mtrec_ray.learning.feed import OpenPass
 from mtrec_ray.learning.validate import validate
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
@@ -125,46 +124,11 @@ def mean_auc(tasks: dict[str, dict[str, float]]) -> float:
     return float(np.mean([m["auc"] for m in tasks.values() if "auc" in m]))
 
 
-class Host:
-    """The loop's surroundings in this process: rows in memory, no reports."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
-        self.rows: dict[str, list[Arrays]] = {}
-
-    def open_pass(self, scenario: str) -> OpenPass:
-        """A pass over the scenario's training rows."""
-        if scenario not in self.rows:
-            paths = self.prepared.shard_paths(scenario, "train")
-            self.rows[scenario] = list(read_rows(paths, 16_384, 0, 10**12))
-        return lambda _: iter(self.rows[scenario])
-
-    def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
-        """Nobody is told."""
-
-    def show_curve(self, curve: list[dict[str, Any]]) -> None:
-        """Nobody is shown."""
-
-    def restore(self) -> Path | None:
-        """There is nothing to go on from."""
-        return None
-
-    def say(self, text: str) -> None:
-        """Nobody is told."""
-
-
-def only(prepared: Prepared, scenario: str) -> Prepared:
-    """The prepared data of one scenario."""
-    return Prepared(prepared.folder, prepared.fingerprint, {scenario: prepared.scenarios[scenario]})
-
-
 def run_ours(
     base: Project, prepared: Prepared, scenario: str, job: Job, seed: int
 ) -> Iterator[Curve]:
     """Train a variant of this model; yields its curve as it grows."""
-    mine = only(prepared, scenario)
+    mine = only(prepared, [scenario])
     run = loop.Run(project_of(base, scenario, job, seed), mine, Host(mine))
     curve = Curve(scenario, job.variant, seed)
     before = {n: p.detach().clone() for n, p in run.model.encoder.named_parameters()}
@@ -311,14 +275,6 @@ def run_scenario(
                 raise RuntimeError(f"{scenario} {job.variant}: ended with {process.exitcode}")
 
 
-def prepare_here(project: Project, storage: str) -> str:
-    """Prepare the data in this process; returns its folder."""
-    from mtrec_ray.stages.prepare import prepared_folder, run_prepare
-
-    run_prepare(project, storage, teller())
-    return prepared_folder(project, storage)
-
-
 # --- the result ------------------------------------------------------------------------------
 
 
@@ -423,8 +379,7 @@ def main(
     base = load_project(TOP / "jobs" / "real4.yaml", words)
     folder = storage or tempfile.mkdtemp()
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        prepared = load_prepared(pool.apply(prepare_here, (base, folder)))
+    prepared = load_prepared(prepared_by_process(base, folder))
     curves_folder = Path(folder) / ("curves-quick" if quick else "curves")
     curves_folder.mkdir(exist_ok=True)
     scenarios = ("video", "books")

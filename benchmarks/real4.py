@@ -1,50 +1,78 @@
 """How does the joint model do on four real scenarios, against what a user would build instead?
 
-    python -m benchmarks.real4 [--quick] [--out FILE] [--root real4]
+    python -m benchmarks.real4 [--quick] [--out FILE] [--root real4] [--storage DIR]
 
-Runs the pipeline of `jobs/real4.yaml` and puts its test metrics beside the reference baselines of
-`BASELINES.md` in the data's folder (computed once, apart from this project):
+From the raw Parquet: the pipeline of `jobs/real4.yaml` (Ray, two workers) is the joint model's
+first seed. On exactly its prepared rows are then fitted, in this order, each kept in the storage:
 
-    B0  smoothed past rate of the item                 B3  B1 with frozen MiniLM features
-    B1  LightGBM on past counts and rates              B4  B2 with frozen MiniLM features
-    B2  network on statistics and ids, no text
+    popularity, lightgbm, lightgbm_text    `benchmarks/baselines.py`, three seeds
+    joint                                  two more seeds, one thread each, without Ray
+    alone                                  each scenario by itself, as many steps with as many of
+                                           its rows as in the joint model, three seeds
+    no_text, no_statistics                 the joint network without them, frozen encoder
+
+Differences to the best of these have 95 % intervals (paired bootstrap over users). Beside them
+stands the best of B0 to B4 of `BASELINES.md` in the data's folder, computed apart from this project
+on the same test rows.
 """
 
+import json
 import re
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 
+from benchmarks.baselines import NAMES, measure, run_baselines
 from benchmarks.common import TOP, write_result
+from benchmarks.local import fit, side_by_side, variant
 from jobs.common import teller
 from mtrec_ray.config import load_project
+from mtrec_ray.data import storage as files
+from mtrec_ray.data.shards import Prepared, PreparedScenario, load_prepared
+from mtrec_ray.learning.bootstrap import Interval, paired_difference
+from mtrec_ray.learning.loop import make_plan
 from mtrec_ray.report.tables import markdown_table
+from mtrec_ray.schema import Project
+from mtrec_ray.stages.evaluate import read_predictions
 from mtrec_ray.stages.pipeline import run_pipeline
 
-BASELINES = ("B0", "B1", "B2", "B3", "B4")
+REFERENCES = ("B0", "B1", "B2", "B3", "B4")
+SEEDS = 3
 QUICK = ("training.epochs=2", "training.rows_per_epoch=100000")
+FROZEN = {"trainable": "none", "every": 1, "gather": False, "gather_items": None}
+WITHOUT = {
+    "no_text": {"encoder": FROZEN, "text": False},
+    "no_statistics": {"encoder": FROZEN, "statistics": False},
+}
 
-Scores = dict[str, float]
+Metrics = dict[str, float]
+# Test scores f32[N, T] of each seed, by model and scenario.
+Scores = dict[str, dict[str, list[np.ndarray]]]
 
 
-def read_baselines(path: Path) -> dict[str, dict[str, Scores]]:
+# --- the reference ---------------------------------------------------------------------------
+
+
+def read_references(path: Path) -> dict[str, dict[str, Metrics]]:
     """Figures of `BASELINES.md`: `{"shop.buy": {"B0": {"auc": .., "gauc": ..}, ..}}`, or `rmse`."""
-    found: dict[str, dict[str, Scores]] = {}
+    found: dict[str, dict[str, Metrics]] = {}
     for line in path.read_text().splitlines():
         cells = [c.strip().strip("*") for c in line.strip().strip("|").split("|")]
         if len(cells) != 7 or not re.match(r"[\d-]", cells[2]) or cells[2].startswith("---"):
             continue
         scenario, task, *values = cells
-        scores = {name: parse_cell(v) for name, v in zip(BASELINES, values, strict=True)}
+        scores = {name: parse_cell(v) for name, v in zip(REFERENCES, values, strict=True)}
         found[f"{scenario}.{task}"] = {n: s for n, s in scores.items() if s}
     return found
 
 
-def parse_cell(text: str) -> Scores:
+def parse_cell(text: str) -> Metrics:
     """`0.7242 (0.729)` is AUC (GAUC), `1.0019` an RMSE, `-` nothing."""
     numbers = [float(n) for n in re.findall(r"\d+\.\d+", text)]
     if len(numbers) == 2:
@@ -52,79 +80,223 @@ def parse_cell(text: str) -> Scores:
     return {"rmse": numbers[0]} if numbers else {}
 
 
-def best(scores: dict[str, Scores], metric: str) -> float:
-    """The best baseline by a metric."""
-    values = [s[metric] for s in scores.values()]
-    return min(values) if metric == "rmse" else max(values)
+# --- models ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model to fit: its name, its scenarios, its seed and its project."""
+
+    model: str
+    names: tuple[str, ...]
+    seed: int
+    project: Project
+
+    @property
+    def key(self) -> str:
+        """Name of its file."""
+        return f"{self.model}-{'-'.join(self.names)}-{self.seed}"
+
+
+def cells(base: Project, prepared: Prepared, *, quick: bool) -> list[Cell]:
+    """All models that are fitted without Ray."""
+    everyone = tuple(base.scenarios)
+    found: list[Cell] = []
+    if not quick:
+        found += [
+            Cell("joint", everyone, seed, seeded(base, everyone, seed)) for seed in range(1, SEEDS)
+        ]
+        found += [alone(base, prepared, n, seed) for seed in range(SEEDS) for n in everyone]
+    for model, fields in WITHOUT.items():
+        for seed in range(1 if quick else SEEDS):
+            project = seeded(base, everyone, seed, model=fields)
+            found.append(Cell(model, everyone, seed, project))
+    return found
+
+
+def seeded(base: Project, names: tuple[str, ...], seed: int, **sections: Any) -> Project:
+    """The project of some scenarios with another seed of training."""
+    training = {"seed": seed} | sections.pop("training", {})
+    return variant(base, names, training=training, **sections)
+
+
+def alone(base: Project, prepared: Prepared, name: str, seed: int) -> Cell:
+    """One scenario by itself: the joint model's steps, each with its rows of that scenario."""
+    plan = make_plan(base, prepared, 1)
+    rows = plan.quotas[name]
+    training = {"batch_size": rows, "rows_per_epoch": rows * plan.steps_per_epoch}
+    return Cell("alone", (name,), seed, seeded(base, (name,), seed, training=training))
+
+
+def run_cell(cell: Cell, prepared: Prepared, folder: str) -> None:
+    """Fit a model; its test scores, curve and time go into files."""
+    found = fit(cell.project, prepared, splits=("test",))
+    np.savez(Path(folder) / f"{cell.key}.npz", **found.scores)  # pyright: ignore[reportArgumentType]
+    record = {"seconds": found.seconds, "curve": found.curve}
+    (Path(folder) / f"{cell.key}.json").write_text(json.dumps(record))
+    print(f"{cell.key}: {found.seconds:.0f} s", flush=True)
+
+
+def all_scores(
+    base: Project, prepared: Prepared, run: str, storage: str, *, quick: bool
+) -> tuple[Scores, dict[str, Any]]:
+    """Test scores of every model, and the persons and labels of test by scenario."""
+    _, trees = run_baselines(base, storage, 1 if quick else SEEDS)
+    scores: Scores = {name: {} for name in ("joint", "alone", *WITHOUT, *NAMES)}
+    rows = {}
+    for name, found in trees.items():
+        rows[name] = (found["test.user"], found["test.labels"])
+        for model in NAMES:
+            own = [v for k, v in sorted(found.items()) if k.startswith(f"test.{model}.")]
+            scores[model][name] = own
+        predicted = read_predictions(
+            files.join(run, "evaluation", "predictions"), name, len(prepared.scenarios[name].tasks)
+        )
+        if not np.array_equal(predicted["person"], rows[name][0]):
+            raise RuntimeError(f"{name}: predictions and prepared rows are not in one order")
+        scores["joint"][name] = [predicted["score"]]
+    folder = files.join(run, "cells")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    wanted = cells(base, prepared, quick=quick)
+    missing = [c for c in wanted if not (Path(folder) / f"{c.key}.json").exists()]
+    side_by_side([(run_cell, (c, prepared, folder)) for c in missing])
+    for cell in wanted:
+        with np.load(Path(folder) / f"{cell.key}.npz") as found:
+            for name in cell.names:
+                scores[cell.model].setdefault(name, []).append(found[f"test.{name}"])
+    return scores, rows
+
+
+# --- the table -------------------------------------------------------------------------------
+
+
+def mean_metrics(
+    facts: PreparedScenario, task: str, runs: list[np.ndarray], rows: tuple[np.ndarray, np.ndarray]
+) -> Metrics:
+    """Means over seeds of a task's metrics, and the spread of the main one."""
+    i, kind = facts.tasks.index(task), facts.kinds[task]
+    found = [
+        measure(kind, facts.label_means[task], rows[1][:, i], run[:, i], rows[0]) for run in runs
+    ]
+    mean = {m: float(np.mean([f[m] for f in found])) for m in found[0]}
+    main = "auc" if kind == "binary" else "rmse"
+    return mean | {"spread": float(np.ptp([f[main] for f in found]))}
+
+
+def difference(
+    facts: PreparedScenario, task: str, scores: Scores, other: str, rows: tuple[np.ndarray, ...],
+    metric: str,
+) -> Interval:  # fmt: skip
+    """Joint model less another, with its interval."""
+    i = facts.tasks.index(task)
+    persons, labels = rows
+    known = np.isfinite(labels[:, i])
+    first, second = (
+        [run[known, i].astype(np.float64) for run in scores[model][facts.name]]
+        for model in ("joint", other)
+    )
+    label = labels[known, i].astype(np.float64)
+    return paired_difference(metric, label, first, second, persons[known])
+
+
+def better(metric: str, first: float, second: float) -> bool:
+    """Whether the first value is the better one."""
+    return first < second if metric == "rmse" else first > second
+
+
+def best_of(metric: str, values: dict[str, Metrics]) -> str:
+    """The name of the best."""
+    return (min if metric == "rmse" else max)(values, key=lambda name: values[name][metric])
 
 
 def compare(
-    metrics: dict[str, dict[str, Scores]], baselines: dict[str, dict[str, Scores]]
-) -> tuple[Scores, list[dict[str, str]]]:
-    """Flat figures, and a table row a task with the joint model beside the baselines."""
-    figures: Scores = {}
-    rows: list[dict[str, str]] = []
-    for scenario, tasks in metrics.items():
-        for task, found in tasks.items():
-            key = f"{scenario}.{task}"
-            main = "rmse" if "rmse" in found else "auc"
-            for metric in ("auc", "gauc", "ne", "rmse", "popularity_auc", "mean_rmse"):
-                if metric in found:
-                    figures[f"{key}.{metric}"] = found[metric]
-            figures[f"{key}.best_baseline"] = best(baselines[key], main)
-            rows.append(table_row(scenario, task, found, baselines[key], main))
-    figures["tasks_total"] = len(rows)
-    figures["tasks_ahead"] = sum(row["joint"].startswith("**") for row in rows)
-    figures["tasks_ahead_of_b0"] = sum(
-        ahead(found, baselines[f"{s}.{t}"]["B0"])
-        for s, tasks in metrics.items()
-        for t, found in tasks.items()
-    )
-    return figures, rows
+    prepared: Prepared, scores: Scores, rows: dict[str, Any], references: dict[str, Any]
+) -> tuple[Metrics, list[dict[str, str]]]:
+    """Flat figures, and a table row a task."""
+    figures: Metrics = {}
+    table = []
+    ahead = dict.fromkeys(("tasks_ahead", "tasks_ahead_gauc", "tasks_ahead_of_reference",
+                           "tasks_ahead_of_alone"), 0)  # fmt: skip
+    for name, facts in prepared.scenarios.items():
+        for task, kind in facts.kinds.items():
+            key, main = f"{name}.{task}", "auc" if kind == "binary" else "rmse"
+            found = {
+                model: mean_metrics(facts, task, by_name[name], rows[name])
+                for model, by_name in scores.items()
+                if name in by_name
+            }
+            joint = found["joint"]
+            own = {m: v for m, v in found.items() if m not in ("joint", "alone")}
+            reference = references.get(key, {})
+            rivals = own | reference
+            top, best_own = best_of(main, rivals), best_of(main, own)
+            gap = difference(facts, task, scores, best_own, rows[name], main)
+            figures |= {f"{key}.{m}": joint[m] for m in ("auc", "gauc", "ne", "rmse") if m in joint}
+            figures |= {
+                f"{key}.spread": joint["spread"], f"{key}.best_baseline": rivals[top][main],
+                f"{key}.gap_low": gap.low, f"{key}.gap_high": gap.high,
+            }  # fmt: skip
+            for model, metrics in found.items():
+                if model != "joint":
+                    figures[f"{key}.{model}.{main}"] = metrics[main]
+            wins = better(main, joint[main], rivals[top][main])
+            ahead["tasks_ahead"] += wins
+            if kind == "binary":
+                best_gauc = max(v["gauc"] for v in rivals.values())
+                figures[f"{key}.best_baseline_gauc"] = best_gauc
+                ahead["tasks_ahead_gauc"] += joint["gauc"] > best_gauc
+            if reference:
+                best_reference = reference[best_of(main, reference)][main]
+                figures[f"{key}.best_reference"] = best_reference
+                ahead["tasks_ahead_of_reference"] += better(main, joint[main], best_reference)
+            row = {"task": key, "joint": f"**{cell(joint)}**" if wins else cell(joint)}
+            row["± spread"] = f"{joint['spread']:.4f}"
+            row |= {model: cell(found[model]) for model in (*WITHOUT, *NAMES)}
+            row["B0-B4"] = cell(reference[best_of(main, reference)]) if reference else "-"
+            row["joint less best of ours"] = (
+                f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] {best_own}"
+            )
+            if "alone" in found:
+                shared = difference(facts, task, scores, "alone", rows[name], main)
+                figures |= {f"{key}.alone_low": shared.low, f"{key}.alone_high": shared.high}
+                ahead["tasks_ahead_of_alone"] += better(main, joint[main], found["alone"][main])
+                row["alone"] = cell(found["alone"])
+                row["joint less alone"] = (
+                    f"{shared.value:+.4f} [{shared.low:+.4f}, {shared.high:+.4f}]"
+                )
+            table.append(row)
+    return figures | ahead | {"tasks_total": len(table)}, table
 
 
-def ahead(found: Scores, other: Scores) -> bool:
-    """Whether a model is better than another by RMSE or AUC."""
-    if "rmse" in other:
-        return found["rmse"] < other["rmse"]
-    return found["auc"] > other["auc"]
-
-
-def table_row(
-    scenario: str, task: str, found: Scores, baselines: dict[str, Scores], main: str
-) -> dict[str, str]:
-    """AUC (GAUC) or RMSE of the joint model and the baselines; bold where ahead of the best."""
-    joint = cell(found)
-    top = best(baselines, main)
-    wins = found[main] < top if main == "rmse" else found[main] > top
-    row = {"scenario": scenario, "task": task, "joint": f"**{joint}**" if wins else joint}
-    return row | {name: cell(baselines.get(name, {})) for name in BASELINES}
-
-
-def cell(scores: Scores) -> str:
-    """`0.7386 (0.736)`, `0.8869` or `-`."""
-    if "rmse" in scores:
-        return f"{scores['rmse']:.4f}"
-    return f"{scores['auc']:.4f} ({scores['gauc']:.3f})" if scores else "-"
+def cell(metrics: Metrics) -> str:
+    """`0.7386 (0.736)`, AUC and GAUC, or `0.8869`, RMSE."""
+    if "rmse" in metrics:
+        return f"{metrics['rmse']:.4f}"
+    return f"{metrics['auc']:.4f} ({metrics['gauc']:.3f})"
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="Fewer rows: ends in 10 minutes.")] = False,
+    quick: Annotated[bool, typer.Option(help="Fewer rows, one seed: ends in 10 minutes.")] = False,
     out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
     root: Annotated[str, typer.Option(help="Folder of the data.")] = "",
     storage: Annotated[str, typer.Option(help="Folder of the run, to go on with it.")] = "",
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    """Run the pipeline on real4 and write the comparison."""
+    """Fit all models on real4 and write the comparison."""
     words = [*(QUICK if quick else ()), *([f"root={root}"] if root else ()), *(override or [])]
     project = load_project(TOP / "jobs" / "real4.yaml", words)
-    baselines = read_baselines(Path(project.root) / "BASELINES.md")
-    started = time.monotonic()
-    found: dict[str, Any] = run_pipeline(project, storage or tempfile.mkdtemp(), teller())
-    figures, rows = compare(found["metrics"], baselines)
-    figures |= {"joint_score": found["joint_score"], "seconds": time.monotonic() - started}
-    Console().print(markdown_table(rows), soft_wrap=True)
-    write_result("real4", figures, out, table=rows, quick=quick)
+    references = read_references(Path(project.root) / "BASELINES.md")
+    folder, started = storage or tempfile.mkdtemp(), time.monotonic()
+    run_pipeline(project, folder, teller())
+    pipeline_seconds = time.monotonic() - started
+    run = files.join(folder, project.run.name)
+    prepared = load_prepared(files.join(run, "prepared"))
+    scores, rows = all_scores(project, prepared, run, folder, quick=quick)
+    figures, table = compare(prepared, scores, rows, references)
+    seconds = time.monotonic() - started
+    figures |= {"pipeline_seconds": pipeline_seconds, "seconds": seconds}
+    Console().print(markdown_table(table), soft_wrap=True)
+    write_result("real4", figures, out, table=table, quick=quick)
 
 
 if __name__ == "__main__":

@@ -247,6 +247,7 @@ class Model(Section):
 
     Layout `vectors`: each item's text on its own. `pair`: the history and the candidate in one
     sequence of at most `pair_tokens` tokens, a cross encoder, at many times the cost.
+    Without `text`, `history` or `statistics` the model does not see them.
     What scenarios and tasks share between inputs and heads is `sharing` (`model/sharing.py`);
     `experts` is the number of shared experts of mmoe and ple.
     """
@@ -265,6 +266,8 @@ class Model(Section):
     user_ids: bool = True
     item_ids: bool = True
     statistics: bool = True
+    text: bool = True
+    history: bool = True
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -274,6 +277,11 @@ class Model(Section):
                 f"{self.attention_heads}"
             )
         encoder = self.encoder
+        if not self.text and (self.layout == "pair" or encoder.trainable != "none"):
+            raise ValueError(
+                "text: found false with an encoder that learns or layout pair; allowed: true, or "
+                "encoder.trainable none"
+            )
         if self.layout == "pair" and (encoder.gather or encoder.history_share < 1):
             raise ValueError(
                 "layout: found pair with encoder.gather or encoder.history_share; allowed: vectors "

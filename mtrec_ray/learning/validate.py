@@ -30,26 +30,33 @@ def score_rows(
     model.train(was_training)
 
 
-def validate(
-    model: Recommender, vectors: ItemVectors, prepared: Prepared, split: str
-) -> dict[str, TaskMetrics]:
-    """Metrics of each scenario and task over all rows of a split, the same on every rank.
+def score_split(
+    model: Recommender, vectors: ItemVectors, prepared: Prepared, name: str, split: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Persons [N], labels and predictions [N, T] of all rows of a split, the same on every rank.
 
     Every rank scores its range of rows; labels and scores (not features) are gathered.
     """
     rank, size = world()
-    found: dict[str, TaskMetrics] = {}
-    for name, facts in prepared.scenarios.items():
-        start, stop = rank_range(facts.num_rows(split), rank, size)
-        batches = read_rows(prepared.shard_paths(name, split), BATCH_ROWS, start, stop)
-        parts = [
-            (arrays["person"], arrays["labels"], scores)
-            for arrays, scores in score_rows(model, vectors, name, batches)
-        ]
-        rows = gather_objects([p for p in parts if len(p[0])])
-        columns = [np.concatenate(c) for c in zip(*(p for part in rows for p in part), strict=True)]
-        found[name] = task_metrics(facts, *columns)
-    return found
+    start, stop = rank_range(prepared.scenarios[name].num_rows(split), rank, size)
+    batches = read_rows(prepared.shard_paths(name, split), BATCH_ROWS, start, stop)
+    parts = [
+        (arrays["person"], arrays["labels"], scores)
+        for arrays, scores in score_rows(model, vectors, name, batches)
+    ]
+    rows = gather_objects([p for p in parts if len(p[0])])
+    persons, labels, scores = zip(*(p for part in rows for p in part), strict=True)
+    return np.concatenate(persons), np.concatenate(labels), np.concatenate(scores)
+
+
+def validate(
+    model: Recommender, vectors: ItemVectors, prepared: Prepared, split: str
+) -> dict[str, TaskMetrics]:
+    """Metrics of each scenario and task over all rows of a split, the same on every rank."""
+    return {
+        name: task_metrics(facts, *score_split(model, vectors, prepared, name, split))
+        for name, facts in prepared.scenarios.items()
+    }
 
 
 def task_metrics(

@@ -203,6 +203,10 @@ class Recommender(nn.Module):
         assert isinstance(own, ScenarioInputs)
         extras = own.item_extras(samples.items)
         mask = samples.history >= 0
+        if not self.options.history:
+            mask = torch.zeros_like(mask)
+        if not self.options.text:
+            vectors = torch.zeros_like(vectors)
         places = samples.history.clamp(min=0)
         if self.options.layout == "pair":
             items = self.item_norm(extras)

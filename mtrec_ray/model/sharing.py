@@ -10,7 +10,7 @@ Letters: N samples, X inputs, P prior inputs of gates, E experts, H outputs, T t
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -180,52 +180,63 @@ class ProgressiveExperts(Sharing):
         return next(level.shared.parameters())
 
 
-class Star(Sharing):
-    """Star topology: weights are a shared matrix times a scenario's own, element by element.
+class StarLayer(nn.Module):
+    """A layer whose weights are a shared matrix times a scenario's own, element by element.
 
     Biases are added; the norm's scale and shift are composed in the same way (the paper's
-    partitioned normalisation). A scenario's own part starts at one and zero: as the shared tower.
+    partitioned normalisation). A scenario's own part starts at one and zero.
+    """
+
+    def __init__(self, num_in: int, num_out: int, dropout: float, names: Iterable[str]) -> None:
+        super().__init__()
+        names = list(names)
+        self.num_out, self.dropout = num_out, dropout
+        self.shared = nn.Linear(num_in, num_out)
+        self.norm = nn.LayerNorm(num_out)
+
+        def own(start: Tensor) -> nn.ParameterDict:
+            return nn.ParameterDict({n: nn.Parameter(start.clone()) for n in names})
+
+        self.scale, self.shift = own(torch.ones(num_out, num_in)), own(torch.zeros(num_out))
+        self.norm_scale, self.norm_shift = own(torch.ones(num_out)), own(torch.zeros(num_out))
+
+    def forward(self, name: str, inputs: Tensor) -> Tensor:
+        """f32[N, out]: the layer's output by the scenario's weights."""
+        found = F.linear(
+            inputs, self.shared.weight * self.scale[name], self.shared.bias + self.shift[name]
+        )
+        scale = self.norm.weight * self.norm_scale[name]
+        shift = self.norm.bias + self.norm_shift[name]
+        found = F.gelu(F.layer_norm(found, [self.num_out], scale, shift))
+        return F.dropout(found, self.dropout, self.training)
+
+
+class Star(Sharing):
+    """Star topology: a tower of `StarLayer`, which starts as the shared tower.
+
     Each scenario's head and its columns stand for the paper's auxiliary network.
     """
 
     def __init__(self, sizes: Sequence[int], options: Model, tasks: Tasks) -> None:
         super().__init__()
         self.num_tasks = {name: len(own) for name, own in tasks.items()}
-        self.dropout = options.dropout
-        steps = list(itertools.pairwise(sizes))
-        self.shared = nn.ModuleList(nn.Linear(a, b) for a, b in steps)
-        self.norms = nn.ModuleList(nn.LayerNorm(b) for _, b in steps)
-        self.scales = nn.ModuleDict(
-            {n: nn.ParameterList(torch.ones(b, a) for a, b in steps) for n in tasks}
-        )
-        self.shifts = nn.ModuleDict(
-            {n: nn.ParameterList(torch.zeros(b) for _, b in steps) for n in tasks}
-        )
-        self.norm_scales = nn.ModuleDict(
-            {n: nn.ParameterList(torch.ones(b) for _, b in steps) for n in tasks}
-        )
-        self.norm_shifts = nn.ModuleDict(
-            {n: nn.ParameterList(torch.zeros(b) for _, b in steps) for n in tasks}
+        self.layers = nn.ModuleList(
+            StarLayer(a, b, options.dropout, tasks) for a, b in itertools.pairwise(sizes)
         )
 
     def forward(self, name: str, inputs: Tensor, prior: Tensor) -> list[Tensor]:
         """The output of the scenario's tower, for each task the same."""
         del prior
-        found = inputs
-        parts = (self.scales, self.shifts, self.norm_scales, self.norm_shifts)
-        own = zip(self.shared, self.norms, *(part[name] for part in parts), strict=True)  # pyright: ignore[reportArgumentType]
-        for layer, norm, scale, shift, norm_scale, norm_shift in own:
-            found = F.linear(found, layer.weight * scale, layer.bias + shift)
-            found = F.layer_norm(
-                found, norm.normalized_shape, norm.weight * norm_scale, norm.bias + norm_shift
-            )
-            found = F.dropout(F.gelu(found), self.dropout, self.training)
-        return [found] * self.num_tasks[name]
+        for layer in self.layers:
+            inputs = layer(name, inputs)
+        return [inputs] * self.num_tasks[name]
 
     @property
     def first_weight(self) -> nn.Parameter:
-        """Of the first shared matrix."""
-        return next(self.shared.parameters())
+        """The first shared matrix."""
+        layer = self.layers[0]
+        assert isinstance(layer, StarLayer)
+        return layer.shared.weight
 
 
 class Gate(nn.Module):

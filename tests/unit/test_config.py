@@ -335,6 +335,7 @@ def test_paths_start_at_the_files_folder(tmp_path, root, path, wanted):
             {"encoder": {"gather": True, "trainable": "none"}},
             r"model\.encoder\.gather: found true for trainable: none; allowed: false",
         ),
+        ({"text": False}, r"model\.text: found false with an encoder that learns"),
         (
             {"encoder": {"gather_items": 9}},
             r"model\.encoder\.gather_items: found 9 without gather; allowed: null",

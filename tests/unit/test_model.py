@@ -104,6 +104,36 @@ def test_other_scenarios_in_the_batch_change_nothing():
         assert_same_scores(scores(model, vectors, {name: rows[name]}), {name: both[name]})
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_without_text_scores_do_not_move_with_it(seen):
+    """`text: false` hides item vectors; with them scores move."""
+    options = small_model("none", text=seen)
+    model, vectors = build(options, make_catalogues())
+    vectors.refresh()
+    rows = rows_of()
+    batch = {name: Samples.of(arrays) for name, arrays in rows.items()}
+    found = vectors.of_batch(batch, encode=False)
+    other = {name: torch.randn_like(v) for name, v in found.items()}
+    with torch.no_grad():
+        first, second = (model.eval()(batch, v) for v in (found, other))
+    assert all((not torch.equal(first[n], second[n])) == seen for n in FACTS)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_without_history_scores_do_not_move_with_it(seen):
+    """`history: false` hides the user's history; with it scores move."""
+    model, vectors = build(small_model(history=seen), make_catalogues())
+    rows = rows_of()
+    other = {
+        name: arrays | {"history": np.full_like(arrays["history"], -1)}
+        for name, arrays in rows.items()
+    }
+    first, second = (scores(model, vectors, r) for r in (rows, other))
+    for name in FACTS:
+        moved = (first[name] - second[name]).abs().max() > 1e-5
+        assert moved == seen
+
+
 def test_without_statistics_scores_do_not_move_with_them():
     """`statistics: false` hides past counts and rates; with them scores move."""
     rows = rows_of()

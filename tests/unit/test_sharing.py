@@ -134,8 +134,8 @@ def test_star_starts_as_a_shared_tower():
     """Own weights of one and zero leave the shared tower, the same for every scenario."""
     layers, inputs = layers_of("star", stirred=False), some_inputs()
     x = inputs[0]
-    for layer, norm in zip(layers.shared, layers.norms, strict=True):
-        x = torch.nn.functional.gelu(norm(layer(x)))
+    for layer in layers.layers:
+        x = torch.nn.functional.gelu(layer.norm(layer.shared(x)))
     for name in TASKS:
         torch.testing.assert_close(layers(name, *inputs)[0], x)
 
@@ -143,12 +143,12 @@ def test_star_starts_as_a_shared_tower():
 def test_star_multiplies_weights():
     """A layer's weight is the shared one times the scenario's, its bias their sum."""
     layers, (inputs, prior) = layers_of("star", hidden=(6,)), some_inputs()
-    weight = layers.shared[0].weight * layers.scales["video"][0]
-    bias = layers.shared[0].bias + layers.shifts["video"][0]
-    x = inputs @ weight.T + bias
+    layer = layers.layers[0]
+    x = inputs @ (layer.shared.weight * layer.scale["video"]).T
+    x = x + layer.shared.bias + layer.shift["video"]
     x = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    x = x * (layers.norms[0].weight * layers.norm_scales["video"][0])
-    x = torch.nn.functional.gelu(x + layers.norms[0].bias + layers.norm_shifts["video"][0])
+    x = x * layer.norm.weight * layer.norm_scale["video"]
+    x = torch.nn.functional.gelu(x + layer.norm.bias + layer.norm_shift["video"])
     torch.testing.assert_close(layers("video", inputs, prior)[0], x)
 
 

@@ -1,0 +1,158 @@
+"""What does each part of the joint model bring? The same rows and steps without it, or instead.
+
+    python -m benchmarks.ablation [--quick] [--out FILE] [--root real4] [--storage DIR]
+
+All four scenarios of `jobs/real4.yaml` in one model, two seeds, one thread a training; judged on
+valid (nothing here looks at test). Two bases, because an encoder that learns costs more:
+
+    frozen      the model of `real4.yaml` with a frozen encoder; then
+                without text, history, statistics; with ids of users and items; only the first
+                task of each scenario; mmoe, ple, star, pepnet in place of the shared bottom
+    top_1       the model of `real4.yaml`; then LoRA on two layers, or all layers learn
+
+NE (log-loss over that of the training rate; of a regression: RMSE over that of the mean) is the
+mean over the tasks of a scenario, lower is better. What is found in the storage is not trained
+again.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.common import TOP, write_result
+from benchmarks.local import fit, prepared_by_process, side_by_side, variant
+from mtrec_ray.config import load_project
+from mtrec_ray.data.shards import Prepared, load_prepared
+from mtrec_ray.learning.metrics import task_score
+from mtrec_ray.report.tables import markdown_table
+from mtrec_ray.schema import Project
+
+SEEDS = 2
+FROZEN = {"trainable": "none", "every": 1, "gather": False, "gather_items": None}
+# What of `model` each variant changes; `first_task` changes the tasks' weights.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "frozen": {"encoder": FROZEN},
+    "no text": {"encoder": FROZEN, "text": False},
+    "no history": {"encoder": FROZEN, "history": False},
+    "no statistics": {"encoder": FROZEN, "statistics": False},
+    "with ids": {"encoder": FROZEN, "user_ids": True, "item_ids": True},
+    "first task only": {"encoder": FROZEN},
+    "mmoe": {"encoder": FROZEN, "sharing": "mmoe"},
+    "ple": {"encoder": FROZEN, "sharing": "ple", "experts": 2},
+    "star": {"encoder": FROZEN, "sharing": "star"},
+    "pepnet": {"encoder": FROZEN, "sharing": "pepnet"},
+    "top_1": {},
+    "lora": {"encoder": {"trainable": "lora"}},
+    "all layers": {"encoder": {"trainable": "all"}},
+}
+BASES = dict.fromkeys(VARIANTS, "frozen") | dict.fromkeys(("lora", "all layers"), "top_1")
+
+
+def project_of(base: Project, name: str, seed: int, *, quick: bool) -> Project:
+    """The project of a variant."""
+    rows = {"rows_per_epoch": 50_000 if quick else 400_000, "epochs": 1 if quick else 2}
+    names = list(base.scenarios)
+    project = variant(base, names, model=VARIANTS[name], training={**rows, "seed": seed})
+    if name != "first task only":
+        return project
+    tree = project.dump()
+    for scenario in tree["scenarios"].values():
+        for task in list(scenario["tasks"])[1:]:
+            scenario["tasks"][task]["weight"] = 0.0
+    return Project.model_validate(tree)
+
+
+def run_one(
+    base: Project, prepared: Prepared, name: str, seed: int, quick: bool, path: Path
+) -> None:
+    """Train one variant with one seed; what it reached goes into a file."""
+    found = fit(project_of(base, name, seed, quick=quick), prepared, splits=())
+    best = min(found.curve, key=lambda record: record["joint_score"])
+    kept = {k: best[k] for k in ("valid", "gate_use", "gradient_cosine")}
+    record = {"variant": name, "seed": seed, "seconds": found.seconds, **kept}
+    kept = {k: best[k] for k in ("valid", "gate_use", "gradient_cosine")}
+    record = {"variant": name, "seed": seed, "seconds": found.seconds, **kept}
+    path.write_text(json.dumps(record))
+    print(f"{name} seed {seed}: {found.seconds:.0f} s, "
+          f"joint score {best['joint_score']:.4f}", flush=True)  # fmt: skip
+
+
+def scores_of(valid: dict[str, float]) -> dict[str, float]:
+    """The task score of each `scenario.task`."""
+    tasks: dict[str, dict[str, float]] = {}
+    for key, value in valid.items():
+        scenario, task, metric = key.split("/")
+        tasks.setdefault(f"{scenario}.{task}", {})[metric] = value
+    return {name: task_score(metrics) for name, metrics in tasks.items()}
+
+
+def summarise(found: list[dict[str, Any]]) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """Figures `VARIANT.SCENARIO.ne`, and a row a variant with the difference to its base."""
+    figures: dict[str, float] = {}
+    means: dict[str, dict[str, float]] = {}
+    table = []
+    for name in [v for v in VARIANTS if any(f["variant"] == v for f in found)]:
+        runs = [scores_of(f["valid"]) for f in found if f["variant"] == name]
+        first_only = name == "first task only"
+        scenarios = list(dict.fromkeys(key.split(".")[0] for key in runs[0]))
+        mean: dict[str, float] = {}
+        row = {"model": name}
+        for scenario in scenarios:
+            keys = [k for k in runs[0] if k.startswith(f"{scenario}.")]
+            shown = keys[:1] if first_only else keys
+            values = [float(np.mean([run[k] for k in shown])) for run in runs]
+            mean[scenario] = float(np.mean(values))
+            base = means.get(BASES[name], {})
+            if first_only:
+                base_runs = [scores_of(f["valid"]) for f in found if f["variant"] == "frozen"]
+                base = base | {scenario: float(np.mean([r[keys[0]] for r in base_runs]))}
+            spread = max(values) - min(values)
+            figures |= {
+                f"{name}.{scenario}.ne": mean[scenario],
+                f"{name}.{scenario}.spread": spread,
+            }
+            change = f" ({mean[scenario] - base[scenario]:+.4f})" if scenario in base else ""
+            row[scenario] = f"{mean[scenario]:.4f}{change}"
+        means[name] = mean
+        seconds = float(np.mean([f["seconds"] for f in found if f["variant"] == name]))
+        figures[f"{name}.seconds"] = seconds
+        table.append(row | {"seconds": f"{seconds:.0f}"})
+    return figures, table
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Few rows, one seed: ends in 10 minutes.")] = False,
+    out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
+    root: Annotated[str, typer.Option(help="Folder of the data.")] = "",
+    storage: Annotated[str, typer.Option(help="Folder of the run, to go on with it.")] = "",
+) -> None:
+    """Train all variants and write their scores on valid."""
+    base = load_project(TOP / "jobs" / "real4.yaml", [f"root={root}"] if root else [])
+    folder = storage or tempfile.mkdtemp()
+    prepared = load_prepared(prepared_by_process(base, folder))
+    kept = Path(folder) / ("ablation-quick" if quick else "ablation")
+    kept.mkdir(parents=True, exist_ok=True)
+    calls = []
+    for seed in range(1 if quick else SEEDS):
+        for name in VARIANTS:
+            path = kept / f"{name.replace(' ', '_')}-{seed}.json"
+            if not path.exists():
+                calls.append((run_one, (base, prepared, name, seed, quick, path)))
+    side_by_side(calls)
+    found = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
+    figures, table = summarise(found)
+    Console().print(markdown_table(table), soft_wrap=True)
+    gates = {f"{f['variant']}.{f['seed']}": f["gate_use"] for f in found if f["gate_use"]}
+    cosines = {f"{f['variant']}.{f['seed']}": f["gradient_cosine"] for f in found}
+    write_result(
+        "ablation", figures, out, table=table, gate_use=gates, gradient_cosine=cosines, quick=quick
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,129 @@
+"""Training in this process, without Ray: many models on the same prepared rows, side by side."""
+
+import multiprocessing
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.common import teller
+from mtrec_ray.config import parse_project
+from mtrec_ray.data.shards import Arrays, Prepared, read_rows
+from mtrec_ray.learning import checkpoint, loop
+from mtrec_ray.learning.feed import OpenPass
+from mtrec_ray.learning.validate import score_split
+from mtrec_ray.schema import Project
+
+Scores = dict[str, np.ndarray]
+
+
+class Host:
+    """The loop's surroundings in this process: rows in memory, the best model in a folder."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, prepared: Prepared, folder: Path | None = None) -> None:
+        self.prepared, self.folder = prepared, folder
+        self.rows: dict[str, list[Arrays]] = {}
+        self.best = float("inf")
+
+    def open_pass(self, scenario: str) -> OpenPass:
+        """A pass over the scenario's training rows."""
+        if scenario not in self.rows:
+            paths = self.prepared.shard_paths(scenario, "train")
+            self.rows[scenario] = list(read_rows(paths, 16_384, 0, 10**12))
+        return lambda _: iter(self.rows[scenario])
+
+    def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
+        """Keep the weights of the best epoch."""
+        if self.folder and folder and metrics["joint_score"] < self.best:
+            self.best = metrics["joint_score"]
+            shutil.copytree(folder, self.folder, dirs_exist_ok=True)
+
+    def show_curve(self, curve: list[dict[str, Any]]) -> None:
+        """Nobody is shown."""
+
+    def restore(self) -> Path | None:
+        """There is nothing to go on from."""
+        return None
+
+    def say(self, text: str) -> None:
+        """Nobody is told."""
+
+
+def only(prepared: Prepared, names: Sequence[str]) -> Prepared:
+    """The prepared data of some scenarios."""
+    scenarios = {n: prepared.scenarios[n] for n in names}
+    return Prepared(prepared.folder, prepared.fingerprint, scenarios)
+
+
+def variant(base: Project, names: Sequence[str], **sections: dict[str, Any]) -> Project:
+    """The project of some scenarios, with fields of `model` and `training` changed."""
+    tree = base.dump()
+    tree["scenarios"] = {n: tree["scenarios"][n] for n in names}
+    tree["evaluation"]["weights"] = {}
+    for section, fields in sections.items():
+        encoder = tree["model"]["encoder"] | fields.get("encoder", {})
+        tree[section] |= fields
+        if section == "model":
+            tree["model"]["encoder"] = encoder
+    return parse_project(tree)
+
+
+@dataclass
+class Fit:
+    """A training: scores of valid and test by `SPLIT.SCENARIO`, its curve, seconds of training."""
+
+    scores: dict[str, np.ndarray]
+    curve: list[dict[str, Any]]
+    seconds: float
+
+
+def fit(project: Project, prepared: Prepared, splits: Sequence[str] = ("valid", "test")) -> Fit:
+    """Train in this process with one thread; scores f32[N, T] are those of the best epoch."""
+    torch.set_num_threads(1)
+    mine = only(prepared, list(project.scenarios))
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        summary = loop.train(project, mine, Host(mine, Path(folder)))
+        seconds = time.monotonic() - started
+        precision = project.training.precision
+        model, vectors = loop.build_model(project, mine, Host.device, precision)
+        checkpoint.load_model(Path(folder), model)
+    vectors.compute_frozen(loop.cache_folder(project))
+    vectors.refresh()
+    scores = {
+        f"{split}.{name}": score_split(model, vectors, mine, name, split)[2]
+        for split in splits
+        for name in mine.scenarios
+    }
+    return Fit(scores, summary["curve"], seconds)
+
+
+def side_by_side(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    """Calls in processes of their own, as many at once as there are cores."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(multiprocessing.cpu_count(), maxtasksperchild=1) as pool:
+        pending = [pool.apply_async(function, args) for function, args in calls]
+        for one in pending:
+            one.get()
+
+
+def prepare_here(project: Project, storage: str) -> str:
+    """Prepare the data in this process; returns its folder."""
+    from mtrec_ray.stages.prepare import prepared_folder, run_prepare
+
+    run_prepare(project, storage, teller())
+    return prepared_folder(project, storage)
+
+
+def prepared_by_process(project: Project, storage: str) -> str:
+    """Prepare the data in a process that ends, and Ray with it; returns its folder."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(prepare_here, (project, storage))
