@@ -95,7 +95,7 @@ def jobs(*, quick: bool) -> list[Job]:
     if quick:
         few = [Job(v, 32_768, 16_384) for v in ("text_carry_8", "carry_8", "frozen")]
         return [Job("plain", 320, 160), *few]
-    text = [Job("text_carry_8", 131_072, 32_768, 3), Job("text_frozen", 131_072, 32_768)]
+    text = [Job("text_carry_8", 131_072, 16_384, 3), Job("text_frozen", 131_072, 32_768)]
     whole = [Job(v, 131_072, 32_768, 3) for v in ("frozen", "carry_8")]
     others = ("every_8", "gather_8", "top_2_carry_8", "lora_2_carry_8")
     slow = [Job("share", 32_768, 16_384), Job("top_1", 16_384, 8_192)]
@@ -109,7 +109,8 @@ def project_of(base: Project, scenario: str, job: Job, seed: int) -> Project:
     """The project of one scenario with a variant's model."""
     tree = base.dump()
     name = job.variant.removeprefix("text_")
-    encoder = tree["model"]["encoder"] | {"every": 1} | ENCODERS[name]
+    plainly = {"every": 1, "gather": False, "gather_items": None}
+    encoder = tree["model"]["encoder"] | plainly | ENCODERS[name]
     tree["model"] |= {"encoder": encoder} | (NO_FEATURES if job.variant != name else {})
     tree["scenarios"] = {scenario: tree["scenarios"][scenario]}
     tree["training"] |= {
@@ -391,6 +392,8 @@ def main(
         worker.start()
     for worker in workers:
         worker.join()
+        if worker.exitcode:
+            raise SystemExit(worker.exitcode)
     files = sorted(curves_folder.glob("*.json"), key=lambda p: p.stat().st_mtime)
     curves = [Curve(**json.loads(p.read_text())) for p in files]
     curves.sort(key=lambda c: scenarios.index(c.scenario))

@@ -236,7 +236,7 @@ class Star(Sharing):
         """The first shared matrix."""
         layer = self.layers[0]
         assert isinstance(layer, StarLayer)
-        return layer.shared.weight
+        return next(layer.shared.parameters())
 
 
 class Gate(nn.Module):
