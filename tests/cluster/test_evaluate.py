@@ -60,9 +60,9 @@ def labelled(predictions: dict[str, pd.DataFrame], name: str, task: str):
     return tuple(np.asarray(part)[known] for part in parts)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_every_row_is_predicted_once(trained, predictions, tmp_path, workers):
-    """One, two and three workers predict each test row exactly once, with the same scores."""
+    """One and three workers predict each test row once, with the scores of the run's two."""
     project = changed(trained.project, run={"num_workers": workers})
     prepared_path = prepared_folder(project, str(trained.storage))
     predict(project, prepared_path, str(trained.folder / "joint" / "best"), str(tmp_path))

@@ -127,7 +127,7 @@ def pipeline(storage: Path, *overrides: str) -> list[str]:
 
 def test_job_succeeds(cluster, tmp_path):
     """The submitter gets exit status 0 and the job's JSON line, with metrics of all scenarios."""
-    found = cluster.submit(*pipeline(tmp_path, *SMALL))
+    found = cluster.submit(*pipeline(tmp_path, *SMALL, "run.num_workers=1"))
     assert found.returncode == 0, found.stdout + found.stderr
     lines = [line for line in found.stdout.splitlines() if line.startswith("{")]
     line = last_line(lines[-1])
