@@ -280,6 +280,27 @@ def test_gathered_gradients_of_items_that_wait_are_not_lost():
     assert_same_gradients(*found)
 
 
+def test_compiled_layers_give_the_same(monkeypatch):
+    """With `compile` the layers that learn are compiled, and vectors and gradients are the same.
+
+    By the tracing backend of torch.compile, which takes seconds where a C++ compiler takes minutes.
+    """
+    compile_module, compiled = torch.compile, []
+
+    def trace(function, **options):
+        compiled.append(options)
+        return compile_module(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    found = []
+    for wanted in (False, True):
+        vectors = vectors_of("lora", compile=wanted)
+        joined(vectors, some_items(), encode=True).pow(3).sum().backward()
+        found.append(vectors)
+    assert compiled == [{"dynamic": True}]
+    assert_same_gradients(*found)
+
+
 def test_gathering_renews_the_cache_of_the_items_it_met():
     """After the encoder's step the items that were met have the vectors of the weights then."""
     vectors, batch = vectors_of("all"), samples_with_history()
