@@ -1,0 +1,92 @@
+"""Benchmarks: what their tables say of known scores."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mtrec_ray.data.shards import Prepared
+from tests.builders import SHOP, VIDEO
+
+pytest.importorskip("lightgbm", reason="the extra `benchmarks` is not installed")
+
+from benchmarks import ablation, quality_speed, real4
+
+LINES = """
+| scenario | task | B0 | B1 | B2 | B3 | B4 |
+| --- | --- | --- | --- | --- | --- | --- |
+| shop | click | 0.7242 (0.729) | 0.5386 (0.736) | 0.6354 (0.732) | **0.6468 (0.744)** | - |
+| video | stars | 1.0019 | 0.8869 | 0.8915 | **0.8835** | 0.8870 |
+"""
+
+
+@pytest.fixture
+def references(tmp_path):
+    """Figures of a file like BASELINES.md."""
+    path = tmp_path / "BASELINES.md"
+    path.write_text(LINES)
+    return real4.read_references(path)
+
+
+def test_references_are_read(references):
+    """AUC with GAUC in brackets, RMSE alone, and nothing for a dash."""
+    assert references["shop.click"]["B3"] == {"auc": 0.6468, "gauc": 0.744}
+    assert references["video.stars"]["B0"] == {"rmse": 1.0019}
+    assert set(references["shop.click"]) == {"B0", "B1", "B2", "B3"}
+
+
+def scored(rng, labels, noise):
+    """Scores that follow the labels, with noise."""
+    return (np.nan_to_num(labels, nan=0.5) + noise * rng.normal(size=labels.shape)).astype("f4")
+
+
+def test_comparison_of_known_scores(references):
+    """The less noisy model is ahead, in bold, with an interval that excludes zero."""
+    rng = np.random.default_rng(0)
+    shop = replace(SHOP, kinds={"click": "binary"})
+    video = replace(VIDEO, kinds={"stars": "regression"})
+    prepared = Prepared("", "", {"shop": shop, "video": video})
+    rows = {
+        "shop": (rng.integers(0, 50, 2000), rng.integers(0, 2, (2000, 1)).astype("f4")),
+        "video": (rng.integers(0, 50, 2000), rng.normal(3, 1, (2000, 1)).astype("f4")),
+    }
+    noise = {"joint": 0.5, "lightgbm": 1.0, "alone": 0.4}
+    scores = {
+        model: {name: [scored(rng, labels, own)] for name, (_, labels) in rows.items()}
+        for model, own in noise.items()
+    }
+    for model in (*real4.WITHOUT, *real4.NAMES):
+        scores.setdefault(model, scores["lightgbm"])
+    figures, table = real4.compare(prepared, scores, rows, references)
+    assert figures["tasks_total"] == figures["tasks_ahead"] == 2
+    assert figures["tasks_ahead_of_alone"] == 0
+    assert figures["shop.click.best_baseline"] == pytest.approx(
+        max(0.7242, figures["shop.click.lightgbm.auc"])
+    )
+    assert figures["shop.click.gap_low"] > 0
+    assert figures["video.stars.gap_high"] < 0
+    assert figures["shop.click.alone_high"] < 0
+    assert all(row["joint"].startswith("**") for row in table)
+
+
+def test_ablation_compares_with_its_base():
+    """A variant's cell has its score and the difference to its base."""
+    found = [
+        {"variant": v, "seconds": 1.0, "valid": {"shop/click/ne": ne, "shop/buy/ne": ne + 0.2}}
+        for v, ne in (("frozen", 0.5), ("frozen", 0.6), ("no text", 0.7), ("first task only", 0.4))
+    ]
+    figures, table = ablation.summarise(found)
+    rows = {row["model"]: row["shop"] for row in table}
+    assert rows == {
+        "frozen": "0.6500", "no text": "0.8000 (+0.1500)", "first task only": "0.4000 (-0.1500)"
+    }  # fmt: skip
+    assert figures["frozen.shop.spread"] == pytest.approx(0.1)
+
+
+def test_seconds_to_an_auc():
+    """Linear between the points, never where the AUC is not reached, never for a coin's AUC."""
+    curve = quality_speed.Curve("shop", "x", 0, [10.0, 20.0], [1, 2], [0.6, 0.7])
+    assert quality_speed.seconds_to(curve, 0.55) == pytest.approx(5)
+    assert quality_speed.seconds_to(curve, 0.65) == pytest.approx(15)
+    assert quality_speed.seconds_to(curve, 0.71) == float("inf")
+    assert quality_speed.seconds_to(curve, 0.49) == float("inf")
