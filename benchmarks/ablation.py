@@ -33,7 +33,7 @@ from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
 
 SEEDS = 2
-FROZEN = {"trainable": "none", "every": 1, "gather": False, "gather_items": None}
+FROZEN = {"trainable": "none"}
 # What of `model` each variant changes; `first_task` changes the tasks' weights.
 VARIANTS: dict[str, dict[str, Any]] = {
     "frozen": {"encoder": FROZEN},

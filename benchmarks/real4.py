@@ -45,7 +45,7 @@ from mtrec_ray.stages.pipeline import run_pipeline
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
 SEEDS = 3
 QUICK = ("training.epochs=2", "training.rows_per_epoch=100000")
-FROZEN = {"trainable": "none", "every": 1, "gather": False, "gather_items": None}
+FROZEN = {"trainable": "none"}
 WITHOUT = {
     "no_text": {"encoder": FROZEN, "text": False},
     "no_statistics": {"encoder": FROZEN, "statistics": False},

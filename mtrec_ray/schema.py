@@ -217,13 +217,13 @@ class Lora(Section):
 class Encoder(Section):
     """Where the pretrained encoder comes from, which part of it learns, and in which steps.
 
-    The encoder learns in every k-th step (`every`) from that step's rows, or (`gather`) from the
-    gradients that its cached vectors got in all k steps: of all items that were met, or of the
-    `gather_items` whose gradients are the longest, the others waiting with theirs. In a step with
-    its own rows, candidates and a share of the history items (`history_share`) carry gradients
-    into it; the others come from the cache, but none that is older than `max_age` such steps.
-    `rerun` runs the chunks of texts again in the backward pass, so that memory does not grow with
-    their number.
+    The encoder learns in every k-th step (`every`; null: 8 with `gather`, else 1) from that step's
+    rows, or (`gather`; null: where that is possible) from the gradients that its cached vectors got
+    in all k steps: of all items that were met, or of the `gather_items` whose gradients are the
+    longest, the others waiting with theirs. In a step with its own rows, candidates and a share of
+    the history items (`history_share`) carry gradients into it; the others come from the cache, but
+    none that is older than `max_age` such steps. `rerun` runs the chunks of texts again in the
+    backward pass, so that memory does not grow with their number.
     """
 
     source: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -232,9 +232,9 @@ class Encoder(Section):
     trainable: Literal["all", "top_k", "lora", "none"] = "top_k"
     top_k: PositiveInt = 1
     lora: Lora = Lora()
-    every: PositiveInt = 1
-    gather: bool = False
-    gather_items: PositiveInt | None = None
+    every: PositiveInt | None = None
+    gather: bool | None = None
+    gather_items: PositiveInt | None = 2048
     history_share: Share = 1.0
     max_age: PositiveInt | None = None
     rerun: bool = False
@@ -287,13 +287,23 @@ class Model(Section):
                 "layout: found pair with encoder.gather or encoder.history_share; allowed: vectors "
                 "(a pair has no item vectors that could be cached)"
             )
-        if encoder.gather_items and not encoder.gather:
-            raise ValueError(
-                f"encoder.gather_items: found {encoder.gather_items} without gather; allowed: null"
-            )
         if encoder.gather and encoder.trainable == "none":
             raise ValueError("encoder.gather: found true for trainable: none; allowed: false")
         return self
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the encoder learns from gathered gradients of cached item vectors."""
+        encoder = self.encoder
+        if encoder.gather is not None:
+            return encoder.gather
+        possible = self.layout == "vectors" and encoder.history_share == 1
+        return possible and encoder.trainable != "none" and encoder.every != 1
+
+    @property
+    def encoder_every(self) -> int:
+        """In every which step the encoder learns: by default 8 where gradients are gathered."""
+        return self.encoder.every or (8 if self.gathers else 1)
 
 
 class Training(Section):

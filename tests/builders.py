@@ -175,7 +175,7 @@ def take(arrays: Arrays, rows: slice | np.ndarray) -> Arrays:
 def small_model(trainable: str = "all", **fields: Any) -> Model:
     """Options of a narrow model over the tiny encoder, without any dropout."""
     encoder = Encoder.model_validate(
-        {"source": "tiny", "trainable": trainable, "tokens_per_chunk": 60}
+        {"source": "tiny", "trainable": trainable, "tokens_per_chunk": 60, "every": 1}
         | fields.pop("encoder", {})
     )
     sizes = {"width": 8, "attention_heads": 2, "hidden": (12, 10), "head_hidden": 6}

@@ -162,10 +162,13 @@ class Run:
         }
         torch.manual_seed(project.training.seed * 1_000_003 + self.step * 1009 + self.rank)
         self.forward = Forward(self.model, self.vectors)
-        if project.model.encoder.gather:
+        if project.model.gathers:
             self.vectors.gathered = Gathered(self.vectors)
-        options = project.model.encoder
-        some_unused = options.every > 1 and not options.gather and not self.model.encoder.is_frozen
+        some_unused = (
+            project.model.encoder_every > 1
+            and not project.model.gathers
+            and not self.model.encoder.is_frozen
+        )
         self.module = wrap(self.forward, some_unused=some_unused)
 
     def _restore(self) -> dict[str, Position]:
@@ -203,10 +206,10 @@ class Run:
 
     def encodes(self) -> bool:
         """Whether the encoder learns from this step's rows alone: every k-th step."""
-        options = self.project.model.encoder
-        if self.model.encoder.is_frozen or options.gather:
+        options = self.project.model
+        if self.model.encoder.is_frozen or options.gathers:
             return False
-        return self.step % options.every == 0
+        return self.step % options.encoder_every == 0
 
     def gather(self) -> None:
         """Take the gradients of the item vectors into the encoder, in every k-th step."""
@@ -214,7 +217,7 @@ class Run:
         if gathered is None:
             return
         gathered.collect()
-        if (self.step + 1) % self.project.model.encoder.every == 0:
+        if (self.step + 1) % self.project.model.encoder_every == 0:
             gathered.backward()
 
     def train_step(self) -> StepResult:

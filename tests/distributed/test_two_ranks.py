@@ -110,9 +110,9 @@ def test_two_ranks_have_the_gradient_of_one(one, ranks, mode):
 HEADS = [f"heads.{n}.{t}." for n, f in FACTS.items() for t in f.tasks]
 
 
-@pytest.mark.parametrize("part", ["encoder.", "bottom.", *HEADS])
+@pytest.mark.parametrize("part", ["encoder.", "sharing.", *HEADS])
 def test_the_compared_gradients_are_not_zero(one, part):
-    """The gradients that two ranks are compared by are not zero: encoder, bottom, every head."""
+    """The gradients that two ranks are compared by are not zero: encoder, shared layers, every head."""
     wanted = one["steps"]["all"]["gradients"]
     own_part = {n: g for n, g in wanted.items() if n.startswith(part)}
     # A bias added to all keys moves all scores of a softmax alike: its gradient is zero.

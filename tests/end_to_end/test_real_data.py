@@ -25,8 +25,7 @@ def test_frozen_encoder_beats_popularity_on_real_logs(tmp_path):
     tree = yaml.safe_load((TOP / "jobs" / "real4.yaml").read_text())
     tree["root"] = str(REAL4)
     tree["scenarios"] = {name: tree["scenarios"][name] for name in ("video", "news")}
-    frozen = {"trainable": "none", "every": 1, "gather": False, "gather_items": None}
-    tree["model"]["encoder"] |= frozen | {"max_tokens": 24}
+    tree["model"]["encoder"] |= {"trainable": "none", "max_tokens": 24}
     tree["training"] |= {"epochs": 1, "rows_per_epoch": 80_000, "batch_size": 1024, "lr": 2e-3}
     config = tmp_path / "two.yaml"
     config.write_text(yaml.safe_dump(tree))

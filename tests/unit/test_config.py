@@ -336,10 +336,6 @@ def test_paths_start_at_the_files_folder(tmp_path, root, path, wanted):
             r"model\.encoder\.gather: found true for trainable: none; allowed: false",
         ),
         ({"text": False}, r"model\.text: found false with an encoder that learns"),
-        (
-            {"encoder": {"gather_items": 9}},
-            r"model\.encoder\.gather_items: found 9 without gather; allowed: null",
-        ),
     ],
 )
 def test_options_that_exclude_each_other(model, message):
@@ -368,3 +364,22 @@ def test_fingerprint():
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
     assert fingerprint("a", "b") != fingerprint("ab")
     assert len(fingerprint()) == 16
+
+
+@pytest.mark.parametrize(
+    ("model", "gathers", "every"),
+    [
+        ({}, True, 8),
+        ({"encoder": {"every": 3}}, True, 3),
+        ({"encoder": {"every": 1}}, False, 1),
+        ({"encoder": {"gather": False}}, False, 1),
+        ({"encoder": {"gather": False, "every": 4}}, False, 4),
+        ({"encoder": {"trainable": "none"}}, False, 1),
+        ({"encoder": {"history_share": 0.5}}, False, 1),
+        ({"layout": "pair"}, False, 1),
+    ],
+)
+def test_the_encoder_gathers_where_it_can(model, gathers, every):
+    """By default gradients are gathered over eight steps, where there are cached item vectors."""
+    options = parse_project(tree_of() | {"model": model}).model
+    assert (options.gathers, options.encoder_every) == (gathers, every)

@@ -125,7 +125,7 @@ def test_one_hot_lambda_is_the_single_scenario(name):
         found.append((loss, {n: g.clone() for n, g in gradients.items()}))
     (loss, gradients), (single_loss, single) = found
     assert torch.equal(loss, single_loss)
-    assert any(n.startswith("bottom.") and g.any() for n, g in single.items())
+    assert any(n.startswith("sharing.") and g.any() for n, g in single.items())
     for parameter, gradient in gradients.items():
         wanted = single.get(parameter, torch.zeros_like(gradient))
         assert torch.equal(gradient, wanted), parameter

@@ -51,7 +51,7 @@ def test_biases_norms_and_vectors_are_not_decayed():
     linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     assert {found[n][1] for n in flat} == {0.0}
     assert {found[n][1] for n in linear} == {0.03}
-    assert {"item_norm.weight", "scenario_vectors.shop", "bottom.0.bias"} <= flat
+    assert {"item_norm.weight", "scenario_vectors.shop", "sharing.tower.0.bias"} <= flat
 
 
 def test_ids_have_their_own_decay():
