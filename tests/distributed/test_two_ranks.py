@@ -104,7 +104,7 @@ def test_two_ranks_have_the_gradient_of_one(one, ranks, mode):
                 assert found[name] is None or not found[name].any(), name
             elif gradient.numel():
                 scale = max(gradient.abs().max().item(), 1e-3 * largest)
-                assert (found[name] - gradient).abs().max() <= 1e-5 * scale, name
+                assert (found[name] - gradient).abs().max() <= 2e-5 * scale, name
 
 
 HEADS = [f"heads.{n}.{t}." for n, f in FACTS.items() for t in f.tasks]
