@@ -362,11 +362,14 @@ def draw(curves: list[Curve], path: Path) -> None:
             style = "--" if variant.startswith("text_") else ":" if variant == "plain" else "-"
             axis.plot(seconds, auc, style, marker="o", ms=3, color=colours[variant], label=variant)
         axis.set(xscale="log", xlabel="training time, s", title=scenario)
+        axis.set_xticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("AUC on valid, mean of binary tasks")
-    axes[0][-1].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="center right")
+    figure.tight_layout(rect=(0, 0, 0.88, 1))
+    figure.savefig(path, dpi=110)
 
 
 def main(

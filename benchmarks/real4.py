@@ -1,14 +1,14 @@
 """How does the joint model do on four real scenarios, against what a user would build instead?
 
-    python -m benchmarks.real4 [--quick] [--out FILE] [--root real4] [--storage DIR]
+    python -m benchmarks.real4 [--quick] [--seeds 3] [--out FILE] [--root real4] [--storage DIR]
 
 From the raw Parquet: the pipeline of `jobs/real4.yaml` (Ray, two workers) is the joint model's
 first seed. On exactly its prepared rows are then fitted, in this order, each kept in the storage:
 
-    popularity, lightgbm, lightgbm_text    `benchmarks/baselines.py`, three seeds
-    joint                                  two more seeds, one thread each, without Ray
+    popularity, lightgbm, lightgbm_text    `benchmarks/baselines.py`
+    joint                                  more seeds, one thread each, without Ray
     alone                                  each scenario by itself, as many steps with as many of
-                                           its rows as in the joint model, three seeds
+                                           its rows as in the joint model
     no_text, no_statistics                 the joint network without them, frozen encoder
 
 Differences to the best of these have 95 % intervals (paired bootstrap over users). Beside them
@@ -43,7 +43,6 @@ from mtrec_ray.stages.evaluate import read_predictions
 from mtrec_ray.stages.pipeline import run_pipeline
 
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
-SEEDS = 3
 QUICK = ("training.epochs=2", "training.rows_per_epoch=100000")
 FROZEN = {"trainable": "none"}
 WITHOUT = {
@@ -98,17 +97,17 @@ class Cell:
         return f"{self.model}-{'-'.join(self.names)}-{self.seed}"
 
 
-def cells(base: Project, prepared: Prepared, *, quick: bool) -> list[Cell]:
-    """All models that are fitted without Ray."""
+def cells(base: Project, prepared: Prepared, seeds: int, *, quick: bool) -> list[Cell]:
+    """All models that are fitted without Ray; the quick way leaves `alone` out."""
     everyone = tuple(base.scenarios)
     found: list[Cell] = []
     if not quick:
         found += [
-            Cell("joint", everyone, seed, seeded(base, everyone, seed)) for seed in range(1, SEEDS)
+            Cell("joint", everyone, seed, seeded(base, everyone, seed)) for seed in range(1, seeds)
         ]
-        found += [alone(base, prepared, n, seed) for seed in range(SEEDS) for n in everyone]
+        found += [alone(base, prepared, n, seed) for seed in range(seeds) for n in everyone]
     for model, fields in WITHOUT.items():
-        for seed in range(1 if quick else SEEDS):
+        for seed in range(seeds):
             project = seeded(base, everyone, seed, model=fields)
             found.append(Cell(model, everyone, seed, project))
     return found
@@ -138,10 +137,10 @@ def run_cell(cell: Cell, prepared: Prepared, folder: str) -> None:
 
 
 def all_scores(
-    base: Project, prepared: Prepared, run: str, storage: str, *, quick: bool
+    base: Project, prepared: Prepared, run: str, storage: str, seeds: int, *, quick: bool
 ) -> tuple[Scores, dict[str, Any]]:
     """Test scores of every model, and the persons and labels of test by scenario."""
-    _, trees = run_baselines(base, storage, 1 if quick else SEEDS)
+    _, trees = run_baselines(base, storage, seeds)
     scores: Scores = {name: {} for name in ("joint", "alone", *WITHOUT, *NAMES)}
     rows = {}
     for name, found in trees.items():
@@ -157,7 +156,7 @@ def all_scores(
         scores["joint"][name] = [predicted["score"]]
     folder = files.join(run, "cells")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    wanted = cells(base, prepared, quick=quick)
+    wanted = cells(base, prepared, seeds, quick=quick)
     missing = [c for c in wanted if not (Path(folder) / f"{c.key}.json").exists()]
     side_by_side([(run_cell, (c, prepared, folder)) for c in missing])
     for cell in wanted:
@@ -280,6 +279,7 @@ def main(
     out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
     root: Annotated[str, typer.Option(help="Folder of the data.")] = "",
     storage: Annotated[str, typer.Option(help="Folder of the run, to go on with it.")] = "",
+    seeds: Annotated[int, typer.Option(help="Fits of each model.")] = 3,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Fit all models on real4 and write the comparison."""
@@ -291,12 +291,12 @@ def main(
     pipeline_seconds = time.monotonic() - started
     run = files.join(folder, project.run.name)
     prepared = load_prepared(files.join(run, "prepared"))
-    scores, rows = all_scores(project, prepared, run, folder, quick=quick)
+    scores, rows = all_scores(project, prepared, run, folder, 1 if quick else seeds, quick=quick)
     figures, table = compare(prepared, scores, rows, references)
     seconds = time.monotonic() - started
     figures |= {"pipeline_seconds": pipeline_seconds, "seconds": seconds}
     Console().print(markdown_table(table), soft_wrap=True)
-    write_result("real4", figures, out, table=table, quick=quick)
+    write_result("real4", figures, out, table=table, seeds=seeds, quick=quick)
 
 
 if __name__ == "__main__":

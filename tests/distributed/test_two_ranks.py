@@ -112,7 +112,7 @@ HEADS = [f"heads.{n}.{t}." for n, f in FACTS.items() for t in f.tasks]
 
 @pytest.mark.parametrize("part", ["encoder.", "sharing.", *HEADS])
 def test_the_compared_gradients_are_not_zero(one, part):
-    """The gradients that two ranks are compared by are not zero: encoder, shared layers, every head."""
+    """The gradients that are compared are not zero: encoder, shared layers, every head."""
     wanted = one["steps"]["all"]["gradients"]
     own_part = {n: g for n, g in wanted.items() if n.startswith(part)}
     # A bias added to all keys moves all scores of a softmax alike: its gradient is zero.
