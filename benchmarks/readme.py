@@ -105,10 +105,11 @@ def quality_speed_block(result: dict[str, Any]) -> str:
         "Two real scenarios, each alone, one thread; AUC on valid, mean of the binary tasks, best "
         "point of each run, mean over seeds and spread (largest less smallest). `text_*` has no "
         "statistics and no ids: it knows what the plain way knows, and reaches the plain way's "
-        f"best AUC {sooner}; the whole model with the encoder learning (`carry_8`) {whole}. "
-        "At this budget layers of the encoder that learn add nothing that the spread of three seeds would "
-        "show, and `carry_8` costs least of them: it is the default. The plain way was run once, "
-        f"on few rows, and judged on 2,048 rows of valid. `{result['command']}` makes it again."
+        f"best AUC {sooner}; the whole model with the encoder learning (`carry_8`) {whole}. At "
+        "this budget layers of the encoder that learn add nothing that the spread of three seeds "
+        "would show, and `carry_8` costs least of them: it is the default. The plain way was run "
+        "once, on few rows, and judged on 2,048 rows of valid. "
+        f"`{result['command']}` makes it again."
     )
 
 
