@@ -140,20 +140,23 @@ def all_scores(
     base: Project, prepared: Prepared, run: str, storage: str, seeds: int, *, quick: bool
 ) -> tuple[Scores, dict[str, Any]]:
     """Test scores of every model, and the persons and labels of test by scenario."""
-    _, trees = run_baselines(base, storage, seeds)
-    scores: Scores = {name: {} for name in ("joint", "alone", *WITHOUT, *NAMES)}
+    scores: Scores = {"joint": {}}
     rows = {}
+    predictions = files.join(run, "evaluation", "predictions")
+    for name, facts in prepared.scenarios.items():
+        predicted = read_predictions(predictions, name, len(facts.tasks))
+        scores["joint"][name] = [predicted["score"]]
+        rows[name] = (predicted["person"], predicted["label"])
+    if not seeds:
+        return scores, rows
+    _, trees = run_baselines(base, storage, seeds)
+    scores |= {name: {} for name in ("alone", *WITHOUT, *NAMES)}
     for name, found in trees.items():
-        rows[name] = (found["test.user"], found["test.labels"])
+        if not np.array_equal(found["test.user"], rows[name][0]):
+            raise RuntimeError(f"{name}: predictions and prepared rows are not in one order")
         for model in NAMES:
             own = [v for k, v in sorted(found.items()) if k.startswith(f"test.{model}.")]
             scores[model][name] = own
-        predicted = read_predictions(
-            files.join(run, "evaluation", "predictions"), name, len(prepared.scenarios[name].tasks)
-        )
-        if not np.array_equal(predicted["person"], rows[name][0]):
-            raise RuntimeError(f"{name}: predictions and prepared rows are not in one order")
-        scores["joint"][name] = [predicted["score"]]
     folder = files.join(run, "cells")
     Path(folder).mkdir(parents=True, exist_ok=True)
     wanted = cells(base, prepared, seeds, quick=quick)
@@ -228,12 +231,10 @@ def compare(
             own = {m: v for m, v in found.items() if m not in ("joint", "alone")}
             reference = references.get(key, {})
             rivals = own | reference
-            top, best_own = best_of(main, rivals), best_of(main, own)
-            gap = difference(facts, task, scores, best_own, rows[name], main)
+            top = best_of(main, rivals)
             figures |= {f"{key}.{m}": joint[m] for m in ("auc", "gauc", "ne", "rmse") if m in joint}
             figures |= {
                 f"{key}.spread": joint["spread"], f"{key}.best_baseline": rivals[top][main],
-                f"{key}.gap_low": gap.low, f"{key}.gap_high": gap.high,
             }  # fmt: skip
             for model, metrics in found.items():
                 if model != "joint":
@@ -249,12 +250,17 @@ def compare(
                 figures[f"{key}.best_reference"] = best_reference
                 ahead["tasks_ahead_of_reference"] += better(main, joint[main], best_reference)
             row = {"task": key, "joint": f"**{cell(joint)}**" if wins else cell(joint)}
-            row["± spread"] = f"{joint['spread']:.4f}"
-            row |= {model: cell(found[model]) for model in (*WITHOUT, *NAMES)}
+            if len(scores["joint"][name]) > 1:
+                row["± spread"] = f"{joint['spread']:.4f}"
+            row |= {model: cell(own[model]) for model in own}
             row["B0-B4"] = cell(reference[best_of(main, reference)]) if reference else "-"
-            row["joint less best of ours"] = (
-                f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] {best_own}"
-            )
+            if own:
+                rival = best_of(main, own)
+                gap = difference(facts, task, scores, rival, rows[name], main)
+                figures |= {f"{key}.gap_low": gap.low, f"{key}.gap_high": gap.high}
+                row["joint less best of ours"] = (
+                    f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] {rival}"
+                )
             if "alone" in found:
                 shared = difference(facts, task, scores, "alone", rows[name], main)
                 figures |= {f"{key}.alone_low": shared.low, f"{key}.alone_high": shared.high}
@@ -279,7 +285,7 @@ def main(
     out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
     root: Annotated[str, typer.Option(help="Folder of the data.")] = "",
     storage: Annotated[str, typer.Option(help="Folder of the run, to go on with it.")] = "",
-    seeds: Annotated[int, typer.Option(help="Fits of each model.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Fits of each model; 0: the joint one alone.")] = 3,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Fit all models on real4 and write the comparison."""

@@ -67,6 +67,9 @@ def test_comparison_of_known_scores(references):
     assert figures["video.stars.gap_high"] < 0
     assert figures["shop.click.alone_high"] < 0
     assert all(row["joint"].startswith("**") for row in table)
+    figures, table = real4.compare(prepared, {"joint": scores["joint"]}, rows, references)
+    assert figures["tasks_ahead"] == figures["tasks_ahead_of_reference"] == 2
+    assert set(table[0]) == {"task", "joint", "B0-B4"}
 
 
 def test_ablation_compares_with_its_base():
