@@ -237,7 +237,7 @@ def build_shards(
     data = [partitioned(plain, sources, by_column("item"), parts, width)] if plain else []
     if counted:
         data.append(category_passes(counted, sources, shared, parts, width, folder))
-    joined = data[0].union(*data[1:])
+    joined = data[0].union(*data[1:]) if data[1:] else data[0]
     return _grouped(_grouped(joined, by_item, parts), by_user, parts).take_all()
 
 
