@@ -15,7 +15,7 @@ LEGEND = (
     "with and without frozen text)."
 )
 OURS = (
-    "On exactly the prepared rows: the network without text and without statistics, item "
+    " On exactly the prepared rows: the network without text and without statistics, item "
     "popularity, LightGBM on the prepared statistics, and with frozen MiniLM features. The last "
     "column is the joint model less the best of these, with a 95 % interval (paired bootstrap over "
     "users)."
@@ -33,7 +33,7 @@ def real4_block(result: dict[str, Any]) -> str:
     single = ("alone", "joint less alone")
     table = markdown_table([{k: v for k, v in row.items() if k not in single} for row in rows])
     text = (
-        f"{table}\n\n{LEGEND} {OURS if result['seeds'] else ''} "
+        f"{table}\n\n{LEGEND}{OURS if result['seeds'] else ''} "
         f"Seeds: {result['seeds'] or 1}. "
         f"Ahead of all on {figures['tasks_ahead']:.0f} of "
         f"{figures['tasks_total']:.0f} tasks, of the best of B0 to B4 on "
