@@ -81,7 +81,8 @@ def encoder_block(result: dict[str, Any]) -> str:
     return (
         f"{markdown_table(shown)}\n\n"
         f"{first['items']} items, history {first['history']}, {first['precision']}, "
-        f"{result['cores']} cores ({result['processor']}); `frozen` is no training of the encoder. "
+        f"{result['cores']} cores ({result['processor']}); what each variant is stands at the "
+        "head of `benchmarks/encoder.py`, `frozen` is no training of the encoder. "
         f"The fastest that trains it, `{result['best']}`, is {figures['speedup']:,.0f} times the "
         "plain way (a cross encoder in a Hugging Face `Trainer`, padded to 128 tokens). "
         f"`{result['command']}` makes it again, with other catalogues, histories and fp32.\n\n"
