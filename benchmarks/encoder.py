@@ -154,7 +154,8 @@ def make_facts(num_items: int, history: int) -> PreparedScenario:
         numeric_names=[f"n{i}" for i in range(10)],
         numeric_mean=[0.0] * 10, numeric_std=[1.0] * 10,
         numeric_quantiles=[np.linspace(-2, 2, 33).tolist()] * 10,
-        item_numeric_mean=[], item_numeric_std=[], item_category_sizes=[], category_sizes=[],
+        item_numeric_mean=[], item_numeric_std=[], item_numeric_quantiles=[],
+        item_category_sizes=[], category_sizes=[],
         user_space="shop", num_users=10_000, num_items=num_items,
         popularity={"click": "n0"}, shards={},
     )  # fmt: skip

@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -249,13 +250,15 @@ class Model(Section):
     sequence of at most `pair_tokens` tokens, a cross encoder, at many times the cost.
     Without `text`, `history` or `statistics` the model does not see them.
     What scenarios and tasks share between inputs and heads is `sharing` (`model/sharing.py`);
-    `experts` is the number of shared experts of mmoe and ple.
+    `experts` is the number of shared experts of mmoe and ple. Each numeric column is read in `bins`
+    bins of equal numbers of training rows, too, linear in between (0: not).
     """
 
     encoder: Encoder = Encoder()
     layout: Literal["vectors", "pair"] = "vectors"
     pair_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
     width: PositiveInt = 64
+    bins: NonNegativeInt = 16
     attention_heads: PositiveInt = 4
     sharing: Literal["bottom", "mmoe", "ple", "star", "pepnet"] = "bottom"
     experts: PositiveInt = 4

@@ -112,12 +112,10 @@ def scales(values: np.ndarray) -> dict[str, Any]:
 
 
 def fit_items(path: str) -> dict[str, Any]:
-    """Mean and standard deviation of the catalogue's numeric columns, over items known to train."""
+    """The same of the catalogue's numeric columns, over items known to train."""
     catalogue = load_catalogue(path)
-    if not catalogue.numeric.shape[1]:
-        return {"item_numeric_mean": [], "item_numeric_std": []}
-    fitted = scales(catalogue.numeric[catalogue.known].astype(np.float64))
-    return {"item_numeric_mean": fitted["mean"], "item_numeric_std": fitted["std"]}
+    known = catalogue.numeric[catalogue.known].astype(np.float64)
+    return {f"item_numeric_{k}": v for k, v in scales(known).items()}
 
 
 def data_report(

@@ -42,7 +42,8 @@ class PreparedScenario:
         label_means, label_stds: over training rows, by task.
         numeric_names: of the numeric columns of a row.
         numeric_mean, numeric_std, numeric_quantiles: fitted on training rows; [F], [F], [F, Q].
-        item_numeric_mean, item_numeric_std: of the catalogue's numeric columns; [M].
+        item_numeric_mean, item_numeric_std, item_numeric_quantiles: the same of the catalogue's
+            numeric columns; [M], [M], [M, Q].
         item_category_sizes, category_sizes: vocabulary sizes with the unknown one.
         user_space: the id space of the users, with the number of its known users.
     """
@@ -60,6 +61,7 @@ class PreparedScenario:
     numeric_quantiles: list[list[float]]
     item_numeric_mean: list[float]
     item_numeric_std: list[float]
+    item_numeric_quantiles: list[list[float]]
     item_category_sizes: list[int]
     category_sizes: list[int]
     user_space: str

@@ -13,10 +13,12 @@ CLIP = 4.0
 
 
 class NumericInputs(nn.Module):
-    """Numeric columns in two readings: standardised and clipped, and as quantile ranks in [-1, 1].
+    """Numeric columns in three readings: standardised and clipped, quantile ranks, and bins.
 
-    Heavy-tailed counts are read badly raw; ranks put equal numbers of training rows into equal
-    lengths (2203.05556). Nulls become 0 in both. Constants are fitted on training rows.
+    Heavy-tailed counts are read badly raw; ranks in [-1, 1] put equal numbers of training rows into
+    equal lengths. Between the knots of K bins of equal lengths of rank a learned vector of the
+    column is interpolated, so that thresholds are learned as trees find them (2203.05556).
+    Nulls are 0 in all. Constants are fitted on training rows.
     """
 
     mean: Tensor
@@ -24,26 +26,46 @@ class NumericInputs(nn.Module):
     edges: Tensor
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], quantiles: Sequence[Sequence[float]]
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        quantiles: Sequence[Sequence[float]],
+        width: int,
+        num_bins: int = 0,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         edges = torch.tensor(quantiles, dtype=torch.float32)
-        self.register_buffer("edges", edges.reshape(len(mean), -1))
-
-    @property
-    def num_outputs(self) -> int:
-        """Columns that come out: two for each that goes in."""
-        return 2 * len(self.mean)
+        self.register_buffer("edges", edges.reshape(len(mean), len(quantiles[0]) if mean else 0))
+        self.plain = nn.Linear(2 * len(mean), width)
+        self.num_bins = num_bins
+        self.bins = nn.Linear(len(mean) * (num_bins + 1), width, bias=False) if num_bins else None
+        if self.bins is not None:
+            nn.init.normal_(self.bins.weight, std=0.01)
 
     def forward(self, values: Tensor) -> Tensor:
-        """f32[N, 2F] from f32[N, F]."""
-        known = values.isfinite()
+        """f32[N, W] from f32[N, F]."""
+        readings = self.readings(values)
+        found = self.plain(readings)
+        if self.bins is None:
+            return found
+        return found + self.bins(self.hats(readings[:, len(self.mean) :], values.isfinite()))
+
+    def readings(self, values: Tensor) -> Tensor:
+        """f32[N, 2F]: standardised columns, then ranks."""
+        unknown = ~values.isfinite()
         standard = ((values - self.mean) / self.std).clamp(-CLIP, CLIP)
         return torch.cat([standard, self.ranks(values)], 1).masked_fill(
-            ~torch.cat([known, known], 1), 0.0
+            torch.cat([unknown, unknown], 1), 0.0
         )
+
+    def hats(self, ranks: Tensor, known: Tensor) -> Tensor:
+        """f32[N, F (K + 1)]: nearness of ranks f32[N, F] to each knot: 1 there, 0 at the next."""
+        place = (ranks + 1) * (self.num_bins / 2)
+        knots = torch.arange(self.num_bins + 1, device=ranks.device)
+        near = (1 - (place.unsqueeze(-1) - knots).abs()).clamp(min=0)
+        return (near * known.unsqueeze(-1)).flatten(1)
 
     def ranks(self, values: Tensor) -> Tensor:
         """f32[N, F]: where a value lies among the quantiles, linear in between, in [-1, 1].

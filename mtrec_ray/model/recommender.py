@@ -72,6 +72,7 @@ class Samples:
 class ScenarioInputs(nn.Module):
     """A scenario's own embeddings and columns."""
 
+    catalogue_raw: Tensor
     catalogue_numeric: Tensor
     catalogue_ids: Tensor
     catalogue_categories: Tensor
@@ -80,17 +81,24 @@ class ScenarioInputs(nn.Module):
     def __init__(self, facts: PreparedScenario, catalogue: Catalogue, options: Model) -> None:
         super().__init__()
         width = options.width
-        self.numeric = NumericInputs(facts.numeric_mean, facts.numeric_std, facts.numeric_quantiles)
+        num_numeric = len(facts.item_numeric_mean)
+        self.columns = NumericInputs(
+            [*facts.numeric_mean, *facts.item_numeric_mean],
+            [*facts.numeric_std, *facts.item_numeric_std],
+            [*facts.numeric_quantiles, *facts.item_numeric_quantiles],
+            width,
+            options.bins,
+        )
         kept = [options.statistics or n.startswith("event.") for n in facts.numeric_names]
+        kept += [True] * num_numeric
         self.register_buffer("kept", torch.tensor(kept, dtype=torch.bool), persistent=False)
         self.item_ids = _ids(facts.num_items + 1, width) if options.item_ids else None
         self.item_categories = nn.ModuleList(_ids(n, width) for n in facts.item_category_sizes)
         self.categories = nn.ModuleList(_ids(n, width) for n in facts.category_sizes)
-        num_numeric = len(facts.item_numeric_mean)
         self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
-        self.columns = nn.Linear(self.numeric.num_outputs, width)
         self.options = options
         numbers = torch.from_numpy(catalogue.numeric)
+        self.register_buffer("catalogue_raw", numbers, persistent=False)
         if numbers.shape[1]:
             mean = torch.tensor(facts.item_numeric_mean)
             std = torch.tensor(facts.item_numeric_std)
@@ -115,8 +123,10 @@ class ScenarioInputs(nn.Module):
         return extra
 
     def row_columns(self, samples: Samples) -> Tensor:
-        """f32[N, W]: the samples' statistics and categories."""
-        columns = self.columns(self.numeric(samples.numeric.masked_fill(~self.kept, math.nan)))
+        """f32[N, W]: the samples' statistics and categories, and the candidate's numbers."""
+        numbers = self.catalogue_raw[samples.items[samples.candidate]]
+        values = torch.cat([samples.numeric, numbers], 1).masked_fill(~self.kept, math.nan)
+        columns = self.columns(values)
         for i, table in enumerate(self.categories):
             columns = columns + table(samples.categorical[:, i])
         return columns
