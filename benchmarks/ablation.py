@@ -3,12 +3,15 @@
     python -m benchmarks.ablation [--quick] [--out FILE] [--root real4] [--storage DIR]
 
 All four scenarios of `jobs/real4.yaml` in one model, two seeds, one thread a training; judged on
-valid (nothing here looks at test). Two bases, because an encoder that learns costs more:
+valid (nothing here looks at test). Two bases with budgets of their own, because an encoder that
+learns costs more:
 
-    frozen      the model of `real4.yaml` with a frozen encoder; then
-                without text, history, statistics; with ids of users and items; only the first
-                task of each scenario; mmoe, ple, star, pepnet in place of the shared bottom
-    top_1       the model of `real4.yaml`; then LoRA on two layers, or all layers learn
+    frozen          the model of `real4.yaml` with a frozen encoder, 800,000 rows; then without
+                    text, history, statistics, bins; with ids of users and items; only the first
+                    task of each scenario; equal weights of scenarios and tasks; mmoe, ple, star,
+                    pepnet in place of the shared bottom
+    frozen, short   the same with 200,000 rows; then its top layer, LoRA on two layers, or all
+                    layers of the encoder learn
 
 NE (log-loss over that of the training rate; of a regression: RMSE over that of the mean) is the
 mean over the tasks of a scenario, lower is better. What is found in the storage is not trained
@@ -33,37 +36,43 @@ from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
 
 SEEDS = 2
+ROWS, SHORT_ROWS, QUICK_ROWS = 400_000, 100_000, 30_000
 FROZEN = {"trainable": "none"}
-# What of `model` each variant changes; `first_task` changes the tasks' weights.
+# What of `model` each variant changes; two of them change weights of the loss.
 VARIANTS: dict[str, dict[str, Any]] = {
     "frozen": {"encoder": FROZEN},
     "no text": {"encoder": FROZEN, "text": False},
     "no history": {"encoder": FROZEN, "history": False},
     "no statistics": {"encoder": FROZEN, "statistics": False},
+    "no bins": {"encoder": FROZEN, "bins": 0},
     "with ids": {"encoder": FROZEN, "user_ids": True, "item_ids": True},
     "first task only": {"encoder": FROZEN},
+    "equal weights": {"encoder": FROZEN},
     "mmoe": {"encoder": FROZEN, "sharing": "mmoe"},
     "ple": {"encoder": FROZEN, "sharing": "ple", "experts": 2},
     "star": {"encoder": FROZEN, "sharing": "star"},
     "pepnet": {"encoder": FROZEN, "sharing": "pepnet"},
-    "top_1": {},
+    "frozen, short": {"encoder": FROZEN},
+    "top_1": {"encoder": {"trainable": "top_k", "top_k": 1}},
     "lora": {"encoder": {"trainable": "lora"}},
     "all layers": {"encoder": {"trainable": "all"}},
 }
-BASES = dict.fromkeys(VARIANTS, "frozen") | dict.fromkeys(("lora", "all layers"), "top_1")
+SHORT = ("frozen, short", "top_1", "lora", "all layers")
+BASES = dict.fromkeys(VARIANTS, "frozen") | dict.fromkeys(SHORT, "frozen, short")
 
 
 def project_of(base: Project, name: str, seed: int, *, quick: bool) -> Project:
     """The project of a variant."""
-    rows = {"rows_per_epoch": 50_000 if quick else 400_000, "epochs": 1 if quick else 2}
-    names = list(base.scenarios)
-    project = variant(base, names, model=VARIANTS[name], training={**rows, "seed": seed})
-    if name != "first task only":
-        return project
+    rows = QUICK_ROWS if quick else SHORT_ROWS if name in SHORT else ROWS
+    training = {"rows_per_epoch": rows, "epochs": 1 if quick else 2, "seed": seed}
+    project = variant(base, list(base.scenarios), model=VARIANTS[name], training=training)
     tree = project.dump()
     for scenario in tree["scenarios"].values():
-        for task in list(scenario["tasks"])[1:]:
-            scenario["tasks"][task]["weight"] = 0.0
+        for i, task in enumerate(scenario["tasks"].values()):
+            if name == "equal weights" or (name == "first task only" and i):
+                task["weight"] = float(name == "equal weights")
+        if name == "equal weights":
+            scenario["weight"] = 1.0
     return Project.model_validate(tree)
 
 
@@ -73,8 +82,6 @@ def run_one(
     """Train one variant with one seed; what it reached goes into a file."""
     found = fit(project_of(base, name, seed, quick=quick), prepared, splits=())
     best = min(found.curve, key=lambda record: record["joint_score"])
-    kept = {k: best[k] for k in ("valid", "gate_use", "gradient_cosine")}
-    record = {"variant": name, "seed": seed, "seconds": found.seconds, **kept}
     kept = {k: best[k] for k in ("valid", "gate_use", "gradient_cosine")}
     record = {"variant": name, "seed": seed, "seconds": found.seconds, **kept}
     path.write_text(json.dumps(record))

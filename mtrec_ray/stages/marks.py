@@ -9,6 +9,7 @@ from mtrec_ray.schema import Project
 
 MARK, DONE = "mark.json", "done.json"
 SHOWN_FIELDS = 4
+FORMAT = 2  # of prepared data; another one cannot be read
 
 Tree = Mapping[str, Any]
 
@@ -22,6 +23,7 @@ def prepared_with(project: Project) -> dict[str, Any]:
             task.pop("weight")
     encoder = tree["model"]["encoder"]
     return {
+        "format": FORMAT,
         "sample_world": tree["sample_world"],
         "scenarios": tree["scenarios"],
         "model": {"encoder": {k: encoder[k] for k in ("source", "max_tokens")}},
