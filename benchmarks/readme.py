@@ -43,13 +43,24 @@ def real4_block(result: dict[str, Any]) -> str:
         f"minutes on {result['cores']} cores ({result['processor']}), of which the joint model's "
         f"pipeline {figures['pipeline_seconds'] / 60:.0f}; `{result['command']}` makes it again."
     )
+    text += (
+        "\n\nThe first seed on rows of known and of new users and items (number of rows), with its "
+        f"calibration:\n\n{markdown_table(result['slices'])}"
+    )
     if "alone" not in rows[0]:
         return text
+    last = [curve[-1] for curve in result["gradient_cosine"].values()]
+    cosines = ", ".join(
+        f"{pair.replace('/', ' and ')} {sum(c[pair] for c in last) / len(last):+.2f}"
+        for pair in last[0]
+    )
     shared = markdown_table([{k: row[k] for k in ("task", "joint", *single)} for row in rows])
     return (
         f"{text}\n\nWho gains from sharing, and who is harmed: the same model trained on each "
         "scenario alone, with as many steps and as many of its rows. Joint is ahead on "
-        f"{figures['tasks_ahead_of_alone']:.0f} tasks:\n\n{shared}"
+        f"{figures['tasks_ahead_of_alone']:.0f} tasks:\n\n{shared}\n\n"
+        "Cosine of the scenarios' gradients at the first shared weight after the last epoch (below "
+        f"0 they conflict): {cosines}. All epochs are in `benchmarks/results/real4.json`."
     )
 
 

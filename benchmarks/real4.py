@@ -43,7 +43,7 @@ from mtrec_ray.stages.evaluate import read_predictions
 from mtrec_ray.stages.pipeline import run_pipeline
 
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
-QUICK = ("training.epochs=2", "training.rows_per_epoch=100000")
+QUICK = ("training.epochs=2", "training.rows_per_epoch=300000")
 FROZEN = {"trainable": "none"}
 WITHOUT = {
     "no_text": {"encoder": FROZEN, "text": False},
@@ -201,6 +201,52 @@ def difference(
     return paired_difference(metric, label, first, second, persons[known])
 
 
+def gradient_cosines(run: str, seeds: int, *, quick: bool) -> dict[str, list[dict[str, float]]]:
+    """By seed of the joint model, epoch by epoch: cosines of the scenarios' gradients."""
+    curves = {"0": files.read_json(files.join(run, "joint", "done.json"))["curve"]}
+    for seed in range(1, 1 if quick else seeds):
+        found = list(Path(run, "cells").glob(f"joint-*-{seed}.json"))
+        curves[str(seed)] = json.loads(found[0].read_text())["curve"]
+    return {seed: [r["gradient_cosine"] for r in curve] for seed, curve in curves.items()}
+
+
+def slices(run: str) -> list[dict[str, str]]:
+    """AUC or RMSE of the first seed on rows of known and of new users and items, with the rows."""
+    record = files.read_json(files.join(run, "evaluation", "metrics.json"))
+    table = []
+    for name, tasks in record["metrics"].items():
+        for task, whole in tasks.items():
+            main = "auc" if "auc" in whole else "rmse"
+            row = {"task": f"{name}.{task}", "all": f"{whole[main]:.4f}"}
+            parts = record["details"][name]["slices"][task]
+            for part in ("warm", "new users", "new items"):
+                own = parts.get(part, {})
+                row[part] = f"{own[main]:.4f} ({own['rows']:,.0f})" if main in own else "-"
+            if "ne" in whole:
+                row |= {
+                    "NE": f"{whole['ne']:.4f}",
+                    "predicted / actual": f"{whole['calibration']:.3f}",
+                }
+            table.append(row | {k: "-" for k in ("NE", "predicted / actual") if k not in row})
+    return table
+
+
+class Spent:
+    """Seconds of this call and of those that it goes on with, kept in the storage."""
+
+    def __init__(self, folder: str) -> None:
+        self.path, self.started = files.join(folder, "seconds.json"), time.monotonic()
+        self.before = files.read_json(self.path) if files.exists(self.path) else {}
+
+    def note(self, part: str) -> float:
+        """Add what was spent since the last note to a part; returns the sum of all parts."""
+        now = time.monotonic()
+        self.before[part] = self.before.get(part, 0.0) + now - self.started
+        self.started = now
+        files.write_json(self.path, self.before)
+        return sum(self.before.values())
+
+
 def better(metric: str, first: float, second: float) -> bool:
     """Whether the first value is the better one."""
     return first < second if metric == "rmse" else first > second
@@ -292,17 +338,29 @@ def main(
     words = [*(QUICK if quick else ()), *([f"root={root}"] if root else ()), *(override or [])]
     project = load_project(TOP / "jobs" / "real4.yaml", words)
     references = read_references(Path(project.root) / "BASELINES.md")
-    folder, started = storage or tempfile.mkdtemp(), time.monotonic()
-    run_pipeline(project, folder, teller())
-    pipeline_seconds = time.monotonic() - started
+    folder = storage or tempfile.mkdtemp()
+    spent = Spent(folder)
+    try:
+        run_pipeline(project, folder, teller())
+    finally:
+        spent.note("pipeline")
+    pipeline_seconds = spent.before["pipeline"]
     run = files.join(folder, project.run.name)
     prepared = load_prepared(files.join(run, "prepared"))
-    scores, rows = all_scores(project, prepared, run, folder, 1 if quick else seeds, quick=quick)
+    try:
+        found = all_scores(project, prepared, run, folder, 1 if quick else seeds, quick=quick)
+    finally:
+        spent.note("models")
+    scores, rows = found
     figures, table = compare(prepared, scores, rows, references)
-    seconds = time.monotonic() - started
+    seconds = spent.note("table")
     figures |= {"pipeline_seconds": pipeline_seconds, "seconds": seconds}
     Console().print(markdown_table(table), soft_wrap=True)
-    write_result("real4", figures, out, table=table, seeds=seeds, quick=quick)
+    cosines = gradient_cosines(run, seeds, quick=quick)
+    write_result(
+        "real4", figures, out, table=table, slices=slices(run), gradient_cosine=cosines,
+        seeds=seeds, quick=quick,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ class NumericInputs(nn.Module):
     Heavy-tailed counts are read badly raw; ranks in [-1, 1] put equal numbers of training rows into
     equal lengths. Between the knots of K bins of equal lengths of rank a learned vector of the
     column is interpolated, so that thresholds are learned as trees find them (2203.05556).
-    Nulls are 0 in all. Constants are fitted on training rows.
+    Nulls are 0 in all. Constants are fitted on training rows; beyond their range a value is read as
+    its end, as trees do.
     """
 
     mean: Tensor
@@ -55,6 +56,7 @@ class NumericInputs(nn.Module):
     def readings(self, values: Tensor) -> Tensor:
         """f32[N, 2F]: standardised columns, then ranks."""
         unknown = ~values.isfinite()
+        values = values.clamp(self.edges[:, 0], self.edges[:, -1])
         standard = ((values - self.mean) / self.std).clamp(-CLIP, CLIP)
         return torch.cat([standard, self.ranks(values)], 1).masked_fill(
             torch.cat([unknown, unknown], 1), 0.0

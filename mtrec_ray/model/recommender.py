@@ -21,6 +21,9 @@ from mtrec_ray.model.sharing import build_sharing
 from mtrec_ray.schema import Model
 
 NUM_CLOSENESS = 4 * NUM_KERNELS
+# The time since the first row of what has always been there is the calendar, and later rows lie
+# outside of what training saw: ages beyond 30 days are read as one.
+AGE, MAX_AGE = ".log_seconds_since_first", math.log1p(30 * 86_400)
 
 
 @dataclass
@@ -77,6 +80,7 @@ class ScenarioInputs(nn.Module):
     catalogue_ids: Tensor
     catalogue_categories: Tensor
     kept: Tensor
+    limits: Tensor
 
     def __init__(self, facts: PreparedScenario, catalogue: Catalogue, options: Model) -> None:
         super().__init__()
@@ -91,6 +95,9 @@ class ScenarioInputs(nn.Module):
         )
         kept = [options.statistics or n.startswith("event.") for n in facts.numeric_names]
         kept += [True] * num_numeric
+        limits = [MAX_AGE if n.endswith(AGE) else math.inf for n in facts.numeric_names]
+        limits += [math.inf] * num_numeric
+        self.register_buffer("limits", torch.tensor(limits), persistent=False)
         self.register_buffer("kept", torch.tensor(kept, dtype=torch.bool), persistent=False)
         self.item_ids = _ids(facts.num_items + 1, width) if options.item_ids else None
         self.item_categories = nn.ModuleList(_ids(n, width) for n in facts.item_category_sizes)
@@ -126,7 +133,7 @@ class ScenarioInputs(nn.Module):
         """f32[N, W]: the samples' statistics and categories, and the candidate's numbers."""
         numbers = self.catalogue_raw[samples.items[samples.candidate]]
         values = torch.cat([samples.numeric, numbers], 1).masked_fill(~self.kept, math.nan)
-        columns = self.columns(values)
+        columns = self.columns(torch.minimum(values, self.limits))
         for i, table in enumerate(self.categories):
             columns = columns + table(samples.categorical[:, i])
         return columns

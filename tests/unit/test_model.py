@@ -427,9 +427,34 @@ def test_bins_learn_a_step_that_a_line_cannot():
 
 def test_standardised_numbers_are_clipped():
     """The standardised column is (value - mean) / std, cut at 4 deviations."""
-    inputs = NumericInputs([1.0], [2.0], [[0.0, 1.0]], 1)
+    inputs = NumericInputs([1.0], [2.0], [[-1e9, 1e9]], 1)
     found = inputs.readings(torch.tensor([[2.0], [1e6], [-1e6]]))[:, 0]
     assert found.tolist() == [0.5, 4.0, -4.0]
+
+
+def test_beyond_the_range_of_training_lies_its_end():
+    """A value beyond the first or last quantile reads as that quantile in all readings."""
+    inputs = inputs_of([-2.0, 0.0, 3.0])
+    values = torch.tensor([[-50.0], [-2.0], [3.0], [77.0]])
+    found = inputs(values)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[3], found[2])
+    assert not torch.allclose(found[1], found[2])
+
+
+def test_ages_beyond_a_month_are_one():
+    """How long an item has been known changes its score up to 30 days, and no longer."""
+    day = 86_400
+    names = ["item.log_seconds_since_first", *SHOP.numeric_names[1:]]
+    quantiles = [np.linspace(0, 20, 5).tolist(), *SHOP.numeric_quantiles[1:]]
+    facts = replace(SHOP, numeric_names=names, numeric_quantiles=quantiles)
+    model, vectors = build(small_model(), make_catalogues(), {"shop": facts, "video": VIDEO})
+    rows = {name: take(arrays, slice(0, 3)) for name, arrays in rows_of().items()}
+    rows["shop"] = {k: np.repeat(v[:1], 3, 0) for k, v in rows["shop"].items()}
+    rows["shop"]["numeric"][:, 0] = np.log1p(np.array([9.0, 30.0, 900.0]) * day)
+    young, month, old = scores(model, vectors, rows)["shop"]
+    torch.testing.assert_close(month, old)
+    assert not torch.allclose(young, month)
 
 
 def test_the_item_order_of_a_head_is_that_of_the_labels():
