@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import ray
 import typer
 from rich.console import Console
 
@@ -221,7 +222,11 @@ def slices(run: str) -> list[dict[str, str]]:
             parts = record["details"][name]["slices"][task]
             for part in ("warm", "new users", "new items"):
                 own = parts.get(part, {})
-                row[part] = f"{own[main]:.4f} ({own['rows']:,.0f})" if main in own else "-"
+                row[part] = (
+                    f"{own[main]:.4f} ({own['rows']:,.0f})"
+                    if np.isfinite(own.get(main, np.nan))
+                    else "-"
+                )
             if "ne" in whole:
                 row |= {
                     "NE": f"{whole['ne']:.4f}",
@@ -343,6 +348,7 @@ def main(
     try:
         run_pipeline(project, folder, teller())
     finally:
+        ray.shutdown()  # or its processes would take a part of the cores from what follows
         spent.note("pipeline")
     pipeline_seconds = spent.before["pipeline"]
     run = files.join(folder, project.run.name)
