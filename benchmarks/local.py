@@ -4,7 +4,7 @@ import multiprocessing
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 
 from jobs.common import teller
 from mtrec_ray.config import parse_project
+from mtrec_ray.data.order import Piece
 from mtrec_ray.data.shards import Arrays, Prepared, read_rows
 from mtrec_ray.learning import checkpoint, loop
-from mtrec_ray.learning.feed import OpenPass
+from mtrec_ray.learning.feed import Reader, concatenate, pick
 from mtrec_ray.learning.validate import score_split
 from mtrec_ray.schema import Project
 
@@ -33,12 +34,31 @@ class Host:
         self.rows: dict[str, list[Arrays]] = {}
         self.best = float("inf")
 
-    def open_pass(self, scenario: str) -> OpenPass:
-        """A pass over the scenario's training rows."""
+    @property
+    def reader(self) -> Reader:
+        """Training rows from memory."""
+        return lambda wanted: {n: self._parts(n, own.pieces) for n, own in wanted.items()}
+
+    def _parts(self, scenario: str, pieces: Iterator[Piece]) -> Iterator[Arrays]:
+        shards = self.shards(scenario)
+        return (pick(shards, piece) for piece in pieces)
+
+    def shards(self, scenario: str) -> list[Arrays]:
+        """The scenario's training rows, shard by shard, read once."""
         if scenario not in self.rows:
             paths = self.prepared.shard_paths(scenario, "train")
-            self.rows[scenario] = list(read_rows(paths, 16_384, 0, 10**12))
-        return lambda _: iter(self.rows[scenario])
+            self.rows[scenario] = [
+                concatenate(list(read_rows([path], 65_536, 0, 10**12))) for path in paths
+            ]
+        return self.rows[scenario]
+
+    def preempted(self) -> bool:
+        """Never."""
+        return False
+
+    def reached(self, step: int) -> int:
+        """Nothing is noted."""
+        return step
 
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
         """Keep the weights of the best epoch."""

@@ -166,8 +166,8 @@ def run_plain(
     items = base.scenarios[scenario].items
     table = pq.read_table(base.path(items.path))
     texts = item_texts(table, items)
-    train = Host(prepared).open_pass(scenario)(0)
-    rows = shuffled_rows(facts, texts, list(train), job.rows, seed)
+    train = Host(prepared).shards(scenario)
+    rows = shuffled_rows(facts, texts, train, job.rows, seed)
     valid_arrays = list(read_rows(prepared.shard_paths(scenario, "valid"), 16_384, 0, 10**12))
     valid = shuffled_rows(facts, texts, valid_arrays, 2048 if job.rows > 1000 else 64, 0)
     curve = Curve(scenario, "plain", seed)

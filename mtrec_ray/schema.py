@@ -310,7 +310,11 @@ class Model(Section):
 
 
 class Training(Section):
-    """Optimisation; `batch_size` is the global number of rows of an optimizer step."""
+    """Optimisation; `batch_size` is the global number of rows of an optimizer step.
+
+    A step whose loss or gradient is not finite is skipped; above the share `max_skipped` of all
+    steps the run stops.
+    """
 
     epochs: PositiveInt = 3
     rows_per_epoch: PositiveInt | None = None
@@ -326,7 +330,8 @@ class Training(Section):
     clip_norm: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     patience: PositiveInt = 3
-    seed: int = 0
+    max_skipped: Share = 0.01
+    seed: NonNegativeInt = 0
 
 
 class Evaluation(Section):
@@ -342,16 +347,40 @@ class Evaluation(Section):
 class Run(Section):
     """Name (the resume key), workers and resources of the run.
 
+    Training goes on with any number of workers within a pair `num_workers`. Rows are kept in the
+    object store for all passes, or streamed (`cache`). A checkpoint is written after every epoch
+    and every `checkpoint_steps` steps.
     `cache_folder` lies on each node and holds outputs of frozen layers, for all runs; by default
     it is below the node's folder for temporary files.
     """
 
     name: Name
-    num_workers: PositiveInt = 2
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
+    cache: Literal["auto", "object_store", "stream"] = "auto"
+    checkpoint_steps: PositiveInt = 1000
     use_gpu: bool = False
     cpus_per_worker: PositiveInt = 1
     cache_folder: str | None = None
-    max_failures: int = Field(1, ge=-1)
+    max_failures: int = Field(3, ge=-1)
+
+    @model_validator(mode="after")
+    def _least_workers_first(self) -> Self:
+        if self.least_workers > self.most_workers:
+            raise ValueError(
+                f"num_workers: found [{self.least_workers}, {self.most_workers}]; allowed: a "
+                "number, or the least and the most"
+            )
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """With so many workers training goes on."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """So many workers at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class SampleWorld(Section):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import Catalogue, load_catalogue
 from mtrec_ray.data.events import matrix
+from mtrec_ray.data.order import Piece
 
 LISTS = ("history", "history_age", "numeric", "categorical", "labels")
 SCALARS = ("row", "user", "person", "item", "time")
@@ -139,6 +140,22 @@ def read_rows(paths: Sequence[str], batch_rows: int, start: int, stop: int) -> I
                 row += batch.num_rows
                 if low < high:
                     yield to_arrays(pa.Table.from_batches([batch.slice(low, high - low)]))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows of a scenario that a rank will take.
+
+    Attributes:
+        shard_rows: rows of its shards.
+        pieces: pieces of them, without end.
+        rows_per_batch, num_rows: how many it takes at a time, and in all.
+    """
+
+    shard_rows: tuple[int, ...]
+    pieces: Iterator[Piece]
+    rows_per_batch: int
+    num_rows: int
 
 
 def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -1,87 +1,111 @@
 """Batches that hold every scenario, composed from one endless stream a scenario."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from mtrec_ray.data.shards import Arrays
+from mtrec_ray.data.order import Course, Left, PassOrder, Piece, Span, window_rows
+from mtrec_ray.data.shards import Arrays, Prepared, Wanted
 
-# A pass: the rows of this rank in a fixed order for the pass's number.
-OpenPass = Callable[[int], Iterator[Arrays]]
-
-WINDOW_ROWS = 65_536
-
-
-@dataclass
-class Position:
-    """Where a stream stands: passes finished and rows of the present pass that were taken."""
-
-    passes: int = 0
-    rows: int = 0
+# Opens the wanted rows of each scenario: the rows of each piece, in its order.
+Reader = Callable[[Mapping[str, Wanted]], Mapping[str, Iterator[Arrays]]]
 
 
 class Stream:
-    """The rows of one scenario on this rank, pass after pass, shuffled in windows by seed."""
+    """The rows of one scenario that a rank takes, pass after pass."""
 
-    def __init__(self, open_pass: OpenPass, seed: int, start: Position | None = None) -> None:
-        self.open_pass = open_pass
-        self.seed = seed
-        self.position = start or Position()
-        self.rows_of_pass: int | None = None
-        self._start = Position(self.position.passes, self.position.rows)
+    def __init__(self, parts: Iterator[Arrays]) -> None:
+        self.parts = parts
         self._rest: Arrays | None = None
-        self._windows = self._endless()
 
     def take(self, num_rows: int) -> Arrays:
         """The next rows; a pass that ends runs into the next."""
-        parts: list[Arrays] = []
+        found: list[Arrays] = []
         missing = num_rows
         while missing:
-            rest = self._rest if self._rest is not None else next(self._windows)
+            rest = self._rest if self._rest is not None else next(self.parts)
             have = len(rest["row"])
-            parts.append({k: v[:missing] for k, v in rest.items()})
+            found.append({k: v[:missing] for k, v in rest.items()})
             self._rest = {k: v[missing:] for k, v in rest.items()} if have > missing else None
-            taken = min(have, missing)
-            missing -= taken
-            self.position.rows += taken
-        return concatenate(parts)
-
-    def _endless(self) -> Iterator[Arrays]:
-        self.position = Position(self._start.passes, 0)
-        skip = self._start.rows
-        while True:
-            passed = 0
-            for number, window in enumerate(windows(self.open_pass(self.position.passes))):
-                size = len(window["row"])
-                passed += size
-                if skip >= size:
-                    skip -= size
-                    self.position.rows += size
-                    continue
-                rng = np.random.default_rng([self.seed, self.position.passes, number])
-                order = rng.permutation(size)[skip:]
-                self.position.rows += skip
-                skip = 0
-                yield {k: v[order] for k, v in window.items()}
-            if not passed:
-                raise RuntimeError("a scenario's stream has no rows on this rank")
-            self.rows_of_pass = passed
-            self.position = Position(self.position.passes + 1, 0)
+            missing -= min(have, missing)
+        return concatenate(found)
 
 
-def windows(batches: Iterator[Arrays], size: int = WINDOW_ROWS) -> Iterator[Arrays]:
-    """Batches joined into windows of at least `size` rows; the last may be smaller."""
-    held: list[Arrays] = []
-    rows = 0
-    for batch in batches:
-        held.append(batch)
-        rows += len(batch["row"])
-        if rows >= size:
-            yield concatenate(held)
-            held, rows = [], 0
-    if rows:
-        yield concatenate(held)
+class Feed:
+    """The streams of a rank, and where all ranks stand in each scenario.
+
+    Attributes:
+        courses: by scenario; the same on every rank, since every rank takes as many rows.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        quotas: Mapping[str, int],
+        seed: int,
+        world: tuple[int, int],
+        state: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.quotas = dict(quotas)
+        self.rank, self.size = world
+        self.orders: dict[str, PassOrder] = {}
+        self.courses: dict[str, Course] = {}
+        self.streams: dict[str, Stream] = {}
+        for name, facts in prepared.scenarios.items():
+            shard_rows = tuple(s.rows for s in facts.shards["train"])
+            num_rows, stands = sum(shard_rows), (state or {}).get(name)
+            window = stands["window"] if stands else window_rows(num_rows, self.size)
+            self.orders[name] = PassOrder(shard_rows, seed, window)
+            course = course_of(stands, num_rows) if stands else Course(num_rows, self.size)
+            self.courses[name] = course.taken_up(self.size)
+
+    def open(self, reader: Reader, num_batches: int) -> None:
+        """Open the streams where the courses stand, for so many batches."""
+        wanted = {
+            name: Wanted(
+                order.shard_rows,
+                order.pieces(self.courses[name].spans(self.rank)),
+                self.quotas[name],
+                self.quotas[name] * num_batches,
+            )
+            for name, order in self.orders.items()
+        }
+        self.streams = {name: Stream(parts) for name, parts in reader(wanted).items()}
+
+    def take(self) -> dict[str, Arrays]:
+        """The rows of a micro-batch by scenario."""
+        found = {name: self.streams[name].take(quota) for name, quota in self.quotas.items()}
+        for name, quota in self.quotas.items():
+            course = self.courses[name]
+            self.courses[name] = replace(course, taken=course.taken + quota)
+        return found
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Where all ranks stand, as plain values."""
+        return {
+            name: {
+                "window": self.orders[name].window,
+                "size": course.size,
+                "taken": course.taken,
+                "rests": [[s.number, s.low, s.high] for s in course.left.rests],
+                "next_pass": course.left.next_pass,
+            }
+            for name, course in self.courses.items()
+        }
+
+
+def course_of(state: Mapping[str, Any], num_rows: int) -> Course:
+    """The course of `Feed.state`."""
+    rests = tuple(Span(*span) for span in state["rests"])
+    return Course(num_rows, state["size"], state["taken"], Left(rests, state["next_pass"]))
+
+
+def pick(shards: Sequence[Arrays], piece: Piece) -> Arrays:
+    """The rows of a piece, of shards in memory."""
+    parts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in piece.segments]
+    return {k: v[piece.order] for k, v in concatenate(parts).items()}
 
 
 def concatenate(parts: list[Arrays]) -> Arrays:

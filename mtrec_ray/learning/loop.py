@@ -3,11 +3,12 @@
 A `Host` is what the loop sees of the world around it; `stages/train.py` makes one of Ray Train.
 """
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import torch
 from mtrec_ray.data.shards import Prepared
 from mtrec_ray.data.tokens import special_tokens
 from mtrec_ray.learning import checkpoint
-from mtrec_ray.learning.feed import OpenPass, Position, Stream, quotas
+from mtrec_ray.learning.feed import Feed, Reader, quotas
 from mtrec_ray.learning.losses import loss_weights
 from mtrec_ray.learning.metrics import joint_score
 from mtrec_ray.learning.optim import build_optimizer, build_schedule
@@ -41,7 +42,16 @@ from mtrec_ray.schema import Project
 PROGRESS_SECONDS = 5.0
 
 # What of a run's state is plain values: a checkpoint holds it.
-RESUMED = ("step", "epoch", "best", "since_best", "curve", "skipped_steps", "rows_seen")
+RESUMED = (
+    "step", "epoch", "best", "since_best", "curve", "not_finite", "rows_seen", "redone_steps",
+    "steps_per_epoch", "loss_sums", "loss_counts",
+)  # fmt: skip
+# In every which step ranks ask whether a node of theirs is about to go.
+PREEMPTION_STEPS = 10
+
+
+class NotFiniteError(ValueError):
+    """Too many steps had a loss or gradient that is not finite."""
 
 
 class Host(Protocol):
@@ -49,12 +59,21 @@ class Host(Protocol):
 
     device: torch.device
 
-    def open_pass(self, scenario: str) -> OpenPass:
-        """How to open a pass over the scenario's training rows of this rank."""
+    @property
+    def reader(self) -> Reader:
+        """How to open the rows that this rank will take."""
         ...
 
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
-        """Hand over an epoch's metrics, and on rank 0 a folder that holds the checkpoint."""
+        """Hand over metrics, and on rank 0 a folder that holds the checkpoint."""
+        ...
+
+    def preempted(self) -> bool:
+        """Whether a node of the ranks is about to go; every rank asks, and gets the same."""
+        ...
+
+    def reached(self, step: int) -> int:
+        """Note how far the run is; returns the furthest that it ever was. Called on rank 0."""
         ...
 
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
@@ -149,21 +168,24 @@ class Run:
             list(loss_weights(project.scenarios).values()), device=host.device
         )
         self.autocast = self.vectors.autocast
+        self.steps_per_epoch = self.plan.steps_per_epoch
         self.step, self.epoch = 0, 0
         self.best, self.since_best = float("inf"), 0
         self.curve: list[dict[str, Any]] = []
-        self.skipped_steps = 0
+        self.not_finite: dict[str, int] = {}
         self.rows_seen = dict.fromkeys(prepared.scenarios, 0)
+        self.redone_steps = 0
+        self.loss_sums = torch.zeros(len(self.weights), dtype=torch.float64)
+        self.loss_counts = torch.zeros_like(self.loss_sums)
         self.last_batch: Batch | None = None
-        starts = self._restore()
-        self.streams = {
-            n: Stream(host.open_pass(n), project.training.seed, starts.get(n))
-            for n in prepared.scenarios
-        }
-        torch.manual_seed(project.training.seed * 1_000_003 + self.step * 1009 + self.rank)
-        self.forward = Forward(self.model, self.vectors)
         if project.model.gathers:
             self.vectors.gathered = Gathered(self.vectors)
+        state = self._restore()
+        self.feed = Feed(
+            prepared, self.plan.quotas, project.training.seed, (self.rank, self.size),
+            state["feed"] if state else None,
+        )  # fmt: skip
+        self.forward = Forward(self.model, self.vectors)
         some_unused = (
             project.model.encoder_every > 1
             and not project.model.gathers
@@ -171,38 +193,49 @@ class Run:
         )
         self.module = wrap(self.forward, some_unused=some_unused)
 
-    def _restore(self) -> dict[str, Position]:
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.project.training.epochs
+
+    def _restore(self) -> dict[str, Any] | None:
         folder = self.host.restore()
         if folder is None:
-            return {}
+            return None
         checkpoint.load_model(folder, self.model)
         state = checkpoint.load_state(folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         for name in RESUMED:
             setattr(self, name, state[name])
-        if state["world_size"] != self.size:
-            return {}
-        return {n: Position(**p) for n, p in state["positions"].items()}
+        self.vectors.restore(state["vectors"])
+        return state
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
+        """What a checkpoint holds beside the weights; every rank must call this."""
         return {
             **{name: getattr(self, name) for name in RESUMED},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "positions": {n: asdict(s.position) for n, s in self.streams.items()},
-            "world_size": self.size,
+            "feed": self.feed.state(),
+            "vectors": self.vectors.state(),
         }
+
+    def start(self) -> None:
+        """Open the streams and have the item vectors."""
+        batches = (self.num_steps - self.step) * self.project.training.accumulation
+        self.feed.open(self.host.reader, batches)
+        self.vectors.compute_frozen(cache_folder(self.project))
+        if self.vectors.cache is None:
+            self.vectors.refresh()
+        if self.rank == 0 and self.step:
+            self.redone_steps += max(self.host.reached(self.step) - self.step, 0)
 
     def next_batch(self) -> Batch:
         """A micro-batch that holds every scenario; every rank takes as many rows of each."""
         for name, quota in self.plan.quotas.items():
             self.rows_seen[name] += quota * self.size
-        return {
-            n: Samples.of(self.streams[n].take(q), self.host.device)
-            for n, q in self.plan.quotas.items()
-        }
+        return {n: Samples.of(a, self.host.device) for n, a in self.feed.take().items()}
 
     def encodes(self) -> bool:
         """Whether the encoder learns from this step's rows alone: every k-th step."""
@@ -221,7 +254,11 @@ class Run:
             gathered.backward()
 
     def train_step(self) -> StepResult:
-        """One optimizer step; a step whose gradient is not finite is skipped on all ranks."""
+        """One optimizer step; a step whose loss or gradient is not finite is skipped on all ranks.
+
+        Its random numbers follow from seed, step and rank alone.
+        """
+        torch.manual_seed(self.project.training.seed * 1_000_003 + self.step * 1009 + self.rank)
         batches = [self.next_batch() for _ in range(self.project.training.accumulation)]
         self.last_batch = batches[-1]
         self.optimizer.zero_grad(set_to_none=True)
@@ -233,13 +270,31 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.project.training.clip_norm
         )
-        if any_rank(not bool(torch.isfinite(norm)), self.host.device):
-            self.skipped_steps += 1
+        finite = math.isfinite(result.loss) and bool(torch.isfinite(norm))
+        if any_rank(not finite, self.host.device):
+            self.skip(result)
         else:
             self.optimizer.step()
+            self.loss_sums += result.sums.cpu()
+            self.loss_counts += result.counts.cpu()
         self.schedule.step()
         self.step += 1
         return result
+
+    def skip(self, result: StepResult) -> None:
+        """Count a step that is not finite, by scenario and task; above the allowed share, stop."""
+        names = ["/".join(key) for key in loss_weights(self.project.scenarios)]
+        bad = [n for n, v in zip(names, result.sums.tolist(), strict=True) if not math.isfinite(v)]
+        for name in bad or ["gradient"]:
+            self.not_finite[name] = self.not_finite.get(name, 0) + 1
+        self.not_finite["steps"] = self.not_finite.get("steps", 0) + 1
+        allowed = self.project.training.max_skipped * self.num_steps
+        if self.not_finite["steps"] > allowed:
+            found = ", ".join(f"{k} {v}" for k, v in self.not_finite.items() if k != "steps")
+            raise NotFiniteError(
+                f"training.max_skipped: found {self.not_finite['steps']} steps without a finite "
+                f"loss and gradient ({found}); allowed: {allowed:g} of {self.num_steps} steps"
+            )
 
 
 def train(project: Project, prepared: Prepared, host: Host) -> dict[str, Any]:
@@ -254,8 +309,7 @@ def train(project: Project, prepared: Prepared, host: Host) -> dict[str, Any]:
             f"rows of each rank's batch {run.plan.quotas}"
         )
     started = time.monotonic()
-    run.vectors.compute_frozen(cache_folder(project))
-    run.vectors.refresh()
+    run.start()
     if run.rank == 0:
         host.say(
             f"{run.vectors.num_items:,} item texts encoded in {time.monotonic() - started:.0f} s"
@@ -273,17 +327,21 @@ def cache_folder(project: Project) -> Path:
 
 
 def train_epoch(run: Run) -> dict[str, float]:
-    """The steps of one epoch; returns the mean loss of each scenario and task."""
+    """The steps of one epoch that are left; returns the mean loss of each scenario and task."""
     run.module.train()
-    sums = torch.zeros(len(run.weights), dtype=torch.float64, device=run.host.device)
-    counts = torch.zeros_like(sums)
     progress = Progress(run)
-    for _ in range(run.plan.steps_per_epoch - run.step % run.plan.steps_per_epoch):
+    last = (run.epoch + 1) * run.steps_per_epoch
+    told = False
+    while run.step < last:
         result = run.train_step()
-        sums += result.sums
-        counts += result.counts
         progress.tell(result)
-    means = (sums / counts.clamp(min=1)).tolist()
+        going = run.step % PREEMPTION_STEPS == 0 and not told and run.host.preempted()
+        told = told or going
+        if run.step < last and (going or run.step % run.project.run.checkpoint_steps == 0):
+            hand_over(run, {"joint_score": math.inf})
+    means = (run.loss_sums / run.loss_counts.clamp(min=1)).tolist()
+    run.loss_sums.zero_()
+    run.loss_counts.zero_()
     return dict(zip(("/".join(k) for k in loss_weights(run.project.scenarios)), means, strict=True))
 
 
@@ -302,13 +360,14 @@ class Progress:
         if run.rank or now - self.last < PROGRESS_SECONDS:
             return
         self.last = now
+        run.host.reached(run.step)
         done = run.step - self.first_step
         each = (now - self.started) / done
         rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
-        left = (run.plan.num_steps - run.step) * each
+        left = (run.num_steps - run.step) * each
         run.host.say(
             f"epoch {run.epoch + 1}/{run.project.training.epochs} "
-            f"step {run.step}/{run.plan.num_steps}  {rows / each:,.0f} rows/s  "
+            f"step {run.step}/{run.num_steps}  {rows / each:,.0f} rows/s  "
             f"loss {scenario_losses(run, result)}  {left / 60:.1f} min left"
         )
 
@@ -344,26 +403,30 @@ def finish_epoch(run: Run, losses: Mapping[str, float]) -> None:
         "gradient_share": gradient_shares(gradients),
         "gradient_cosine": gradient_cosines(gradients),
         "gate_use": {n: use.tolist() for n, use in run.model.sharing.use.items()},
-        "skipped_steps": run.skipped_steps,
+        "skipped_steps": run.not_finite.get("steps", 0),
     }
     run.curve.append(record)
     if run.rank == 0:
         run.host.show_curve(run.curve)
         run.host.say(f"epoch {run.epoch}: joint validation score {score:.4f} (best {run.best:.4f})")
-    hand_over(run, record)
+    valid = {"joint_score": score, **record["valid"]}
+    hand_over(run, valid, record)
 
 
-def hand_over(run: Run, record: dict[str, Any]) -> None:
-    """Report an epoch; rank 0 brings the checkpoint."""
-    metrics = {k: record[k] for k in ("epoch", "step", "joint_score")} | record["valid"]
+def hand_over(
+    run: Run, metrics: Mapping[str, float], record: Mapping[str, Any] | None = None
+) -> None:
+    """Report metrics; rank 0 brings the checkpoint. Every rank must call this."""
+    told = {"epoch": run.epoch, "step": run.step, **metrics}
+    state = run.state()
     if run.rank:
-        run.host.report(metrics, None)
+        run.host.report(told, None)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         checkpoint.save_model(path, run.model, {"project": run.project.dump(), "record": record})
-        checkpoint.save_state(path, run.state())
-        run.host.report(metrics, path)
+        checkpoint.save_state(path, state)
+        run.host.report(told, path)
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -372,12 +435,35 @@ def summary(run: Run) -> dict[str, Any]:
         "best_joint_score": run.best,
         "epochs": run.epoch,
         "steps": run.step,
-        "skipped_steps": run.skipped_steps,
+        "skipped_steps": run.not_finite.get("steps", 0),
+        "not_finite": run.not_finite,
         "sampling_share": run.plan.sampling_shares,
         "loss_share": run.plan.loss_shares,
         "gradient_share": run.curve[-1]["gradient_share"] if run.curve else {},
         "rows_available": {n: f.num_rows("train") for n, f in run.prepared.scenarios.items()},
         "rows_seen": run.rows_seen,
+        "rows": rows_accounted(run),
         "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "curve": run.curve,
     }
+
+
+def rows_accounted(run: Run) -> dict[str, dict[str, int]]:
+    """By scenario: rows available, seen, repeated, not reached, dropped by the split into ranks.
+
+    Each pass holds every row once, so that none is dropped; those repeated were in earlier passes.
+    `redone` were taken again after a failure, since the last checkpoint; they count once as seen.
+    """
+    found = {}
+    for name, facts in run.prepared.scenarios.items():
+        available, seen = facts.num_rows("train"), run.rows_seen[name]
+        each = run.plan.quotas[name] * run.size * run.project.training.accumulation
+        found[name] = {
+            "available": available,
+            "seen": seen,
+            "repeated": max(seen - available, 0),
+            "not_reached": max(available - seen, 0),
+            "dropped": 0,
+            "redone": run.redone_steps * each,
+        }
+    return found

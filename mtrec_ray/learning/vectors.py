@@ -210,6 +210,21 @@ class ItemVectors:
         self.cache = sum_over_ranks(cache)
         self.ages.zero_()
 
+    def state(self) -> dict[str, Tensor]:
+        """What the present vectors are made of beside the weights; every rank must call this."""
+        if self.cache is None or self.encoder.is_frozen:
+            return {}
+        found = {"cache": self.cache.cpu(), "ages": self.ages}
+        return found | (self.gathered.state() if self.gathered else {})
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        if not state:
+            return
+        self.cache, self.ages = state["cache"].to(self.device), state["ages"]
+        if self.gathered:
+            self.gathered.restore(state)
+
     @torch.no_grad()
     def encode_share(self, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Places i64[u] and vectors f32[u, D] of a share of all items, chunk by chunk."""
@@ -241,6 +256,23 @@ class Gathered:
         self.met = torch.zeros(vectors.num_items, device=vectors.device)
         self.num_steps = 0
         self._watched: list[tuple[Tensor, Tensor]] = []
+
+    def state(self) -> dict[str, Tensor]:
+        """Sums over ranks of what is gathered; every rank must call this."""
+        met = sum_over_ranks(self.met.clone()).nonzero().squeeze(1)
+        sums = sum_over_ranks(self.sums[met])
+        return {
+            "gathered_items": met.cpu(),
+            "gathered_sums": sums.cpu(),
+            "gathered_steps": torch.tensor(self.num_steps),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`: an equal part of the sums on each rank."""
+        met = state["gathered_items"].to(self.sums.device)
+        self.sums[met] = state["gathered_sums"].to(self.sums) / world()[1]
+        self.met[met] = 1
+        self.num_steps = int(state["gathered_steps"])
 
     def watch(self, places: NDArray[np.int64], vectors: Tensor) -> Tensor:
         """The vectors as a leaf whose gradient `collect` takes."""

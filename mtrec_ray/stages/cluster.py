@@ -27,7 +27,7 @@ def connect(run: Run) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return
-    need = run.num_workers * run.cpus_per_worker + SPARE_CPUS
+    need = run.most_workers * run.cpus_per_worker + SPARE_CPUS
     with local_environment():
         ray.init(
             address="local",

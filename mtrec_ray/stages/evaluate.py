@@ -92,7 +92,7 @@ def predict(project: Project, prepared_path: str, model_path: str, folder: str) 
     scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         cast("Any", Predictor),  # Ray types the class as its own result
         fn_constructor_args=(project.dump(), prepared_path, model_path, vectors, folder),
-        compute=ray.data.ActorPoolStrategy(size=min(run.num_workers, len(shards))),
+        compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(shards))),
         num_cpus=run.cpus_per_worker,
         num_gpus=1 if run.use_gpu else 0,
     )

@@ -3,6 +3,8 @@
 import logging
 import sys
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +19,56 @@ from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import Prepared, load_prepared
-from mtrec_ray.data.stream import data_config, open_pass, training_datasets
+from mtrec_ray.data.stream import Source, training_source
 from mtrec_ray.learning import loop
-from mtrec_ray.learning.feed import OpenPass
+from mtrec_ray.learning.feed import Reader
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.schema import Project
+from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE, begin, find_finished, trained_with
 from mtrec_ray.stages.prepare import open_prepared
 
-BEST = "best"
+BEST, REACHED = "best", "reached.json"
+UPLOAD_PAUSES = (1, 2, 4, 8, 16, 32)  # seconds between tries to store a checkpoint
 
 
 class RayHost:
     """The loop's view of a Ray Train worker."""
 
-    def __init__(self, curves: str) -> None:
-        self.curves = curves
+    def __init__(self, folder: str, source: Source) -> None:
+        self.folder, self.source = folder, source
         self.device = ray.train.torch.get_device()
+        self.furthest = 0
 
-    def open_pass(self, scenario: str) -> OpenPass:
-        """Passes over this worker's share of the scenario's stream."""
-        return lambda _: open_pass(scenario)
+    @property
+    def reader(self) -> Reader:
+        """The rows from the object store, or streamed."""
+        return self.source.read
 
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
         """Report to Ray Train (a barrier over ranks)."""
         held = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
-        ray.train.report(metrics, checkpoint=held)
+        ray.train.report(
+            metrics, checkpoint=held, checkpoint_upload_fn=partial(upload, self.folder)
+        )
+
+    def preempted(self) -> bool:
+        """Whether Ray has been told that a node of the workers is about to go (a barrier)."""
+        return ray.train.get_preemption_info() is not None
+
+    def reached(self, step: int) -> int:
+        """Keep the furthest step in the run's folder."""
+        path = storage.join(self.folder, REACHED)
+        if not self.furthest and storage.exists(path):
+            self.furthest = int(storage.read_json(path)["step"])
+        if step > self.furthest:
+            self.furthest = step
+            storage.write_json(path, {"step": step})
+        return self.furthest
 
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
         """Write the curves for TensorBoard."""
-        write_curves(curve, self.curves)
+        write_curves(curve, storage.join(self.folder, "tensorboard"))
 
     def restore(self) -> Path | None:
         """The latest checkpoint of this run's name, copied to this node."""
@@ -72,7 +93,30 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         logging.getLogger(name).setLevel(logging.WARNING)
     project = parse_project(config["project"])
     torch.set_num_threads(project.run.cpus_per_worker)
-    return loop.train(project, load_prepared(config["prepared"]), RayHost(config["curves"]))
+    host = RayHost(config["folder"], config["source"])
+    try:
+        return loop.train(project, load_prepared(config["prepared"]), host)
+    except loop.NotFiniteError as error:  # to start again would not help
+        return {"refused": str(error)}
+
+
+def upload(folder: str, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Bring a checkpoint into a run's folder; a storage that fails is tried again for a while."""
+    fs, target = storage.filesystem(storage.join(folder, name))
+    for pause in (*UPLOAD_PAUSES, None):
+        try:
+            fs.create_dir(target, recursive=True)
+            pafs.copy_files(
+                checkpoint.path, target,
+                source_filesystem=checkpoint.filesystem, destination_filesystem=fs,
+            )  # fmt: skip
+            break
+        except OSError as error:
+            if pause is None:
+                raise
+            sys.stdout.write(f"checkpoint not stored ({error}); tried again in {pause} s\n")
+            time.sleep(pause)
+    return ray.train.Checkpoint(target, fs)
 
 
 def build_trainer(project: Project, prepared_path: str, run_folder: str, name: str) -> TorchTrainer:
@@ -84,7 +128,8 @@ def build_trainer(project: Project, prepared_path: str, run_folder: str, name: s
         train_loop_config={
             "project": project.dump(),
             "prepared": prepared_path,
-            "curves": storage.join(run_folder, name, "tensorboard"),
+            "folder": storage.join(run_folder, name),
+            "source": training_source(prepared, run.cache, run.most_workers),
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
@@ -94,14 +139,12 @@ def build_trainer(project: Project, prepared_path: str, run_folder: str, name: s
                 **({"GPU": 1} if run.use_gpu else {}),
             },
         ),
-        datasets=training_datasets(prepared),
-        dataset_config=data_config(),
         run_config=RunConfig(
             name=name,
             storage_path=run_folder,
             failure_config=FailureConfig(max_failures=run.max_failures),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=1,
+                num_to_keep=2,  # the best, and the latest
                 checkpoint_score_attribute="joint_score",
                 checkpoint_score_order="min",
             ),
@@ -126,17 +169,25 @@ def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
         say("train: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
-    loop.make_plan(project, prepared, project.run.num_workers)
+    loop.make_plan(project, prepared, project.run.most_workers)
     begin(folder, made_with)
     connect(project.run)
-    say(f"joint training with {project.run.num_workers} workers")
+    say(f"joint training with {workers_text(project.run)} workers")
     result = build_trainer(project, prepared.folder, run_folder, "joint").fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})
+    if "refused" in summary:
+        raise ValueError(summary["refused"])
     keep_best(result, folder)
     storage.write_json(storage.join(folder, DONE), summary)
     return summary
+
+
+def workers_text(run: Run) -> str:
+    """`2`, or `2 to 4`."""
+    least, most = run.least_workers, run.most_workers
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def keep_best(result: ray.train.Result, folder: str) -> None:

@@ -43,7 +43,7 @@ def compute_vectors(project: Project, prepared_path: str, model_path: str) -> np
     """f32[n, D]: each worker encodes its share of the items."""
     run = project.run
     task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=1 if run.use_gpu else 0)(encode_share)
-    size = run.num_workers
+    size = run.most_workers
     shares = [task.remote(project.dump(), prepared_path, model_path, r, size) for r in range(size)]
     parts: list[tuple[np.ndarray, np.ndarray]] = ray.get(shares)
     places = np.concatenate([p for p, _ in parts])

@@ -1,7 +1,9 @@
 """Batches hold every scenario by exact quotas; a stream gives every row once a pass and resumes."""
 
-from functools import partial
-from itertools import islice, pairwise
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from unittest.mock import patch
 
 import numpy as np
@@ -9,22 +11,48 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtrec_ray.data.order import Course, PassOrder
+from mtrec_ray.data.shards import Prepared, Shard, Wanted
+from mtrec_ray.data.stream import ahead, by_need
 from mtrec_ray.learning import feed
-from mtrec_ray.learning.feed import Position, Stream, concatenate, quotas
+from mtrec_ray.learning.feed import Feed, pick, quotas
+from tests.builders import FACTS
 
 sizes = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 10**9), min_size=1)
-takes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-def open_pass_of(batch_sizes):
-    """Passes over numbered rows in batches of given sizes, the same at every pass."""
-    numbers = np.split(np.arange(sum(batch_sizes)), np.cumsum(batch_sizes)[:-1])
-    return lambda _: iter([{"row": n, "double": 2.0 * n} for n in numbers])
+SHARDS = {"shop": (10, 13, 4), "video": (9, 2)}
 
 
-def small_windows(size=7):
-    """Windows of at least `size` rows, so that a pass of some rows has several."""
-    return patch.object(feed, "windows", partial(feed.windows, size=size))
+def shards_of(shard_rows):
+    """Shards of numbered rows."""
+    numbers = np.split(np.arange(sum(shard_rows)), np.cumsum(shard_rows)[:-1])
+    return [{"row": n, "double": 2.0 * n} for n in numbers]
+
+
+def read(wanted):
+    """Rows from memory."""
+    return {name: parts(own) for name, own in wanted.items()}
+
+
+def parts(own):
+    """The rows of each piece."""
+    shards = shards_of(own.shard_rows)
+    return (pick(shards, piece) for piece in own.pieces)
+
+
+PREPARED = Prepared(
+    "", "", {n: replace(f, shards={"train": [Shard("", r) for r in SHARDS[n]]})
+             for n, f in FACTS.items()},
+)  # fmt: skip
+
+
+def feed_of(rank=0, size=1, seed=0, state=None, quota=3):
+    """A feed that takes `quota` rows of shop and 2 of video."""
+    with patch.object(feed, "window_rows", lambda *_: 7):
+        found = Feed(PREPARED, {"shop": quota, "video": 2}, seed, (rank, size), state)
+    found.open(read, 100)
+    return found
 
 
 @given(sizes, st.integers(0, 5000), st.floats(0, 1))
@@ -74,55 +102,64 @@ def test_too_small_batch_is_refused():
     assert "\n" not in str(error.value)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), takes, st.integers(0, 3))
-def test_every_row_once_a_pass(batch_sizes, sizes_taken, seed):
-    """Each pass holds every row once, whatever sizes are taken, across windows and passes."""
-    total = sum(batch_sizes)
-    with small_windows():
-        stream = Stream(open_pass_of(batch_sizes), seed)
-        parts = [stream.take(n) for n in sizes_taken]
-        parts.append(stream.take(-(-sum(sizes_taken) // total) * total - sum(sizes_taken) + total))
-    assert [len(p["row"]) for p in parts[:-1]] == sizes_taken
-    rows = np.concatenate([p["row"] for p in parts])
-    for number in range(len(rows) // total):
-        assert sorted(rows[number * total : (number + 1) * total]) == list(range(total))
-    assert stream.rows_of_pass in (None, total)
+def rows_of(feeds, steps):
+    """The rows of shop that some ranks take in some steps."""
+    parts = [f.take()["shop"]["row"] for _ in range(steps) for f in feeds]
+    return np.concatenate(parts).tolist() if parts else []
 
 
-def test_columns_stay_together():
-    """Shuffling and cutting keep the columns of a row together."""
-    with small_windows():
-        stream = Stream(open_pass_of([10, 13, 4]), 0)
-        for size in (3, 20, 9, 30):
-            found = stream.take(size)
-            np.testing.assert_array_equal(found["double"], 2 * found["row"])
+@given(st.integers(1, 3), st.integers(0, 3))
+def test_every_row_once_a_pass(size, seed):
+    """Each pass holds every row once over the ranks; a pass runs into the next."""
+    total, passes = sum(SHARDS["shop"]), 6
+    feeds = [feed_of(rank, size, seed, quota=9) for rank in range(size)]
+    rows = rows_of(feeds, passes * total // (9 * size))
+    assert Counter(rows) == dict.fromkeys(range(total), passes)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), takes, takes, st.integers(0, 3))
-def test_a_restored_stream_goes_on(batch_sizes, before, after, seed):
-    """A stream opened at another's position gives the rows that the other goes on with."""
-    with small_windows():
-        stream = Stream(open_pass_of(batch_sizes), seed)
-        for n in before:
-            stream.take(n)
-        stands = Position(stream.position.passes, stream.position.rows)
-        again = Stream(open_pass_of(batch_sizes), seed, stands)
-        assert again.position == stands
-        for n in after:
-            np.testing.assert_array_equal(stream.take(n)["row"], again.take(n)["row"])
-            assert again.position == stream.position
+def test_batches_hold_every_scenario_by_its_quota():
+    """A batch has so many rows of each scenario, and columns stay together."""
+    stream = feed_of()
+    for _ in range(20):
+        batch = stream.take()
+        assert {n: len(a["row"]) for n, a in batch.items()} == {"shop": 3, "video": 2}
+        for arrays in batch.values():
+            np.testing.assert_array_equal(arrays["double"], 2 * arrays["row"])
 
 
-def test_position_counts_passes_and_rows():
-    """After 25 rows of passes of 10, two passes are finished and 5 rows of the third are taken."""
-    stream = Stream(open_pass_of([4, 6]), 0)
-    stream.take(25)
-    assert stream.position == Position(2, 5)
+@given(st.integers(1, 3), st.integers(0, 25), st.integers(1, 25))
+def test_as_many_ranks_go_on_exactly(size, before, after):
+    """Feeds opened with the state of others give the rows that those go on with."""
+    feeds = [feed_of(rank, size) for rank in range(size)]
+    rows_of(feeds, before)
+    state = json.loads(json.dumps(feeds[0].state()))
+    assert all(f.state() == feeds[0].state() for f in feeds)
+    again = [feed_of(rank, size, state=state) for rank in range(size)]
+    assert rows_of(again, after) == rows_of(feeds, after)
 
 
-def orders(seed, num_passes=2):
-    stream = Stream(open_pass_of([50]), seed)
-    return [stream.take(50)["row"].tolist() for _ in range(num_passes)]
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=5))
+def test_other_numbers_of_ranks_skip_and_repeat_nothing(phases):
+    """However the number of ranks changes, no row comes a third time before all came twice."""
+    state, rows = None, []
+    for size, steps in phases:
+        feeds = [feed_of(rank, size, state=state) for rank in range(size)]
+        rows += rows_of(feeds, steps)
+        state = feeds[0].state()
+    total = sum(SHARDS["shop"])
+    left = {s.number: 0 for s in feed.course_of(state["shop"], total).now_left().rests}
+    for span in feed.course_of(state["shop"], total).now_left().rests:
+        left[span.number] += len(span)
+    begun = feed.course_of(state["shop"], total).now_left().next_pass
+    assert len(rows) == begun * total - sum(left.values())
+    whole = sum(1 for number in range(begun) if number not in left)
+    counts = Counter(rows)
+    assert all(whole <= counts[row] <= begun for row in range(total))
+
+
+def orders(seed):
+    stream = feed_of(seed=seed, quota=27)
+    return [stream.take()["shop"]["row"].tolist() for _ in range(2)]
 
 
 def test_seed_fixes_the_order():
@@ -130,19 +167,32 @@ def test_seed_fixes_the_order():
     assert orders(1) == orders(1)
     assert orders(1)[0] != orders(2)[0]
     assert orders(1)[0] != orders(1)[1]
-    assert orders(1)[0] != list(range(50))
+    assert orders(1)[0] != list(range(27))
 
 
-def test_a_stream_without_rows_is_an_error():
-    """A rank without a row of a scenario gets an error, not an endless search for one."""
-    with pytest.raises(RuntimeError, match="no rows"):
-        Stream(lambda _: iter([]), 0).take(1)
+def test_streams_are_read_in_the_order_of_need():
+    """Pieces of all scenarios come in the order of the batches that need them, to the last one."""
+    order = PassOrder((100,), 0, 10)
+    wanted = {
+        "a": Wanted((100,), order.pieces(Course(100, 1).spans(0)), 10, 30),
+        "b": Wanted((100,), order.pieces(Course(100, 1).spans(0)), 5, 15),
+    }
+    assert [name for name, _ in by_need(wanted)] == ["a", "b", "a", "a", "b"]
 
 
-@given(st.lists(st.integers(0, 20), max_size=8), st.integers(1, 15))
-def test_windows_keep_rows_and_order(batch_sizes, size):
-    """Windows hold all rows in order, and only the last may have fewer than `size`."""
-    found = list(feed.windows(open_pass_of([*batch_sizes, 0])(0), size))
-    rows = concatenate([*found, {"row": np.zeros(0, int), "double": np.zeros(0)}])["row"]
-    assert rows.tolist() == list(range(sum(batch_sizes)))
-    assert all(len(w["row"]) >= size for w in islice(found, max(len(found) - 1, 0)))
+def test_the_next_item_is_made_ahead():
+    """Items come in order, errors too, one of them ahead of the reader."""
+    made = []
+
+    def items():
+        for i in range(4):
+            made.append(i)
+            yield i
+        raise KeyError("no more")
+
+    found = ahead(items())
+    assert next(found) == 0
+    assert [next(found) for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(KeyError):
+        next(found)
+    assert list(ahead(iter([]))) == []

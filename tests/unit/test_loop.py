@@ -1,0 +1,207 @@
+"""A run that stops at any step and goes on ends where the undisturbed run ends."""
+
+import math
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec_ray.config import parse_project
+from mtrec_ray.learning import loop
+from mtrec_ray.learning.checkpoint import WEIGHTS, load_file
+from mtrec_ray.learning.feed import pick
+from mtrec_ray.learning.loop import NotFiniteError
+from tests.builders import (
+    CPU,
+    FACTS,
+    make_catalogues,
+    make_rows,
+    small_model,
+    take,
+    two_scenario_project,
+    write_prepared,
+)
+
+STEPS, ROWS = 8, {"shop": 60, "video": 25}
+
+
+class StoppedError(Exception):
+    """The host was ended."""
+
+
+class Host:
+    """Rows in memory, the last checkpoint in a folder; ends in some step where it is told to."""
+
+    device = CPU
+
+    def __init__(self, rows, folder, ends_at=None):
+        self.rows, self.folder, self.ends_at = rows, folder, ends_at
+        self.seen = {name: [] for name in rows}
+        self.checkpoints = []
+        self.furthest = 0
+
+    @property
+    def reader(self):
+        return lambda wanted: {n: self.parts(n, own.pieces) for n, own in wanted.items()}
+
+    def parts(self, name, pieces):
+        for piece in pieces:
+            yield pick(self.rows[name], piece)
+
+    def report(self, metrics, folder):
+        self.checkpoints.append(metrics)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(folder, self.folder)
+
+    def show_curve(self, curve):
+        pass
+
+    def preempted(self):
+        return False
+
+    def restore(self):
+        return self.folder if self.folder.exists() else None
+
+    def say(self, text):
+        pass
+
+    def reached(self, step):
+        self.furthest = max(self.furthest, step)
+        return self.furthest
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prepared rows of two scenarios in shards of odd sizes."""
+    rng = np.random.default_rng(3)
+    shards, rows = {}, {}
+    for name, number in ROWS.items():
+        found = make_rows(rng, FACTS[name], number)
+        cuts = [0, number // 3, number - 4, number]
+        rows[name] = [take(found, slice(a, b)) for a, b in pairwise(cuts)]
+        shards[name] = {"train": rows[name], "valid": [found]}
+    folder = tmp_path_factory.mktemp("loop") / "prepared"
+    return write_prepared(folder, make_catalogues(), shards), rows
+
+
+def project(trainable="none", seed=0, **training):
+    """A small model with dropout, two epochs of half of `STEPS` each."""
+    model = small_model(
+        trainable,
+        encoder={"every": None, "gather_items": 5} if trainable != "none" else {"every": None},
+        dropout=0.2,
+        id_dropout=0.3,
+    )
+    tree = two_scenario_project().dump() | {"model": model.model_dump(mode="json")}
+    tree["training"] |= {
+        "epochs": 2, "rows_per_epoch": 12 * STEPS // 2, "batch_size": 12, "alpha": 0.5,
+        "lr": 0.01, "seed": seed, **training,
+    }  # fmt: skip
+    tree["run"]["checkpoint_steps"] = 3
+    return parse_project(tree)
+
+
+def ended(host, options, prepared):
+    """Train until the host ends it; whether it ended by itself."""
+    step = loop.Run.train_step
+
+    def counted(run):
+        if host.ends_at is not None and run.step >= host.ends_at:
+            raise StoppedError
+        found = step(run)
+        for name, samples in run.last_batch.items():
+            host.seen[name].append((run.step, samples.user.tolist()))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Run, "train_step", counted)
+        try:
+            return loop.train(options, prepared, host)
+        except StoppedError:
+            return None
+
+
+@pytest.mark.parametrize("trainable", ["none", "top_k"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_going_on_equals_an_undisturbed_run(data, tmp_path, trainable, seed):
+    """Ended at two random steps, it takes the same rows and ends with the same weights."""
+    prepared, rows = data
+    options = project(trainable, seed)
+    whole = Host(rows, tmp_path / "whole")
+    wanted = ended(whole, options, prepared)
+    first, second = sorted(np.random.default_rng(seed).choice(np.arange(1, STEPS), 2, False))
+    cut = Host(rows, tmp_path / "cut")
+    found = None
+    for ends_at in (first, second, None):
+        cut.ends_at = ends_at
+        found = ended(cut, options, prepared)
+    assert found is not None
+    for name in rows:  # the last time that a step was made
+        assert dict(cut.seen[name]) == dict(whole.seen[name])
+    before, after = (load_file(h.folder / WEIGHTS) for h in (whole, cut))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-6)
+    assert found["rows_seen"] == wanted["rows_seen"]
+    for a, b in zip(found["curve"], wanted["curve"], strict=True):
+        assert a["joint_score"] == pytest.approx(b["joint_score"], rel=1e-5)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-5)
+
+
+def test_checkpoints_within_an_epoch(data, tmp_path):
+    """Every third step and after each epoch; those within an epoch never count as the best."""
+    host = Host(data[1], tmp_path / "run")
+    ended(host, project(), data[0])
+    assert [c["step"] for c in host.checkpoints] == [3, 4, 6, 8]
+    assert [math.isinf(c["joint_score"]) for c in host.checkpoints] == [True, False, True, False]
+
+
+def test_a_node_that_will_go_makes_a_checkpoint(data, tmp_path):
+    """When ranks are told so, a checkpoint is written at once, one an epoch."""
+    host = Host(data[1], tmp_path / "run")
+    host.preempted = lambda: True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "PREEMPTION_STEPS", 2)
+        ended(host, project(), data[0])
+    assert [c["step"] for c in host.checkpoints] == [2, 3, 4, 6, 8]
+
+
+def test_rows_are_accounted_for(data, tmp_path):
+    """Seen are steps times quotas; what more than a pass was is told, and nothing is dropped."""
+    host = Host(data[1], tmp_path / "run", ends_at=5)
+    ended(host, project(), data[0])
+    host.ends_at = None
+    found = ended(host, project(), data[0])["rows"]
+    quotas = loop.make_plan(project(), data[0], 1).quotas
+    for name, row in found.items():
+        assert row["seen"] == quotas[name] * STEPS
+        assert row["repeated"] == max(row["seen"] - ROWS[name], 0)
+        assert row["not_reached"] == max(ROWS[name] - row["seen"], 0)
+        assert row["dropped"] == 0
+
+
+def broken(rows, name):
+    """Rows of which some have a label so large that its square is not finite."""
+    found = dict(rows)
+    found[name] = [{**part, "labels": part["labels"].copy()} for part in rows[name]]
+    found[name][0]["labels"][:, 1] = np.where(
+        np.isnan(found[name][0]["labels"][:, 1]), np.nan, 1e30
+    )
+    return found
+
+
+def test_too_many_steps_without_a_finite_gradient_stop(data, tmp_path):
+    """Such steps are skipped and counted; above the share the message names scenario and task."""
+    rows = broken(data[1], "video")
+    host = Host(rows, tmp_path / "few")
+    found = ended(host, project(max_skipped=1.0), data[0])
+    assert 0 < found["skipped_steps"] < STEPS
+    assert found["not_finite"] == {
+        "video/stars": found["skipped_steps"],
+        "steps": found["skipped_steps"],
+    }
+    weights = load_file(host.folder / WEIGHTS)
+    assert all(value.isfinite().all() for value in weights.values())
+    with pytest.raises(NotFiniteError, match=r"training\.max_skipped: found 1 .*video/stars 1"):
+        ended(Host(rows, tmp_path / "none"), project(max_skipped=0.0), data[0])
