@@ -56,9 +56,12 @@ class Host:
         """Never."""
         return False
 
-    def reached(self, step: int) -> int:
+    def started(self, step: int) -> int:
+        """Nothing was done before."""
+        return 0
+
+    def reached(self, step: int) -> None:
         """Nothing is noted."""
-        return step
 
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
         """Keep the weights of the best epoch."""

@@ -76,6 +76,12 @@ class PreparedScenario:
         """Task names in the order of the label columns."""
         return list(self.kinds)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in memory: columns of 1 (ages), 4, and for three scalars 8 bytes."""
+        four = len(self.numeric_names) + len(self.category_sizes) + len(self.kinds) + 2
+        return 5 * self.history_last + 4 * four + 8 * 3
+
     def num_rows(self, split: str) -> int:
         """Number of samples of a split."""
         return sum(s.rows for s in self.shards[split])

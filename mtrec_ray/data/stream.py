@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
+import ray.train
 from ray.data import ExecutionResources
 
 from mtrec_ray.data import storage
@@ -28,6 +29,9 @@ from mtrec_ray.data.shards import Arrays, Prepared, Wanted, to_arrays
 # What of the object store the training rows of all scenarios may fill; above, they are streamed,
 # and what is on its way fills at most as much.
 OBJECT_STORE_SHARE = 0.3
+
+# Reading tasks of a stream at a time. They ask for no CPU: training workers may hold them all.
+CONCURRENCY = 2
 
 T = TypeVar("T")
 Ref = Any  # ray.ObjectRef[pa.Table]
@@ -46,77 +50,68 @@ class Source(Protocol):
         ...
 
 
+def training_source(prepared: Prepared, cache: str) -> Source:
+    """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed."""
+    paths = {n: prepared.shard_paths(n, "train") for n in prepared.scenarios}
+    fits = rows_in_memory(prepared) < OBJECT_STORE_SHARE * object_store_bytes()
+    if cache == "object_store" or (cache == "auto" and fits):
+        return StoredRows({n: stored(found) for n, found in paths.items()})
+    return StreamedRows(paths)
+
+
 def object_store_bytes() -> float:
     """Object store memory of the cluster."""
     return float(ray.cluster_resources().get("object_store_memory", 0))
 
 
-def training_source(prepared: Prepared, cache: str, num_workers: int) -> Source:
-    """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed."""
-    paths = {n: prepared.shard_paths(n, "train") for n in prepared.scenarios}
-    budget = OBJECT_STORE_SHARE * object_store_bytes()
-    if cache == "object_store" or (cache == "auto" and estimated_bytes(paths) < budget):
-        return StoredRows({n: stored(found) for n, found in paths.items()})
-    return StreamedRows(paths, budget / num_workers)
+def rows_in_memory(prepared: Prepared) -> int:
+    """Bytes of all training rows as Arrow tables."""
+    return sum(f.num_rows("train") * f.row_bytes for f in prepared.scenarios.values())
 
 
-def estimated_bytes(paths: Mapping[str, list[str]]) -> float:
-    """Size of all rows in memory, as Ray Data estimates it."""
-    return sum(float(ray.data.read_parquet(found).size_bytes() or 0) for found in paths.values())
-
-
-def stored(paths: list[str]) -> list[tuple[Ref, int]]:
-    """Blocks of the rows of some shards, in their order, with their numbers of rows."""
-    data = ray.data.read_parquet(paths, override_num_blocks=len(paths))
+def stored(paths: list[str]) -> list[Ref]:
+    """The rows of some shards in the object store, a block a shard, in their order."""
+    items = [{"path": path} for path in paths]
+    data = ray.data.from_items(items, override_num_blocks=len(items))
+    data = data.map(read_shard, num_cpus=0, concurrency=CONCURRENCY)
     data.context.execution_options.preserve_order = True
-    refs = data.materialize().to_arrow_refs()
-    count = ray.remote(num_cpus=0)(number_of_rows)
-    return list(zip(refs, ray.get([count.remote(ref) for ref in refs]), strict=True))
+    return data.materialize().to_arrow_refs()
 
 
-def number_of_rows(table: pa.Table) -> int:
-    """Rows of a block, in a Ray task."""
-    return table.num_rows
+def read_shard(row: dict[str, Any]) -> dict[str, Any]:
+    """All rows of a shard as an Arrow stream, in a Ray task."""
+    fs, inner = storage.filesystem(row["path"])
+    return {"payload": packed(pq.read_table(inner, filesystem=fs))}
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows in the object store: blocks of each scenario, one after another."""
+    """Rows in the object store: a block for each shard of each scenario."""
 
-    blocks: dict[str, list[tuple[Ref, int]]]
+    blocks: dict[str, list[Ref]]
     kind: str = "object_store"
 
     def read(self, wanted: Mapping[str, Wanted]) -> Mapping[str, Iterator[Arrays]]:
         """The rows of each piece; the next one is made while the present one is taken."""
-        return {name: ahead(self._parts(name, own)) for name, own in wanted.items()}
+        return {name: ahead(self._parts(name, own.pieces)) for name, own in wanted.items()}
 
-    def _parts(self, name: str, wanted: Wanted) -> Iterator[Arrays]:
-        bases = np.concatenate([[0], np.cumsum(wanted.shard_rows)])
-        for piece in wanted.pieces:
-            cuts = [
-                cut
-                for shard, start, stop in piece.segments
-                for cut in self._cut(name, int(bases[shard]) + start, int(bases[shard]) + stop)
-            ]
-            yield permuted(cuts, piece)
+    def _parts(self, name: str, pieces: Iterator[Piece]) -> Iterator[Arrays]:
+        for piece in pieces:
+            cuts = [self._shard(name, i).slice(a, b - a) for i, a, b in piece.segments]
+            rows, order = to_arrays(pa.concat_tables(cuts).combine_chunks()), piece.order
+            yield {k: v[order] for k, v in rows.items()}
 
-    def _cut(self, name: str, start: int, stop: int) -> Iterator[pa.Table]:
-        """Rows start..stop of the blocks laid one after another."""
-        at = 0
-        for ref, num_rows in self.blocks[name]:
-            low, high = max(start - at, 0), min(stop - at, num_rows)
-            if low < high:
-                table: Any = ray.get(ref)
-                yield table.slice(low, high - low)
-            at += num_rows
+    def _shard(self, name: str, number: int) -> pa.Table:
+        """A shard's rows, in shared memory."""
+        block: Any = ray.get(self.blocks[name][number])
+        return unpacked(block)
 
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """Rows read from the shards while they are taken, within `budget` bytes a rank."""
+    """Rows read from the shards while they are taken, within a share of the object store."""
 
     paths: dict[str, list[str]]
-    budget: float
     kind: str = "stream"
 
     def read(self, wanted: Mapping[str, Wanted]) -> Mapping[str, Iterator[Arrays]]:
@@ -134,33 +129,34 @@ class StreamedRows:
         return {name: parts(name) for name in wanted}
 
     def _stream(self, wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Arrays]]:
-        specs = [
-            {"spec": json.dumps({"scenario": name, "paths": self.paths[name], **piece.spec()})}
-            for name, piece in by_need(wanted)
-        ]
-        data = ray.data.from_items(specs, override_num_blocks=len(specs)).map(read_piece)
+        specs = [{"spec": self._spec(name, piece)} for name, piece in by_need(wanted)]
+        data = ray.data.from_items(specs, override_num_blocks=len(specs))
+        data = data.map(read_piece, num_cpus=0, concurrency=CONCURRENCY)
+        budget = (
+            OBJECT_STORE_SHARE * object_store_bytes() / ray.train.get_context().get_world_size()
+        )
         options = data.context.execution_options
         options.preserve_order = True
-        options.resource_limits = ExecutionResources(object_store_memory=self.budget)
+        options.resource_limits = ExecutionResources(object_store_memory=budget)
         batches: Iterator[Any] = iter(
             data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1)
         )
         for batch in batches:
-            name = batch.column("scenario")[0].as_py()
-            payload = batch.column("payload")[0].as_buffer()
-            yield name, to_arrays(pa.ipc.open_stream(payload).read_all())
+            yield batch.column("scenario")[0].as_py(), to_arrays(unpacked(batch))
+
+    def _spec(self, name: str, piece: Piece) -> str:
+        """What a task needs to read a piece: the paths of its own segments only."""
+        paths = {str(shard): self.paths[name][shard] for shard, _, _ in piece.segments}
+        return json.dumps({"scenario": name, "paths": paths, **piece.spec()})
 
 
 def read_piece(row: dict[str, Any]) -> dict[str, Any]:
     """The rows of a piece as an Arrow stream, in a Ray task."""
     spec = json.loads(row["spec"])
     piece = Piece.of(spec)
-    cuts = [read_cut(spec["paths"][shard], a, b) for shard, a, b in piece.segments]
+    cuts = [read_cut(spec["paths"][str(shard)], a, b) for shard, a, b in piece.segments]
     table = pa.concat_tables(cuts).take(piece.order).combine_chunks()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return {"scenario": spec["scenario"], "payload": sink.getvalue().to_pybytes()}
+    return {"scenario": spec["scenario"], "payload": packed(table)}
 
 
 def read_cut(path: str, start: int, stop: int) -> pa.Table:
@@ -176,6 +172,19 @@ def read_cut(path: str, start: int, stop: int) -> pa.Table:
         return table.slice(start - int(ends[first]) + sizes[first], stop - start)
 
 
+def packed(table: pa.Table) -> bytes:
+    """A table as an Arrow stream: one value, which Ray Data neither splits nor joins."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def unpacked(block: pa.Table) -> pa.Table:
+    """The table in a block's only row, without a copy."""
+    return pa.ipc.open_stream(block.column("payload")[0].as_buffer()).read_all()
+
+
 def by_need(wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Piece]]:
     """The pieces of all scenarios up to the last batch, in the order in which batches need them."""
 
@@ -189,13 +198,6 @@ def by_need(wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Piece]]:
 
     merged = heapq.merge(*itertools.starmap(needed, wanted.items()), key=lambda x: x[:2])
     return ((name, piece) for _, name, piece in merged)
-
-
-def permuted(cuts: list[pa.Table], piece: Piece) -> Arrays:
-    """The rows of a piece, from the tables of its segments."""
-    rows = to_arrays(pa.concat_tables(cuts).combine_chunks())
-    order = piece.order
-    return {k: v[order] for k, v in rows.items()}
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

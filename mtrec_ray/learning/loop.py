@@ -4,6 +4,7 @@ A `Host` is what the loop sees of the world around it; `stages/train.py` makes o
 """
 
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -43,11 +44,13 @@ PROGRESS_SECONDS = 5.0
 
 # What of a run's state is plain values: a checkpoint holds it.
 RESUMED = (
-    "step", "epoch", "best", "since_best", "curve", "not_finite", "rows_seen", "redone_steps",
+    "step", "epoch", "best", "since_best", "curve", "not_finite", "rows_seen",
     "steps_per_epoch", "loss_sums", "loss_counts",
 )  # fmt: skip
 # In every which step ranks ask whether a node of theirs is about to go.
 PREEMPTION_STEPS = 10
+# The score of a checkpoint that has none. (Ray Train keeps scores as JSON: infinity is lost in it.)
+NO_SCORE = sys.float_info.max
 
 
 class NotFiniteError(ValueError):
@@ -72,8 +75,15 @@ class Host(Protocol):
         """Whether a node of the ranks is about to go; every rank asks, and gets the same."""
         ...
 
-    def reached(self, step: int) -> int:
-        """Note how far the run is; returns the furthest that it ever was. Called on rank 0."""
+    def started(self, step: int) -> int:
+        """Note that the run starts, or goes on, at a step; returns the steps done again so far.
+
+        Called on rank 0.
+        """
+        ...
+
+    def reached(self, step: int) -> None:
+        """Note how far the run is; called on rank 0."""
         ...
 
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
@@ -162,8 +172,6 @@ class Run:
         self.model, self.vectors = build_model(
             project, prepared, host.device, project.training.precision
         )
-        self.optimizer = build_optimizer(self.model, project.training)
-        self.schedule = build_schedule(self.optimizer, project.training, self.plan.num_steps)
         self.weights = torch.tensor(
             list(loss_weights(project.scenarios).values()), device=host.device
         )
@@ -180,7 +188,18 @@ class Run:
         self.last_batch: Batch | None = None
         if project.model.gathers:
             self.vectors.gathered = Gathered(self.vectors)
-        state = self._restore()
+        folder = host.restore()
+        state = checkpoint.load_state(folder) if folder else None
+        for name, value in (state or {}).items():
+            if name in RESUMED:
+                setattr(self, name, value)
+        self.optimizer = build_optimizer(self.model, project.training)
+        self.schedule = build_schedule(self.optimizer, project.training, self.num_steps)
+        if folder and state:
+            checkpoint.load_model(folder, self.model)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.vectors.restore(state["vectors"])
         self.feed = Feed(
             prepared, self.plan.quotas, project.training.seed, (self.rank, self.size),
             state["feed"] if state else None,
@@ -197,19 +216,6 @@ class Run:
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.steps_per_epoch * self.project.training.epochs
-
-    def _restore(self) -> dict[str, Any] | None:
-        folder = self.host.restore()
-        if folder is None:
-            return None
-        checkpoint.load_model(folder, self.model)
-        state = checkpoint.load_state(folder)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        for name in RESUMED:
-            setattr(self, name, state[name])
-        self.vectors.restore(state["vectors"])
-        return state
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights; every rank must call this."""
@@ -228,8 +234,8 @@ class Run:
         self.vectors.compute_frozen(cache_folder(self.project))
         if self.vectors.cache is None:
             self.vectors.refresh()
-        if self.rank == 0 and self.step:
-            self.redone_steps += max(self.host.reached(self.step) - self.step, 0)
+        if self.rank == 0:
+            self.redone_steps = self.host.started(self.step)
 
     def next_batch(self) -> Batch:
         """A micro-batch that holds every scenario; every rank takes as many rows of each."""
@@ -266,23 +272,33 @@ class Run:
             self.module, self.prepared.scenarios, batches, self.weights,
             encode=self.encodes(), autocast=self.autocast,
         )  # fmt: skip
-        self.gather()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.project.training.clip_norm
-        )
-        finite = math.isfinite(result.loss) and bool(torch.isfinite(norm))
+        gathered = self.vectors.gathered
+        finite = math.isfinite(result.loss) and (gathered is None or gathered.is_finite())
         if any_rank(not finite, self.host.device):
             self.skip(result)
         else:
-            self.optimizer.step()
-            self.loss_sums += result.sums.cpu()
-            self.loss_counts += result.counts.cpu()
+            self.learn(result)
         self.schedule.step()
         self.step += 1
         return result
 
+    def learn(self, result: StepResult) -> None:
+        """Take the step, if the gradient, now the same on all ranks, is finite."""
+        self.gather()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.project.training.clip_norm
+        )
+        if not bool(torch.isfinite(norm)):
+            self.skip(result)
+            return
+        self.optimizer.step()
+        self.loss_sums += result.sums.cpu()
+        self.loss_counts += result.counts.cpu()
+
     def skip(self, result: StepResult) -> None:
         """Count a step that is not finite, by scenario and task; above the allowed share, stop."""
+        if self.vectors.gathered is not None:
+            self.vectors.gathered.forget()
         names = ["/".join(key) for key in loss_weights(self.project.scenarios)]
         bad = [n for n, v in zip(names, result.sums.tolist(), strict=True) if not math.isfinite(v)]
         for name in bad or ["gradient"]:
@@ -338,7 +354,7 @@ def train_epoch(run: Run) -> dict[str, float]:
         going = run.step % PREEMPTION_STEPS == 0 and not told and run.host.preempted()
         told = told or going
         if run.step < last and (going or run.step % run.project.run.checkpoint_steps == 0):
-            hand_over(run, {"joint_score": math.inf})
+            hand_over(run, {"joint_score": NO_SCORE})
     means = (run.loss_sums / run.loss_counts.clamp(min=1)).tolist()
     run.loss_sums.zero_()
     run.loss_counts.zero_()
@@ -409,8 +425,8 @@ def finish_epoch(run: Run, losses: Mapping[str, float]) -> None:
     if run.rank == 0:
         run.host.show_curve(run.curve)
         run.host.say(f"epoch {run.epoch}: joint validation score {score:.4f} (best {run.best:.4f})")
-    valid = {"joint_score": score, **record["valid"]}
-    hand_over(run, valid, record)
+    ranked = score if math.isfinite(score) else NO_SCORE
+    hand_over(run, {"joint_score": ranked, **record["valid"]}, record)
 
 
 def hand_over(
@@ -426,6 +442,7 @@ def hand_over(
         path = Path(folder)
         checkpoint.save_model(path, run.model, {"project": run.project.dump(), "record": record})
         checkpoint.save_state(path, state)
+        run.host.reached(run.step)
         run.host.report(told, path)
 
 

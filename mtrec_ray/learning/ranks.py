@@ -22,6 +22,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def least_over_ranks(values: Tensor) -> Tensor:
+    """The least of the values of all ranks, in place."""
+    if world()[1] > 1:
+        dist.all_reduce(values, dist.ReduceOp.MIN)
+    return values
+
+
 def gather_objects(value: T) -> Sequence[T]:
     """The value of every rank, in the order of ranks, on every rank."""
     _, size = world()

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.learning.frozen import open_states, states_key
-from mtrec_ray.learning.ranks import sum_over_ranks, world
+from mtrec_ray.learning.ranks import least_over_ranks, sum_over_ranks, world
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Samples
 from mtrec_ray.model.text import Chunk, PairLayout, Texts, chunks
@@ -62,6 +62,7 @@ class ItemVectors:
         self.states: Tensor | None = None
         self.cache: Tensor | None = None
         self.ages = torch.zeros(len(lengths), dtype=torch.int64)
+        self.changed = torch.zeros(len(lengths), dtype=torch.bool)
         self.gathered: Gathered | None = None
 
     @property
@@ -112,6 +113,7 @@ class ItemVectors:
         if self.cache is None:
             return found
         self.ages[mine] = 0
+        self.changed[mine] = True
         old = self.cache[torch.from_numpy(places).to(self.device)]
         self.cache[torch.from_numpy(mine).to(self.device)] = found.detach()
         if chosen.all():
@@ -209,13 +211,28 @@ class ItemVectors:
             cache[places] = vectors
         self.cache = sum_over_ranks(cache)
         self.ages.zero_()
+        self.changed.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """What the present vectors are made of beside the weights; every rank must call this."""
         if self.cache is None or self.encoder.is_frozen:
             return {}
+        if self.gathered is None:
+            self._agree()
         found = {"cache": self.cache.cpu(), "ages": self.ages}
         return found | (self.gathered.state() if self.gathered else {})
+
+    def _agree(self) -> None:
+        """Have the same cache on all ranks: of an item, the mean of those that encoded it."""
+        assert self.cache is not None
+        if world()[1] == 1:
+            return
+        changed = self.changed.to(self.device)
+        count = sum_over_ranks(changed.float()).unsqueeze(1)
+        mean = sum_over_ranks(self.cache * changed.unsqueeze(1)) / count.clamp(min=1)
+        self.cache = torch.where(count > 0, mean, self.cache)
+        self.ages = least_over_ranks(self.ages)
+        self.changed.zero_()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a `state`."""
@@ -258,9 +275,9 @@ class Gathered:
         self._watched: list[tuple[Tensor, Tensor]] = []
 
     def state(self) -> dict[str, Tensor]:
-        """Sums over ranks of what is gathered; every rank must call this."""
+        """Means over ranks of what is gathered; every rank must call this."""
         met = sum_over_ranks(self.met.clone()).nonzero().squeeze(1)
-        sums = sum_over_ranks(self.sums[met])
+        sums = sum_over_ranks(self.sums[met]) / world()[1]
         return {
             "gathered_items": met.cpu(),
             "gathered_sums": sums.cpu(),
@@ -268,9 +285,9 @@ class Gathered:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`: an equal part of the sums on each rank."""
+        """Go on from a `state`, whatever the number of ranks: the mean on each."""
         met = state["gathered_items"].to(self.sums.device)
-        self.sums[met] = state["gathered_sums"].to(self.sums) / world()[1]
+        self.sums[met] = state["gathered_sums"].to(self.sums)
         self.met[met] = 1
         self.num_steps = int(state["gathered_steps"])
 
@@ -279,6 +296,18 @@ class Gathered:
         leaf = vectors.detach().requires_grad_()
         self._watched.append((torch.from_numpy(places).to(leaf.device), leaf))
         return leaf
+
+    def is_finite(self) -> bool:
+        """Whether what the backward passes of a step left is finite."""
+        return all(
+            bool(torch.isfinite(leaf.grad.sum()))
+            for _, leaf in self._watched
+            if leaf.grad is not None
+        )
+
+    def forget(self) -> None:
+        """Leave a step out."""
+        self._watched.clear()
 
     def collect(self) -> None:
         """Add up what the backward passes of a step left at the watched vectors."""

@@ -41,6 +41,7 @@ def trained_with(project: Project) -> dict[str, Any]:
         for name, scenario in project.scenarios.items()
     }
     tree = project.dump()
+    tree["training"].pop("max_skipped")
     score = {"weights": tree["evaluation"]["weights"]}
     return {
         "scenarios": weights,

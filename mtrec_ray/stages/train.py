@@ -4,7 +4,7 @@ import logging
 import sys
 import tempfile
 import time
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mtrec_ray.stages.marks import DONE, begin, find_finished, trained_with
 from mtrec_ray.stages.prepare import open_prepared
 
 BEST, REACHED = "best", "reached.json"
+SNAPSHOT, KEPT = "checkpoint_manager_snapshot.json", ".kept"  # Ray Train's, and a copy
 UPLOAD_PAUSES = (1, 2, 4, 8, 16, 32)  # seconds between tries to store a checkpoint
 
 
@@ -38,7 +39,8 @@ class RayHost:
     def __init__(self, folder: str, source: Source) -> None:
         self.folder, self.source = folder, source
         self.device = ray.train.torch.get_device()
-        self.furthest = 0
+        self.redone = 0
+        self.copy = tempfile.TemporaryDirectory()  # of the checkpoint to go on from
 
     @property
     def reader(self) -> Reader:
@@ -48,32 +50,38 @@ class RayHost:
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
         """Report to Ray Train (a barrier over ranks)."""
         held = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
-        ray.train.report(
-            metrics, checkpoint=held, checkpoint_upload_fn=partial(upload, self.folder)
-        )
+        if held:
+            with suppress(OSError, ValueError):
+                keep_snapshot(self.folder)
+        ray.train.report(metrics, checkpoint=held, checkpoint_upload_fn=upload)
 
     def preempted(self) -> bool:
         """Whether Ray has been told that a node of the workers is about to go (a barrier)."""
         return ray.train.get_preemption_info() is not None
 
-    def reached(self, step: int) -> int:
-        """Keep the furthest step in the run's folder."""
+    def started(self, step: int) -> int:
+        """Compare with the furthest step in the run's folder; returns the steps done again."""
         path = storage.join(self.folder, REACHED)
-        if not self.furthest and storage.exists(path):
-            self.furthest = int(storage.read_json(path)["step"])
-        if step > self.furthest:
-            self.furthest = step
-            storage.write_json(path, {"step": step})
-        return self.furthest
+        before = storage.read_json(path) if storage.exists(path) else {"step": 0, "redone": 0}
+        self.redone = before["redone"] + max(before["step"] - step, 0)
+        self.reached(step)
+        return self.redone
+
+    def reached(self, step: int) -> None:
+        """Keep the step in the run's folder; a storage that fails does not stop the run."""
+        with suppress(OSError):
+            note = {"step": step, "redone": self.redone}
+            storage.write_json(storage.join(self.folder, REACHED), note)
 
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
         """Write the curves for TensorBoard."""
-        write_curves(curve, storage.join(self.folder, "tensorboard"))
+        with suppress(OSError):
+            write_curves(curve, storage.join(self.folder, "tensorboard"))
 
     def restore(self) -> Path | None:
         """The latest checkpoint of this run's name, copied to this node."""
         held = ray.train.get_checkpoint()
-        return Path(held.to_directory(tempfile.mkdtemp())) if held else None
+        return Path(held.to_directory(self.copy.name)) if held else None
 
     def say(self, text: str) -> None:
         """Print on the worker; Ray forwards it to the job.
@@ -100,9 +108,11 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         return {"refused": str(error)}
 
 
-def upload(folder: str, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """Bring a checkpoint into a run's folder; a storage that fails is tried again for a while."""
-    fs, target = storage.filesystem(storage.join(folder, name))
+def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Bring a checkpoint into the run's folder; a storage that fails is tried again for a while."""
+    context: Any = ray.train.get_context()
+    place = context.get_storage()
+    target, fs = place.build_checkpoint_path_from_name(name), place.storage_filesystem
     for pause in (*UPLOAD_PAUSES, None):
         try:
             fs.create_dir(target, recursive=True)
@@ -119,6 +129,28 @@ def upload(folder: str, checkpoint: ray.train.Checkpoint, name: str) -> ray.trai
     return ray.train.Checkpoint(target, fs)
 
 
+def keep_snapshot(folder: str) -> None:
+    """Copy Ray Train's list of checkpoints, which it writes in place, if it is whole."""
+    path = storage.join(folder, SNAPSHOT)
+    if storage.exists(path):
+        storage.write_json(path + KEPT, storage.read_json(path))
+
+
+def mend_snapshot(folder: str) -> None:
+    """Put the copy back, if a job was killed while Ray Train wrote the list."""
+    path = storage.join(folder, SNAPSHOT)
+    if not storage.exists(path):
+        return
+    try:
+        storage.read_json(path)
+    except ValueError:
+        if storage.exists(path + KEPT):
+            storage.write_bytes(path, storage.read_bytes(path + KEPT))
+        else:
+            fs, inner = storage.filesystem(path)
+            fs.delete_file(inner)
+
+
 def build_trainer(project: Project, prepared_path: str, run_folder: str, name: str) -> TorchTrainer:
     """A trainer whose name in the run's folder is the resume key."""
     prepared = load_prepared(prepared_path)
@@ -129,7 +161,7 @@ def build_trainer(project: Project, prepared_path: str, run_folder: str, name: s
             "project": project.dump(),
             "prepared": prepared_path,
             "folder": storage.join(run_folder, name),
-            "source": training_source(prepared, run.cache, run.most_workers),
+            "source": training_source(prepared, run.cache),
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
@@ -144,7 +176,7 @@ def build_trainer(project: Project, prepared_path: str, run_folder: str, name: s
             storage_path=run_folder,
             failure_config=FailureConfig(max_failures=run.max_failures),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=2,  # the best, and the latest
+                num_to_keep=1,  # the best; Ray Train keeps the latest, too
                 checkpoint_score_attribute="joint_score",
                 checkpoint_score_order="min",
             ),
@@ -172,6 +204,7 @@ def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     loop.make_plan(project, prepared, project.run.most_workers)
     begin(folder, made_with)
     connect(project.run)
+    mend_snapshot(folder)
     say(f"joint training with {workers_text(project.run)} workers")
     result = build_trainer(project, prepared.folder, run_folder, "joint").fit()
     if result.error:

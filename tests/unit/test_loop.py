@@ -1,6 +1,5 @@
 """A run that stops at any step and goes on ends where the undisturbed run ends."""
 
-import math
 import shutil
 from itertools import pairwise
 
@@ -10,9 +9,9 @@ import torch
 
 from mtrec_ray.config import parse_project
 from mtrec_ray.learning import loop
-from mtrec_ray.learning.checkpoint import WEIGHTS, load_file
+from mtrec_ray.learning.checkpoint import WEIGHTS, load_file, load_state
 from mtrec_ray.learning.feed import pick
-from mtrec_ray.learning.loop import NotFiniteError
+from mtrec_ray.learning.loop import NO_SCORE, NotFiniteError
 from tests.builders import (
     CPU,
     FACTS,
@@ -40,7 +39,7 @@ class Host:
         self.rows, self.folder, self.ends_at = rows, folder, ends_at
         self.seen = {name: [] for name in rows}
         self.checkpoints = []
-        self.furthest = 0
+        self.furthest = self.redone = 0
 
     @property
     def reader(self):
@@ -67,9 +66,13 @@ class Host:
     def say(self, text):
         pass
 
+    def started(self, step):
+        self.redone += max(self.furthest - step, 0)
+        self.furthest = step
+        return self.redone
+
     def reached(self, step):
-        self.furthest = max(self.furthest, step)
-        return self.furthest
+        self.furthest = step
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,7 @@ def ended(host, options, prepared):
         if host.ends_at is not None and run.step >= host.ends_at:
             raise StoppedError
         found = step(run)
+        host.reached(run.step)
         for name, samples in run.last_batch.items():
             host.seen[name].append((run.step, samples.user.tolist()))
         return found
@@ -154,7 +158,8 @@ def test_checkpoints_within_an_epoch(data, tmp_path):
     host = Host(data[1], tmp_path / "run")
     ended(host, project(), data[0])
     assert [c["step"] for c in host.checkpoints] == [3, 4, 6, 8]
-    assert [math.isinf(c["joint_score"]) for c in host.checkpoints] == [True, False, True, False]
+    ranked = [c["joint_score"] < NO_SCORE for c in host.checkpoints]
+    assert ranked == [False, True, False, True]
 
 
 def test_a_node_that_will_go_makes_a_checkpoint(data, tmp_path):
@@ -169,16 +174,28 @@ def test_a_node_that_will_go_makes_a_checkpoint(data, tmp_path):
 
 def test_rows_are_accounted_for(data, tmp_path):
     """Seen are steps times quotas; what more than a pass was is told, and nothing is dropped."""
-    host = Host(data[1], tmp_path / "run", ends_at=5)
-    ended(host, project(), data[0])
-    host.ends_at = None
-    found = ended(host, project(), data[0])["rows"]
+    host = Host(data[1], tmp_path / "run")
+    for host.ends_at in (2, 5, 5, None):  # the last checkpoints are of steps 0, 4, and 4
+        found = ended(host, project(), data[0])
+    redone, found = 2 + 1 + 1, found["rows"]
     quotas = loop.make_plan(project(), data[0], 1).quotas
     for name, row in found.items():
         assert row["seen"] == quotas[name] * STEPS
         assert row["repeated"] == max(row["seen"] - ROWS[name], 0)
         assert row["not_reached"] == max(ROWS[name] - row["seen"], 0)
         assert row["dropped"] == 0
+        assert row["redone"] == quotas[name] * redone
+
+
+def test_a_step_left_out_does_not_reach_the_encoder(data, tmp_path):
+    """With gathered gradients, too: what is not finite is in no later step and no checkpoint."""
+    host = Host(broken(data[1], "video"), tmp_path / "run")
+    options = project("top_k", max_skipped=1.0)
+    found = ended(host, options, data[0])
+    assert set(found["not_finite"]) == {"video/stars", "steps"}
+    state = load_state(host.folder)["vectors"]
+    assert state["gathered_sums"].abs().max() < 1e6
+    assert state["cache"].isfinite().all()
 
 
 def broken(rows, name):
