@@ -8,8 +8,8 @@ learns costs more:
 
     frozen          the model of `real4.yaml` with a frozen encoder, 400,000 rows; then without
                     text, history, statistics, bins; with ids of users and items; only the first
-                    task of each scenario; equal weights of scenarios and tasks; mmoe, ple, star,
-                    pepnet in place of the shared bottom
+                    task of each scenario; equal weights of scenarios and tasks; no teacher; mmoe,
+                    ple, star, pepnet in place of the shared bottom
     frozen, short   the same with 80,000 rows; then its top layer, LoRA on two layers, or all
                     layers of the encoder learn
 
@@ -30,7 +30,7 @@ from rich.console import Console
 from benchmarks.common import TOP, write_result
 from benchmarks.local import fit, prepared_by_process, side_by_side, variant
 from mtrec_ray.config import load_project
-from mtrec_ray.data.shards import Prepared, load_prepared
+from mtrec_ray.data.shards import Prepared
 from mtrec_ray.learning.metrics import task_score
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "with ids": {"encoder": FROZEN, "user_ids": True, "item_ids": True},
     "first task only": {"encoder": FROZEN},
     "equal weights": {"encoder": FROZEN},
+    "no teacher": {"encoder": FROZEN},
     "mmoe": {"encoder": FROZEN, "sharing": "mmoe"},
     "ple": {"encoder": FROZEN, "sharing": "ple", "experts": 2},
     "star": {"encoder": FROZEN, "sharing": "star"},
@@ -64,7 +65,9 @@ BASES = dict.fromkeys(VARIANTS, "frozen") | dict.fromkeys(SHORT, "frozen, short"
 def project_of(base: Project, name: str, seed: int, *, quick: bool) -> Project:
     """The project of a variant."""
     rows = QUICK_ROWS if quick else SHORT_ROWS if name in SHORT else ROWS
-    training = {"rows_per_epoch": rows, "epochs": 1 if quick else 2, "seed": seed}
+    training: dict[str, Any] = {"rows_per_epoch": rows, "epochs": 1 if quick else 2, "seed": seed}
+    if name == "no teacher":
+        training["teacher"] = {"share": 0.0}
     project = variant(base, list(base.scenarios), model=VARIANTS[name], training=training)
     tree = project.dump()
     for scenario in tree["scenarios"].values():
@@ -141,7 +144,7 @@ def main(
     """Train all variants and write their scores on valid."""
     base = load_project(TOP / "jobs" / "real4.yaml", [f"root={root}"] if root else [])
     folder = storage or tempfile.mkdtemp()
-    prepared = load_prepared(prepared_by_process(base, folder))
+    prepared = prepared_by_process(base, folder, teach=True)
     kept = Path(folder) / ("ablation-quick" if quick else "ablation")
     kept.mkdir(parents=True, exist_ok=True)
     calls = []

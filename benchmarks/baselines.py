@@ -22,10 +22,8 @@ from typing import Annotated, Any
 
 import lightgbm
 import numpy as np
-import torch
 import typer
 from rich.console import Console
-from sklearn.decomposition import PCA
 
 from benchmarks.common import TOP, write_result
 from benchmarks.local import prepared_by_process
@@ -33,23 +31,14 @@ from jobs.common import teller
 from mtrec_ray.config import load_project
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.prepare import Say
-from mtrec_ray.data.shards import Prepared, load_prepared, read_rows
-from mtrec_ray.learning.loop import autocast_for
+from mtrec_ray.data.shards import Prepared
 from mtrec_ray.learning.metrics import binary_metrics, regression_metrics
-from mtrec_ray.learning.vectors import ItemVectors
-from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.interest import cosines, summary
+from mtrec_ray.learning.trees import Columns, Examples, batches, fit, popularity
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
 
 MEASURED = ("valid", "test")
 NAMES = ("popularity", "lightgbm", "lightgbm_text")
-NUM_COMPONENTS = 32
-ROUNDS, PATIENCE = 1500, 50
-PARAMETERS = {
-    "learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 50, "lambda_l2": 1.0,
-    "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "verbosity": -1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,70 +63,27 @@ class Table:
         return np.concatenate([self.plain, self.text], 1) if name.endswith("text") else self.plain
 
 
-def frozen_vectors(project: Project, prepared: Prepared, name: str) -> torch.Tensor:
-    """f32[n, D]: vectors of a scenario's items by the pretrained encoder."""
-    options = project.model.encoder.model_copy(update={"trainable": "none"})
-    device = torch.device("cpu")
-    catalogues = {name: prepared.catalogue(name)}
-    vectors = ItemVectors(
-        TextEncoder(options), catalogues, device, autocast_for(device, project.training.precision)
-    )
-    vectors.refresh()
-    assert vectors.cache is not None
-    return vectors.cache
-
-
 def tables(project: Project, prepared: Prepared, name: str) -> Iterator[tuple[str, Table]]:
     """The samples of each split of a scenario."""
-    facts, catalogue = prepared.scenarios[name], prepared.catalogue(name)
-    vectors = frozen_vectors(project, prepared, name)
-    components = PCA(NUM_COMPONENTS, random_state=0).fit(vectors.numpy()[catalogue.known])
-    reduced = components.transform(vectors.numpy()).astype(np.float32)
-    popular = [facts.numeric_names.index(facts.popularity[t]) for t in facts.tasks]
+    facts, columns = prepared.scenarios[name], Columns(project, prepared, name)
     for split in ("train", "valid", "test"):
-        parts: list[tuple[np.ndarray, ...]] = []
-        for rows in read_rows(prepared.shard_paths(name, split), 65_536, 0, 10**12):
-            item = rows["item"]
-            codes = [catalogue.categorical[item], rows["categorical"]]
-            plain = [*codes, rows["numeric"], catalogue.numeric[item]]
-            text = [closeness(vectors, item, rows["history"]), reduced[item]]
-            inputs = np.concatenate(plain, 1).astype(np.float32), np.concatenate(text, 1)
-            parts.append((rows["person"], rows["labels"], rows["numeric"][:, popular], *inputs))
-        num_categorical = catalogue.categorical.shape[1] + len(facts.category_sizes)
-        columns = [np.concatenate(c) for c in zip(*parts, strict=True)]
-        yield split, Table(*columns, num_categorical=num_categorical)
+        parts = [
+            (r["person"], r["labels"], popularity(facts, r), columns.plain(r), columns.text(r))
+            for r in batches(prepared, name, split)
+        ]
+        found = [np.concatenate(c) for c in zip(*parts, strict=True)]
+        yield split, Table(*found, num_categorical=columns.num_categorical)
 
 
-def closeness(vectors: torch.Tensor, item: np.ndarray, history: np.ndarray) -> np.ndarray:
-    """f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
-    parts = []
-    for start in range(0, len(item), 8192):
-        candidate = torch.from_numpy(item[start : start + 8192]).long()
-        places = torch.from_numpy(history[start : start + 8192]).long()
-        cosine = cosines(vectors, candidate, places.clamp(min=0))
-        parts.append(summary(cosine, places >= 0))
-    return torch.cat(parts).numpy()
-
-
-def fit(kind: str, train: Table, valid: Table, name: str, task: int, seed: int) -> lightgbm.Booster:
+def fit_one(
+    kind: str, train: Table, valid: Table, name: str, task: int, seed: int
+) -> lightgbm.Booster:
     """Trees for a task, as many as are best on valid."""
-    parameters = PARAMETERS | {
-        "objective": "binary" if kind == "binary" else "regression", "seed": seed,
-        "num_threads": multiprocessing.cpu_count(),
-    }  # fmt: skip
-    sets = []
-    for table in (train, valid):
-        known = np.isfinite(table.labels[:, task])
-        sets.append(
-            lightgbm.Dataset(
-                table.inputs(name)[known],
-                table.labels[known, task],
-                categorical_feature=list(range(table.num_categorical)),
-                reference=sets[0] if sets else None,
-            )
-        )
-    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    return lightgbm.train(parameters, sets[0], ROUNDS, valid_sets=[sets[1]], callbacks=[stop])
+    first, second = (
+        Examples(t.inputs(name), t.labels, t.user).of_task(task) for t in (train, valid)
+    )
+    threads = multiprocessing.cpu_count()
+    return fit(kind, first, second, train.num_categorical, seed=seed, num_threads=threads)
 
 
 def measure(
@@ -172,7 +118,7 @@ def run_scenario(
         for seed in range(seeds):
             columns: dict[str, list[np.ndarray]] = {part: [] for part in MEASURED}
             for task, kind in enumerate(facts.kinds.values()):
-                booster = fit(kind, split["train"], split["valid"], baseline, task, seed)
+                booster = fit_one(kind, split["train"], split["valid"], baseline, task, seed)
                 for part, scores in columns.items():
                     scores.append(np.asarray(booster.predict(split[part].inputs(baseline))))
                 say(f"{name}.{facts.tasks[task]} {baseline} seed {seed}: "
@@ -221,7 +167,7 @@ def run_baselines(
     project: Project, storage: str, seeds: int
 ) -> tuple[Prepared, dict[str, dict[str, np.ndarray]]]:
     """The prepared data, and the scores of all baselines on test by scenario."""
-    prepared = load_prepared(prepared_by_process(project, storage))
+    prepared = prepared_by_process(project, storage)
     folder, say = files.join(storage, project.run.name, "baselines"), teller()
     return prepared, {
         name: run_scenario(project, prepared, name, seeds, folder, say)

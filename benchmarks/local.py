@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 
 from jobs.common import teller
 from mtrec_ray.config import parse_project
+from mtrec_ray.data import storage as files
 from mtrec_ray.data.order import Piece
-from mtrec_ray.data.shards import Arrays, Prepared, read_rows
+from mtrec_ray.data.shards import Arrays, Prepared, to_arrays
 from mtrec_ray.learning import checkpoint, loop
-from mtrec_ray.learning.feed import Reader, concatenate, pick
+from mtrec_ray.learning.feed import Reader, pick
 from mtrec_ray.learning.validate import score_split
 from mtrec_ray.schema import Project
 
@@ -46,10 +47,8 @@ class Host:
     def shards(self, scenario: str) -> list[Arrays]:
         """The scenario's training rows, shard by shard, read once."""
         if scenario not in self.rows:
-            paths = self.prepared.shard_paths(scenario, "train")
-            self.rows[scenario] = [
-                concatenate(list(read_rows([path], 65_536, 0, 10**12))) for path in paths
-            ]
+            shards = self.prepared.train_shards(scenario)
+            self.rows[scenario] = [to_arrays(shard.read().combine_chunks()) for shard in shards]
         return self.rows[scenario]
 
     def preempted(self) -> bool:
@@ -82,8 +81,7 @@ class Host:
 
 def only(prepared: Prepared, names: Sequence[str]) -> Prepared:
     """The prepared data of some scenarios."""
-    scenarios = {n: prepared.scenarios[n] for n in names}
-    return Prepared(prepared.folder, prepared.fingerprint, scenarios)
+    return replace(prepared, scenarios={n: prepared.scenarios[n] for n in names})
 
 
 def variant(base: Project, names: Sequence[str], **sections: dict[str, Any]) -> Project:
@@ -112,6 +110,8 @@ def fit(project: Project, prepared: Prepared, splits: Sequence[str] = ("valid", 
     """Train in this process with one thread; scores f32[N, T] are those of the best epoch."""
     torch.set_num_threads(1)
     mine = only(prepared, list(project.scenarios))
+    if not project.training.teacher.share:
+        mine = replace(mine, taught=None)
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         summary = loop.train(project, mine, Host(mine, Path(folder)))
@@ -138,15 +138,18 @@ def side_by_side(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -
             one.get()
 
 
-def prepare_here(project: Project, storage: str) -> str:
-    """Prepare the data in this process; returns its folder."""
-    from mtrec_ray.stages.prepare import prepared_folder, run_prepare
+def prepare_here(project: Project, storage: str, teach: bool) -> Prepared:
+    """Prepare the data, and have it taught, in this process."""
+    from mtrec_ray.stages.prepare import open_prepared, run_prepare
+    from mtrec_ray.stages.teach import with_teacher
 
     run_prepare(project, storage, teller())
-    return prepared_folder(project, storage)
+    prepared = open_prepared(project, storage)
+    folder = files.join(storage, project.run.name)
+    return with_teacher(project, prepared, folder, teller()) if teach else prepared
 
 
-def prepared_by_process(project: Project, storage: str) -> str:
-    """Prepare the data in a process that ends, and Ray with it; returns its folder."""
+def prepared_by_process(project: Project, storage: str, *, teach: bool = False) -> Prepared:
+    """Prepare the data in a process that ends, and Ray with it."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(prepare_here, (project, storage))
+        return pool.apply(prepare_here, (project, storage, teach))

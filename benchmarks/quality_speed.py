@@ -41,7 +41,7 @@ from benchmarks.common import RESULTS, TOP, write_result
 from benchmarks.local import Host, only, prepared_by_process
 from benchmarks.plain import PlainRows, score_plain, train_plain
 from mtrec_ray.config import load_project, parse_project
-from mtrec_ray.data.shards import Arrays, Prepared, PreparedScenario, load_prepared, read_rows
+from mtrec_ray.data.shards import Arrays, Prepared, PreparedScenario, read_rows
 from mtrec_ray.data.tokens import item_texts
 from mtrec_ray.learning import loop
 from mtrec_ray.learning.validate import validate
@@ -383,7 +383,7 @@ def main(
     base = load_project(TOP / "jobs" / "real4.yaml", words)
     folder = storage or tempfile.mkdtemp()
     context = multiprocessing.get_context("spawn")
-    prepared = load_prepared(prepared_by_process(base, folder))
+    prepared = prepared_by_process(base, folder)
     curves_folder = Path(folder) / ("curves-quick" if quick else "curves")
     curves_folder.mkdir(exist_ok=True)
     scenarios = ("video", "books")

@@ -42,6 +42,7 @@ from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.evaluate import read_predictions
 from mtrec_ray.stages.pipeline import run_pipeline
+from mtrec_ray.stages.teach import with_teacher
 
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
 QUICK = ("training.epochs=2", "training.rows_per_epoch=300000")
@@ -353,6 +354,7 @@ def main(
     pipeline_seconds = spent.before["pipeline"]
     run = files.join(folder, project.run.name)
     prepared = load_prepared(files.join(run, "prepared"))
+    prepared = with_teacher(project, prepared, run, teller())  # found finished
     try:
         found = all_scores(project, prepared, run, folder, 1 if quick else seeds, quick=quick)
     finally:

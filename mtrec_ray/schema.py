@@ -309,6 +309,22 @@ class Model(Section):
         return self.encoder.every or (8 if self.gathers else 1)
 
 
+class Teacher(Section):
+    """Gradient-boosted trees whose predictions are mixed into the labels (`learning/trees.py`).
+
+    The network learns from `(1 - share) label + share prediction` (0: there is no teacher). The
+    trees are fitted on at most `rows` rows, in `folds` folds of users, with at most `rounds` trees
+    each; not for tasks with fewer than `least_labels` labels of the rarer kind: there the network
+    knows more.
+    """
+
+    share: Share = 0.0
+    folds: Annotated[int, Field(ge=2)] = 3
+    rows: PositiveInt = 500_000
+    rounds: PositiveInt = 800
+    least_labels: PositiveInt = 1_000
+
+
 class Training(Section):
     """Optimisation; `batch_size` is the global number of rows of an optimizer step.
 
@@ -330,6 +346,7 @@ class Training(Section):
     clip_norm: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     patience: PositiveInt = 3
+    teacher: Teacher = Teacher()
     max_skipped: Share = 0.01
     seed: NonNegativeInt = 0
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import Catalogue, load_catalogue
-from mtrec_ray.data.events import matrix
+from mtrec_ray.data.events import fixed_list, matrix
 from mtrec_ray.data.order import Piece
 
 LISTS = ("history", "history_age", "numeric", "categorical", "labels")
@@ -31,6 +31,48 @@ class Shard:
 
     path: str
     rows: int
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Where a teacher's predictions lie, `NAME/*.parquet`, and their share in the labels."""
+
+    folder: str
+    share: float
+
+
+@dataclass(frozen=True)
+class TrainShard:
+    """A shard of training rows and the file of its teacher's predictions (none: empty).
+
+    Attributes:
+        soft: by task, whether its label is mixed: not that of a parent whose child is trained over
+            the entire space, which must be 0 or 1.
+    """
+
+    path: str
+    taught: str
+    share: float
+    soft: tuple[bool, ...]
+
+    def read(self, start: int = 0, stop: int | None = None) -> pa.Table:
+        """Rows start..stop, by default all."""
+        table = read_cut(self.path, start, stop)
+        if not self.taught:
+            return table
+        labels = matrix(table.column("labels"))
+        predicted = matrix(read_cut(self.taught, start, stop).column("taught"))
+        mixed = mix_labels(labels, predicted, self.share, np.array(self.soft))
+        place = table.column_names.index("labels")
+        return table.set_column(place, table.schema.field(place), fixed_list(mixed))
+
+
+def mix_labels(
+    labels: np.ndarray, predicted: np.ndarray, share: float, soft: np.ndarray
+) -> np.ndarray:
+    """f32[N, T]: labels with a share of the predictions, of soft tasks where there is one."""
+    mixed = (1 - share) * labels + share * predicted
+    return np.where(np.isfinite(predicted) & soft, mixed, labels).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -95,6 +137,24 @@ class Prepared:
     fingerprint: str
     scenarios: dict[str, PreparedScenario]
     made_with: dict[str, Any] = field(default_factory=dict)
+    taught: "Taught | None" = None
+
+    def train_shards(self, name: str) -> list["TrainShard"]:
+        """A scenario's training shards, with the teacher's predictions where there is one."""
+        facts = self.scenarios[name]
+        parents = {facts.given[task] for task in facts.entire}
+        soft = [task not in parents for task in facts.tasks]
+        return [
+            TrainShard(
+                path,
+                storage.join(self.taught.folder, name, path.rsplit("/", 1)[1])
+                if self.taught
+                else "",
+                self.taught.share if self.taught else 0.0,
+                tuple(soft),
+            )
+            for path in self.shard_paths(name, "train")
+        ]
 
     def catalogue(self, name: str) -> Catalogue:
         """The catalogue of a scenario, read from disk."""
@@ -162,6 +222,25 @@ class Wanted:
     pieces: Iterator[Piece]
     rows_per_batch: int
     num_rows: int
+
+
+def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
+    """Rows start..stop of a Parquet file; only the row groups that hold them are read."""
+    fs, inner = storage.filesystem(path)
+    with fs.open_input_file(inner) as handle:
+        file = pq.ParquetFile(handle)
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        ends = np.cumsum(sizes)
+        stop = int(ends[-1]) if stop is None else stop
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, stop, side="left"))
+        table = file.read_row_groups(list(range(first, last + 1)))
+        return table.slice(start - int(ends[first]) + sizes[first], stop - start)
+
+
+def write_taught(path: str, predicted: np.ndarray) -> None:
+    """Write a teacher's predictions f32[N, T] of a shard's rows, in their order."""
+    storage.write_table(path, pa.table({"taught": fixed_list(predicted)}))
 
 
 def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -11,20 +11,17 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar, cast
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.train
 from ray.data import ExecutionResources
 
-from mtrec_ray.data import storage
 from mtrec_ray.data.order import Piece
-from mtrec_ray.data.shards import Arrays, Prepared, Wanted, to_arrays
+from mtrec_ray.data.shards import Arrays, Prepared, TrainShard, Wanted, to_arrays
 
 # What of the object store the training rows of all scenarios may fill; above, they are streamed,
 # and what is on its way fills at most as much.
@@ -52,11 +49,11 @@ class Source(Protocol):
 
 def training_source(prepared: Prepared, cache: str) -> Source:
     """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed."""
-    paths = {n: prepared.shard_paths(n, "train") for n in prepared.scenarios}
+    shards = {n: prepared.train_shards(n) for n in prepared.scenarios}
     fits = rows_in_memory(prepared) < OBJECT_STORE_SHARE * object_store_bytes()
     if cache == "object_store" or (cache == "auto" and fits):
-        return StoredRows({n: stored(found) for n, found in paths.items()})
-    return StreamedRows(paths)
+        return StoredRows({n: stored(found) for n, found in shards.items()})
+    return StreamedRows(shards)
 
 
 def object_store_bytes() -> float:
@@ -69,9 +66,9 @@ def rows_in_memory(prepared: Prepared) -> int:
     return sum(f.num_rows("train") * f.row_bytes for f in prepared.scenarios.values())
 
 
-def stored(paths: list[str]) -> list[Ref]:
+def stored(shards: list[TrainShard]) -> list[Ref]:
     """The rows of some shards in the object store, a block a shard, in their order."""
-    items = [{"path": path} for path in paths]
+    items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
     data = ray.data.from_items(items, override_num_blocks=len(items))
     data = data.map(read_shard, num_cpus=0, concurrency=CONCURRENCY)
     data.context.execution_options.preserve_order = True
@@ -80,8 +77,12 @@ def stored(paths: list[str]) -> list[Ref]:
 
 def read_shard(row: dict[str, Any]) -> dict[str, Any]:
     """All rows of a shard as an Arrow stream, in a Ray task."""
-    fs, inner = storage.filesystem(row["path"])
-    return {"payload": packed(pq.read_table(inner, filesystem=fs))}
+    return {"payload": packed(shard_of(json.loads(row["shard"])).read())}
+
+
+def shard_of(tree: dict[str, Any]) -> TrainShard:
+    """The shard of plain values."""
+    return TrainShard(**{**tree, "soft": tuple(tree["soft"])})
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class StoredRows:
 class StreamedRows:
     """Rows read from the shards while they are taken, within a share of the object store."""
 
-    paths: dict[str, list[str]]
+    shards: dict[str, list[TrainShard]]
     kind: str = "stream"
 
     def read(self, wanted: Mapping[str, Wanted]) -> Mapping[str, Iterator[Arrays]]:
@@ -145,31 +146,18 @@ class StreamedRows:
             yield batch.column("scenario")[0].as_py(), to_arrays(unpacked(batch))
 
     def _spec(self, name: str, piece: Piece) -> str:
-        """What a task needs to read a piece: the paths of its own segments only."""
-        paths = {str(shard): self.paths[name][shard] for shard, _, _ in piece.segments}
-        return json.dumps({"scenario": name, "paths": paths, **piece.spec()})
+        """What a task needs to read a piece: the shards of its own segments only."""
+        own = {str(i): asdict(self.shards[name][i]) for i, _, _ in piece.segments}
+        return json.dumps({"scenario": name, "shards": own, **piece.spec()})
 
 
 def read_piece(row: dict[str, Any]) -> dict[str, Any]:
     """The rows of a piece as an Arrow stream, in a Ray task."""
     spec = json.loads(row["spec"])
     piece = Piece.of(spec)
-    cuts = [read_cut(spec["paths"][str(shard)], a, b) for shard, a, b in piece.segments]
+    cuts = [shard_of(spec["shards"][str(i)]).read(a, b) for i, a, b in piece.segments]
     table = pa.concat_tables(cuts).take(piece.order).combine_chunks()
     return {"scenario": spec["scenario"], "payload": packed(table)}
-
-
-def read_cut(path: str, start: int, stop: int) -> pa.Table:
-    """Rows start..stop of a Parquet file; only the row groups that hold them are read."""
-    fs, inner = storage.filesystem(path)
-    with fs.open_input_file(inner) as handle:
-        file = pq.ParquetFile(handle)
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        ends = np.cumsum(sizes)
-        first = int(np.searchsorted(ends, start, side="right"))
-        last = int(np.searchsorted(ends, stop, side="left"))
-        table = file.read_row_groups(list(range(first, last + 1)))
-        return table.slice(start - int(ends[first]) + sizes[first], stop - start)
 
 
 def packed(table: pa.Table) -> bytes:

@@ -27,6 +27,7 @@ from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE, begin, find_finished, trained_with
 from mtrec_ray.stages.prepare import open_prepared
+from mtrec_ray.stages.teach import with_teacher
 
 BEST, REACHED = "best", "reached.json"
 SNAPSHOT, KEPT = "checkpoint_manager_snapshot.json", ".kept"  # Ray Train's, and a copy
@@ -151,15 +152,14 @@ def mend_snapshot(folder: str) -> None:
             fs.delete_file(inner)
 
 
-def build_trainer(project: Project, prepared_path: str, run_folder: str, name: str) -> TorchTrainer:
+def build_trainer(project: Project, prepared: Prepared, run_folder: str, name: str) -> TorchTrainer:
     """A trainer whose name in the run's folder is the resume key."""
-    prepared = load_prepared(prepared_path)
     run = project.run
     return TorchTrainer(
         train_worker,
         train_loop_config={
             "project": project.dump(),
-            "prepared": prepared_path,
+            "prepared": prepared.folder,
             "folder": storage.join(run_folder, name),
             "source": training_source(prepared, run.cache),
         },
@@ -204,9 +204,10 @@ def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     loop.make_plan(project, prepared, project.run.most_workers)
     begin(folder, made_with)
     connect(project.run)
+    prepared = with_teacher(project, prepared, run_folder, say)
     mend_snapshot(folder)
     say(f"joint training with {workers_text(project.run)} workers")
-    result = build_trainer(project, prepared.folder, run_folder, "joint").fit()
+    result = build_trainer(project, prepared, run_folder, "joint").fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})
