@@ -23,9 +23,9 @@ OURS = (
 LOOKED = (
     "Everything was chosen on valid. Test was not blind: it was scored three times with an earlier "
     "model, whose first table showed weak tasks and prompted more statistics (kept for their gain "
-    "on valid), once with LightGBM on the present statistics, twice with one seed of models before "
-    "this, which were behind on shop and news (bins, weights and ranges of columns followed, "
-    "chosen on valid), and for this table."
+    "on valid), once with LightGBM on the present statistics, three times with one seed of models "
+    "before this, which were behind on shop and news (bins, weights, ranges of columns and the "
+    "teacher followed, chosen on valid), and for this table."
 )
 
 
