@@ -254,7 +254,8 @@ class Spent:
 
 
 def better(metric: str, first: float, second: float) -> bool:
-    """Whether the first value is the better one."""
+    """Whether the first value is the better one, to the four digits that references have."""
+    first, second = round(first, 4), round(second, 4)
     return first < second if metric == "rmse" else first > second
 
 

@@ -156,6 +156,14 @@ class History(Section):
     last: Annotated[int, Field(ge=1, le=512)] = 20
 
 
+def check_workers(value: object) -> object:
+    """A number of workers, or the least and the most, as they stand in the file."""
+    numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if not all(type(n) is int and n > 0 for n in numbers):
+        raise ValueError("allowed: a number above 0, or two of them, the least and the most")
+    return value
+
+
 def none_word(value: object) -> object:
     """None for the word `none`."""
     return None if value == "none" else value
@@ -372,7 +380,7 @@ class Run(Section):
     """
 
     name: Name
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
+    num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers)] = 2
     cache: Literal["auto", "object_store", "stream"] = "auto"
     checkpoint_steps: PositiveInt = 1000
     use_gpu: bool = False

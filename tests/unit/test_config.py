@@ -13,7 +13,7 @@ from mtrec_ray.config import (
     parse_project,
 )
 from mtrec_ray.schema import SECONDS, parse_duration
-from tests.builders import project_tree, scenario_tree
+from tests.builders import project_tree, scenario_tree, two_scenario_project
 
 CLICK = {"click": {"kind": "binary"}}
 
@@ -383,3 +383,14 @@ def test_the_encoder_gathers_where_it_can(model, gathers, every):
     """By default gradients are gathered over eight steps, where there are cached item vectors."""
     options = parse_project(tree_of() | {"model": model}).model
     assert (options.gathers, options.encoder_every) == (gathers, every)
+
+
+@pytest.mark.parametrize("found", [0, [0, 2], [2], [1, 2, 3], "two", None, True, 1.5])
+def test_workers_are_a_number_or_a_pair(found):
+    """Anything else is one line that names the field."""
+    tree = two_scenario_project().dump()
+    tree["run"]["num_workers"] = found
+    with pytest.raises(ProjectError) as error:
+        parse_project(tree)
+    (line,) = error.value.problems
+    assert line.startswith("run.num_workers: allowed: a number above 0, or two of them")
