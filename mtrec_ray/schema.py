@@ -422,9 +422,14 @@ class SampleWorld(Section):
 
 
 class Project(Section):
-    """The whole project file. `root` is where relative paths of scenarios start."""
+    """The whole project file. `root` is where relative paths of scenarios start.
+
+    `data_seed` is that of prepared data: splits by fractions, folds, negatives, order of rows. All
+    that is trained on them has `training.seed`.
+    """
 
     root: str = "."
+    data_seed: NonNegativeInt = 0
     sample_world: SampleWorld | None = None
     scenarios: dict[Name, Scenario] = Field(min_length=1)
     model: Model = Model()

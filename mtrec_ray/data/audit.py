@@ -115,7 +115,7 @@ def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arra
     item_row = {item: i for i, item in enumerate(ids)}
     rows = rows[rows["item"].isin(item_row) & rows["user"].notna() & rows["time"].notna()]
     rows["split"] = splits(prepared, scenario, name, rows)
-    return Log(rows, item_row, audited, of_item, project.training.seed)
+    return Log(rows, item_row, audited, of_item, project.data_seed)
 
 
 def read_categories(project: Project, name: str) -> pd.DataFrame:

@@ -341,7 +341,7 @@ def layout_of(
         published=load_catalogue(catalogue_path).published,
         users=users,
         event_vocabularies=tuple(found.categories),
-        seed=project.training.seed,
+        seed=project.data_seed,
         categories={
             column: category_codes(items.column(column))
             for column in project.scenarios[name].items.counted
@@ -434,7 +434,7 @@ def _expanded(
     }
     mine = [p for p in pieces if p.scenario in names]
     work = storage.join(folder, "work")
-    bigger = expand(mine, sources, weights, work, project.training.seed)
+    bigger = expand(mine, sources, weights, work, project.data_seed)
     again = scan(bigger, sources)
     for name in names:
         again[name].findings = scans[name].findings

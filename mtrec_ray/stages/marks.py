@@ -24,10 +24,10 @@ def prepared_with(project: Project) -> dict[str, Any]:
     encoder = tree["model"]["encoder"]
     return {
         "format": FORMAT,
+        "data_seed": tree["data_seed"],
         "sample_world": tree["sample_world"],
         "scenarios": tree["scenarios"],
         "model": {"encoder": {k: encoder[k] for k in ("source", "max_tokens")}},
-        "training": {"seed": tree["training"]["seed"]},
     }
 
 

@@ -4,6 +4,7 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import pyarrow.fs as pafs
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer
 
 from mtrec_ray.config import parse_project
@@ -152,7 +159,13 @@ def mend_snapshot(folder: str) -> None:
             fs.delete_file(inner)
 
 
-def build_trainer(project: Project, prepared: Prepared, run_folder: str, name: str) -> TorchTrainer:
+def build_trainer(
+    project: Project,
+    prepared: Prepared,
+    run_folder: str,
+    name: str,
+    callbacks: Sequence[UserCallback] = (),
+) -> TorchTrainer:
     """A trainer whose name in the run's folder is the resume key."""
     run = project.run
     return TorchTrainer(
@@ -174,6 +187,7 @@ def build_trainer(project: Project, prepared: Prepared, run_folder: str, name: s
         run_config=RunConfig(
             name=name,
             storage_path=run_folder,
+            callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=run.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1,  # the best; Ray Train keeps the latest, too
@@ -205,9 +219,25 @@ def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     begin(folder, made_with)
     connect(project.run)
     prepared = with_teacher(project, prepared, run_folder, say)
-    mend_snapshot(folder)
     say(f"joint training with {workers_text(project.run)} workers")
-    result = build_trainer(project, prepared, run_folder, "joint").fit()
+    return train_model(project, prepared, run_folder, "joint")
+
+
+def train_model(
+    project: Project,
+    prepared: Prepared,
+    run_folder: str,
+    name: str,
+    callbacks: Sequence[UserCallback] = (),
+) -> dict[str, Any]:
+    """Train a model in its folder of the run's, or go on with it; returns the summary.
+
+    Raises:
+        ValueError: too many steps without a finite loss.
+    """
+    folder = storage.join(run_folder, name)
+    mend_snapshot(folder)
+    result = build_trainer(project, prepared, run_folder, name, callbacks).fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})

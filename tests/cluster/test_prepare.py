@@ -413,7 +413,7 @@ def test_changed_configuration_is_refused(project, logs_storage, section):
     tree = project.dump()
     match section:
         case "training":
-            tree["training"]["seed"] = 5
+            tree["data_seed"] = 5
         case "scenarios":
             tree["scenarios"]["live"]["history"]["last"] = 6
         case "model":

@@ -43,9 +43,10 @@ PREPARES = [
     ("scenarios.shop.history.last", 7),
     ("scenarios.shop.tasks.click.delay", 60),
     ("model.encoder.max_tokens", 32),
-    ("training.seed", 5),
+    ("data_seed", 5),
 ]
 TRAINS = [
+    ("training.seed", 5),
     ("scenarios.shop.weight", 9.0),
     ("scenarios.video.tasks.stars.weight", 9.0),
     ("model.width", 128),
