@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar, cast
 import pyarrow as pa
 import ray
 import ray.data
-import ray.train
 from ray.data import ExecutionResources
 
 from mtrec_ray.data.order import Piece
@@ -47,13 +46,16 @@ class Source(Protocol):
         ...
 
 
-def training_source(prepared: Prepared, cache: str) -> Source:
-    """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed."""
+def training_source(prepared: Prepared, cache: str, num_ranks: int) -> Source:
+    """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed.
+
+    Streams of at most `num_ranks` ranks share the budget.
+    """
     shards = {n: prepared.train_shards(n) for n in prepared.scenarios}
     fits = rows_in_memory(prepared) < OBJECT_STORE_SHARE * object_store_bytes()
     if cache == "object_store" or (cache == "auto" and fits):
         return StoredRows({n: stored(found) for n, found in shards.items()})
-    return StreamedRows(shards)
+    return StreamedRows(shards, OBJECT_STORE_SHARE * object_store_bytes() / num_ranks)
 
 
 def object_store_bytes() -> float:
@@ -110,9 +112,14 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """Rows read from the shards while they are taken, within a share of the object store."""
+    """Rows read from the shards while they are taken.
+
+    Attributes:
+        budget: bytes of the object store that a rank's stream may fill.
+    """
 
     shards: dict[str, list[TrainShard]]
+    budget: float
     kind: str = "stream"
 
     def read(self, wanted: Mapping[str, Wanted]) -> Mapping[str, Iterator[Arrays]]:
@@ -133,12 +140,9 @@ class StreamedRows:
         specs = [{"spec": self._spec(name, piece)} for name, piece in by_need(wanted)]
         data = ray.data.from_items(specs, override_num_blocks=len(specs))
         data = data.map(read_piece, num_cpus=0, concurrency=CONCURRENCY)
-        budget = (
-            OBJECT_STORE_SHARE * object_store_bytes() / ray.train.get_context().get_world_size()
-        )
         options = data.context.execution_options
         options.preserve_order = True
-        options.resource_limits = ExecutionResources(object_store_memory=budget)
+        options.resource_limits = ExecutionResources(object_store_memory=self.budget)
         batches: Iterator[Any] = iter(
             data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1)
         )

@@ -183,6 +183,8 @@ class Run:
         self.not_finite: dict[str, int] = {}
         self.rows_seen = dict.fromkeys(prepared.scenarios, 0)
         self.redone_steps = 0
+        self.waited = 0.0  # seconds of this epoch spent on waiting for rows
+        self.speed: list[dict[str, float]] = []
         self.loss_sums = torch.zeros(len(self.weights), dtype=torch.float64)
         self.loss_counts = torch.zeros_like(self.loss_sums)
         self.last_batch: Batch | None = None
@@ -241,7 +243,10 @@ class Run:
         """A micro-batch that holds every scenario; every rank takes as many rows of each."""
         for name, quota in self.plan.quotas.items():
             self.rows_seen[name] += quota * self.size
-        return {n: Samples.of(a, self.host.device) for n, a in self.feed.take().items()}
+        started = time.monotonic()
+        rows = self.feed.take()
+        self.waited += time.monotonic() - started
+        return {n: Samples.of(a, self.host.device) for n, a in rows.items()}
 
     def encodes(self) -> bool:
         """Whether the encoder learns from this step's rows alone: every k-th step."""
@@ -348,6 +353,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     progress = Progress(run)
     last = (run.epoch + 1) * run.steps_per_epoch
     told = False
+    first, started, run.waited = run.step, time.time(), 0.0
     while run.step < last:
         result = run.train_step()
         progress.tell(result)
@@ -355,10 +361,26 @@ def train_epoch(run: Run) -> dict[str, float]:
         told = told or going
         if run.step < last and (going or run.step % run.project.run.checkpoint_steps == 0):
             hand_over(run, {"joint_score": NO_SCORE})
+    note_speed(run, run.step - first, started)
     means = (run.loss_sums / run.loss_counts.clamp(min=1)).tolist()
     run.loss_sums.zero_()
     run.loss_counts.zero_()
     return dict(zip(("/".join(k) for k in loss_weights(run.project.scenarios)), means, strict=True))
+
+
+def note_speed(run: Run, steps: int, started: float) -> None:
+    """Note when an epoch started, its rows/s over all ranks and this rank's share of waiting."""
+    seconds = time.time() - started
+    rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
+    run.speed.append(
+        {
+            "epoch": run.epoch + 1,
+            "started": started,
+            "seconds": seconds,
+            "rows_per_s": rows * steps / max(seconds, 1e-9),
+            "data_wait_share": run.waited / max(seconds, 1e-9),
+        }
+    )
 
 
 class Progress:
@@ -447,7 +469,7 @@ def hand_over(
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What the run did, the same on all ranks."""
+    """What the run did, the same on all ranks but for `speed`: of the epochs since its start."""
     return {
         "best_joint_score": run.best,
         "epochs": run.epoch,
@@ -460,6 +482,7 @@ def summary(run: Run) -> dict[str, Any]:
         "rows_available": {n: f.num_rows("train") for n, f in run.prepared.scenarios.items()},
         "rows_seen": run.rows_seen,
         "rows": rows_accounted(run),
+        "speed": run.speed,
         "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "curve": run.curve,
     }

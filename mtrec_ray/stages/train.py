@@ -174,7 +174,7 @@ def build_trainer(
             "project": project.dump(),
             "prepared": prepared.folder,
             "folder": storage.join(run_folder, name),
-            "source": training_source(prepared, run.cache),
+            "source": training_source(prepared, run.cache, run.most_workers),
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
