@@ -53,7 +53,7 @@ KINDS = {
     "node": "node lost, another added",
     "job": "job killed and submitted again",
 }
-EPOCHS, STEPS, BATCH, CHECKPOINT_STEPS = 6, 50, 96, 30
+EPOCHS, STEPS, BATCH, CHECKPOINT_STEPS = 6, 30, 96, 20
 PATIENCE = 400.0  # seconds for a run
 NOTICE_SECONDS = 30
 
@@ -381,7 +381,7 @@ def one_seed(nodes: Nodes, prepared: Path, folder: Path, seed: int) -> Record:
 
 def elastic(nodes: Nodes, prepared: Path, folder: Path, seed: int) -> Record:
     """A run of one or two workers that loses a node for good; the node comes back afterwards."""
-    fault = {"kind": "lost", "step": 80 + seed, "rank": 0}
+    fault = {"kind": "lost", "step": 50 + seed, "rank": 0}
     attempt = prepared_attempt(prepared, folder / "elastic", [1, 2], [fault])
     run(attempt, nodes, seed)
     nodes.add()

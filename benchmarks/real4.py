@@ -45,7 +45,12 @@ from mtrec_ray.stages.pipeline import run_pipeline
 from mtrec_ray.stages.teach import with_teacher
 
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
-QUICK = ("training.epochs=2", "training.rows_per_epoch=300000")
+QUICK = (
+    "training.epochs=2",
+    "training.rows_per_epoch=300000",
+    "training.teacher.rows=100000",
+    "training.teacher.rounds=200",
+)
 FROZEN = {"trainable": "none"}
 WITHOUT = {
     "no_text": {"encoder": FROZEN, "text": False},
