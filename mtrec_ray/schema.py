@@ -362,10 +362,13 @@ class Training(Section):
 class Evaluation(Section):
     """Fixed scenario weights of the joint validation score (default uniform); precision of use.
 
-    `precision` is that of predictions: int8 quantises the encoder's linear maps (torchao).
+    While a model is trained it is judged on at most `valid_rows` rows of each scenario's valid, the
+    first in their pseudo-random order: every rank holds their scores. `precision` is that of
+    predictions: int8 quantises the encoder's linear maps (torchao).
     """
 
     weights: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
+    valid_rows: PositiveInt = 2_000_000
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 
 

@@ -425,8 +425,9 @@ def scenario_losses(run: Run, result: StepResult) -> str:
 def finish_epoch(run: Run, losses: Mapping[str, float]) -> None:
     """Validate on all rows, remember the best score, write and report a checkpoint."""
     run.vectors.refresh()
-    metrics = validate(run.model, run.vectors, run.prepared, "valid")
-    score = joint_score(metrics, run.project.evaluation.weights or None)
+    judged = run.project.evaluation
+    metrics = validate(run.model, run.vectors, run.prepared, "valid", judged.valid_rows)
+    score = joint_score(metrics, judged.weights or None)
     run.epoch += 1
     run.since_best = 0 if score < run.best else run.since_best + 1
     run.best = min(run.best, score)

@@ -31,14 +31,21 @@ def score_rows(
 
 
 def score_split(
-    model: Recommender, vectors: ItemVectors, prepared: Prepared, name: str, split: str
+    model: Recommender,
+    vectors: ItemVectors,
+    prepared: Prepared,
+    name: str,
+    split: str,
+    most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Persons [N], labels and predictions [N, T] of all rows of a split, the same on every rank.
+    """Persons [N], labels and predictions [N, T] of a split, the same on every rank.
 
-    Every rank scores its range of rows; labels and scores (not features) are gathered.
+    Of all its rows, or of the first `most`. Every rank scores its range of rows; labels and scores
+    (not features) are gathered.
     """
     rank, size = world()
-    start, stop = rank_range(prepared.scenarios[name].num_rows(split), rank, size)
+    num_rows = prepared.scenarios[name].num_rows(split)
+    start, stop = rank_range(num_rows if most is None else min(num_rows, most), rank, size)
     batches = read_rows(prepared.shard_paths(name, split), BATCH_ROWS, start, stop)
     parts = [
         (arrays["person"], arrays["labels"], scores)
@@ -50,11 +57,15 @@ def score_split(
 
 
 def validate(
-    model: Recommender, vectors: ItemVectors, prepared: Prepared, split: str
+    model: Recommender,
+    vectors: ItemVectors,
+    prepared: Prepared,
+    split: str,
+    most: int | None = None,
 ) -> dict[str, TaskMetrics]:
-    """Metrics of each scenario and task over all rows of a split, the same on every rank."""
+    """Metrics of each scenario and task over a split, or its first rows, same on every rank."""
     return {
-        name: task_metrics(facts, *score_split(model, vectors, prepared, name, split))
+        name: task_metrics(facts, *score_split(model, vectors, prepared, name, split, most))
         for name, facts in prepared.scenarios.items()
     }
 

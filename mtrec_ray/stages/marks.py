@@ -42,7 +42,7 @@ def trained_with(project: Project) -> dict[str, Any]:
     }
     tree = project.dump()
     tree["training"].pop("max_skipped")
-    score = {"weights": tree["evaluation"]["weights"]}
+    score = {key: tree["evaluation"][key] for key in ("weights", "valid_rows")}
     return {
         "scenarios": weights,
         "model": tree["model"],

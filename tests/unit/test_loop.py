@@ -162,6 +162,20 @@ def test_checkpoints_within_an_epoch(data, tmp_path):
     assert ranked == [False, True, False, True]
 
 
+def test_valid_rows_are_capped(data, tmp_path):
+    """Each scenario is judged on its first rows up to the cap; one with fewer on all of them."""
+    host = Host(data[1], tmp_path / "run")
+    tree = project().dump()
+    tree["evaluation"]["valid_rows"] = 30
+    found = ended(host, parse_project(tree), data[0])["curve"][-1]["valid"]
+    for name, number in ROWS.items():
+        labels = np.concatenate([shard["labels"] for shard in data[1][name]])[:30]
+        for i, task in enumerate(FACTS[name].tasks):
+            known = np.isfinite(labels[:, i]).sum()
+            assert found[f"{name}/{task}/rows"] == known
+            assert known <= min(30, number)
+
+
 def test_a_node_that_will_go_makes_a_checkpoint(data, tmp_path):
     """When ranks are told so, a checkpoint is written at once, one an epoch."""
     host = Host(data[1], tmp_path / "run")

@@ -52,6 +52,7 @@ TRAINS = [
     ("model.width", 128),
     ("training.lr", 0.5),
     ("evaluation.weights", {"shop": 1.0}),
+    ("evaluation.valid_rows", 9),
 ]
 
 
