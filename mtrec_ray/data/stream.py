@@ -47,13 +47,16 @@ class Source(Protocol):
         ...
 
 
-def training_source(prepared: Prepared, cache: str) -> Source:
-    """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed."""
+def training_source(prepared: Prepared, cache: str, readers: int | None = None) -> Source:
+    """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed.
+
+    `readers`: so many read at a time (None: the ranks of the worker group).
+    """
     shards = {n: prepared.train_shards(n) for n in prepared.scenarios}
     fits = rows_in_memory(prepared) < OBJECT_STORE_SHARE * object_store_bytes()
     if cache == "object_store" or (cache == "auto" and fits):
         return StoredRows({n: stored(found) for n, found in shards.items()})
-    return StreamedRows(shards)
+    return StreamedRows(shards, readers)
 
 
 def object_store_bytes() -> float:
@@ -113,6 +116,7 @@ class StreamedRows:
     """Rows read from the shards while they are taken, within a share of the object store."""
 
     shards: dict[str, list[TrainShard]]
+    readers: int | None = None
     kind: str = "stream"
 
     def read(self, wanted: Mapping[str, Wanted]) -> Mapping[str, Iterator[Arrays]]:
@@ -133,9 +137,8 @@ class StreamedRows:
         specs = [{"spec": self._spec(name, piece)} for name, piece in by_need(wanted)]
         data = ray.data.from_items(specs, override_num_blocks=len(specs))
         data = data.map(read_piece, num_cpus=0, concurrency=CONCURRENCY)
-        budget = (
-            OBJECT_STORE_SHARE * object_store_bytes() / ray.train.get_context().get_world_size()
-        )
+        readers = self.readers or ray.train.get_context().get_world_size()
+        budget = OBJECT_STORE_SHARE * object_store_bytes() / readers
         options = data.context.execution_options
         options.preserve_order = True
         options.resource_limits = ExecutionResources(object_store_memory=budget)
