@@ -1,4 +1,4 @@
-"""What a search may try: its variables, how a point of them changes the project, and what cannot be.
+"""What a search may try: its variables, how a point of them changes the project, what cannot be.
 
 A point holds a number or option for each variable: `lambda.NAME` of a scenario (u of
 `learning/simplex.py`) and the names of searched fields. Its overrides are values by field.
@@ -56,9 +56,7 @@ class Space:
     def overrides(self, point: Mapping[str, Any]) -> Overrides:
         """The values by field of a point."""
         weights = weights_of([point[LAMBDA + name] for name in self.scenarios])
-        fields = {
-            f: json.loads(point[f]) if r.values else point[f] for f, r in self.ranges.items()
-        }
+        fields = {f: json.loads(point[f]) if r.values else point[f] for f, r in self.ranges.items()}
         return weight_overrides(self.scenarios, weights) | fields
 
     def point_of(self, project: Project) -> Point:
@@ -81,9 +79,9 @@ class Space:
             {LAMBDA + n: u for n, u in zip(self.scenarios, numbers_of(w), strict=True)} if w else {}
             for w in corners
         ]
-        columns = [[(f, v) for v in levels(r)] for f, r in self.ranges.items()]
-        for point, *values in itertools.product(lambdas, *columns):
-            yield point | dict(values)
+        for point in lambdas:
+            for values in itertools.product(*map(levels, self.ranges.values())):
+                yield {**point, **dict(zip(self.ranges, values, strict=True))}
 
 
 def distribution(found: Range) -> BaseDistribution:
@@ -132,7 +130,7 @@ def space_of(project: Project) -> Space:
 
 
 def default_fields(project: Project) -> dict[str, str]:
-    """Both learning rates, or that of the heads where the encoder is frozen, around their values."""
+    """Both learning rates, or only that of the heads with a frozen encoder, around their values."""
     options = project.training
     rates = {"training.lr": options.lr}
     if project.model.encoder.trainable != "none":
@@ -186,7 +184,9 @@ def value_at(tree: Mapping[str, Any], field: str) -> Any:
 def space_problems(project: Project) -> list[str]:
     """One line for each searched field that cannot be searched."""
     search = project.search
-    problems = [f"search.{line}" for field in search.fields or {} for line in of_field(project, field)]
+    problems = [
+        f"search.{line}" for field in search.fields or {} for line in of_field(project, field)
+    ]
     epochs = search.epochs or project.training.epochs
     if search.scheduler == "asha" and search.grace > epochs:
         problems.append(f"search.grace: found {search.grace}; allowed: at most {epochs} epochs")
@@ -224,13 +224,15 @@ def unknown_part(tree: Mapping[str, Any], field: str) -> str:
             allowed = ", ".join(sorted(found)) if isinstance(found, Mapping) else "no deeper field"
             return f"no such field ({part}); allowed: {allowed}"
         found = found[part]
-    return f"a section; allowed: one of {', '.join(sorted(found))}" if isinstance(found, dict) else ""
+    return (
+        f"a section; allowed: one of {', '.join(sorted(found))}" if isinstance(found, dict) else ""
+    )
 
 
 def without_effect(project: Project, field: str) -> str:
-    """Why a field changes nothing in this project; empty where it does, or where both are searched."""
+    """Why a field changes nothing in this project; empty where it does, or its cause is searched."""
     encoder, model = project.model.encoder, project.model
-    frozen = encoder.trainable == "none" and "model.encoder.trainable"
+    frozen = "model.encoder.trainable" if encoder.trainable == "none" else ""
     reasons = {
         "training.lr_encoder": frozen,
         "model.encoder.every": frozen,
@@ -238,20 +240,24 @@ def without_effect(project: Project, field: str) -> str:
         "model.encoder.gather_items": frozen,
         "model.encoder.history_share": frozen,
         "model.encoder.max_age": frozen,
-        "model.encoder.top_k": encoder.trainable != "top_k" and "model.encoder.trainable",
-        "model.encoder.lora": encoder.trainable != "lora" and "model.encoder.trainable",
-        "model.experts": model.sharing not in ("mmoe", "ple") and "model.sharing",
-        "model.pair_tokens": model.layout != "pair" and "model.layout",
+        "model.encoder.top_k": "model.encoder.trainable" if encoder.trainable != "top_k" else "",
+        "model.encoder.lora": "model.encoder.trainable" if encoder.trainable != "lora" else "",
+        "model.experts": "model.sharing" if model.sharing not in ("mmoe", "ple") else "",
+        "model.pair_tokens": "model.layout" if model.layout != "pair" else "",
     }
     tree = project.dump()
     for name, cause in reasons.items():
-        if cause and f"{field}.".startswith(f"{name}.") and cause not in (project.search.fields or {}):
+        if (
+            cause
+            and f"{field}.".startswith(f"{name}.")
+            and cause not in (project.search.fields or {})
+        ):
             return f"{cause} is {value_at(tree, cause)}"
     return ""
 
 
 def wrong_values(project: Project, field: str) -> list[str]:
-    """Values of a field's range that the schema does not allow, or that prepared data depends on."""
+    """What the schema does not allow of a field's range, or that prepared data depends on it."""
     text = (project.search.fields or {})[field]
     for value in parse_range(text).options:
         try:

@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 import ray
 import ray.tune
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -74,8 +75,8 @@ def optuna_search(project: Project, space: Space, trials: Sequence[Trial]) -> Op
         )
     )
     kept = optuna.storages.InMemoryStorage()
-    directions = ["minimize"] * len(metrics)
-    study = optuna.create_study(storage=kept, study_name=STUDY, directions=directions)
+    lower = [StudyDirection.MINIMIZE for _ in metrics]
+    study = optuna.create_study(storage=kept, study_name=STUDY, directions=lower)
     for trial in ended:
         study.add_trial(known_trial(project, space, trial))
     for trial in trials:
@@ -107,8 +108,8 @@ class Suggester(Searcher):
         super().__init__(metric=JOINT, mode="min")
         self.waiting, self.optuna, self.new = list(waiting), optuna, new
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Name and overrides of the next trial."""
+    def suggest(self, trial_id: str) -> Any:
+        """Name and overrides of the next trial, or that there is none."""
         point = self.optuna.suggest(trial_id) if self.optuna else None
         if self.waiting:
             trial = self.waiting.pop(0)
