@@ -41,7 +41,8 @@ def pareto_front(points: Floats) -> NDArray[np.bool_]:
     """bool[n]: points [n, k] that no other is at least as good as everywhere, and better once."""
     no_worse = (points[:, None, :] <= points[None, :, :]).all(-1)
     better = (points[:, None, :] < points[None, :, :]).any(-1)
-    return ~(no_worse & better).any(0)
+    dominated: NDArray[np.bool_] = np.any(no_worse & better, axis=0)
+    return np.logical_not(dominated)
 
 
 def hypervolume(points: Floats, reference: Floats) -> float:

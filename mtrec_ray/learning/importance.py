@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 LEAST_TRIALS = 4
 
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
     return float(value) if number else json.dumps(value)
 
 
-def distribution(values: Sequence[Any]) -> FloatDistribution | CategoricalDistribution:
+def distribution(values: Sequence[Any]) -> BaseDistribution:
     """The range that the values span, or the texts that they are."""
     found = [plain(v) for v in values]
     if all(isinstance(v, float) for v in found):

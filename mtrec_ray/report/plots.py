@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Row = Mapping[str, Any]
 REFERENCES = {"own": "s", "uniform": "D"}
@@ -154,6 +155,6 @@ def draw_curves(
         ax.plot(epochs, scores, f"{shape}-", ms=4, lw=1, color=colour, label=label)
     ax.set_xlabel("epoch")
     ax.set_ylabel("joint score on valid")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False)

@@ -198,23 +198,28 @@ def chosen_yaml(project: Project, outcome: Outcome) -> str:
 def comparison(
     project: Project, outcome: Outcome, confirmed: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Own, uniform and chosen: joint score and each scenario's, in the search and confirmed."""
+    """Scores of own, uniform and chosen values, joint and by scenario: in the search, confirmed."""
+    trials = {n: outcome.trial(n) for n in ("own", "uniform")} | {"chosen": outcome.chosen}
+    shown = {n: t for n, t in trials.items() if t and t.best}
+    variants = (confirmed or {}).get("variants", {})
     rows = []
-    for name in ("own", "uniform", "chosen"):
-        trial = outcome.chosen if name == "chosen" else outcome.trial(name)
-        if trial is None or trial.best is None:
-            continue
-        row: dict[str, Any] = {"weights": name, "trial": trial.name}
-        row["valid, in the search"] = f"{score_of(trial):.4f}"
-        row |= {f"{n}, in the search": f"{trial.best['scores'][n]:.4f}" for n in project.scenarios}
-        for split in ("valid", "test"):
-            found = ((confirmed or {}).get("variants") or {}).get(name, {}).get(split)
-            for key, value in (found or {}).items():
-                label = split if key == "joint" else f"{key}, {split}"
-                row[label] = f"{value['mean']:.4f} (±{value['spread'] / 2:.4f})"
-        rows.append(row)
-    keys = dict.fromkeys(k for row in rows for k in row)
-    return [{k: row.get(k, "-") for k in keys} for row in rows]
+    for split in ("in the search", *(("valid", "test") if confirmed else ())):
+        for score in ("joint", *project.scenarios):
+            row = {"score": score, "split": split}
+            for name, trial in shown.items():
+                if split == "in the search":
+                    best = trial.best or {}
+                    value = best["joint_score"] if score == "joint" else best["scores"][score]
+                    row[name] = f"{value:.4f}"
+                else:
+                    row[name] = spread_text(variants[name][split].get(score))
+            rows.append(row)
+    return rows
+
+
+def spread_text(found: dict[str, float] | None) -> str:
+    """Mean and half of the spread."""
+    return f"{found['mean']:.4f} ± {found['spread'] / 2:.4f}" if found else "-"
 
 
 def write_outcome(

@@ -230,7 +230,7 @@ def unknown_part(tree: Mapping[str, Any], field: str) -> str:
 
 
 def without_effect(project: Project, field: str) -> str:
-    """Why a field changes nothing in this project; empty where it does, or its cause is searched."""
+    """Why a field changes nothing here; empty where it does, or where its cause is searched."""
     encoder, model = project.model.encoder, project.model
     frozen = "model.encoder.trainable" if encoder.trainable == "none" else ""
     reasons = {

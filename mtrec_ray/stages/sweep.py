@@ -130,6 +130,10 @@ class Suggester(Searcher):
         failed = error or not all(map(math.isfinite, values))
         self.optuna.on_trial_complete(trial_id, None if failed else result, error=failed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, for Tune's own state, which is not read again."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: an interrupted search goes on from the records of its trials."""
 
@@ -185,6 +189,10 @@ class Recorder(Callback):
         self.total, self.say = total, say
         self.started: dict[str, float] = {}
         self.scheduler: TrialScheduler | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, for Tune's own state, which is not read again."""
+        return {}
 
     def own(self, trial: Any) -> Trial:
         """Our record of one of Tune's trials."""
