@@ -179,6 +179,7 @@ def front_of(project: Project, outcome: Outcome) -> dict[str, Any]:
             "joint_score": outcome.chosen_score,
             "scores": (outcome.chosen.best or {})["scores"],
             "values": values_of(project, outcome.chosen),
+            "overrides": outcome.chosen.overrides,
         },
     }
 

@@ -9,7 +9,6 @@ tune/report.html        all of it with plots (plots/*.png), for a person
 """
 
 import os
-from dataclasses import replace
 from typing import Any
 
 from mtrec_ray.data import storage
@@ -19,7 +18,7 @@ from mtrec_ray.data.stream import training_source
 from mtrec_ray.learning import loop
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project
-from mtrec_ray.stages.choose import Outcome, outcome_of, write_outcome
+from mtrec_ray.stages.choose import outcome_of, write_outcome
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.confirm import confirm
 from mtrec_ray.stages.marks import DONE, begin, find_finished
@@ -55,8 +54,8 @@ def tuned_with(project: Project, prepared: Prepared) -> dict[str, Any]:
 
 def run_tune(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     """Search, or go on searching, or find it done; prepares the data where that is still to do."""
-    storage.check_writable(storage_path)
     refuse(space_problems(project))
+    storage.check_writable(storage_path)
     room = with_room(project)
     run_prepare(room, storage_path, say)
     prepared = open_prepared(project, storage_path)
@@ -75,11 +74,11 @@ def run_tune(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     prepared = with_teacher(room, prepared, run_folder, say)
     readers = 1 if project.search.num_workers == 0 else None
     source = training_source(prepared, project.run.cache, readers)
-    shared = Shared(prepared, source, storage.join(folder, RUNS))
+    shared = Shared(prepared, source, runs_folder(folder))
     trials = search(project, folder, train_trial, shared, say)
     outcome = outcome_of(project, trials)
     say(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
-    confirmed = confirm(project, outcome, folder, replace(shared, folder=shared.folder), say)
+    confirmed = confirm(project, outcome, folder, shared, say)
     summary = write_outcome(project, outcome, confirmed, folder)
     storage.write_json(storage.join(folder, DONE), summary | {"asked": asked})
     return summary
@@ -103,7 +102,7 @@ def search(project: Project, folder: str, train: Train, shared: Any, say: Say) -
     grid = options.algorithm == "grid"
     total = len(trials) if grid else max(options.trials, len(trials))
     ended = [t for t in trials.values() if t.ended]
-    recorder = Recorder(trials, records, shared_folder(folder), total, say)
+    recorder = Recorder(trials, records, runs_folder(folder), total, say)
     if len(ended) == total:
         return list(trials.values())
     waiting = [t for t in trials.values() if not t.ended]
@@ -129,7 +128,7 @@ def search(project: Project, folder: str, train: Train, shared: Any, say: Say) -
     return list(trials.values())
 
 
-def shared_folder(folder: str) -> str:
+def runs_folder(folder: str) -> str:
     """Where trials have their checkpoints while they run."""
     return storage.join(folder, RUNS)
 
@@ -159,8 +158,3 @@ def added(trials: dict[str, Trial], overrides: Overrides, point: Point) -> Trial
     trial = Trial(f"t{number:03d}", overrides, point)
     trials[trial.name] = trial
     return trial
-
-
-def chosen_project(project: Project, outcome: Outcome) -> Project:
-    """The project with the chosen values."""
-    return with_overrides(project, outcome.chosen.overrides)
