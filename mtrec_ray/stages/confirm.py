@@ -36,15 +36,21 @@ def confirm(
     records = storage.join(folder, "confirm")
     runs = planned_runs(project, outcome, load_trials(records))
     waiting = [t for t in runs.values() if not t.ended]
+    here = project.search.num_workers == 0
     if waiting:
         say(f"confirming on test: {len(waiting)} whole runs")
         run_trials(
             with_overrides(project, workers(project)),
             Suggester(waiting, None, unexpected),
             None,
-            Recorder(runs, records, shared.folder, len(runs), say),
-            num=len(waiting), train=train_and_test, shared=shared,
+            Recorder(runs, records, shared.folder, len(runs), say, keep=True),
+            num=len(waiting), train=train_and_test if here else train_trial, shared=shared,
         )  # fmt: skip
+    for run in runs.values():
+        if run.status == "finished" and "test" not in run.result:
+            run.result["test"] = scores_on_test(project, shared, run.name)
+            run.save(records)
+    storage.remove_folder(shared.folder)
     found = confirmed(outcome, list(runs.values()))
     storage.write_json(storage.join(folder, "confirm.json"), found)
     return found
@@ -73,32 +79,35 @@ def variants(outcome: Outcome) -> dict[str, Trial]:
 
 
 def train_and_test(project: Project, name: str, shared: Shared, tell: Tell) -> dict[str, Any]:
-    """Train a run; its result holds the scores of its best model on test."""
+    """Train a run in this process; its result holds the scores of its best model on test."""
     summary = train_trial(project, name, shared, tell)
-    model = storage.join(shared.folder, name, BEST)
-    metrics = test_metrics(project, shared, name, model)
-    return summary | {
-        "test": {
-            "joint_score": joint_score(metrics, project.evaluation.weights or None),
-            "scores": scenario_scores(flat(metrics)),
-            "tasks": task_scores(flat(metrics)),
-        }
+    model, vectors = load_trained(
+        project, shared.prepared.folder, storage.join(shared.folder, name, BEST)
+    )
+    vectors.compute_frozen(cache_folder(project))
+    vectors.refresh()
+    metrics = validate(model, vectors, shared.prepared, "test")
+    return summary | {"test": scores_of(project, metrics)}
+
+
+def scores_on_test(project: Project, shared: Shared, name: str) -> dict[str, Any]:
+    """The scores of a run's best model on test, predicted by workers as in the evaluate stage.
+
+    On the driver: what a trial starts has to fit into the resources that Tune set aside for it.
+    """
+    prepared, folder = shared.prepared, storage.join(shared.folder, name, "predictions")
+    predict(project, prepared.folder, storage.join(shared.folder, name, BEST), folder)
+    metrics = {n: measure(folder, facts) for n, facts in prepared.scenarios.items()}
+    return scores_of(project, metrics)
+
+
+def scores_of(project: Project, metrics: Mapping[str, TaskMetrics]) -> dict[str, Any]:
+    """Joint score, and scores by scenario and task."""
+    return {
+        "joint_score": joint_score(metrics, project.evaluation.weights or None),
+        "scores": scenario_scores(flat(metrics)),
+        "tasks": task_scores(flat(metrics)),
     }
-
-
-def test_metrics(
-    project: Project, shared: Shared, name: str, model_path: str
-) -> dict[str, TaskMetrics]:
-    """Metrics on test: in this process, or as the evaluate stage predicts, by workers."""
-    prepared = shared.prepared
-    if project.search.num_workers == 0:
-        model, vectors = load_trained(project, prepared.folder, model_path)
-        vectors.compute_frozen(cache_folder(project))
-        vectors.refresh()
-        return validate(model, vectors, prepared, "test")
-    folder = storage.join(shared.folder, name, "predictions")
-    predict(project, prepared.folder, model_path, folder)
-    return {n: measure(folder, facts) for n, facts in prepared.scenarios.items()}
 
 
 def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:

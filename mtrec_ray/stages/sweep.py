@@ -180,13 +180,23 @@ class Halving(ASHAScheduler):
 
 
 class Recorder(Callback):
-    """Keeps on the driver what trials tell, and says how far they are."""
+    """Keeps on the driver what trials tell, and says how far they are.
+
+    `keep`: the models of trials that have ended stay in the folder `runs`, too.
+    """
 
     def __init__(
-        self, trials: dict[str, Trial], folder: str, runs: str, total: int, say: Say
+        self,
+        trials: dict[str, Trial],
+        folder: str,
+        runs: str,
+        total: int,
+        say: Say,
+        *,
+        keep: bool = False,
     ) -> None:
         self.trials, self.folder, self.runs = trials, folder, runs
-        self.total, self.say = total, say
+        self.total, self.say, self.keep = total, say, keep
         self.started: dict[str, float] = {}
         self.scheduler: TrialScheduler | None = None
 
@@ -233,10 +243,11 @@ class Recorder(Callback):
         self.end(own)
 
     def end(self, own: Trial) -> None:
-        """Keep a trial that ended; its checkpoints are of no more use."""
+        """Keep a trial that ended; but for a confirmation its checkpoints are of no more use."""
         own.save(self.folder)
-        with suppress(OSError):
-            storage.remove_folder(storage.join(self.runs, own.name))
+        if not self.keep:
+            with suppress(OSError):
+                storage.remove_folder(storage.join(self.runs, own.name))
         self.say(self.line(own))
 
     def line(self, own: Trial) -> str:
@@ -361,4 +372,4 @@ def run_trials(
                 failure_config=FailureConfig(max_failures=project.run.max_failures),
             ),
         ).fit()
-    storage.remove_folder(recorder.runs)
+    storage.remove_folder(own if recorder.keep else recorder.runs)

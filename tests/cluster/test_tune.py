@@ -1,4 +1,4 @@
-"""The search: it finds what is planted, never hangs, loses no finished trial, and says why it chose.
+"""The search finds what is planted, never hangs, and loses no finished trial.
 
 `MTREC_TRIALS` is the number of short trials (32 outside CI takes a minute more than the default).
 """
@@ -20,14 +20,14 @@ import pytest
 import ray
 import yaml
 
-from mtrec_ray.config import load_project
+from mtrec_ray.config import load_project, parse_project
 from mtrec_ray.learning.front import hypervolume
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.choose import outcome_of
 from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.trials import Trial, load_trials
 from mtrec_ray.stages.tune import run_tune, search
-from tests.cluster.runs import changed, say_nothing
+from tests.cluster.runs import changed, say_nothing, world_tree
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -77,9 +77,15 @@ def shares(trials: list[Trial]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def found(trained, tmp_path_factory) -> tuple[Project, list[Trial]]:
+def world(tmp_path_factory) -> Project:
+    """The project of the sample world; nothing of it is prepared."""
+    return parse_project(world_tree(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture(scope="module")
+def found(world, tmp_path_factory) -> tuple[Project, list[Trial]]:
     """A search of the planted problem by TPE with ASHA."""
-    project = searching(trained.project, trials=24, objectives="joint")
+    project = searching(world, trials=24, objectives="joint")
     folder = str(tmp_path_factory.mktemp("planted"))
     return project, search(project, folder, planted(), None, say_nothing)
 
@@ -142,9 +148,9 @@ def test_more_trials_go_on(found, tmp_path):
     assert {n: (folder / n).read_bytes() for n in before} == before
 
 
-def test_a_failed_trial_ends_no_search(trained, tmp_path):
+def test_a_failed_trial_ends_no_search(world, tmp_path):
     """Trials that raise have their reason in the table in one line; the others end as ever."""
-    project = searching(trained.project, trials=8, algorithm="random", scheduler="none", seed=3)
+    project = searching(world, trials=8, algorithm="random", scheduler="none", seed=3)
     trials = search(project, str(tmp_path), planted(), "fails", say_nothing)
     failed = [t for t in trials if t.status == "failed"]
     assert len(trials) == 8
@@ -155,9 +161,9 @@ def test_a_failed_trial_ends_no_search(trained, tmp_path):
     assert load_trials(str(tmp_path / "trials"))[failed[0].name] == failed[0]
 
 
-def test_the_rule_of_the_worst_case(trained, tmp_path):
+def test_the_rule_of_the_worst_case(world, tmp_path):
     """With worst_case the models of one scenario are trained, whatever their joint score."""
-    project = searching(trained.project, trials=10, choose="worst_case")
+    project = searching(world, trials=10, choose="worst_case")
     trials = search(project, str(tmp_path), planted(), None, say_nothing)
     alone = {t.name: t for t in trials if t.name.startswith("only_")}
     assert {n: t.status for n, t in alone.items()} == {
@@ -174,9 +180,9 @@ def test_the_rule_of_the_worst_case(trained, tmp_path):
     assert gains[outcome.chosen.name] == max(gains.values())
 
 
-def test_short_trials_never_hang(trained, tmp_path):
+def test_short_trials_never_hang(world, tmp_path):
     """Many trials of no length, four at a time, each of which the scheduler may end: all end."""
-    project = searching(trained.project, trials=NUM_SHORT, concurrent=4)
+    project = searching(world, trials=NUM_SHORT, concurrent=4)
     trials = search(project, str(tmp_path), planted(), None, say_nothing)
     assert len(trials) == NUM_SHORT
     assert all(t.ended and math.isfinite(t.best["joint_score"]) for t in trials)
