@@ -210,6 +210,36 @@ def ray_cost_block(result: dict[str, Any]) -> str:
     )
 
 
+def tune_block(result: dict[str, Any]) -> str:
+    """Own, uniform and chosen weights by scenario, and plots of the front."""
+    figures, values = result["figures"], result["chosen"]["values"]
+    named = ", ".join(f"`{f}` {v:.3g}" for f, v in values.items() if isinstance(v, int | float))
+    fronts = [p for p in result["plots"] if "_front_" in p]
+    pictures = " ".join(f"![{p}](benchmarks/results/{p})" for p in fronts)
+    verdict = "on every seed" if figures["better_on_all_seeds"] else "not on every seed"
+    return (
+        f"{markdown_table(result['table'])}\n\n{pictures}\n\n"
+        f"{figures['trials']:.0f} trials ({figures['trials_stopped']:.0f} ended early, "
+        f"{figures['trials_failed']:.0f} failed); scores are means of NE or relative RMSE, lower "
+        "is better; in the search on valid, of shorter trials; below, whole runs over "
+        f"{result['seeds']} seeds ± half of the spread. Chosen by {result['chosen']['rule']}: "
+        f"{named}. On test it is better than uniform weights by {figures['gain_on_test']:.4f} "
+        f"({verdict}). {figures['seconds'] / 60:.1f} minutes on {result['cores']} cores; "
+        f"`{result['command']}` makes it again."
+    )
+
+
+def sweep_block(result: dict[str, Any]) -> str:
+    """What a search costs in full runs, with and without sharing and early stopping."""
+    figures = result["figures"]
+    return (
+        f"{markdown_table(result['table'])}\n\n"
+        f"The quickstart on {result['cores']} cores; one full run of the train stage took "
+        f"{figures['full_run.seconds']:.0f} s. Trials have as many epochs and rows. "
+        f"`{result['command']}` makes it again."
+    )
+
+
 BLOCKS = {
     "quickstart": quickstart_block,
     "real4": real4_block,
@@ -221,6 +251,9 @@ BLOCKS = {
     "ingest": ingest_block,
     "memory": memory_block,
     "ray_cost": ray_cost_block,
+    "tune_quickstart": tune_block,
+    "tune_real4": tune_block,
+    "sweep": sweep_block,
 }
 
 

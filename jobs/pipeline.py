@@ -7,7 +7,7 @@ from mtrec_ray.stages.pipeline import run_pipeline
 
 
 def main(config: Config, storage: Storage = "runs", override: Override = None) -> None:
-    """Prepare, train, evaluate; skip what is done."""
+    """Prepare, tune (search.in_pipeline), train, evaluate; skip what is done."""
     project, found = run_job("pipeline", run_pipeline, config, storage, override)
     show(project, found["metrics"])
     last_line("pipeline", project, metrics=found["metrics"])

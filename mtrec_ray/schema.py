@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from mtrec_ray.ranges import check_range, rejoin
+
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 SPLITS = ("train", "valid", "test")
 
@@ -372,6 +374,67 @@ class Evaluation(Section):
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 
 
+SearchedFields = dict[str, Annotated[str, BeforeValidator(check_range)]]
+
+
+class Search(Section):
+    """What the tune stage searches, with what, and how it chooses from what it found.
+
+    `fields`: ranges of fields of this file, which may stand among the other keys of this section,
+    too (`training.lr: loguniform(1e-4, 1e-2)`); null: both learning rates, within a factor of 5.
+    `scenario_weights`: the scenarios' weights, uniform over the simplex (`learning/simplex.py`);
+    in `grid` all its points in steps of 1 / `grid_steps`. `objectives`: one for each scenario, or
+    the joint score. `asha` ends those trials early that are not among the better half after
+    `grace` epochs, twice as many, and so on. Trials have `epochs` and `rows_per_epoch` in place of
+    training's, and `num_workers` (null: the run's; 0: a trial is one process, which goes on with
+    the next trial and has nothing to start), so many at a time (`concurrent`; null: as the cluster
+    has room for). `choose` is the lowest joint score, the best worst-case gain over models of one
+    scenario, which are trained, too, or the lowest mean of the scores by `preference`.
+    `confirm_seeds`: so many whole runs each of the chosen and of uniform weights, scored on test.
+    """
+
+    trials: PositiveInt = 16
+    algorithm: Literal["optuna", "random", "grid"] = "optuna"
+    objectives: Literal["scenarios", "joint"] = "scenarios"
+    scheduler: Literal["asha", "none"] = "asha"
+    grace: PositiveInt = 1
+    scenario_weights: bool = True
+    grid_steps: PositiveInt = 4
+    fields: SearchedFields | None = None
+    epochs: PositiveInt | None = None
+    rows_per_epoch: PositiveInt | None = None
+    num_workers: NonNegativeInt | None = None
+    concurrent: PositiveInt | None = None
+    choose: Literal["joint", "worst_case", "preference"] = "joint"
+    preference: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
+    confirm_seeds: NonNegativeInt = 0
+    in_pipeline: bool = False
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields_among_the_keys(cls, tree: object) -> object:
+        if not isinstance(tree, dict):
+            return tree
+        tree = rejoin(tree)
+        inner = tree.get("fields")
+        fields = rejoin(inner) if isinstance(inner, dict) else inner
+        dotted = {k: tree.pop(k) for k in list(tree) if "." in str(k)}
+        if dotted and (fields is None or isinstance(fields, dict)):
+            fields = {**(fields or {}), **dotted}
+        return tree if fields is None else tree | {"fields": fields}
+
+    @model_validator(mode="after")
+    def _preference_is_chosen(self) -> Self:
+        given = sum(self.preference.values()) > 0
+        if given != (self.choose == "preference"):
+            raise ValueError(
+                f"preference: found {self.preference or 'none'} with choose: {self.choose}; "
+                "allowed: numbers above 0 by scenario, with choose: preference"
+            )
+        return self
+
+
 class Run(Section):
     """Name (the resume key), workers and resources of the run.
 
@@ -437,6 +500,7 @@ class Project(Section):
     scenarios: dict[Name, Scenario] = Field(min_length=1)
     model: Model = Model()
     training: Training = Training()
+    search: Search = Search()
     evaluation: Evaluation = Evaluation()
     run: Run
 
@@ -446,11 +510,17 @@ class Project(Section):
             raise ValueError(
                 "scenarios: found that all weights are 0; allowed: at least one above 0"
             )
-        unknown = sorted(set(self.evaluation.weights) - set(self.scenarios))
-        if unknown:
-            raise ValueError(
-                f"evaluation.weights: found {unknown}; allowed: {sorted(self.scenarios)}"
-            )
+        named = {
+            "evaluation.weights": self.evaluation.weights,
+            "search.preference": self.search.preference,
+        }
+        problems = [
+            f"{field}: found {unknown}; allowed: {sorted(self.scenarios)}"
+            for field, weights in named.items()
+            if (unknown := sorted(set(weights) - set(self.scenarios)))
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def path(self, relative: str) -> str:

@@ -47,6 +47,14 @@ def parquet_files(path: str) -> list[str]:
     return [join(path, name) for name in names]
 
 
+def files(path: str) -> list[str]:
+    """Sorted files directly in a folder; none where it is not there."""
+    fs, inner = filesystem(path)
+    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    names = [f.base_name for f in found if f.type == pafs.FileType.File]
+    return [join(path, name) for name in sorted(names)]
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file so that it is there whole or not at all (write beside it, then move)."""
     fs, inner = filesystem(path)

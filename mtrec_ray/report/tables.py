@@ -54,3 +54,13 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     lines += ["| " + " | ".join(str(row[h]) for h in heads) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def plain_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
+    """Rows with the same keys, for a terminal."""
+    table = Table(title=title, title_justify="left")
+    for heading in rows[0] if rows else ():
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    return table

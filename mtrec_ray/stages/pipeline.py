@@ -1,4 +1,4 @@
-"""The pipeline stage: prepare, train, evaluate; what is finished is skipped."""
+"""The pipeline stage: prepare, tune (if asked for), train, evaluate; what is done is skipped."""
 
 from typing import Any
 
@@ -6,11 +6,19 @@ from mtrec_ray.data.prepare import Say
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.prepare import run_prepare
+from mtrec_ray.stages.space import with_overrides
 from mtrec_ray.stages.train import run_train
+from mtrec_ray.stages.tune import run_tune
 
 
 def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
-    """Run the stages in order; returns the evaluation."""
+    """Run the stages in order; returns the evaluation.
+
+    With `search.in_pipeline` the joint model is trained with the values that the search chose.
+    """
     run_prepare(project, storage_path, say)
+    if project.search.in_pipeline:
+        chosen = run_tune(project, storage_path, say)["chosen"]
+        project = with_overrides(project, chosen["overrides"])
     run_train(project, storage_path, say)
     return run_evaluate(project, storage_path, say)

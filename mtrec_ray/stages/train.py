@@ -165,6 +165,7 @@ def build_trainer(
     run_folder: str,
     name: str,
     callbacks: Sequence[UserCallback] = (),
+    source: Source | None = None,
 ) -> TorchTrainer:
     """A trainer whose name in the run's folder is the resume key."""
     run = project.run
@@ -174,7 +175,7 @@ def build_trainer(
             "project": project.dump(),
             "prepared": prepared.folder,
             "folder": storage.join(run_folder, name),
-            "source": training_source(prepared, run.cache, run.most_workers),
+            "source": source or training_source(prepared, run.cache, run.most_workers),
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
@@ -229,15 +230,18 @@ def train_model(
     run_folder: str,
     name: str,
     callbacks: Sequence[UserCallback] = (),
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """Train a model in its folder of the run's, or go on with it; returns the summary.
+
+    `source`: the training rows, where the caller shares them among several models.
 
     Raises:
         ValueError: too many steps without a finite loss.
     """
     folder = storage.join(run_folder, name)
     mend_snapshot(folder)
-    result = build_trainer(project, prepared, run_folder, name, callbacks).fit()
+    result = build_trainer(project, prepared, run_folder, name, callbacks, source).fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})

@@ -224,6 +224,36 @@ IN_THE_FILE = {
         ),
         (r".*history\.of: found 'buy'", r".*negatives\.of: found", r".*click\.given: found"),
     ),
+    "search of a field that does not exist": Mistake(
+        override("search={training.lrr: uniform(0, 1)}"),
+        (r"search\.training\.lrr: found no such field \(lrr\); allowed: .*lr_encoder",),
+        job="tune",
+    ),
+    "search of an empty range": Mistake(
+        override("search={training.lr: loguniform(1e-3, 1e-4)}"),
+        (r"search\.fields\.training\.lr: an empty range; allowed: loguniform\(low, high\)",),
+        job="tune",
+    ),
+    "search of a frozen encoder's learning rate": Mistake(
+        override(
+            "search={training.lr_encoder: loguniform(1e-6, 1e-4)}", "model.encoder.trainable=none"
+        ),
+        (r"search\.training\.lr_encoder: found a range for a field without effect",),
+        job="tune",
+    ),
+    "several of a search at once": Mistake(
+        override(
+            "search={training.lrr: uniform(0, 1), model.encoder.max_tokens: choice(4, 8), "
+            "model.width: choice(30), grace: 9}"
+        ),
+        (
+            r"search\.training\.lrr: found no such field",
+            r"search\.model\.encoder\.max_tokens: found a field that prepared data depends on",
+            r"search\.model\.width: found 30; allowed: a multiple of attention_heads",
+            r"search\.grace: found 9; allowed: at most 3 epochs",
+        ),
+        job="tune",
+    ),
     "all scenarios weigh nothing": Mistake(
         override("scenarios.shop.weight=0", "scenarios.video.weight=0"),
         (r".*scenarios: found that all weights are 0; allowed: at least one above 0",),
@@ -437,7 +467,7 @@ def test_mistake_in_the_rows(project, capsys, what):
     check_refusal(project, mistake, code, stderr)
 
 
-@pytest.mark.parametrize("job", ["prepare", "train", "evaluate", "pipeline"])
+@pytest.mark.parametrize("job", ["prepare", "train", "tune", "evaluate", "pipeline"])
 def test_every_job_refuses(project, capsys, job):
     """Every job refuses a mistake in its own name."""
     mistake = IN_THE_FILE["unknown key"]

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from mtrec_ray.config import load_project, section_classes
-from mtrec_ray.schema import Evaluation, Model, Project, Scenario, Training
+from mtrec_ray.schema import Evaluation, Model, Project, Scenario, Search, Training
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TREE = yaml.safe_load((JOBS / "reference.yaml").read_text())
@@ -52,7 +52,7 @@ def test_every_section_is_shown():
     assert set(TREE) == set(Project.model_fields)
 
 
-@pytest.mark.parametrize("section", [Model, Training, Evaluation])
+@pytest.mark.parametrize("section", [Model, Training, Search, Evaluation])
 def test_defaults_are_true(section):
     """The sections below the scenarios hold exactly the defaults of the schema."""
     shown = TREE[section.__name__.lower()]

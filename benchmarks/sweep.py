@@ -1,0 +1,150 @@
+"""What does a search cost, in units of one full training run? And how long do CPUs idle in it?
+
+python -m benchmarks.sweep [--quick] [--out FILE] [--storage DIR]
+
+The quickstart's project: one full run of the train stage as jobs.train does it, then searches of 16
+trials, each a whole run of as many epochs and rows, on the same prepared data:
+
+plain            trials of Ray Train workers, each with its own outputs of frozen layers, none ended
+                 early: what a loop over `train` costs (but rows lie in the object store once)
+stopped          the same, ASHA ends trials early
+shared           trials in warm processes that share rows and frozen outputs, none ended early
+shared, stopped  both: the default of the quickstart
+
+`sweep_over_full_run` is the time of the last over that of the full run. All began in one call, on
+the same cores. Idle: the share of all cores' time in which no process ran, sampled by psutil.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from benchmarks.common import TOP, write_result
+from jobs.common import absolute, teller
+from mtrec_ray.config import load_project
+from mtrec_ray.data import storage as files
+from mtrec_ray.data.prepare import Say
+from mtrec_ray.data.shards import Prepared
+from mtrec_ray.data.stream import training_source
+from mtrec_ray.schema import Project
+from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.local import Tell
+from mtrec_ray.stages.prepare import open_prepared, run_prepare
+from mtrec_ray.stages.space import with_overrides
+from mtrec_ray.stages.train import train_model
+from mtrec_ray.stages.trial import Shared, train_trial
+from mtrec_ray.stages.tune import search, with_room
+
+TRIALS = 16
+QUICK = (
+    "sample_world.events=6000", "sample_world.users=400", "sample_world.items=80",
+    "training.epochs=2", "search.trials=4",
+)  # fmt: skip
+SAMPLE_SECONDS = 0.5
+WAYS = {
+    "plain": {"scheduler": "none", "num_workers": None},
+    "stopped": {"scheduler": "asha", "num_workers": None},
+    "shared": {"scheduler": "none", "num_workers": 0},
+    "shared, stopped": {"scheduler": "asha", "num_workers": 0},
+}
+LAST = "shared, stopped"
+
+
+@contextmanager
+def idle_share() -> Iterator[dict[str, float]]:
+    """The mean idle share of all cores and the seconds of the block, when it has ended."""
+    found: dict[str, float] = {}
+    samples: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        psutil.cpu_percent()
+        while not done.wait(SAMPLE_SECONDS):
+            samples.append(1 - psutil.cpu_percent() / 100)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    started = time.monotonic()
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+        found["seconds"] = time.monotonic() - started
+        found["idle"] = sum(samples) / max(len(samples), 1)
+
+
+def alone(project: Project, name: str, shared: Shared, tell: Tell) -> dict[str, Any]:
+    """Train a trial that computes the outputs of frozen layers for itself."""
+    own = with_overrides(project, {"run.cache_folder": tempfile.mkdtemp()})
+    return train_trial(own, name, shared, tell)
+
+
+def full_run(project: Project, prepared: Prepared, folder: str) -> dict[str, float]:
+    """One run of the train stage with its own frozen outputs."""
+    own = with_overrides(project, {"run.cache_folder": tempfile.mkdtemp()})
+    with idle_share() as found:
+        train_model(own, prepared, folder, "full")
+    return found
+
+
+def sweep(
+    project: Project, prepared: Prepared, folder: str, way: str, say: Say
+) -> dict[str, float]:
+    """A search in one of the ways."""
+    options = {f"search.{key}": value for key, value in WAYS[way].items()}
+    asked = with_overrides(project, {**options, "run.cache_folder": tempfile.mkdtemp()})
+    own = files.join(folder, way.replace(", ", "_"))
+    with idle_share() as found:
+        source = training_source(prepared, project.run.cache, project.run.most_workers)
+        shared = Shared(prepared, source, files.join(own, "runs"))
+        shares = WAYS[way]["num_workers"] == 0
+        trials = search(asked, own, train_trial if shares else alone, shared, say)
+    epochs = sum(len(t.curve) for t in trials)
+    failed = sum(t.status == "failed" for t in trials)
+    return found | {"trials": float(len(trials)), "epochs": float(epochs), "failed": float(failed)}
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Four short trials.")] = False,
+    out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
+    storage: Annotated[str, typer.Option(help="Folder of the runs.")] = "",
+) -> None:
+    """Measure one full run and the searches."""
+    words = [f"search.trials={TRIALS}", "search.epochs=null", "search.rows_per_epoch=null"]
+    project = load_project(TOP / "jobs" / "quickstart.yaml", [*words, *(QUICK if quick else ())])
+    say, place = teller(), absolute(storage or tempfile.mkdtemp())
+    room = with_room(project)
+    run_prepare(room, place, say)
+    connect(room.run)
+    prepared = open_prepared(project, place)
+    folder = files.join(place, "sweep")
+    full = full_run(project, prepared, folder)
+    figures = {"full_run.seconds": full["seconds"], "full_run.idle": full["idle"]}
+    table = []
+    for way in WAYS:
+        say(f"way: {way}")
+        found = sweep(project, prepared, folder, way, say)
+        over = found["seconds"] / full["seconds"]
+        figures |= {f"{way}.{key}": value for key, value in found.items()}
+        figures[f"{way}.over_full_run"] = over
+        table.append(
+            {
+                "search of": f"{found['trials']:.0f} trials, {way}",
+                "full runs": f"{over:.1f}",
+                "epochs trained": f"{found['epochs']:.0f}",
+                "CPUs idle": f"{found['idle']:.0%}",
+            }
+        )
+    figures["sweep_over_full_run"] = figures[f"{LAST}.over_full_run"]
+    write_result("sweep", figures, out, table=table, quick=quick)
+
+
+if __name__ == "__main__":
+    typer.run(main)

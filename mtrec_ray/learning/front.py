@@ -1,0 +1,76 @@
+"""The trade-off that trials show: Pareto front, hypervolume, and the choice of one point.
+
+Letters: n trials, k scenarios. Scores are losses: 1 for a model that knows only the training mean,
+lower is better.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrec_ray.learning.metrics import task_score
+
+Floats = NDArray[np.float64]
+REFERENCE = 1.0  # a scenario's score of the model that knows only the training means
+
+
+def scenario_scores(valid: Mapping[str, float]) -> dict[str, float]:
+    """Mean task score of each scenario, from metrics by `scenario/task/metric`.
+
+    Tasks without rows (NaN) take no part.
+    """
+    tasks: dict[str, dict[str, dict[str, float]]] = {}
+    for key, value in valid.items():
+        scenario, task, metric = key.split("/")
+        tasks.setdefault(scenario, {}).setdefault(task, {})[metric] = value
+    found = {}
+    for name, own in tasks.items():
+        scores = [s for s in map(task_score, own.values()) if np.isfinite(s)]
+        found[name] = float(np.mean(scores)) if scores else float("nan")
+    return found
+
+
+def task_scores(valid: Mapping[str, float]) -> dict[str, float]:
+    """NE or relative RMSE by `scenario/task`, from metrics by `scenario/task/metric`."""
+    wanted = ("ne", "relative_rmse")
+    return {k.rpartition("/")[0]: v for k, v in valid.items() if k.rpartition("/")[2] in wanted}
+
+
+def pareto_front(points: Floats) -> NDArray[np.bool_]:
+    """bool[n]: points [n, k] that no other is at least as good as everywhere, and better once."""
+    no_worse = (points[:, None, :] <= points[None, :, :]).all(-1)
+    better = (points[:, None, :] < points[None, :, :]).any(-1)
+    dominated: NDArray[np.bool_] = np.any(no_worse & better, axis=0)
+    return np.logical_not(dominated)
+
+
+def hypervolume(points: Floats, reference: Floats) -> float:
+    """Volume of what points [n, k] dominate below the reference [k].
+
+    Exact, by slices along the last scenario (HSO, While et al. 2006): between two of its values the
+    cut is the volume, in one dimension less, of all points that are below it.
+    """
+    points = points[(points < reference).all(1)]
+    if not len(points):
+        return 0.0
+    if points.shape[1] == 1:
+        return float(reference[0] - points.min())
+    points = points[np.argsort(points[:, -1], kind="stable")]
+    depths = np.diff(np.append(points[:, -1], reference[-1]))
+    volumes = (
+        depth * hypervolume(points[: i + 1, :-1], reference[:-1])
+        for i, depth in enumerate(depths)
+        if depth > 0
+    )
+    return float(sum(volumes))
+
+
+def worst_gains(points: Floats, alone: Floats) -> Floats:
+    """f64[n]: the least gain of points [n, k] over the scores [k] of models of one scenario."""
+    return (1 - points / alone).min(1)
+
+
+def preferred(points: Floats, preference: Sequence[float]) -> Floats:
+    """f64[n]: means of points [n, k], weighted by the preference [k]."""
+    return np.average(points, axis=1, weights=preference)

@@ -1,0 +1,159 @@
+"""The tune stage: a search over loss weights and other fields, its front, and a chosen point.
+
+tune/trials/NAME.json   a trial: values, status, curve; an interrupted search goes on from these
+tune/trials.parquet     all trials, a row each
+tune/front.json         the Pareto front over scenarios, its hypervolume, the chosen trial
+tune/chosen.yaml        a project file with the chosen values, which the train job takes as it is
+tune/confirm.json       whole runs of the chosen and of uniform weights, with several seeds, on test
+tune/report.html        all of it with plots (plots/*.png), for a person
+"""
+
+import os
+from typing import Any
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepare import Say, refuse
+from mtrec_ray.data.shards import Prepared
+from mtrec_ray.data.stream import training_source
+from mtrec_ray.learning import loop
+from mtrec_ray.model.encoder import encoder_problems
+from mtrec_ray.schema import Project
+from mtrec_ray.stages.choose import outcome_of, write_outcome
+from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.confirm import confirm
+from mtrec_ray.stages.marks import DONE, begin, find_finished
+from mtrec_ray.stages.prepare import open_prepared, run_prepare
+from mtrec_ray.stages.space import (
+    Overrides,
+    Point,
+    Space,
+    references,
+    space_of,
+    space_problems,
+    with_overrides,
+)
+from mtrec_ray.stages.sweep import Halving, Recorder, Suggester, optuna_search, run_trials
+from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.stages.train import joint_made_with
+from mtrec_ray.stages.trial import Shared, Train, train_trial, trial_project
+from mtrec_ray.stages.trials import Trial, load_trials
+
+# What may change from one call to the next: more trials, another choice among them.
+FREE = ("trials", "concurrent", "in_pipeline", "choose", "preference", "confirm_seeds")
+TRIALS, RUNS = "trials", "runs"
+
+
+def tuned_with(project: Project, prepared: Prepared) -> dict[str, Any]:
+    """Whatever the trials of a search depend on, as a tree."""
+    search = project.search.model_dump(mode="json")
+    return {
+        **joint_made_with(project, prepared),
+        "search": {k: v for k, v in search.items() if k not in FREE},
+    }
+
+
+def run_tune(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
+    """Search, or go on searching, or find it done; prepares the data where that is still to do."""
+    refuse(space_problems(project))
+    storage.check_writable(storage_path)
+    room = with_room(project)
+    run_prepare(room, storage_path, say)
+    prepared = open_prepared(project, storage_path)
+    run_folder = storage.join(storage_path, project.run.name)
+    folder = storage.join(run_folder, "tune")
+    made_with = tuned_with(project, prepared)
+    asked = {key: project.dump()["search"][key] for key in FREE}
+    finished = find_finished(folder, made_with, job="tune", run=project.run.name)
+    if finished and finished["asked"] == asked:
+        say("tune: already done")
+        return finished
+    refuse(encoder_problems(project.model.encoder))
+    loop.make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
+    begin(folder, made_with)
+    connect(room.run)
+    prepared = with_teacher(room, prepared, run_folder, say)
+    source = training_source(prepared, project.run.cache, room.run.most_workers)
+    shared = Shared(prepared, source, runs_folder(folder))
+    trials = search(project, folder, train_trial, shared, say)
+    outcome = outcome_of(project, trials)
+    say(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
+    confirmed = confirm(project, outcome, folder, shared, say)
+    summary = write_outcome(project, outcome, confirmed, folder)
+    storage.write_json(storage.join(folder, DONE), summary | {"asked": asked})
+    return summary
+
+
+def with_room(project: Project) -> Project:
+    """The project as a local Ray is started for: with a CPU of its own for a trial on each core."""
+    run = project.run
+    most = max(run.most_workers, (os.cpu_count() or 1) // run.cpus_per_worker)
+    return with_overrides(project, {"run.num_workers": most})
+
+
+def search(project: Project, folder: str, train: Train, shared: Any, say: Say) -> list[Trial]:
+    """All trials of the project's search, those that an earlier call left undone included.
+
+    `train` trains one; `shared` is handed to it as it is.
+    """
+    space, options = space_of(project), project.search
+    records = storage.join(folder, TRIALS)
+    trials = planned(project, space, load_trials(records))
+    grid = options.algorithm == "grid"
+    total = len(trials) if grid else max(options.trials, len(trials))
+    ended = [t for t in trials.values() if t.ended]
+    recorder = Recorder(trials, records, runs_folder(folder), total, say)
+    if len(ended) == total:
+        return list(trials.values())
+    waiting = [t for t in trials.values() if not t.ended]
+    say(
+        f"{total - len(ended)} trials of {', '.join(space.distributions())}"
+        + (f"; {len(ended)} are there already" if ended else "")
+    )
+    suggester = Suggester(
+        waiting,
+        None if grid else optuna_search(project, space, list(trials.values())),
+        lambda point: added(trials, space.overrides(point), point),
+    )
+    epochs = options.epochs or project.training.epochs
+    scheduler = None
+    if options.scheduler == "asha":
+        scheduler = Halving(epochs, options.grace, list(references(project)))
+        scheduler.fill(ended)
+    num = total - len(ended)
+    run_trials(
+        trial_project(project), suggester, scheduler, recorder,
+        num=num, train=train, shared=shared,
+    )  # fmt: skip
+    return list(trials.values())
+
+
+def runs_folder(folder: str) -> str:
+    """Where trials have their checkpoints while they run."""
+    return storage.join(folder, RUNS)
+
+
+def planned(project: Project, space: Space, kept: dict[str, Trial]) -> dict[str, Trial]:
+    """Trials that are there, those that every search begins with, and in a grid all its points.
+
+    References come first, then those that ran when the search was interrupted.
+    """
+    trials: dict[str, Trial] = {}
+    for name, overrides in references(project).items():
+        point = space.point_of(with_overrides(project, overrides))
+        trials[name] = kept.get(name) or Trial(name, overrides, point)
+    trials |= {name: trial for name, trial in kept.items() if name not in trials}
+    if project.search.algorithm == "grid":
+        known = [t.overrides for t in trials.values()]
+        for point in space.grid(project.search.grid_steps):
+            overrides = space.overrides(point)
+            if overrides not in known:
+                added(trials, overrides, point)
+    return trials
+
+
+def added(trials: dict[str, Trial], overrides: Overrides, point: Point) -> Trial:
+    """A new trial among the trials."""
+    number = sum(name.startswith("t") and name[1:].isdigit() for name in trials) + 1
+    trial = Trial(f"t{number:03d}", overrides, point)
+    trials[trial.name] = trial
+    return trial

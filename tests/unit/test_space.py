@@ -1,0 +1,151 @@
+"""What a search may try: a mistake is one line, a point changes what it says and no more."""
+
+import math
+import re
+
+import pytest
+
+from mtrec_ray.config import parse_project
+from mtrec_ray.schema import Project
+from mtrec_ray.stages.marks import differences
+from mtrec_ray.stages.space import (
+    references,
+    space_of,
+    space_problems,
+    with_overrides,
+)
+from tests.builders import two_scenario_project
+
+
+def searching(fields: dict[str, str] | None = None, **tree) -> Project:
+    """The project of two scenarios with a search of some fields, and other sections changed."""
+    own = two_scenario_project().dump()
+    sections = {name: own[name] | given for name, given in tree.items()}
+    search = own["search"] | sections.get("search", {}) | {"fields": fields}
+    return parse_project(own | sections | {"search": search})
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "line"),
+    [
+        ("training.lrr", "uniform(0, 1)", r"no such field \(lrr\); allowed: accumulation, "),
+        ("scenarios.shopp.weight", "uniform(0, 1)", r"no such field \(shopp\); allowed: shop, vid"),
+        ("training.lr.x", "uniform(0, 1)", r"no such field \(x\); allowed: no deeper field"),
+        ("model.encoder", "choice(1, 2)", r"a section; allowed: one of compile, "),
+        ("training.lr", "uniform(-1, 1)", r"found -1\.0; allowed: input should be greater than 0"),
+        ("model.width", "choice(16, 30)", r"found 30; allowed: a multiple of attention_heads"),
+        ("model.sharing", "choice(mmoe, moe)", r"found 'moe'; allowed: input should be 'bottom'"),
+        ("model.experts", "randint(2, 8)", r"without effect \(model\.sharing is bottom\)"),
+        ("model.encoder.max_tokens", "choice(8, 16)", r"that prepared data depends on"),
+        ("scenarios.shop.history.last", "choice(2, 3)", r"that prepared data depends on"),
+        ("scenarios.shop.weight", "uniform(0, 1)", r"beside scenario_weights: true"),
+        ("training.epochs", "choice(1, 2)", r"all trials share \(search\.epochs sets it"),
+        ("training.teacher.share", "uniform(0, 1)", r"all trials share \(the teacher"),
+        ("run.num_workers", "choice(1, 2)", r"all trials share \(resources"),
+        ("evaluation.precision", "choice(fp32)", r"all trials share \(the score"),
+    ],
+)
+def test_a_field_that_cannot_be_searched(field, text, line):
+    """One line: the field, what is wrong with it, what is allowed."""
+    (found,) = space_problems(searching({field: text}))
+    assert found.startswith(f"search.{field}: found ")
+
+    assert re.search(line, found), found
+
+
+def test_a_range_for_a_frozen_encoder():
+    """Its learning rate has no effect, unless what is trainable is searched, too."""
+    frozen = {"model": two_scenario_project().dump()["model"]}
+    frozen["model"]["encoder"]["trainable"] = "none"
+    rate = {"training.lr_encoder": "loguniform(1e-6, 1e-4)"}
+    (found,) = space_problems(searching(rate, **frozen))
+    assert found == (
+        "search.training.lr_encoder: found a range for a field without effect "
+        "(model.encoder.trainable is none); allowed: none"
+    )
+    both = rate | {"model.encoder.trainable": "choice(none, top_k)"}
+    assert space_problems(searching(both, **frozen)) == []
+
+
+def test_all_mistakes_at_once():
+    """Every wrong field has its line."""
+    fields = {"training.lrr": "uniform(0, 1)", "model.width": "choice(30)"}
+    project = searching(fields, search={"grace": 99})
+    assert [line.split(":")[0] for line in space_problems(project)] == [
+        "search.training.lrr", "search.model.width", "search.grace"
+    ]  # fmt: skip
+
+
+def test_a_search_of_nothing():
+    """Neither weights nor fields: refused."""
+    (line,) = space_problems(searching({}, search={"scenario_weights": False}))
+    assert line.startswith("search: found nothing to search; allowed: ")
+
+
+def test_default_fields_are_around_the_own_values():
+    """Both learning rates, a fifth to five times theirs; only that of the heads when frozen."""
+    project = searching()
+    space = space_of(project)
+    rate = project.training.lr
+    assert space.ranges["training.lr"].low == pytest.approx(rate / 5)
+    assert space.ranges["training.lr"].high == pytest.approx(rate * 5)
+    frozen = with_overrides(project, {"model.encoder.trainable": "none"})
+    assert set(space_of(frozen).ranges) == {"training.lr"}
+    assert set(space.ranges) >= {"training.lr"}
+
+
+def test_a_point_changes_what_it_names_and_no_more():
+    """Overrides of a point are the weights and fields searched, the rest of the project stays."""
+    project = searching(
+        {"training.lr": "loguniform(1e-4, 1e-2)", "model.dropout": "choice(0.0, 0.5)"}
+    )
+    space = space_of(project)
+    point = {"lambda.shop": 0.5, "lambda.video": 0.25, "training.lr": 3e-3, "model.dropout": "0.5"}
+    assert set(space.distributions()) == set(point)
+    other = with_overrides(project, space.overrides(point))
+    weights = [other.scenarios[n].weight for n in ("shop", "video")]
+    assert weights[1] / weights[0] == pytest.approx(math.log(0.25) / math.log(0.5), rel=1e-4)
+    assert sum(weights) == pytest.approx(2, rel=1e-5)
+    changed = [d.split(" = ")[0] for d in differences(project.dump(), other.dump())]
+    assert set(changed) <= {
+        "scenarios.shop.weight", "scenarios.video.weight", "training.lr", "model.dropout"
+    }  # fmt: skip
+
+
+def test_own_values_are_a_point():
+    """The project's own values are a point of the space, the nearest one where they are outside."""
+    project = searching({"training.lr": "uniform(5, 6)", "model.dropout": "choice(0.0, 0.5)"})
+    space = space_of(project)
+    point = space.point_of(project)
+    for name, found in space.distributions().items():
+        assert found._contains(found.to_internal_repr(point[name]))
+    assert point["training.lr"] == 5
+
+
+def test_references_begin_a_search():
+    """Own values change nothing; uniform weights only where they are others; one-hot on demand."""
+    own = two_scenario_project()
+    weights = {n: s.weight for n, s in own.scenarios.items()}
+    skewed = with_overrides(
+        searching(), {"scenarios.shop.weight": 3.0, "scenarios.video.weight": 1}
+    )
+    assert references(skewed) == {
+        "own": {}, "uniform": {"scenarios.shop.weight": 1.0, "scenarios.video.weight": 1.0}
+    }  # fmt: skip
+    even = with_overrides(skewed, {"scenarios.shop.weight": 1.0})
+    assert references(even) == {"own": {}}
+    worst = searching(search={"choose": "worst_case"})
+    assert references(worst)["only_video"] == {
+        "scenarios.shop.weight": 0.0, "scenarios.video.weight": 1.0
+    }  # fmt: skip
+    assert set(weights) == {"shop", "video"}
+
+
+def test_a_grid_has_all_combinations():
+    """The simplex in steps, times choices, times both ends and the middle of a range."""
+    fields = {"training.lr": "loguniform(1e-4, 1e-2)", "model.dropout": "grid(0.0, 0.5)"}
+    space = space_of(searching(fields))
+    points = list(space.grid(4))
+    assert len(points) == 5 * 3 * 2
+    assert {round(p["training.lr"], 9) for p in points} == {1e-4, 1e-3, 1e-2}
+    assert len({repr(space.overrides(p)) for p in points}) == len(points)
