@@ -6,8 +6,8 @@ prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,10 @@ class Prepared:
     scenarios: dict[str, PreparedScenario]
     made_with: dict[str, Any] = field(default_factory=dict)
     taught: "Taught | None" = None
+
+    def only(self, names: Collection[str]) -> "Prepared":
+        """The prepared data of some of the scenarios."""
+        return replace(self, scenarios={n: f for n, f in self.scenarios.items() if n in names})
 
     def train_shards(self, name: str) -> list["TrainShard"]:
         """A scenario's training shards, with the teacher's predictions where there is one."""

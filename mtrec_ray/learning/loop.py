@@ -18,6 +18,7 @@ import torch
 from mtrec_ray.data.shards import Prepared
 from mtrec_ray.data.tokens import special_tokens
 from mtrec_ray.learning import checkpoint
+from mtrec_ray.learning.adapt import Pull, Start, begin
 from mtrec_ray.learning.feed import Feed, Reader, quotas
 from mtrec_ray.learning.losses import loss_weights
 from mtrec_ray.learning.metrics import joint_score
@@ -165,13 +166,18 @@ def computes_bf16(device: torch.device) -> bool:
 class Run:
     """A training run on one rank: what is built once and what changes from step to step."""
 
-    def __init__(self, project: Project, prepared: Prepared, host: Host) -> None:
+    def __init__(
+        self, project: Project, prepared: Prepared, host: Host, start: Start | None = None
+    ) -> None:
         self.project, self.prepared, self.host = project, prepared, host
         self.rank, self.size = world()
         self.plan = make_plan(project, prepared, self.size)
         self.model, self.vectors = build_model(
             project, prepared, host.device, project.training.precision
         )
+        if start:
+            begin(self.model, start)
+        self.pull = Pull(self.model, start.l2_sp if start else 0.0)
         self.weights = torch.tensor(
             list(loss_weights(project.scenarios).values()), device=host.device
         )
@@ -292,6 +298,7 @@ class Run:
             self.skip(result)
             return
         self.optimizer.step()
+        self.pull.step(self.optimizer)
         self.loss_sums += result.sums.cpu()
         self.loss_counts += result.counts.cpu()
 
@@ -313,12 +320,14 @@ class Run:
             )
 
 
-def train(project: Project, prepared: Prepared, host: Host) -> dict[str, Any]:
+def train(
+    project: Project, prepared: Prepared, host: Host, start: Start | None = None
+) -> dict[str, Any]:
     """Train to the last epoch or until the joint score stops falling; returns the summary.
 
-    Every rank must call it; the summary is the same on all.
+    From initial weights, or from where a scenario's model starts. Every rank must call it; the summary is the same on all.
     """
-    run = Run(project, prepared, host)
+    run = Run(project, prepared, host, start)
     if run.rank == 0:
         host.say(
             f"plan: {run.plan.steps_per_epoch} steps an epoch, "

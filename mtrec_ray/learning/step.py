@@ -98,7 +98,12 @@ def accumulate(
 def scenario_gradients(
     module: Forward, facts: Mapping[str, PreparedScenario], batch: Batch, weights: Tensor
 ) -> dict[str, Tensor]:
-    """The gradient of each scenario's lambda_i L_i at the first weight that all share, flat."""
+    """The gradient of each scenario's lambda_i L_i at the first weight that all share, flat.
+
+    None where that weight does not learn.
+    """
+    if not module.model.sharing.first_weight.requires_grad:
+        return {}
     labels = {name: s.labels for name, s in batch.items()}
     counts = sum_over_ranks(label_counts(facts, labels))
     shared = module.model.sharing.first_weight

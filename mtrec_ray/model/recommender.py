@@ -5,7 +5,7 @@ text vectors, W width of item representations, T tasks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -256,6 +256,24 @@ class Recommender(nn.Module):
         if space not in self.users:
             return torch.zeros_like(like)
         return self.users[space](drop_ids(user, self.options.id_dropout, self.training))
+
+
+def own_parts(model: Recommender, name: str) -> list[str]:
+    """Full names of the modules and parameters that a scenario has for itself.
+
+    Whatever a module or parameter holds by the names of scenarios; a table of users that no other
+    scenario shares is its own, too.
+    """
+    return [
+        f"{full}.{name}" if full else name
+        for full, module in model.named_modules()
+        if isinstance(module, nn.ModuleDict | nn.ParameterDict) and name in module
+    ]
+
+
+def is_below(full: str, parts: Sequence[str]) -> bool:
+    """Whether a full name is one of some parts or lies in it."""
+    return any(full == part or full.startswith(part + ".") for part in parts)
 
 
 def start_bias(facts: PreparedScenario, task: str) -> float:

@@ -28,6 +28,7 @@ from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import Prepared, load_prepared
 from mtrec_ray.data.stream import Source, training_source
 from mtrec_ray.learning import loop
+from mtrec_ray.learning.adapt import Start
 from mtrec_ray.learning.feed import Reader
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project, Run
@@ -111,7 +112,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(project.run.cpus_per_worker)
     host = RayHost(config["folder"], config["source"])
     try:
-        return loop.train(project, load_prepared(config["prepared"]), host)
+        prepared = load_prepared(config["prepared"]).only(project.scenarios)
+        return loop.train(project, prepared, host, config["start"])
     except loop.NotFiniteError as error:  # to start again would not help
         return {"refused": str(error)}
 
@@ -165,6 +167,7 @@ def build_trainer(
     run_folder: str,
     name: str,
     callbacks: Sequence[UserCallback] = (),
+    start: Start | None = None,
 ) -> TorchTrainer:
     """A trainer whose name in the run's folder is the resume key."""
     run = project.run
@@ -175,6 +178,7 @@ def build_trainer(
             "prepared": prepared.folder,
             "folder": storage.join(run_folder, name),
             "source": training_source(prepared, run.cache),
+            "start": start,
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
@@ -229,15 +233,18 @@ def train_model(
     run_folder: str,
     name: str,
     callbacks: Sequence[UserCallback] = (),
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Train a model in its folder of the run's, or go on with it; returns the summary.
+
+    Of the project's scenarios, with their rows of `prepared`; by default from initial weights.
 
     Raises:
         ValueError: too many steps without a finite loss.
     """
     folder = storage.join(run_folder, name)
     mend_snapshot(folder)
-    result = build_trainer(project, prepared, run_folder, name, callbacks).fit()
+    result = build_trainer(project, prepared, run_folder, name, callbacks, start).fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})
