@@ -550,12 +550,11 @@ class Project(Section):
         for name, weights in self.recommend.by.items():
             tasks = sorted(self.scenarios[name].tasks) if name in self.scenarios else None
             if tasks is None:
-                raise ValueError(
-                    f"recommend.by: found {name!r}; allowed: {sorted(self.scenarios)}"
-                )
+                raise ValueError(f"recommend.by: found {name!r}; allowed: {sorted(self.scenarios)}")
             if set(weights) - set(tasks) or sum(weights.values()) <= 0:
                 raise ValueError(
-                    f"recommend.by.{name}: found {weights}; allowed: weights of {tasks}, one above 0"
+                    f"recommend.by.{name}: found {weights}; allowed: weights of {tasks}, one "
+                    "of them above 0"
                 )
 
     def path(self, relative: str) -> str:

@@ -112,7 +112,7 @@ def add_shared(model: Recommender, own: list[str], start: Start) -> PeftModel | 
         target_modules="|".join(re.escape(n) for n in names),
         lora_dropout=0.0,
     )
-    found: Any = get_peft_model(model, config, adapter_name=SHARED)  # pyright: ignore[reportArgumentType]
+    found: Any = get_peft_model(model, config, adapter_name=SHARED)
     return found
 
 
@@ -170,7 +170,9 @@ def save_delta(
         }
         storage.remove_folder(folder)
         for file in files:
-            storage.write_bytes(storage.join(folder, str(file.relative_to(path))), file.read_bytes())
+            storage.write_bytes(
+                storage.join(folder, str(file.relative_to(path))), file.read_bytes()
+            )
     storage.write_json(storage.join(folder, DELTA), found)
     return found
 
@@ -198,9 +200,7 @@ def read_delta(folder: str, base: str, name: str) -> dict[str, Any]:
     return facts
 
 
-def apply_delta(
-    model: Recommender, wrapper: PeftModel | None, folder: str
-) -> None:
+def apply_delta(model: Recommender, wrapper: PeftModel | None, folder: str) -> None:
     """Read a delta into a model that began (`begin`) as the one that it was saved of."""
     own = load(storage.read_bytes(storage.join(folder, OWN)))
     model.load_state_dict(own, strict=False)
@@ -221,4 +221,3 @@ def local_adapter(folder: str) -> Path:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (path / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
     return path
-

@@ -80,9 +80,7 @@ def score_difference(
     return interval(difference[1:], float(difference[0]))
 
 
-def decide(
-    facts: PreparedScenario, scored: Scored, least_labels: int, keep: str
-) -> dict[str, Any]:
+def decide(facts: PreparedScenario, scored: Scored, least_labels: int, keep: str) -> dict[str, Any]:
     """Whether the model `finetuned` is kept in place of `joint`, and why."""
     counts = rare_labels(facts, scored.labels)
     tasks = [t for t, n in counts.items() if n >= least_labels]

@@ -325,7 +325,8 @@ def train(
 ) -> dict[str, Any]:
     """Train to the last epoch or until the joint score stops falling; returns the summary.
 
-    From initial weights, or from where a scenario's model starts. Every rank must call it; the summary is the same on all.
+    From initial weights, or from where a scenario's model starts. Every rank must call it; the
+    summary is the same on all.
     """
     run = Run(project, prepared, host, start)
     if run.rank == 0:

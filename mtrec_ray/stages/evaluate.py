@@ -7,53 +7,52 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-import torch
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
-from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
-from mtrec_ray.data.shards import PreparedScenario, load_prepared, read_rows
+from mtrec_ray.data.shards import PreparedScenario, read_rows
 from mtrec_ray.learning.bootstrap import metric_interval
 from mtrec_ray.learning.metrics import joint_score, reliability
 from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
+from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import quantise_problems
-from mtrec_ray.schema import Project
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE, begin, find_finished
 from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.train import BEST, joint_made_with
-from mtrec_ray.stages.vectors import ensure_vectors, load_trained
+from mtrec_ray.stages.vectors import Served, ensure_vectors, joint_model, load_with_vectors
 
 BATCH_ROWS = 16_384
 
+Models = dict[str, Served]  # by scenario
+
 
 class Predictor:
-    """Scores shards of samples with a trained model and writes what it found; a Ray Data actor."""
+    """Scores shards of samples with trained models and writes what it found; a Ray Data actor."""
 
-    def __init__(
-        self,
-        project_tree: dict[str, Any],
-        prepared_path: str,
-        model_path: str,
-        vectors: ray.ObjectRef,
-        folder: str,
-    ) -> None:
-        self.prepared = load_prepared(prepared_path)
-        project = parse_project(project_tree)
-        self.model, self.vectors = load_trained(project, prepared_path, model_path)
-        self.vectors.cache = torch.from_numpy(ray.get(vectors).copy()).to(self.vectors.device)
-        self.folder = folder
+    def __init__(self, models: Models, vectors: dict[str, ray.ObjectRef], folder: str) -> None:
+        self.models, self.vectors, self.folder = models, vectors, folder
+        self.loaded: dict[Served, tuple[Recommender, ItemVectors]] = {}
+
+    def model_of(self, name: str) -> tuple[Recommender, ItemVectors]:
+        """The model of a scenario; one that serves several is loaded once."""
+        served = self.models[name]
+        if served not in self.loaded:
+            self.loaded[served] = load_with_vectors(served, ray.get(self.vectors[name]))
+        return self.loaded[served]
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         """Write the predictions of a shard: row, user, item; label, score, popularity by task."""
         name, path = shard["scenario"], shard["path"]
-        batches = read_rows(
-            [storage.join(self.prepared.folder, path)], BATCH_ROWS, 0, shard["rows"]
-        )
+        model, vectors = self.model_of(name)
+        source = storage.join(self.models[name].prepared, path)
+        batches = read_rows([source], BATCH_ROWS, 0, shard["rows"])
         tables = [
-            prediction_table(self.prepared.scenarios[name], arrays, scores)
-            for arrays, scores in score_rows(self.model, self.vectors, name, batches)
+            prediction_table(model.facts[name], arrays, scores)
+            for arrays, scores in score_rows(model, vectors, name, batches)
         ]
         out = storage.join(self.folder, name, Path(path).name)
         storage.write_table(out, pa.concat_tables(tables))
@@ -79,19 +78,18 @@ def prediction_table(
     return pa.table(columns)
 
 
-def predict(project: Project, prepared_path: str, model_path: str, folder: str) -> None:
-    """Write `NAME/*.parquet` for every scenario's test rows, a file for each shard of samples."""
-    prepared = load_prepared(prepared_path)
+def predict(models: Models, folder: str, run: Run, split: str = "test") -> None:
+    """Write `NAME/*.parquet` for each scenario's rows of a split, a file for each shard."""
     shards = [
         {"scenario": name, "path": shard.path, "rows": shard.rows}
-        for name, facts in prepared.scenarios.items()
-        for shard in facts.shards["test"]
+        for name, served in models.items()
+        for shard in served.open_prepared().scenarios[name].shards[split]
     ]
-    run = project.run
-    vectors = ray.put(ensure_vectors(project, prepared_path, model_path))
+    refs = {served: ray.put(ensure_vectors(served)) for served in dict.fromkeys(models.values())}
+    vectors = {name: refs[served] for name, served in models.items()}
     scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         cast("Any", Predictor),  # Ray types the class as its own result
-        fn_constructor_args=(project.dump(), prepared_path, model_path, vectors, folder),
+        fn_constructor_args=(models, vectors, folder),
         compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(shards))),
         num_cpus=run.cpus_per_worker,
         num_gpus=1 if run.use_gpu else 0,
@@ -185,7 +183,8 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
     say(f"scoring {sum(f.num_rows('test') for f in prepared.scenarios.values()):,} test rows")
     predictions = storage.join(folder, "predictions")
     storage.remove_folder(predictions)
-    predict(project, prepared.folder, storage.join(joint, BEST), predictions)
+    model = joint_model(project, prepared.folder, storage.join(joint, BEST))
+    predict(dict.fromkeys(prepared.scenarios, model), predictions, project.run)
     metrics = {name: measure(predictions, facts) for name, facts in prepared.scenarios.items()}
     score = joint_score(metrics, project.evaluation.weights or None)
     more = {

@@ -1,0 +1,265 @@
+"""The finetune stage: a training run for every scenario, side by side, and what each one gave.
+
+Each run is a Ray Train run of the train stage with its own controller, workers and resume key
+`scenarios/NAME/training`. A thread of the driver waits for it; as many threads run as the cluster
+has CPUs (and GPUs) for their workers, so that no run waits for another that waits for it.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import ray
+
+from mtrec_ray.config import ProjectError
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepare import Say, refuse
+from mtrec_ray.data.shards import Prepared, read_rows
+from mtrec_ray.learning.decide import Scored, decide, rare_labels, too_few
+from mtrec_ray.model.encoder import encoder_problems
+from mtrec_ray.schema import Project, Run, Tuned
+from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.marks import DONE, begin, find_finished
+from mtrec_ray.stages.prepare import open_prepared
+from mtrec_ray.stages.scenario import (
+    DELTA_FOLDER,
+    Ground,
+    base_model,
+    export_encoder,
+    ground_of,
+    scenario_project,
+    score_rows_of,
+    start_of,
+    store_delta,
+    tuned_model,
+)
+from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.stages.train import BEST, joint_made_with, train_model
+from mtrec_ray.stages.vectors import ensure_vectors
+
+TRAINING, DECISION = "training", "decision.json"
+
+Record = dict[str, Any]
+
+
+def open_ground(project: Project, storage_path: str) -> Ground:
+    """The finished joint model of a run.
+
+    Raises:
+        ValueError: there is none, or it was made with other values than the project has.
+    """
+    run_folder = storage.join(storage_path, project.run.name)
+    prepared = open_prepared(project, storage_path)
+    joint = storage.join(run_folder, "joint")
+    made_with = joint_made_with(project, prepared)
+    if not find_finished(joint, made_with, job="train", run=project.run.name):
+        raise ValueError(f"joint model: found none in {joint}; run the train job first")
+    return ground_of(project, prepared, run_folder, storage.join(joint, BEST))
+
+
+def run_finetune(
+    project: Project, storage_path: str, say: Say, names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Fine-tune all scenarios, or those named, side by side; returns the decisions.
+
+    Raises:
+        ValueError: no joint model, an unknown scenario, or another configuration.
+        RuntimeError: scenarios whose runs failed, after all others have ended.
+    """
+    storage.check_writable(storage_path)
+    ground = open_ground(project, storage_path)
+    names = check_names(names, project)
+    finished = {n: find_decision(ground, n, project) for n in names}
+    open_names = [n for n in names if finished[n] is None]
+    if not open_names:
+        say("finetune: already done")
+        return summary_of(ground, {n: d for n, d in finished.items() if d})
+    refuse(run_problems(ground, open_names, project))
+    connect(project.run)
+    export_encoder(ground)
+    prepared = with_teacher(project, ground.prepared, ground.run_folder, say)
+    ensure_vectors(base_model(ground))
+    jobs = {n: (lambda n=n: finetune_one(ground, prepared, n, project, say)) for n in open_names}
+    run = project.run.model_copy(update={"num_workers": project.finetune.num_workers})
+    found, failed = side_by_side(jobs, places_for(run), say)
+    if failed:
+        lines = "; ".join(f"{n} ({e})" for n, e in failed.items())
+        raise RuntimeError(f"finetune: {len(failed)} of {len(jobs)} scenarios failed: {lines}")
+    return summary_of(ground, {n: found.get(n) or finished[n] or {} for n in names})
+
+
+def check_names(names: Sequence[str], project: Project) -> list[str]:
+    """The named scenarios, by default all.
+
+    Raises:
+        ProjectError: one that the project does not have.
+    """
+    unknown = [n for n in names if n not in project.scenarios]
+    refuse([f"--scenario: found {n!r}; allowed: {', '.join(project.scenarios)}" for n in unknown])
+    return list(dict.fromkeys(names)) or list(project.scenarios)
+
+
+def tuned_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:
+    """Whatever a scenario's model depends on, as a tree."""
+    return {
+        "prepared": ground.prepared.fingerprint,
+        "joint": {"fingerprint": ground.fingerprint},
+        "finetune": {
+            **project.finetune.of(name).model_dump(mode="json"),
+            "keep": project.finetune.keep,
+        },
+    }
+
+
+def find_decision(ground: Ground, name: str, project: Project) -> Record | None:
+    """The record of a scenario that is finished.
+
+    Raises:
+        ProjectError: it was made with another configuration or from other joint weights.
+    """
+    made_with = tuned_with(ground, name, project)
+    return find_finished(ground.folder(name), made_with, job="finetune", run=project.run.name)
+
+
+def run_problems(ground: Ground, names: Sequence[str], project: Project) -> list[str]:
+    """A line for each scenario whose model could not be built as asked."""
+    problems = []
+    for name in names:
+        try:
+            own = scenario_project(ground, name, project.finetune.of(name), project)
+        except ProjectError as error:
+            problems += [f"finetune: {name}: {line}" for line in error.problems]
+            continue
+        options = own.model.encoder
+        if options.source == project.model.encoder.source:
+            problems += encoder_problems(options)
+        else:  # it is written below the run's folder later, and has the same build
+            source = project.model.encoder.source
+            problems += encoder_problems(options.model_copy(update={"source": source}))
+    return list(dict.fromkeys(p.replace("model.encoder.lora", "finetune.lora") for p in problems))
+
+
+# --- side by side ----------------------------------------------------------------------------
+
+
+def places_for(run: Run) -> int:
+    """How many runs of so many workers the cluster has room for at a time; at least one."""
+    have = ray.cluster_resources()
+    rooms = [have.get("CPU", 0) // (run.most_workers * run.cpus_per_worker)]
+    if run.use_gpu:
+        rooms.append(have.get("GPU", 0) // run.most_workers)
+    return max(int(min(rooms)), 1)
+
+
+def side_by_side(
+    jobs: dict[str, Callable[[], Record]], places: int, say: Say
+) -> tuple[dict[str, Record], dict[str, str]]:
+    """Run jobs in threads; returns what they gave, and in one line why some failed."""
+    say(f"{len(jobs)} runs, {min(places, len(jobs))} at a time: {', '.join(jobs)}")
+    found: dict[str, Record] = {}
+    failed: dict[str, str] = {}
+    pool = ThreadPoolExecutor(places)
+    try:
+        running: dict[Future[Record], str] = {pool.submit(job): n for n, job in jobs.items()}
+        while running:
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                name = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    found[name] = future.result()
+                elif isinstance(error, Exception):
+                    failed[name] = " ".join(str(error).split())[-300:]
+                    say(f"{name}: failed, the others go on: {failed[name]}")
+                else:
+                    raise error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return found, failed
+
+
+def finetune_one(
+    ground: Ground, prepared: Prepared, name: str, project: Project, say: Say
+) -> Record:
+    """Fine-tune a scenario, decide, and store its delta; returns the decision."""
+    tuned, folder = project.finetune.of(name), ground.folder(name)
+    begin(folder, tuned_with(ground, name, project))
+    own = prepared.only([name])
+    counts = label_counts(own, name)
+    if max(counts.values()) < tuned.least_labels:
+        reason = too_few(counts, tuned.least_labels)
+        return conclude(folder, {"labels": counts, "chosen": "joint", "reason": reason}, name, say)
+    say(f"{name}: fine-tuning ({tuned.mode})")
+    summary = train_scenario(ground, own, name, project)
+    delta = write_delta(ground, own, name, tuned, project)
+    facts = own.scenarios[name]
+    users, labels, after = score_rows_of(
+        tuned_model(ground, name, project, own.folder), name, "valid"
+    )
+    scores = {"finetuned": after}
+    scores["joint"] = score_rows_of(base_model(ground), name, "valid")[2]
+    decision = decide(
+        facts, Scored(users, labels, scores), tuned.least_labels, project.finetune.keep
+    )
+    told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
+    decision |= {"mode": tuned.mode, "bytes": delta["bytes"], "rows": facts.num_rows("train")}
+    decision["training"] = {k: summary[k] for k in told}
+    return conclude(folder, decision, name, say)
+
+
+def label_counts(prepared: Prepared, name: str) -> dict[str, int]:
+    """By task: validation labels of its rarer kind."""
+    facts = prepared.scenarios[name]
+    rows = facts.num_rows("valid")
+    parts = [a["labels"] for a in read_rows(prepared.shard_paths(name, "valid"), 65536, 0, rows)]
+    return rare_labels(facts, np.concatenate(parts))
+
+
+def train_scenario(ground: Ground, own: Prepared, name: str, project: Project) -> dict[str, Any]:
+    """The summary of a scenario's training run, which is started, or gone on with, or finished."""
+    folder = ground.folder(name)
+    done = storage.join(folder, TRAINING, DONE)
+    if storage.exists(done):
+        return storage.read_json(done)
+    tuned = project.finetune.of(name)
+    sub = scenario_project(ground, name, tuned, project)
+    start = start_of(ground, name, tuned)
+    return train_model(sub, own, folder, TRAINING, start=start)
+
+
+def write_delta(
+    ground: Ground, own: Prepared, name: str, tuned: Tuned, project: Project
+) -> dict[str, Any]:
+    """Store what a scenario's best epoch changed, in a Ray task; returns the delta's facts."""
+    folder = ground.folder(name)
+    best = storage.join(folder, TRAINING, BEST)
+    sub = scenario_project(ground, name, tuned, project)
+    task = ray.remote(num_cpus=project.run.cpus_per_worker)(store_delta)
+    facts = {"tuned": tuned.model_dump(mode="json")}
+    delta = storage.join(folder, DELTA_FOLDER)
+    return ray.get(task.remote(sub, own, start_of(ground, name, tuned), best, delta, facts))
+
+
+def conclude(folder: str, decision: Record, name: str, say: Say) -> Record:
+    """Write a decision, say it, and delete the run's checkpoints."""
+    storage.write_json(storage.join(folder, DECISION), decision)
+    storage.write_json(storage.join(folder, DONE), decision)
+    storage.remove_folder(storage.join(folder, TRAINING))
+    say(f"{name}: {decision['chosen']} ({decision['reason']})")
+    return decision
+
+
+def summary_of(ground: Ground, decisions: dict[str, Record]) -> dict[str, Any]:
+    """The decisions, with the bytes of the base and the deltas beside those of full copies."""
+    base = len(storage.read_bytes(storage.join(ground.joint, "model.safetensors")))
+    deltas = {n: d["bytes"] for n, d in decisions.items() if "bytes" in d}
+    return {
+        "scenarios": decisions,
+        "storage": {
+            "base_bytes": base,
+            "delta_bytes": deltas,
+            "all_bytes": base + sum(deltas.values()),
+            "full_copies_bytes": base * (1 + len(deltas)),
+        },
+    }

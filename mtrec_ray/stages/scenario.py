@@ -1,0 +1,269 @@
+"""One scenario's model: its project, where it starts from, and how it is used."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from mtrec_ray.config import parse_project
+from mtrec_ray.data import storage
+from mtrec_ray.data.shards import Prepared, read_rows
+from mtrec_ray.data.tokens import TINY, load_tokenizer
+from mtrec_ray.learning import checkpoint
+from mtrec_ray.learning.adapt import (
+    ENCODER,
+    Start,
+    base_fingerprint,
+    begin,
+    read_base,
+    read_delta,
+    save_delta,
+)
+from mtrec_ray.learning.loop import build_model
+from mtrec_ray.learning.validate import score_rows
+from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.model.encoder import TextEncoder, load_backbone
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.schema import Encoder, Project, Tuned
+from mtrec_ray.stages.vectors import (
+    Served,
+    ensure_vectors,
+    joint_model,
+    load_served,
+    load_with_vectors,
+    local_copy,
+)
+
+SCENARIOS, ENCODER_FOLDER, DELTA_FOLDER = "scenarios", "encoder", "delta"
+BATCH_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What scenarios are fine-tuned on.
+
+    Attributes:
+        project: of the joint model; `prepared`: its data.
+        run_folder: of the run; `joint`: folder of the joint model's weights.
+        fingerprint: of these weights.
+    """
+
+    project: Project
+    prepared: Prepared
+    run_folder: str
+    joint: str
+    fingerprint: str
+
+    def folder(self, name: str) -> str:
+        """Where a scenario's model lies."""
+        return storage.join(self.run_folder, SCENARIOS, name)
+
+    @property
+    def encoder(self) -> str:
+        """The source of the joint model's encoder."""
+        options = self.project.model.encoder
+        if options.trainable == "none":
+            return options.source
+        return storage.join(self.run_folder, SCENARIOS, ENCODER_FOLDER)
+
+
+def ground_of(project: Project, prepared: Prepared, run_folder: str, joint: str) -> Ground:
+    """What scenarios are fine-tuned on, from a finished joint model."""
+    return Ground(project, prepared, run_folder, joint, base_fingerprint(joint))
+
+
+def encoder_layers(project: Project, tuned: Tuned) -> int:
+    """Top layers of the encoder that adapt to a scenario."""
+    encoder = project.model.encoder
+    if tuned.mode != "lora":
+        return 0
+    if tuned.lora.layers is not None:
+        return tuned.lora.layers
+    learned = {"none": 0, "top_k": encoder.top_k}
+    return learned.get(encoder.trainable, encoder.lora.layers)
+
+
+def encoder_options(ground: Ground, tuned: Tuned) -> dict[str, Any]:
+    """The encoder of a scenario's model: as jointly trained, or that one, frozen or adapted."""
+    options = ground.project.model.encoder.model_dump(mode="json")
+    if tuned.mode == "full":
+        return options
+    layers, lora = encoder_layers(ground.project, tuned), tuned.lora
+    own = {"rank": lora.rank, "alpha": lora.alpha, "layers": layers or 1, "targets": lora.targets}
+    trainable = "lora" if layers else "none"
+    gather = options["gather"] if layers else None
+    return options | {
+        "source": ground.encoder, "trainable": trainable, "lora": own, "gather": gather
+    }  # fmt: skip
+
+
+def single(project: Project, name: str) -> dict[str, Any]:
+    """The project of one scenario, as a tree."""
+    tree = project.dump()
+    tree["scenarios"] = {name: tree["scenarios"][name] | {"weight": 1.0}}
+    tree["evaluation"]["weights"] = {}
+    tree["run"]["num_workers"] = tree["finetune"]["num_workers"]
+    for section in ("finetune", "recommend", "search"):
+        tree.pop(section, None)
+    return tree
+
+
+def scenario_project(ground: Ground, name: str, tuned: Tuned, project: Project) -> Project:
+    """The project of a scenario's fine-tuning."""
+    tree = single(project, name)
+    tree["model"]["encoder"] = encoder_options(ground, tuned)
+    decay = {"weight_decay": 0.0, "id_weight_decay": 0.0} if tuned.l2_sp else {}
+    fields = ("lr", "lr_encoder", "epochs", "patience", "rows_per_epoch")
+    own = {k: getattr(tuned, k) for k in fields}
+    own["batch_size"] = tuned.batch_size or project.training.batch_size
+    tree["training"] |= own | decay
+    return parse_project(tree)
+
+
+def start_of(ground: Ground, name: str, tuned: Tuned) -> Start:
+    """Where a scenario's model starts."""
+    lora = tuned.lora
+    return Start(
+        base=ground.joint,
+        name=name,
+        mode=tuned.mode,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        shared=lora.shared,
+        is_new=name not in ground.prepared.scenarios,
+        l2_sp=tuned.l2_sp,
+    )
+
+
+# --- the joint encoder -----------------------------------------------------------------------
+
+
+def export_encoder(ground: Ground) -> None:
+    """Write the encoder that joint training left as a plain one of Hugging Face, if it learned."""
+    folder = ground.encoder
+    options = ground.project.model.encoder
+    if options.trainable == "none" or storage.exists(storage.join(folder, "config.json")):
+        return
+    state, _ = read_base(ground.joint)
+    with tempfile.TemporaryDirectory() as local:
+        plain_encoder(options, state).save_pretrained(local)
+        if options.source != TINY:
+            load_tokenizer(options.source).save_pretrained(local)
+        fs, inner = storage.filesystem(folder)
+        fs.create_dir(inner, recursive=True)
+        names = sorted(p.name for p in Path(local).iterdir())
+        for name in sorted(names, key=lambda n: n == "config.json"):  # it says that all is there
+            storage.write_bytes(storage.join(folder, name), (Path(local) / name).read_bytes())
+
+
+def plain_encoder(options: Encoder, state: dict[str, torch.Tensor]) -> Any:
+    """The pretrained model with the weights of a joint model, its low-rank maps merged."""
+    backbone = load_backbone(options)
+    encoder = TextEncoder(options.model_copy(update={"compile": False}), backbone)
+    prefix = ENCODER + "."
+    own = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    encoder.load_state_dict(own)
+    adapted: Any = encoder.adapted
+    return backbone if adapted is None else adapted.merge_and_unload()
+
+
+# --- a model for use -------------------------------------------------------------------------
+
+
+def item_rows(prepared: Prepared, name: str) -> tuple[int, int]:
+    """Where a scenario's items lie among those of all."""
+    start = 0
+    for other, facts in prepared.scenarios.items():
+        if other == name:
+            return start, start + facts.num_items
+        start += facts.num_items
+    raise KeyError(name)
+
+
+def tuned_model(ground: Ground, name: str, project: Project, prepared_path: str) -> Served:
+    """A scenario's fine-tuned model for use: the joint weights and its delta.
+
+    Raises:
+        ValueError: there is no delta, or it belongs to another base.
+    """
+    delta = storage.join(ground.folder(name), DELTA_FOLDER)
+    facts = read_delta(delta, ground.fingerprint, name)
+    tuned = Tuned.model_validate(facts["tuned"])
+    own = scenario_project(ground, name, tuned, project)
+    start = start_of(ground, name, tuned)
+    same = own.model.encoder.trainable == "none" and not start.is_new
+    vectors, rows = delta, None
+    if same and project.model.encoder.trainable == "none":
+        vectors, rows = ground.joint, item_rows(ground.prepared, name)
+    tree = json.dumps(own.dump())
+    return Served(tree, prepared_path, ground.joint, vectors, start, delta, rows)
+
+
+def base_model(ground: Ground) -> Served:
+    """The joint model for use."""
+    return joint_model(ground.project, ground.prepared.folder, ground.joint)
+
+
+def load_scenario_model(ground: Ground, name: str) -> tuple[Recommender, ItemVectors]:
+    """The model of a scenario for use and its item vectors' place: the base and one delta."""
+    return load_served(tuned_model(ground, name, ground.project, ground.prepared.folder))
+
+
+def store_delta(
+    project: Project,
+    prepared: Prepared,
+    start: Start,
+    best: str,
+    folder: str,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write what fine-tuning changed, from the weights of its best epoch; in a Ray task."""
+    model, _ = build_model(project, prepared, torch.device("cpu"), "fp32")
+    wrapper = begin(model, start)
+    with local_copy(best) as local:
+        checkpoint.load_model(local, model)
+    return save_delta(model, wrapper, start, folder, **facts)
+
+
+# --- scores of rows --------------------------------------------------------------------------
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def score_rows_of(served: Served, name: str, split: str) -> Rows:
+    """Persons i64[N], labels f32[N, T] and predictions f32[N, T] of a split, by Ray tasks."""
+    facts, run = served.open_prepared().scenarios[name], served.parsed.run
+    shards = facts.shards[split]
+    vectors = ray.put(ensure_vectors(served))
+    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=1 if run.use_gpu else 0)(score_shards)
+    size = min(run.most_workers, len(shards))
+    cuts = [(len(shards) * i // size, len(shards) * (i + 1) // size) for i in range(size)]
+    parts = [
+        task.remote(served, vectors, name, [(s.path, s.rows) for s in shards[a:b]]) for a, b in cuts
+    ]
+    found: list[Rows] = ray.get(parts)
+    users, labels, scores = (np.concatenate(x) for x in zip(*found, strict=True))
+    return users, labels, scores
+
+
+def score_shards(
+    served: Served, vectors: np.ndarray, name: str, shards: Sequence[tuple[str, int]]
+) -> Rows:
+    """Persons, labels and predictions of some shards, in a Ray task."""
+    model, found = load_with_vectors(served, vectors)
+    parts = [
+        (arrays["person"], arrays["labels"], scores)
+        for path, rows in shards
+        for arrays, scores in score_rows(
+            model, found, name,
+            read_rows([storage.join(served.prepared, path)], BATCH_ROWS, 0, rows),
+        )
+    ]  # fmt: skip
+    users, labels, scores = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return users, labels, scores
