@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -22,7 +21,7 @@ import ray.data
 
 from mtrec_ray.config import ProjectError
 from mtrec_ray.data import inputs, partition, storage
-from mtrec_ray.data.catalogue import assemble, load_catalogue
+from mtrec_ray.data.catalogue import assemble, category_codes, load_catalogue
 from mtrec_ray.data.inputs import Fragment
 from mtrec_ray.data.manifest import manifest_of
 from mtrec_ray.data.partition import Layout
@@ -347,12 +346,6 @@ def layout_of(
             for column in project.scenarios[name].items.counted
         },
     )
-
-
-def category_codes(column: pa.ChunkedArray) -> np.ndarray:
-    """i64[n]: a number for each item's value of a catalogue column, -1 for null."""
-    codes, _ = pd.factorize(column.to_pandas(), sort=False)
-    return codes.astype(np.int64)
 
 
 def user_vocabularies(project: Project, scans: dict[str, Scan]) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE, begin, find_finished
 from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.scenario import (
+    DECISION,
     DELTA_FOLDER,
     Ground,
     base_model,
@@ -38,7 +39,7 @@ from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import BEST, joint_made_with, train_model
 from mtrec_ray.stages.vectors import ensure_vectors
 
-TRAINING, DECISION = "training", "decision.json"
+TRAINING = "training"
 
 Record = dict[str, Any]
 

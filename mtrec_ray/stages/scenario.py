@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from mtrec_ray.stages.vectors import (
 )
 
 SCENARIOS, ENCODER_FOLDER, DELTA_FOLDER = "scenarios", "encoder", "delta"
+DECISION = "decision.json"
 BATCH_ROWS = 16_384
 
 
@@ -267,3 +268,22 @@ def score_shards(
     ]  # fmt: skip
     users, labels, scores = (np.concatenate(x) for x in zip(*parts, strict=True))
     return users, labels, scores
+
+
+def chosen_model(ground: Ground, name: str, project: Project) -> Served:
+    """The model of a scenario that fine-tuning chose; without a decision the joint one.
+
+    Its project has the options of use (recommend, evaluation, workers) of `project`.
+    """
+    path = storage.join(ground.folder(name), DECISION)
+    chosen = storage.read_json(path)["chosen"] if storage.exists(path) else "joint"
+    served = base_model(ground)
+    if chosen == "finetuned":
+        served = tuned_model(ground, name, project, ground.prepared.folder)
+    tree = json.loads(served.project)
+    use = project.dump()
+    tree["run"] = use["run"]
+    tree["evaluation"]["precision"] = use["evaluation"]["precision"]
+    by = {n: w for n, w in use["recommend"]["by"].items() if n in tree["scenarios"]}
+    tree["recommend"] = use["recommend"] | {"by": by}
+    return replace(served, project=json.dumps(tree))
