@@ -10,7 +10,8 @@ def main(config: Config, storage: Storage = "runs", override: Override = None) -
     """Predict and measure the test split."""
     project, found = run_job("evaluate", run_evaluate, config, storage, override)
     show(project, found["metrics"])
-    last_line("evaluate", project, metrics=found["metrics"], joint_score=found["joint_score"])
+    told = ("metrics", "joint_metrics", "score", "joint_score", "models")
+    last_line("evaluate", project, **{k: found[k] for k in told})
 
 
 if __name__ == "__main__":

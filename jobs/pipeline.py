@@ -7,10 +7,11 @@ from mtrec_ray.stages.pipeline import run_pipeline
 
 
 def main(config: Config, storage: Storage = "runs", override: Override = None) -> None:
-    """Prepare, train, evaluate; skip what is done."""
+    """Prepare, train, finetune, evaluate, recommend; skip what is done."""
     project, found = run_job("pipeline", run_pipeline, config, storage, override)
     show(project, found["metrics"])
-    last_line("pipeline", project, metrics=found["metrics"])
+    told = ("metrics", "joint_metrics", "chosen", "recommended")
+    last_line("pipeline", project, **{k: found[k] for k in told})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mtrec_ray.data import storage
 from mtrec_ray.learning.checkpoint import WEIGHTS, load_part
+from mtrec_ray.model.encoder import shallow
 from mtrec_ray.model.recommender import Recommender, is_below, own_parts
 from mtrec_ray.model.sharing import StarLayer
 
@@ -112,7 +113,10 @@ def add_shared(model: Recommender, own: list[str], start: Start) -> PeftModel | 
         target_modules="|".join(re.escape(n) for n in names),
         lora_dropout=0.0,
     )
-    found: Any = get_peft_model(model, config, adapter_name=SHARED)
+    above = shallow(model)  # without the encoder, whose own adapter PEFT would switch off
+    del above._modules["encoder"]
+    found: Any = get_peft_model(above, config, adapter_name=SHARED)
+    model._modules.update(above._modules)
     return found
 
 

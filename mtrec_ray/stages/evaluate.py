@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import ray.data
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
+from mtrec_ray.config import fingerprint
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import PreparedScenario, read_rows
+from mtrec_ray.learning.adapt import DELTA
 from mtrec_ray.learning.bootstrap import metric_interval
 from mtrec_ray.learning.metrics import joint_score, reliability
 from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
@@ -20,12 +22,14 @@ from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.judge import judge_all
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.prepare import open_prepared
-from mtrec_ray.stages.train import BEST, joint_made_with
-from mtrec_ray.stages.vectors import Served, ensure_vectors, joint_model, load_with_vectors
+from mtrec_ray.stages.scenario import Ground, chosen_model, joint_for_use, open_ground
+from mtrec_ray.stages.train import joint_made_with
+from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 BATCH_ROWS = 16_384
+PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
 
 Models = dict[str, Served]  # by scenario
 
@@ -162,36 +166,77 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
 
 
 def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
-    """Predict and measure the joint model on test; returns the metrics."""
+    """Predict and measure on test: each scenario's chosen model, and the joint one beside it.
+
+    Returns `metrics` of the chosen models and, of the joint one, `joint_metrics`; the same where
+    nothing was fine-tuned. An evaluation of other models, chosen before, is done again.
+    """
     storage.check_writable(storage_path)
-    run_folder = storage.join(storage_path, project.run.name)
-    prepared = open_prepared(project, storage_path)
-    joint, run_name = storage.join(run_folder, "joint"), project.run.name
-    made_with = joint_made_with(project, prepared)
-    if not find_finished(joint, made_with, job="train", run=run_name):
-        raise ValueError(f"joint model: found none in {joint}; run the train job first")
-    folder = storage.join(run_folder, "evaluation")
+    ground = open_ground(project, storage_path)
+    folder, run_name = storage.join(ground.run_folder, "evaluation"), project.run.name
+    made_with = joint_made_with(ground.project, ground.prepared)
     made_with["evaluation"] = project.dump()["evaluation"]
+    made_with["recommend"] = project.dump()["recommend"]
+    models = {name: chosen_model(ground, name, project) for name in ground.prepared.scenarios}
+    chosen = {name: version(served) for name, served in models.items()}
     finished = find_finished(folder, made_with, job="evaluate", run=run_name)
-    if finished:
+    if finished and finished.get("models") == chosen:
         say("evaluate: already done")
         return finished
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
     begin(folder, made_with)
     connect(project.run)
-    say(f"scoring {sum(f.num_rows('test') for f in prepared.scenarios.values()):,} test rows")
-    predictions = storage.join(folder, "predictions")
-    storage.remove_folder(predictions)
-    model = joint_model(project, prepared.folder, storage.join(joint, BEST))
-    predict(dict.fromkeys(prepared.scenarios, model), predictions, project.run)
-    metrics = {name: measure(predictions, facts) for name, facts in prepared.scenarios.items()}
-    score = joint_score(metrics, project.evaluation.weights or None)
-    more = {
-        name: details(predictions, facts, prepared.catalogue(name).known)
-        for name, facts in prepared.scenarios.items()
-    }
-    record = {"metrics": metrics, "joint_score": score, "details": more}
+    rows = sum(f.num_rows("test") for f in ground.prepared.scenarios.values())
+    say(f"scoring {rows:,} test rows")
+    record = measure_models(ground, models, folder, project, say)
+    record["models"] = chosen
     storage.write_json(storage.join(folder, "metrics.json"), record)
     storage.write_json(storage.join(folder, DONE), record)
     return record
+
+
+def measure_models(
+    ground: Ground, models: Models, folder: str, project: Project, say: Say
+) -> dict[str, Any]:
+    """Predict by each scenario's model, and by the joint one where it is another; measure both."""
+    scenarios = ground.prepared.scenarios
+    predictions, joint = (storage.join(folder, name) for name in (PREDICTIONS, JOINT_PREDICTIONS))
+    storage.remove_folder(predictions)
+    storage.remove_folder(joint)
+    predict(models, predictions, project.run)
+    tuned = [name for name, served in models.items() if served.delta]
+    if tuned:
+        base = joint_for_use(ground, project)
+        predict(dict.fromkeys(tuned, base), joint, project.run)
+    metrics = {n: measure(predictions, f) for n, f in scenarios.items()}
+    joint_metrics = {n: measure(joint, scenarios[n]) if n in tuned else metrics[n] for n in models}
+    weights = project.evaluation.weights or None
+    more = {
+        name: details(predictions, facts, ground.prepared.catalogue(name).known)
+        for name, facts in scenarios.items()
+    }
+    say("recall and NDCG over the catalogue")
+    return {
+        "metrics": metrics,
+        "joint_metrics": joint_metrics,
+        "ranking": judge_all(models, project) if project.model.layout == "vectors" else {},
+        "score": joint_score(metrics, weights),
+        "joint_score": joint_score(joint_metrics, weights),
+        "details": more,
+    }
+
+
+def version(served: Served) -> str:
+    """Which model it is: `joint`, or `finetuned` with a hash of its delta's facts."""
+    if not served.delta:
+        return "joint"
+    return f"finetuned {fingerprint(storage.read_json(storage.join(served.delta, DELTA)))}"
+
+
+def joint_predictions(folder: str, name: str) -> str:
+    """Where an evaluation's predictions of the joint model for a scenario lie, below the folder."""
+    other = storage.join(folder, JOINT_PREDICTIONS)
+    if storage.exists(storage.join(other, name)):
+        return other
+    return storage.join(folder, PREDICTIONS)

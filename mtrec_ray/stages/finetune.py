@@ -21,14 +21,14 @@ from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project, Run, Tuned
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.scenario import (
     DECISION,
     DELTA_FOLDER,
     Ground,
     base_model,
+    check_names,
     export_encoder,
-    ground_of,
+    open_ground,
     scenario_project,
     score_rows_of,
     start_of,
@@ -36,27 +36,12 @@ from mtrec_ray.stages.scenario import (
     tuned_model,
 )
 from mtrec_ray.stages.teach import with_teacher
-from mtrec_ray.stages.train import BEST, joint_made_with, train_model
+from mtrec_ray.stages.train import BEST, train_model
 from mtrec_ray.stages.vectors import ensure_vectors
 
 TRAINING = "training"
 
 Record = dict[str, Any]
-
-
-def open_ground(project: Project, storage_path: str) -> Ground:
-    """The finished joint model of a run.
-
-    Raises:
-        ValueError: there is none, or it was made with other values than the project has.
-    """
-    run_folder = storage.join(storage_path, project.run.name)
-    prepared = open_prepared(project, storage_path)
-    joint = storage.join(run_folder, "joint")
-    made_with = joint_made_with(project, prepared)
-    if not find_finished(joint, made_with, job="train", run=project.run.name):
-        raise ValueError(f"joint model: found none in {joint}; run the train job first")
-    return ground_of(project, prepared, run_folder, storage.join(joint, BEST))
 
 
 def run_finetune(
@@ -88,17 +73,6 @@ def run_finetune(
         lines = "; ".join(f"{n} ({e})" for n, e in failed.items())
         raise RuntimeError(f"finetune: {len(failed)} of {len(jobs)} scenarios failed: {lines}")
     return summary_of(ground, {n: found.get(n) or finished[n] or {} for n in names})
-
-
-def check_names(names: Sequence[str], project: Project) -> list[str]:
-    """The named scenarios, by default all.
-
-    Raises:
-        ProjectError: one that the project does not have.
-    """
-    unknown = [n for n in names if n not in project.scenarios]
-    refuse([f"--scenario: found {n!r}; allowed: {', '.join(project.scenarios)}" for n in unknown])
-    return list(dict.fromkeys(names)) or list(project.scenarios)
 
 
 def tuned_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:

@@ -39,9 +39,8 @@ from mtrec_ray.model.ranking import Ranking, best_items, blend
 from mtrec_ray.model.recommender import predictions
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.finetune import check_names, open_ground
 from mtrec_ray.stages.marks import DONE
-from mtrec_ray.stages.scenario import Ground, chosen_model
+from mtrec_ray.stages.scenario import Ground, check_names, chosen_model, open_ground
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 USERS_PER_UNIT = 4096

@@ -13,6 +13,7 @@ import torch
 
 from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
+from mtrec_ray.data.prepare import refuse
 from mtrec_ray.data.shards import Prepared, read_rows
 from mtrec_ray.data.tokens import TINY, load_tokenizer
 from mtrec_ray.learning import checkpoint
@@ -31,6 +32,9 @@ from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder, load_backbone
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Encoder, Project, Tuned
+from mtrec_ray.stages.marks import find_finished
+from mtrec_ray.stages.prepare import open_prepared
+from mtrec_ray.stages.train import BEST, joint_made_with
 from mtrec_ray.stages.vectors import (
     Served,
     ensure_vectors,
@@ -74,9 +78,31 @@ class Ground:
         return storage.join(self.run_folder, SCENARIOS, ENCODER_FOLDER)
 
 
-def ground_of(project: Project, prepared: Prepared, run_folder: str, joint: str) -> Ground:
-    """What scenarios are fine-tuned on, from a finished joint model."""
-    return Ground(project, prepared, run_folder, joint, base_fingerprint(joint))
+def open_ground(project: Project, storage_path: str) -> Ground:
+    """The finished joint model of a run.
+
+    Raises:
+        ValueError: there is none, or it was made with other values than the project has.
+    """
+    run_folder = storage.join(storage_path, project.run.name)
+    prepared = open_prepared(project, storage_path)
+    joint = storage.join(run_folder, "joint")
+    made_with = joint_made_with(project, prepared)
+    if not find_finished(joint, made_with, job="train", run=project.run.name):
+        raise ValueError(f"joint model: found none in {joint}; run the train job first")
+    best = storage.join(joint, BEST)
+    return Ground(project, prepared, run_folder, best, base_fingerprint(best))
+
+
+def check_names(names: Sequence[str], project: Project) -> list[str]:
+    """The named scenarios, by default all.
+
+    Raises:
+        ProjectError: one that the project does not have.
+    """
+    unknown = [n for n in names if n not in project.scenarios]
+    refuse([f"--scenario: found {n!r}; allowed: {', '.join(project.scenarios)}" for n in unknown])
+    return list(dict.fromkeys(names)) or list(project.scenarios)
 
 
 def encoder_layers(project: Project, tuned: Tuned) -> int:
@@ -165,13 +191,19 @@ def export_encoder(ground: Ground) -> None:
 
 def plain_encoder(options: Encoder, state: dict[str, torch.Tensor]) -> Any:
     """The pretrained model with the weights of a joint model, its low-rank maps merged."""
-    backbone = load_backbone(options)
+    backbone: Any = load_backbone(options, with_pooler=True)
+    pooler = getattr(backbone, "pooler", None)
+    if pooler is not None:
+        backbone.pooler = None
     encoder = TextEncoder(options.model_copy(update={"compile": False}), backbone)
     prefix = ENCODER + "."
     own = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
     encoder.load_state_dict(own)
     adapted: Any = encoder.adapted
-    return backbone if adapted is None else adapted.merge_and_unload()
+    plain = backbone if adapted is None else adapted.merge_and_unload()
+    if pooler is not None:  # it is not used; without it a plain model would be told incomplete
+        plain.pooler = pooler
+    return plain
 
 
 # --- a model for use -------------------------------------------------------------------------
@@ -273,15 +305,24 @@ def score_shards(
 def chosen_model(ground: Ground, name: str, project: Project) -> Served:
     """The model of a scenario that fine-tuning chose; without a decision the joint one.
 
-    Its project has the options of use (recommend, evaluation, workers) of `project`.
+    Raises:
+        ValueError: the chosen model belongs to other joint weights.
     """
     path = storage.join(ground.folder(name), DECISION)
     chosen = storage.read_json(path)["chosen"] if storage.exists(path) else "joint"
-    served = base_model(ground)
-    if chosen == "finetuned":
-        served = tuned_model(ground, name, project, ground.prepared.folder)
-    tree = json.loads(served.project)
-    use = project.dump()
+    if chosen != "finetuned":
+        return joint_for_use(ground, project)
+    return for_use(tuned_model(ground, name, project, ground.prepared.folder), project)
+
+
+def joint_for_use(ground: Ground, project: Project) -> Served:
+    """The joint model with the options of use of `project`."""
+    return for_use(base_model(ground), project)
+
+
+def for_use(served: Served, project: Project) -> Served:
+    """A model with the workers, the precision and the blends of a project."""
+    tree, use = json.loads(served.project), project.dump()
     tree["run"] = use["run"]
     tree["evaluation"]["precision"] = use["evaluation"]["precision"]
     by = {n: w for n, w in use["recommend"]["by"].items() if n in tree["scenarios"]}
