@@ -60,7 +60,7 @@ def rows_of(prepared: Prepared, name: str, split: str) -> Arrays:
 
 
 def asking_users(layout: Layout, task: str, limit: int) -> tuple[Users, list[NDArray[np.int64]]]:
-    """At most so many test users with positives, and these, as items; in a fixed order of chance."""
+    """At most so many test users with positives (drawn by a fixed hash), and these, as items."""
     prepared, name = layout.prepared, layout.name
     facts = prepared.scenarios[name]
     rows = rows_of(prepared, name, "test")
