@@ -257,6 +257,8 @@ class Model(Section):
     Layout `vectors`: each item's text on its own. `pair`: the history and the candidate in one
     sequence of at most `pair_tokens` tokens, a cross encoder, at many times the cost.
     Without `text`, `history` or `statistics` the model does not see them.
+    With `general` a head for the main task of any scenario learns beside the model, which it does
+    not change (`model/general.py`): it scores scenarios that the model has not.
     What scenarios and tasks share between inputs and heads is `sharing` (`model/sharing.py`);
     `experts` is the number of shared experts of mmoe and ple. Each numeric column is read in `bins`
     bins of equal numbers of training rows, too, linear in between (0: not).
@@ -279,6 +281,7 @@ class Model(Section):
     statistics: bool = True
     text: bool = True
     history: bool = True
+    general: bool = True
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

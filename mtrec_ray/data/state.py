@@ -256,6 +256,18 @@ def category_columns(layout: Layout, column: str, code: Ints) -> Floats:
     return layout.spread(f"category.{column}", NO_WINDOWS, stats[code])
 
 
+def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
+    """Sorted hashes of the users of an id space whom training knows: user i + 1 is the i-th."""
+    found = [np.zeros(0, np.uint64)]
+    for name, facts in prepared.scenarios.items():
+        if facts.user_space == space:
+            state = read_states(prepared, name, "users")
+            assert state is not None
+            known = state.column("user").to_numpy() > 0
+            found.append(hash_strings(state.column("user_id"))[known])
+    return np.unique(np.concatenate(found))
+
+
 def user_parts(prepared: Prepared, name: str) -> list[str]:
     """File names of the partitions of users."""
     folder = storage.join(prepared.folder, name, "state", "users")

@@ -77,6 +77,8 @@ def begin(model: Recommender, start: Start) -> PeftModel | None:
     own = own_parts(model, start.name)
     if start.mode == "full":
         load_part(state, model, own if start.is_new else ())
+        if model.general is not None:
+            model.general.requires_grad_(False)
         return None
     above = {n: v for n, v in state.items() if not is_below(n, ["encoder"])}
     load_part(above, model, [*(own if start.is_new else ()), "encoder"])
@@ -98,7 +100,7 @@ def shared_maps(model: Recommender, own: list[str]) -> list[str]:
     return [
         n
         for n, m in model.named_modules()
-        if isinstance(m, nn.Linear) and not is_below(n, [*own, *star, "encoder"])
+        if isinstance(m, nn.Linear) and not is_below(n, [*own, *star, "encoder", "general"])
     ]
 
 
@@ -152,7 +154,8 @@ def save_delta(
     """Write what fine-tuning made of a model beside the joint weights; returns its facts."""
     own = own_parts(model, start.name)
     state = model.state_dict()
-    kept = state if start.mode == "full" else {n: v for n, v in state.items() if is_below(n, own)}
+    whole = {n: v for n, v in state.items() if not is_below(n, ["general"])}
+    kept = {n: v for n, v in whole.items() if start.mode == "full" or is_below(n, own)}
     with tempfile.TemporaryDirectory() as local:
         path = Path(local)
         plain = {n: v.detach().cpu().contiguous().clone() for n, v in kept.items()}

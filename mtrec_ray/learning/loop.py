@@ -291,10 +291,9 @@ class Run:
     def learn(self, result: StepResult) -> None:
         """Take the step, if the gradient, now the same on all ranks, is finite."""
         self.gather()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.project.training.clip_norm
-        )
-        if not bool(torch.isfinite(norm)):
+        limit = self.project.training.clip_norm
+        norms = [torch.nn.utils.clip_grad_norm_(p, limit) for p in clipped_together(self.model)]
+        if not all(bool(torch.isfinite(norm)) for norm in norms):
             self.skip(result)
             return
         self.optimizer.step()
@@ -318,6 +317,13 @@ class Run:
                 f"training.max_skipped: found {self.not_finite['steps']} steps without a finite "
                 f"loss and gradient ({found}); allowed: {allowed:g} of {self.num_steps} steps"
             )
+
+
+def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
+    """The parameters of the model, and apart from them those of the general head."""
+    apart = list(model.general.parameters()) if model.general is not None else []
+    ids = {id(p) for p in apart}
+    return [p for p in ([p for p in model.parameters() if id(p) not in ids], apart) if p]
 
 
 def train(

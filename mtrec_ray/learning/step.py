@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtrec_ray.data.shards import PreparedScenario
-from mtrec_ray.learning.losses import joint_loss, label_counts, loss_sums
+from mtrec_ray.learning.losses import general_loss, joint_loss, label_counts, loss_sums
 from mtrec_ray.learning.ranks import sum_over_ranks, world
 from mtrec_ray.learning.vectors import Autocast, Batch, ItemVectors
 from mtrec_ray.model.recommender import Recommender
@@ -88,7 +88,8 @@ def accumulate(
             with autocast():
                 logits = module(batch, encode)
             sums = loss_sums(facts, logits, labels[i])
-            (size * joint_loss(sums, counts, weights.to(sums))).backward()
+            apart = general_loss(facts, logits, labels[i], counts)
+            (size * (joint_loss(sums, counts, weights.to(sums)) + apart)).backward()
         total += sums.detach().double()
     sum_over_ranks(total)
     loss = joint_loss(total, counts, weights.double()).item()

@@ -70,7 +70,9 @@ class Ranking:
         """f32[B n, 4 K]: kernels of the cosines of each item with each history."""
         (b, h), n = places.shape, len(self.unit)
         cosine = torch.einsum("nd,bhd->bnh", self.unit, self.unit[places]).float()
-        return kernels(cosine.reshape(b * n, h), mask.unsqueeze(1).expand(b, n, h).reshape(b * n, h))
+        return kernels(
+            cosine.reshape(b * n, h), mask.unsqueeze(1).expand(b, n, h).reshape(b * n, h)
+        )
 
     def _user_columns(self, users: Users) -> Tensor:
         """f32[B, n, W]: the numeric columns of all pairs."""

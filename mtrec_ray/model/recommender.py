@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.shards import PreparedScenario
 from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.general import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head, NumericInputs
 from mtrec_ray.model.interest import NUM_KERNELS, HistoryAttention, cosines, kernels
 from mtrec_ray.model.sharing import build_sharing
 from mtrec_ray.schema import Model
 
+GENERAL = "general/"  # before a scenario's name, which cannot hold a slash
 NUM_CLOSENESS = 4 * NUM_KERNELS
 # The time since the first row of what has always been there is the calendar, and later rows lie
 # outside of what training saw: ages beyond 30 days are read as one.
@@ -189,6 +191,8 @@ class Recommender(nn.Module):
         self.heads = nn.ModuleDict(
             {n: self._heads(f, options.hidden[-1] + width) for n, f in scenarios.items()}
         )
+        self.general = GeneralHead() if options.general else None
+        self.scores_generally = False
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
         """Heads that start at the training base rate (binary) or mean (regression)."""
@@ -210,12 +214,49 @@ class Recommender(nn.Module):
         f32[U, D] of each one's distinct items, or (layout `pair`) f32[N, D] of its samples.
 
         Regression outputs are in units of the training labels' standard deviation, around
-        their mean.
+        their mean. While the general head learns, its f32[N] by `general/NAME` as well.
         """
-        return {name: self.score(name, samples[name], vectors[name]) for name in samples}
+        found = {name: self.score(name, samples[name], vectors[name]) for name in samples}
+        if self.training and self.learns_generally:
+            for name, facts in self.facts.items():
+                if name in samples and facts.main:
+                    own = self.general_score(name, samples[name], vectors[name])
+                    found[GENERAL + name] = own
+        return found
+
+    @property
+    def learns_generally(self) -> bool:
+        """Whether the general head learns."""
+        return self.general is not None and next(self.general.parameters()).requires_grad
+
+    def general_score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
+        """f32[N]: the general head's logits of a scenario's main task."""
+        own, facts = self.inputs[name], self.facts[name]
+        assert isinstance(own, ScenarioInputs)
+        assert self.general is not None
+        assert facts.main
+        mask = samples.history >= 0
+        closeness = self._closeness(samples, vectors, samples.history.clamp(min=0), mask)
+        found = self.general(closeness, own.columns, samples.numeric, common_columns(facts))
+        return found + start_bias(facts, facts.main)
+
+    def _zero_shot(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
+        """f32[N, T]: the general head's logits; of other tasks their base rate or mean."""
+        facts = self.facts[name]
+        found = [
+            self.general_score(name, samples, vectors)
+            if task == facts.main
+            else torch.full(
+                (len(samples.candidate),), start_bias(facts, task), device=vectors.device
+            )
+            for task in facts.tasks
+        ]
+        return torch.stack(found, 1)
 
     def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
         """f32[N, T]: logits of one scenario."""
+        if self.scores_generally:
+            return self._zero_shot(name, samples, vectors)
         own = self.inputs[name]
         assert isinstance(own, ScenarioInputs)
         extras = own.item_extras(samples.items)

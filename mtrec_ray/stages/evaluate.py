@@ -24,7 +24,7 @@ from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.judge import judge_all
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.scenario import Ground, chosen_model, joint_for_use, open_ground
+from mtrec_ray.stages.scenario import ZERO_SHOT, Ground, chosen_model, joint_for_use, open_ground
 from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
@@ -177,7 +177,7 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
     made_with = joint_made_with(ground.project, ground.prepared)
     made_with["evaluation"] = project.dump()["evaluation"]
     made_with["recommend"] = project.dump()["recommend"]
-    models = {name: chosen_model(ground, name, project) for name in ground.prepared.scenarios}
+    models = {name: chosen_model(ground, name, project) for name in ground.facts}
     chosen = {name: version(served) for name, served in models.items()}
     finished = find_finished(folder, made_with, job="evaluate", run=run_name)
     if finished and finished.get("models") == chosen:
@@ -187,7 +187,7 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
         refuse(quantise_problems())
     begin(folder, made_with)
     connect(project.run)
-    rows = sum(f.num_rows("test") for f in ground.prepared.scenarios.values())
+    rows = sum(f.num_rows("test") for f in ground.facts.values())
     say(f"scoring {rows:,} test rows")
     record = measure_models(ground, models, folder, project, say)
     record["models"] = chosen
@@ -200,20 +200,21 @@ def measure_models(
     ground: Ground, models: Models, folder: str, project: Project, say: Say
 ) -> dict[str, Any]:
     """Predict by each scenario's model, and by the joint one where it is another; measure both."""
-    scenarios = ground.prepared.scenarios
+    scenarios = ground.facts
     predictions, joint = (storage.join(folder, name) for name in (PREDICTIONS, JOINT_PREDICTIONS))
     storage.remove_folder(predictions)
     storage.remove_folder(joint)
     predict(models, predictions, project.run)
-    tuned = [name for name, served in models.items() if served.delta]
+    tuned = [n for n, served in models.items() if served.delta and not ground.is_new(n)]
     if tuned:
         base = joint_for_use(ground, project)
         predict(dict.fromkeys(tuned, base), joint, project.run)
     metrics = {n: measure(predictions, f) for n, f in scenarios.items()}
-    joint_metrics = {n: measure(joint, scenarios[n]) if n in tuned else metrics[n] for n in models}
+    old = ground.prepared.scenarios
+    joint_metrics = {n: measure(joint, f) if n in tuned else metrics[n] for n, f in old.items()}
     weights = project.evaluation.weights or None
     more = {
-        name: details(predictions, facts, ground.prepared.catalogue(name).known)
+        name: details(predictions, facts, ground.data(name).catalogue(name).known)
         for name, facts in scenarios.items()
     }
     say("recall and NDCG over the catalogue")
@@ -228,9 +229,9 @@ def measure_models(
 
 
 def version(served: Served) -> str:
-    """Which model it is: `joint`, or `finetuned` with a hash of its delta's facts."""
+    """Which model it is: `joint`, `zero-shot`, or `finetuned` with a hash of its delta's facts."""
     if not served.delta:
-        return "joint"
+        return ZERO_SHOT if served.general else "joint"
     return f"finetuned {fingerprint(storage.read_json(storage.join(served.delta, DELTA)))}"
 
 

@@ -40,7 +40,7 @@ from mtrec_ray.model.recommender import predictions
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE
-from mtrec_ray.stages.scenario import Ground, check_names, chosen_model, open_ground
+from mtrec_ray.stages.scenario import ZERO_SHOT, Ground, check_names, chosen_model, open_ground
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 USERS_PER_UNIT = 4096
@@ -201,7 +201,9 @@ def recommend_scenario(
 
 
 def served_by(served: Served) -> str:
-    """`finetuned` or `joint`."""
+    """`finetuned`, `zero-shot` or `joint`."""
+    if served.general:
+        return ZERO_SHOT
     return "finetuned" if served.delta else "joint"
 
 
@@ -241,7 +243,7 @@ def run_recommend(
     if project.model.layout == "pair":
         refuse(["model.layout: found pair; allowed for recommending: vectors (each pair a text)"])
     ground = open_ground(project, storage_path)
-    names = check_names(names, project)
+    names = with_data(check_names(names, project), ground)
     wanted = read_users(users) if users else None
     connect(project.run)
     found = {}
@@ -264,7 +266,7 @@ def recommended_with(
     """Whatever a scenario's recommendations depend on, as a tree."""
     served = chosen_model(ground, name, project)
     return {
-        "prepared": ground.prepared.fingerprint,
+        "prepared": ground.data(name).fingerprint,
         "joint": ground.fingerprint,
         "model": served_by(served),
         "recommend": project.recommend.model_dump(mode="json"),

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import refuse
-from mtrec_ray.data.shards import Prepared, read_rows
+from mtrec_ray.data.shards import Prepared, PreparedScenario, load_prepared, read_rows
 from mtrec_ray.data.tokens import TINY, load_tokenizer
 from mtrec_ray.learning import checkpoint
 from mtrec_ray.learning.adapt import (
@@ -32,6 +32,7 @@ from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder, load_backbone
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Encoder, Project, Tuned
+from mtrec_ray.stages.join import open_joined, restricted
 from mtrec_ray.stages.marks import find_finished
 from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.train import BEST, joint_made_with
@@ -45,7 +46,7 @@ from mtrec_ray.stages.vectors import (
 )
 
 SCENARIOS, ENCODER_FOLDER, DELTA_FOLDER = "scenarios", "encoder", "delta"
-DECISION = "decision.json"
+DECISION, ZERO_SHOT = "decision.json", "zero-shot"
 BATCH_ROWS = 16_384
 
 
@@ -57,6 +58,7 @@ class Ground:
         project: of the joint model; `prepared`: its data.
         run_folder: of the run; `joint`: folder of the joint model's weights.
         fingerprint: of these weights.
+        joined: data of the scenarios that joined later.
     """
 
     project: Project
@@ -64,6 +66,21 @@ class Ground:
     run_folder: str
     joint: str
     fingerprint: str
+    joined: dict[str, Prepared] = field(default_factory=dict)
+
+    def data(self, name: str) -> Prepared:
+        """The prepared data that holds a scenario."""
+        return self.joined.get(name, self.prepared)
+
+    def is_new(self, name: str) -> bool:
+        """Whether the joint model does not have the scenario."""
+        return name not in self.prepared.scenarios
+
+    @property
+    def facts(self) -> dict[str, PreparedScenario]:
+        """All scenarios, those that joined after the others."""
+        more = {n: p.scenarios[n] for n, p in self.joined.items()}
+        return self.prepared.scenarios | more
 
     def folder(self, name: str) -> str:
         """Where a scenario's model lies."""
@@ -75,7 +92,7 @@ class Ground:
         options = self.project.model.encoder
         if options.trainable == "none":
             return options.source
-        return storage.join(self.run_folder, SCENARIOS, ENCODER_FOLDER)
+        return storage.join(self.run_folder, "joint", ENCODER_FOLDER)
 
 
 def open_ground(project: Project, storage_path: str) -> Ground:
@@ -85,13 +102,21 @@ def open_ground(project: Project, storage_path: str) -> Ground:
         ValueError: there is none, or it was made with other values than the project has.
     """
     run_folder = storage.join(storage_path, project.run.name)
+    stored = load_prepared(storage.join(run_folder, "prepared")).scenarios
+    new = [n for n in project.scenarios if n not in stored]
+    if new:
+        whole, project = project, restricted(project, [n for n in project.scenarios if n in stored])
+    else:
+        whole = project
     prepared = open_prepared(project, storage_path)
     joint = storage.join(run_folder, "joint")
     made_with = joint_made_with(project, prepared)
     if not find_finished(joint, made_with, job="train", run=project.run.name):
         raise ValueError(f"joint model: found none in {joint}; run the train job first")
     best = storage.join(joint, BEST)
-    return Ground(project, prepared, run_folder, best, base_fingerprint(best))
+    opened = {n: open_joined(whole, run_folder, n) for n in new}
+    joined = {n: p for n, p in opened.items() if p is not None}
+    return Ground(project, prepared, run_folder, best, base_fingerprint(best), joined)
 
 
 def check_names(names: Sequence[str], project: Project) -> list[str]:
@@ -103,6 +128,23 @@ def check_names(names: Sequence[str], project: Project) -> list[str]:
     unknown = [n for n in names if n not in project.scenarios]
     refuse([f"--scenario: found {n!r}; allowed: {', '.join(project.scenarios)}" for n in unknown])
     return list(dict.fromkeys(names)) or list(project.scenarios)
+
+
+def with_data(names: Sequence[str], ground: Ground) -> list[str]:
+    """The scenarios themselves.
+
+    Raises:
+        ProjectError: one that is new and has not been prepared.
+    """
+    missing = [n for n in names if n not in ground.facts]
+    refuse(
+        [
+            f"scenarios.{n}: found no prepared data of it, and the joint model does not have it; "
+            f"allowed: {', '.join(ground.facts)}, or first finetune --scenario {n}"
+            for n in missing
+        ]
+    )
+    return list(names)
 
 
 def encoder_layers(project: Project, tuned: Tuned) -> int:
@@ -163,7 +205,7 @@ def start_of(ground: Ground, name: str, tuned: Tuned) -> Start:
         rank=lora.rank,
         alpha=lora.alpha,
         shared=lora.shared,
-        is_new=name not in ground.prepared.scenarios,
+        is_new=ground.is_new(name),
         l2_sp=tuned.l2_sp,
     )
 
@@ -219,7 +261,7 @@ def item_rows(prepared: Prepared, name: str) -> tuple[int, int]:
     raise KeyError(name)
 
 
-def tuned_model(ground: Ground, name: str, project: Project, prepared_path: str) -> Served:
+def tuned_model(ground: Ground, name: str, project: Project) -> Served:
     """A scenario's fine-tuned model for use: the joint weights and its delta.
 
     Raises:
@@ -229,13 +271,31 @@ def tuned_model(ground: Ground, name: str, project: Project, prepared_path: str)
     facts = read_delta(delta, ground.fingerprint, name)
     tuned = Tuned.model_validate(facts["tuned"])
     own = scenario_project(ground, name, tuned, project)
-    start = start_of(ground, name, tuned)
-    same = own.model.encoder.trainable == "none" and not start.is_new
+    frozen = (own.model.encoder.trainable, project.model.encoder.trainable) == ("none", "none")
     vectors, rows = delta, None
-    if same and project.model.encoder.trainable == "none":
+    if frozen and not ground.is_new(name):
         vectors, rows = ground.joint, item_rows(ground.prepared, name)
-    tree = json.dumps(own.dump())
-    return Served(tree, prepared_path, ground.joint, vectors, start, delta, rows)
+    tree, data = json.dumps(own.dump()), ground.data(name).folder
+    return Served(tree, data, ground.joint, vectors, start_of(ground, name, tuned), delta, rows)
+
+
+def zero_shot_model(ground: Ground, name: str, project: Project) -> Served:
+    """The general head of the joint model for a scenario that it does not have.
+
+    Raises:
+        ValueError: joint training did not maintain one.
+    """
+    if not ground.project.model.general:
+        raise ValueError(
+            f"scenario {name}: found model.general: false, so that nothing scores it before it "
+            "is fine-tuned; allowed: finetune with enough rows, or train with model.general"
+        )
+    tuned = project.finetune.of(name).model_copy(update={"mode": "head"})
+    own = scenario_project(ground, name, tuned, project)
+    folder = storage.join(ground.folder(name), "general")
+    start = start_of(ground, name, tuned)
+    tree, data = json.dumps(own.dump()), ground.data(name).folder
+    return Served(tree, data, ground.joint, folder, start, general=True)
 
 
 def base_model(ground: Ground) -> Served:
@@ -245,7 +305,7 @@ def base_model(ground: Ground) -> Served:
 
 def load_scenario_model(ground: Ground, name: str) -> tuple[Recommender, ItemVectors]:
     """The model of a scenario for use and its item vectors' place: the base and one delta."""
-    return load_served(tuned_model(ground, name, ground.project, ground.prepared.folder))
+    return load_served(tuned_model(ground, name, ground.project))
 
 
 def store_delta(
@@ -309,10 +369,13 @@ def chosen_model(ground: Ground, name: str, project: Project) -> Served:
         ValueError: the chosen model belongs to other joint weights.
     """
     path = storage.join(ground.folder(name), DECISION)
-    chosen = storage.read_json(path)["chosen"] if storage.exists(path) else "joint"
-    if chosen != "finetuned":
-        return joint_for_use(ground, project)
-    return for_use(tuned_model(ground, name, project, ground.prepared.folder), project)
+    default = ZERO_SHOT if ground.is_new(name) else "joint"
+    chosen = storage.read_json(path)["chosen"] if storage.exists(path) else default
+    if chosen == "finetuned":
+        return for_use(tuned_model(ground, name, project), project)
+    if chosen == ZERO_SHOT:
+        return for_use(zero_shot_model(ground, name, project), project)
+    return joint_for_use(ground, project)
 
 
 def joint_for_use(ground: Ground, project: Project) -> Served:

@@ -113,6 +113,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     host = RayHost(config["folder"], config["source"])
     try:
         prepared = load_prepared(config["prepared"]).only(project.scenarios)
+        if config["rows"] is not None:
+            prepared = prepared.first(config["rows"])
         return loop.train(project, prepared, host, config["start"])
     except loop.NotFiniteError as error:  # to start again would not help
         return {"refused": str(error)}
@@ -168,6 +170,7 @@ def build_trainer(
     name: str,
     callbacks: Sequence[UserCallback] = (),
     start: Start | None = None,
+    rows: int | None = None,
 ) -> TorchTrainer:
     """A trainer whose name in the run's folder is the resume key."""
     run = project.run
@@ -179,6 +182,7 @@ def build_trainer(
             "folder": storage.join(run_folder, name),
             "source": training_source(prepared, run.cache),
             "start": start,
+            "rows": rows,
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
@@ -234,17 +238,20 @@ def train_model(
     name: str,
     callbacks: Sequence[UserCallback] = (),
     start: Start | None = None,
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Train a model in its folder of the run's, or go on with it; returns the summary.
 
-    Of the project's scenarios, with their rows of `prepared`; by default from initial weights.
+    Of the project's scenarios, with their rows of `prepared` or the first `rows` of them; by
+    default from initial weights.
 
     Raises:
         ValueError: too many steps without a finite loss.
     """
     folder = storage.join(run_folder, name)
     mend_snapshot(folder)
-    result = build_trainer(project, prepared, run_folder, name, callbacks, start).fit()
+    prepared = prepared if rows is None else prepared.first(rows)
+    result = build_trainer(project, prepared, run_folder, name, callbacks, start, rows).fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})

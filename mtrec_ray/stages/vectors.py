@@ -34,6 +34,7 @@ class Served:
         weights: folder of its weights; of a scenario's model with `start` the joint ones.
         start: how a scenario's model is made of the joint one.
         delta: folder of what fine-tuning changed; empty: nothing.
+        general: whether its general head scores, for a scenario without a model.
         vectors: folder that keeps its item vectors, of all rows of the file or of `rows`.
     """
 
@@ -44,6 +45,7 @@ class Served:
     start: Start | None = None
     delta: str = ""
     rows: tuple[int, int] | None = None
+    general: bool = False
 
     @property
     def parsed(self) -> Project:
@@ -118,6 +120,7 @@ def load_served(served: Served) -> tuple[Recommender, ItemVectors]:
         wrapper = begin(model, served.start)
         if served.delta:
             apply_delta(model, wrapper, served.delta)
+    model.scores_generally = served.general
     if precision == "int8":
         quantise(model.encoder)
     return model.eval(), vectors
