@@ -36,7 +36,7 @@ class Ranking:
         if torch.is_autocast_enabled(device.type):
             unit = unit.to(torch.get_autocast_dtype(device.type))
         self.unit = unit
-        numbers = torch.from_numpy(items.numeric).to(device)
+        self.numbers = numbers = torch.from_numpy(items.numeric).to(device)
         self.item_columns = self._columns(torch.cat([numbers, own.catalogue_raw], 1))
         self.nothing = self._columns(torch.full_like(numbers[:1], torch.nan))
         self.codes = {c: torch.from_numpy(v).to(device) for c, v in items.codes.items()}
@@ -81,6 +81,12 @@ class Ranking:
             found = found + self._pair_columns(column, entries, len(users))
         return found
 
+    def _general(self, users: Users, closeness: Tensor) -> Tensor:
+        """f32[B n, T]: the general head's logits, from the columns of the item and of the user."""
+        own = torch.from_numpy(users.numeric).to(self.unit.device).unsqueeze(1)
+        numeric = torch.where(self.numbers.isnan(), own, self.numbers).flatten(0, 1)
+        return self.model.general_logits(self.name, closeness, numeric)
+
     def logits(self, users: Users) -> Tensor:
         """f32[B, n, T]: as `Recommender.score` of every user with every item."""
         model, device = self.model, self.unit.device
@@ -93,8 +99,10 @@ class Ranking:
         places = history.clamp(min=0)
         (b, _), (n, width) = places.shape, self.items.shape
         candidate = self.items.expand(b, n, width)
-        user = model.interest.cross(self.items, self.items, places, ages, mask)
         closeness = self._closeness(places, mask)
+        if model.scores_generally:
+            return self._general(users, closeness).view(b, n, -1)
+        user = model.interest.cross(self.items, self.items, places, ages, mask)
         columns = self._user_columns(users).view(b * n, width) + model.closeness(closeness)
         number = torch.from_numpy(users.user).to(device)
         identity = model._user_vector(self.name, number, self.items[:1].expand(b, width))

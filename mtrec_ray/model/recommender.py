@@ -231,24 +231,29 @@ class Recommender(nn.Module):
 
     def general_score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
         """f32[N]: the general head's logits of a scenario's main task."""
+        mask = samples.history >= 0
+        closeness = self._closeness(samples, vectors, samples.history.clamp(min=0), mask)
+        return self._general(name, closeness, samples.numeric)
+
+    def _general(self, name: str, closeness: Tensor, numeric: Tensor) -> Tensor:
         own, facts = self.inputs[name], self.facts[name]
         assert isinstance(own, ScenarioInputs)
         assert self.general is not None
         assert facts.main
-        mask = samples.history >= 0
-        closeness = self._closeness(samples, vectors, samples.history.clamp(min=0), mask)
-        found = self.general(closeness, own.columns, samples.numeric, common_columns(facts))
+        found = self.general(closeness, own.columns, numeric, common_columns(facts))
         return found + start_bias(facts, facts.main)
 
-    def _zero_shot(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
-        """f32[N, T]: the general head's logits; of other tasks their base rate or mean."""
+    def general_logits(self, name: str, closeness: Tensor, numeric: Tensor) -> Tensor:
+        """f32[N, T]: logits without a model of the scenario, from closeness and numeric columns.
+
+        The general head's for its main task; of other tasks the base rate or the mean.
+        """
         facts = self.facts[name]
+        size = (len(numeric),)
         found = [
-            self.general_score(name, samples, vectors)
+            self._general(name, closeness, numeric)
             if task == facts.main
-            else torch.full(
-                (len(samples.candidate),), start_bias(facts, task), device=vectors.device
-            )
+            else torch.full(size, start_bias(facts, task), device=numeric.device)
             for task in facts.tasks
         ]
         return torch.stack(found, 1)
@@ -256,7 +261,9 @@ class Recommender(nn.Module):
     def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
         """f32[N, T]: logits of one scenario."""
         if self.scores_generally:
-            return self._zero_shot(name, samples, vectors)
+            mask, places = samples.history >= 0, samples.history.clamp(min=0)
+            closeness = self._closeness(samples, vectors, places, mask)
+            return self.general_logits(name, closeness, samples.numeric)
         own = self.inputs[name]
         assert isinstance(own, ScenarioInputs)
         extras = own.item_extras(samples.items)

@@ -1,12 +1,12 @@
 """The finetune stage: a training run for every scenario, side by side, and what each one gave.
 
 Each run is a Ray Train run of the train stage with its own controller, workers and resume key
-`scenarios/NAME/training`. A thread of the driver waits for it; as many threads run as the cluster
-has CPUs (and GPUs) for their workers, so that no run waits for another that waits for it.
+`scenarios/NAME/training`.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,21 @@ from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import Prepared, read_rows
 from mtrec_ray.learning.decide import Scored, decide, rare_labels, too_few
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.schema import Project, Run, Tuned
+from mtrec_ray.schema import Project, Tuned
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.compare import compare
+from mtrec_ray.stages.fanout import Record, side_by_side
+from mtrec_ray.stages.join import prepare_joined, restricted
 from mtrec_ray.stages.marks import DONE, begin, find_finished
 from mtrec_ray.stages.scenario import (
     DECISION,
     DELTA_FOLDER,
+    ZERO_SHOT,
     Ground,
     base_model,
     check_names,
     export_encoder,
+    model_before,
     open_ground,
     scenario_project,
     score_rows_of,
@@ -35,19 +40,32 @@ from mtrec_ray.stages.scenario import (
     store_delta,
     tuned_model,
 )
+from mtrec_ray.stages.shots import draw_curve
 from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import BEST, train_model
 from mtrec_ray.stages.vectors import ensure_vectors
 
 TRAINING = "training"
 
-Record = dict[str, Any]
+
+@dataclass(frozen=True)
+class Options:
+    """Which scenarios (none: all); whether each is trained alone, too; rows of a learning curve."""
+
+    names: tuple[str, ...] = ()
+    compare: bool = False
+    shots: tuple[str, ...] = ()
+
+
+EVERYTHING = Options()
 
 
 def run_finetune(
-    project: Project, storage_path: str, say: Say, names: Sequence[str] = ()
+    project: Project, storage_path: str, say: Say, options: Options = EVERYTHING
 ) -> dict[str, Any]:
     """Fine-tune all scenarios, or those named, side by side; returns the decisions.
+
+    A scenario that the joint model does not have joins it: its data is prepared first.
 
     Raises:
         ValueError: no joint model, an unknown scenario, or another configuration.
@@ -55,30 +73,59 @@ def run_finetune(
     """
     storage.check_writable(storage_path)
     ground = open_ground(project, storage_path)
-    names = check_names(names, project)
+    names = check_names(options.names, project)
+    for name in names:
+        if ground.is_new(name):
+            data = prepare_joined(
+                project, ground.prepared, ground.run_folder, storage_path, name, say
+            )
+            ground = replace(ground, joined=ground.joined | {name: data})
+    decisions = fine_tune(ground, names, project, say)
+    found = summary_of(ground, decisions)
+    if options.compare:
+        found["comparison"] = compare(ground, names, project, say)
+    if options.shots:
+        new = [n for n in names if ground.is_new(n)]
+        found["shots"] = {n: draw_curve(ground, n, project, options.shots, say) for n in new}
+    return found
+
+
+def fine_tune(
+    ground: Ground, names: Sequence[str], project: Project, say: Say
+) -> dict[str, Record]:
+    """The decision of each scenario; those that are finished are not repeated.
+
+    Raises:
+        RuntimeError: scenarios whose runs failed, after all others have ended.
+    """
     finished = {n: find_decision(ground, n, project) for n in names}
-    open_names = [n for n in names if finished[n] is None]
-    if not open_names:
+    left = [n for n in names if finished[n] is None]
+    if not left:
         say("finetune: already done")
-        return summary_of(ground, {n: d for n, d in finished.items() if d})
-    refuse(run_problems(ground, open_names, project))
+        return {n: d for n, d in finished.items() if d}
+    refuse(run_problems(ground, left, project))
     connect(project.run)
     export_encoder(ground)
-    prepared = with_teacher(project, ground.prepared, ground.run_folder, say)
+    data = {n: taught(ground, n, project, say) for n in left}
     ensure_vectors(base_model(ground))
-    jobs = {n: (lambda n=n: finetune_one(ground, prepared, n, project, say)) for n in open_names}
-    run = project.run.model_copy(update={"num_workers": project.finetune.num_workers})
-    found, failed = side_by_side(jobs, places_for(run), say)
-    if failed:
-        lines = "; ".join(f"{n} ({e})" for n, e in failed.items())
-        raise RuntimeError(f"finetune: {len(failed)} of {len(jobs)} scenarios failed: {lines}")
-    return summary_of(ground, {n: found.get(n) or finished[n] or {} for n in names})
+    jobs = {n: functools.partial(finetune_one, ground, data[n], n, project, say) for n in left}
+    found = side_by_side(jobs, project, say)
+    return {n: found.get(n) or finished[n] or {} for n in names}
+
+
+def taught(ground: Ground, name: str, project: Project, say: Say) -> Prepared:
+    """A scenario's data, with the teacher's predictions where training has a teacher."""
+    if ground.is_new(name):
+        own = restricted(project, [name])
+        return with_teacher(own, ground.data(name), ground.folder(name), say)
+    found = with_teacher(ground.project, ground.prepared, ground.run_folder, say)
+    return found.only([name])
 
 
 def tuned_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:
     """Whatever a scenario's model depends on, as a tree."""
     return {
-        "prepared": ground.prepared.fingerprint,
+        "prepared": ground.data(name).fingerprint,
         "joint": {"fingerprint": ground.fingerprint},
         "finetune": {
             **project.finetune.of(name).model_dump(mode="json"),
@@ -115,68 +162,26 @@ def run_problems(ground: Ground, names: Sequence[str], project: Project) -> list
     return list(dict.fromkeys(p.replace("model.encoder.lora", "finetune.lora") for p in problems))
 
 
-# --- side by side ----------------------------------------------------------------------------
-
-
-def places_for(run: Run) -> int:
-    """How many runs of so many workers the cluster has room for at a time; at least one."""
-    have = ray.cluster_resources()
-    rooms = [have.get("CPU", 0) // (run.most_workers * run.cpus_per_worker)]
-    if run.use_gpu:
-        rooms.append(have.get("GPU", 0) // run.most_workers)
-    return max(int(min(rooms)), 1)
-
-
-def side_by_side(
-    jobs: dict[str, Callable[[], Record]], places: int, say: Say
-) -> tuple[dict[str, Record], dict[str, str]]:
-    """Run jobs in threads; returns what they gave, and in one line why some failed."""
-    say(f"{len(jobs)} runs, {min(places, len(jobs))} at a time: {', '.join(jobs)}")
-    found: dict[str, Record] = {}
-    failed: dict[str, str] = {}
-    pool = ThreadPoolExecutor(places)
-    try:
-        running: dict[Future[Record], str] = {pool.submit(job): n for n, job in jobs.items()}
-        while running:
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                name = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    found[name] = future.result()
-                elif isinstance(error, Exception):
-                    failed[name] = " ".join(str(error).split())[-300:]
-                    say(f"{name}: failed, the others go on: {failed[name]}")
-                else:
-                    raise error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return found, failed
-
-
-def finetune_one(
-    ground: Ground, prepared: Prepared, name: str, project: Project, say: Say
-) -> Record:
+def finetune_one(ground: Ground, own: Prepared, name: str, project: Project, say: Say) -> Record:
     """Fine-tune a scenario, decide, and store its delta; returns the decision."""
     tuned, folder = project.finetune.of(name), ground.folder(name)
     begin(folder, tuned_with(ground, name, project))
-    own = prepared.only([name])
     counts = label_counts(own, name)
     if max(counts.values()) < tuned.least_labels:
+        chosen = ZERO_SHOT if ground.is_new(name) else "joint"
         reason = too_few(counts, tuned.least_labels)
-        return conclude(folder, {"labels": counts, "chosen": "joint", "reason": reason}, name, say)
+        return conclude(folder, {"labels": counts, "chosen": chosen, "reason": reason}, name, say)
     say(f"{name}: fine-tuning ({tuned.mode})")
     summary = train_scenario(ground, own, name, project)
     delta = write_delta(ground, own, name, tuned, project)
     facts = own.scenarios[name]
-    users, labels, after = score_rows_of(
-        tuned_model(ground, name, project, own.folder), name, "valid"
-    )
-    scores = {"finetuned": after}
-    scores["joint"] = score_rows_of(base_model(ground), name, "valid")[2]
-    decision = decide(
-        facts, Scored(users, labels, scores), tuned.least_labels, project.finetune.keep
-    )
+    users, labels, after = score_rows_of(tuned_model(ground, name, project), name, "valid")
+    before = model_before(ground, name, project)
+    scores = {"finetuned": after, "joint": score_rows_of(before, name, "valid")[2]}
+    scored = Scored(users, labels, scores)
+    decision = decide(facts, scored, tuned.least_labels, project.finetune.keep)
+    if ground.is_new(name) and decision["chosen"] == "joint":
+        decision["chosen"] = ZERO_SHOT
     told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
     decision |= {"mode": tuned.mode, "bytes": delta["bytes"], "rows": facts.num_rows("train")}
     decision["training"] = {k: summary[k] for k in told}

@@ -279,8 +279,6 @@ def judge(served: Served, source: Project, name: str, vectors: np.ndarray) -> di
     positives = [positives[i] for i in asked]
     if not len(asked):
         return None
-    if served.general:  # it scores pairs one by one
-        return None
     ranker = Ranker(served, name, vectors, items)
     size = max(options.pairs_per_block // len(items.ids), 1)
     scores = {

@@ -40,7 +40,14 @@ from mtrec_ray.model.recommender import predictions
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE
-from mtrec_ray.stages.scenario import ZERO_SHOT, Ground, check_names, chosen_model, open_ground
+from mtrec_ray.stages.scenario import (
+    ZERO_SHOT,
+    Ground,
+    check_names,
+    chosen_model,
+    open_ground,
+    with_data,
+)
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 USERS_PER_UNIT = 4096

@@ -267,7 +267,15 @@ def tuned_model(ground: Ground, name: str, project: Project) -> Served:
     Raises:
         ValueError: there is no delta, or it belongs to another base.
     """
-    delta = storage.join(ground.folder(name), DELTA_FOLDER)
+    return tuned_in(ground, name, project, storage.join(ground.folder(name), DELTA_FOLDER))
+
+
+def tuned_in(ground: Ground, name: str, project: Project, delta: str) -> Served:
+    """A scenario's fine-tuned model for use, whose delta lies in a folder.
+
+    Raises:
+        ValueError: there is no delta, or it belongs to another base.
+    """
     facts = read_delta(delta, ground.fingerprint, name)
     tuned = Tuned.model_validate(facts["tuned"])
     own = scenario_project(ground, name, tuned, project)
@@ -360,6 +368,13 @@ def score_shards(
     ]  # fmt: skip
     users, labels, scores = (np.concatenate(x) for x in zip(*parts, strict=True))
     return users, labels, scores
+
+
+def model_before(ground: Ground, name: str, project: Project) -> Served:
+    """What scores a scenario before fine-tuning: the joint model, of a new one its general head."""
+    if ground.is_new(name) and ground.project.model.general:
+        return zero_shot_model(ground, name, project)
+    return base_model(ground)
 
 
 def chosen_model(ground: Ground, name: str, project: Project) -> Served:
