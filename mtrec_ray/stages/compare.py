@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
 from mtrec_ray.config import parse_project
@@ -36,7 +37,7 @@ from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import BEST, train_model
 from mtrec_ray.stages.vectors import joint_model
 
-COMPARISON, ALONE = "comparison.json", "alone"
+COMPARISON, SCORES, ALONE = "comparison.json", "scores.safetensors", "alone"
 PAIRS = (("finetuned", "joint"), ("finetuned", "alone"), ("joint", "alone"))
 
 
@@ -117,6 +118,8 @@ def compare_one(ground: Ground, name: str, project: Project, say: Say) -> Record
         users, labels, scores[model] = score_rows_of(served, name, "test")
     decision = storage.read_json(storage.join(ground.folder(name), DECISION))
     scored = Scored(users, labels, scores)
+    arrays = {"users": users, "labels": labels, **scores}
+    storage.write_bytes(storage.join(folder, SCORES), save(arrays))
     found = table_of(data.scenarios[name], scored, decision["chosen"])
     storage.write_json(storage.join(folder, COMPARISON), found)
     say(f"{name}: {found['verdict']}")

@@ -187,7 +187,7 @@ def test_too_few_labels_stay_joint(trained, tmp_path):
 
 
 def test_one_failure_leaves_the_others_alone(trained, tmp_path, monkeypatch):
-    """A scenario whose run fails is told; the other is finished, and a second call does the rest."""
+    """A run that fails is told; the other is finished, and a second call does the rest."""
     storage = copied(trained, tmp_path)
     project = changed(trained.project, finetune=FIELDS)
     real = finetune.train_model
@@ -212,7 +212,7 @@ def test_one_failure_leaves_the_others_alone(trained, tmp_path, monkeypatch):
 
 
 def test_killed_run_resumes(trained, tmp_path):
-    """A worker is killed after epoch 1: the same run goes on at epoch 2, and ends with a decision."""
+    """A worker is killed after epoch 1: the run goes on at epoch 2, and ends with a decision."""
     storage = copied(trained, tmp_path)
     fields = FIELDS | {"epochs": 3, "rows_per_epoch": 51_200, "patience": 9}
     project = changed(trained.project, finetune=fields)
