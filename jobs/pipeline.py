@@ -2,7 +2,7 @@
 
 import typer
 
-from jobs.common import Config, Override, Storage, last_line, run_job, show
+from jobs.common import Config, Override, Storage, last_line, run_job, show, show_ranking
 from mtrec_ray.stages.pipeline import run_pipeline
 
 
@@ -10,7 +10,8 @@ def main(config: Config, storage: Storage = "runs", override: Override = None) -
     """Prepare, train, finetune, evaluate, recommend; skip what is done."""
     project, found = run_job("pipeline", run_pipeline, config, storage, override)
     show(project, found["metrics"])
-    told = ("metrics", "joint_metrics", "chosen", "recommended")
+    show_ranking(project, found["ranking"])
+    told = ("metrics", "joint_metrics", "ranking", "chosen", "recommended")
     last_line("pipeline", project, **{k: found[k] for k in told})
 
 

@@ -65,6 +65,22 @@ def comparison_table(title: str, comparison: Mapping[str, Mapping[str, Any]]) ->
     return table
 
 
+def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Recall and NDCG over the catalogue: the model, popularity, neighbours of frozen texts."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("scenario", "task", "k", "users", "items"):
+        table.add_column(heading, no_wrap=True)
+    models = ("model", "popularity", "neighbours")
+    for metric in ("recall", "NDCG"):
+        for model in models:
+            table.add_column(f"{metric}, {model}", justify="right")
+    for name, found in ranking.items():
+        facts = [str(found["task"]), *(f"{found[k]:,}" for k in ("k", "users", "items"))]
+        values = [f"{found[m][key]:.4f}" for key in ("recall", "ndcg") for m in models]
+        table.add_row(name, *facts, *values)
+    return table
+
+
 def difference(gap: Mapping[str, float] | None) -> str:
     """`+0.0012 [-0.0001, +0.0024]`, with a star where the interval excludes zero."""
     if gap is None:
