@@ -45,6 +45,10 @@ def main(
             for metric in ("auc", "popularity_auc", "gauc", "rmse", "mean_rmse", "ne"):
                 if metric in values:
                     figures[f"{scenario}.{task}.{metric}"] = values[metric]
+    for scenario, values in found["ranking"].items():
+        for model in ("model", "popularity", "neighbours"):
+            for metric in ("recall", "ndcg"):
+                figures[f"{scenario}.{metric}.{model}"] = values[model][metric]
     write_result("quickstart", figures, out, table=rows, quick=quick)
 
 

@@ -40,9 +40,10 @@ from mtrec_ray.learning.bootstrap import Interval, paired_difference
 from mtrec_ray.learning.loop import make_plan
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
-from mtrec_ray.stages.evaluate import read_predictions
-from mtrec_ray.stages.pipeline import run_pipeline
+from mtrec_ray.stages.evaluate import read_predictions, run_evaluate
+from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.stages.train import run_train
 
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
 QUICK = (
@@ -353,7 +354,8 @@ def main(
     folder = storage or tempfile.mkdtemp()
     spent = Spent(folder)
     try:
-        run_pipeline(project, folder, teller())
+        for stage in (run_prepare, run_train, run_evaluate):  # the joint model alone
+            stage(project, folder, teller())
     finally:
         ray.shutdown()  # or its processes would take a part of the cores from what follows
         spent.note("pipeline")

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from mtrec_ray.config import ProjectError, load_project
-from mtrec_ray.report.tables import metrics_table
+from mtrec_ray.report.tables import metrics_table, ranking_table
 from mtrec_ray.schema import Project
 
 Config = Annotated[str, typer.Option("--config", help="The project file (YAML).")]
@@ -65,6 +65,13 @@ def show(project: Project, metrics: dict[str, Any]) -> None:
     if project.sample_world:
         title += " (GENERATED sample world, not real data)"
     Console(width=150).print(metrics_table(title, metrics))
+
+
+def show_ranking(project: Project, ranking: dict[str, Any]) -> None:
+    """Print the table of recall and NDCG over the catalogue."""
+    if ranking:
+        title = f"{project.run.name}: test users, the whole catalogue"
+        Console(width=150).print(ranking_table(title, ranking))
 
 
 def plain(value: Any) -> Any:

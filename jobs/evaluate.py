@@ -2,7 +2,7 @@
 
 import typer
 
-from jobs.common import Config, Override, Storage, last_line, run_job, show
+from jobs.common import Config, Override, Storage, last_line, run_job, show, show_ranking
 from mtrec_ray.stages.evaluate import run_evaluate
 
 
@@ -10,7 +10,9 @@ def main(config: Config, storage: Storage = "runs", override: Override = None) -
     """Predict and measure the test split."""
     project, found = run_job("evaluate", run_evaluate, config, storage, override)
     show(project, found["metrics"])
-    last_line("evaluate", project, metrics=found["metrics"], joint_score=found["joint_score"])
+    show_ranking(project, found["ranking"])
+    told = ("metrics", "joint_metrics", "score", "joint_score", "ranking", "models")
+    last_line("evaluate", project, **{k: found[k] for k in told})
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 import typer
 
-from jobs.common import Config, Override, Storage, last_line, run_job, show
+from jobs.common import Config, Override, Storage, last_line, run_job, show, show_ranking
 from mtrec_ray.stages.pipeline import run_pipeline
 
 
 def main(config: Config, storage: Storage = "runs", override: Override = None) -> None:
-    """Prepare, tune (search.in_pipeline), train, evaluate; skip what is done."""
+    """All stages in order, tune with search.in_pipeline; skip what is done."""
     project, found = run_job("pipeline", run_pipeline, config, storage, override)
     show(project, found["metrics"])
-    last_line("pipeline", project, metrics=found["metrics"])
+    show_ranking(project, found["ranking"])
+    told = ("metrics", "joint_metrics", "ranking", "chosen", "recommended")
+    last_line("pipeline", project, **{k: found[k] for k in told})
 
 
 if __name__ == "__main__":

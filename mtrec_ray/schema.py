@@ -259,6 +259,8 @@ class Model(Section):
     Layout `vectors`: each item's text on its own. `pair`: the history and the candidate in one
     sequence of at most `pair_tokens` tokens, a cross encoder, at many times the cost.
     Without `text`, `history` or `statistics` the model does not see them.
+    With `general` a head for the main task of any scenario learns beside the model, which it does
+    not change (`model/general.py`): it scores scenarios that the model has not.
     What scenarios and tasks share between inputs and heads is `sharing` (`model/sharing.py`);
     `experts` is the number of shared experts of mmoe and ple. Each numeric column is read in `bins`
     bins of equal numbers of training rows, too, linear in between (0: not).
@@ -281,6 +283,7 @@ class Model(Section):
     statistics: bool = True
     text: bool = True
     history: bool = True
+    general: bool = True
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -435,6 +438,93 @@ class Search(Section):
         return self
 
 
+class Adapter(Section):
+    """What adapts to a scenario in mode `lora`, beside its own layers: low-rank maps (2106.09685).
+
+    On the query and value (`targets`) of the encoder's top `layers` layers (null: as many as
+    learned in joint training, none where the encoder was frozen), and with `shared` on the linear
+    maps that all scenarios share above the encoder.
+    """
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    layers: NonNegativeInt | None = None
+    targets: tuple[str, ...] | None = None
+    shared: bool = True
+
+
+class Tuned(Section):
+    """How a scenario is fine-tuned from the joint model.
+
+    `lora`: the scenario's own layers, and low-rank changes of shared ones. `head`: its own layers.
+    `full`: whatever learned in joint training. `l2_sp` pulls what learns towards the joint weights
+    (1802.01483), in place of weight decay. With fewer validation labels of the rarer kind than
+    `least_labels` a task has no say in the choice of the model; a scenario without such a task
+    stays joint.
+    """
+
+    mode: Literal["lora", "head", "full"] = "lora"
+    lr: PositiveFloat = 5e-4
+    lr_encoder: PositiveFloat = 1e-4
+    epochs: PositiveInt = 3
+    patience: PositiveInt = 1
+    rows_per_epoch: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    l2_sp: NonNegativeFloat = 0.0
+    least_labels: PositiveInt = 100
+    lora: Adapter = Adapter()
+
+
+class Finetune(Tuned):
+    """Fine-tuning: of every scenario as written here, or as its own fields in `scenarios` say.
+
+    Each scenario is a run of `num_workers` workers; as many run at a time as the cluster has CPUs
+    for. The fine-tuned model is kept where it is better than the joint one on validation data, for
+    `certain` (the interval of the difference excludes zero) or by any amount (`better`).
+    """
+
+    num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers)] = 1
+    keep: Literal["certain", "better"] = "certain"
+    scenarios: dict[Name, Tuned] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_scenarios(cls, tree: Any) -> Any:
+        """Have a scenario's fields that are not written from the section itself."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("scenarios"), dict):
+            return tree
+        general = {k: v for k, v in tree.items() if k in Tuned.model_fields}
+        lora = general.get("lora")
+        filled = {}
+        for name, own in tree["scenarios"].items():
+            filled[name] = general | own if isinstance(own, dict) else own
+            if isinstance(own, dict) and isinstance(own.get("lora"), dict):
+                filled[name]["lora"] = (lora if isinstance(lora, dict) else {}) | own["lora"]
+        return tree | {"scenarios": filled}
+
+    def of(self, name: str) -> Tuned:
+        """How a scenario is fine-tuned."""
+        if name in self.scenarios:
+            return self.scenarios[name]
+        return Tuned.model_validate({k: getattr(self, k) for k in Tuned.model_fields})
+
+
+class Recommend(Section):
+    """Recommending: the `k` best items of a scenario for each user.
+
+    `by` weighs, by scenario, the predictions of its tasks (default: its first task alone); those of
+    a task with `given` are multiplied by its parent's. `exclude_seen` leaves items out that the
+    user's log has. `pairs_per_block`: users times items that are scored at a time. `judged_users`:
+    of the test split at most, with which recall and NDCG over the catalogue are measured.
+    """
+
+    k: PositiveInt = 20
+    by: dict[Name, dict[Name, NonNegativeFloat]] = Field(default_factory=dict)
+    exclude_seen: bool = True
+    pairs_per_block: PositiveInt = 65_536
+    judged_users: NonNegativeInt = 1_000
+
+
 class Run(Section):
     """Name (the resume key), workers and resources of the run.
 
@@ -501,7 +591,9 @@ class Project(Section):
     model: Model = Model()
     training: Training = Training()
     search: Search = Search()
+    finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()
+    recommend: Recommend = Recommend()
     run: Run
 
     @model_validator(mode="after")
@@ -513,6 +605,7 @@ class Project(Section):
         named = {
             "evaluation.weights": self.evaluation.weights,
             "search.preference": self.search.preference,
+            "finetune.scenarios": self.finetune.scenarios,
         }
         problems = [
             f"{field}: found {unknown}; allowed: {sorted(self.scenarios)}"
@@ -521,7 +614,20 @@ class Project(Section):
         ]
         if problems:
             raise ValueError("\n".join(problems))
+        self._check_recommend()
         return self
+
+    def _check_recommend(self) -> None:
+        """Refuse weights of what is no scenario or task, and those without a sum."""
+        for name, weights in self.recommend.by.items():
+            tasks = sorted(self.scenarios[name].tasks) if name in self.scenarios else None
+            if tasks is None:
+                raise ValueError(f"recommend.by: found {name!r}; allowed: {sorted(self.scenarios)}")
+            if set(weights) - set(tasks) or sum(weights.values()) <= 0:
+                raise ValueError(
+                    f"recommend.by.{name}: found {weights}; allowed: weights of {tasks}, one "
+                    "of them above 0"
+                )
 
     def path(self, relative: str) -> str:
         """A scenario's path, resolved against `root`; URIs and absolute paths stay as they are."""

@@ -78,6 +78,12 @@ def encode_categories(
     return codes.astype(np.int32), vocabulary
 
 
+def category_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """i64[n]: a number for each item's value of a catalogue column, -1 for null."""
+    codes, _ = pd.factorize(column.to_pandas(), sort=False)
+    return codes.astype(np.int64)
+
+
 def published_ms(table: pa.Table, items: Items) -> NDArray[np.int64]:
     """i64[n]: when each item was published, ms, NO_TIME where that is not known."""
     if items.published is None:
@@ -99,6 +105,8 @@ def assemble(
     for name in items.categorical:
         codes, vocabularies[name] = encode_categories(table.column(name), train_rows)
         columns[f"categorical.{name}"] = pa.array(codes)
+    for name in items.counted:
+        columns[f"code.{name}"] = pa.array(category_codes(table.column(name)))
     for name in items.numeric:
         columns[f"numeric.{name}"] = pc.cast(table.column(name), pa.float32())
     if items.published:

@@ -10,11 +10,10 @@ No step holds more than a row group, a partition of about `ROWS_PER_PARTITION` r
 or a vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -22,7 +21,7 @@ import ray.data
 
 from mtrec_ray.config import ProjectError
 from mtrec_ray.data import inputs, partition, storage
-from mtrec_ray.data.catalogue import assemble, load_catalogue
+from mtrec_ray.data.catalogue import assemble, category_codes, load_catalogue
 from mtrec_ray.data.inputs import Fragment
 from mtrec_ray.data.manifest import manifest_of
 from mtrec_ray.data.partition import Layout
@@ -44,6 +43,7 @@ ROWS_PER_SHARD = 32_768
 SCENARIO_STRIDE = 2**20
 TEXTS_PER_BLOCK = 20_000
 CATALOGUE = "catalogue.parquet"
+NO_USERS: Mapping[str, np.ndarray] = {}
 
 Say = Callable[[str], None]
 # What rows are partitioned by: the scenario's name and its rows to a number for each row.
@@ -349,17 +349,18 @@ def layout_of(
     )
 
 
-def category_codes(column: pa.ChunkedArray) -> np.ndarray:
-    """i64[n]: a number for each item's value of a catalogue column, -1 for null."""
-    codes, _ = pd.factorize(column.to_pandas(), sort=False)
-    return codes.astype(np.int64)
+def user_vocabularies(
+    project: Project, scans: dict[str, Scan], stored: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Known users of each id space (scenarios that share users share numbers), sorted hashes.
 
-
-def user_vocabularies(project: Project, scans: dict[str, Scan]) -> dict[str, np.ndarray]:
-    """Known users of each id space (scenarios that share users share numbers), sorted hashes."""
-    spaces: dict[str, np.ndarray] = {}
+    Of a space that is `stored` they are those already, and no others.
+    """
+    spaces: dict[str, np.ndarray] = dict(stored)
     for name, found in scans.items():
         space = project.scenarios[name].users or name
+        if space in stored:
+            continue
         spaces[space] = np.union1d(spaces.get(space, found.users[:0]), found.users)
     return {name: spaces[project.scenarios[name].users or name] for name in scans}
 
@@ -383,8 +384,12 @@ def refuse(problems: list[str]) -> None:
         raise ProjectError(problems)
 
 
-def prepare(project: Project, folder: str, say: Say) -> dict[str, Any]:
+def prepare(
+    project: Project, folder: str, say: Say, stored_users: Mapping[str, np.ndarray] = NO_USERS
+) -> dict[str, Any]:
     """Write the prepared data of a project; returns the manifest (without its fingerprint).
+
+    `stored_users`: by id space, the sorted hashes of the users that a model knows already.
 
     Raises:
         ProjectError: whatever in the inputs the job cannot work with, all at once.
@@ -406,7 +411,7 @@ def prepare(project: Project, folder: str, say: Say) -> dict[str, Any]:
     pieces, scans = _expanded(project, pieces, sources, scans, folder, say)
     refuse(scan_problems(project, scans))
     vocabularies = write_catalogues(project, items, scans, folder)
-    users = user_vocabularies(project, scans)
+    users = user_vocabularies(project, scans, stored_users)
     paths = {name: storage.join(folder, name, CATALOGUE) for name in items}
     layouts = {n: layout_of(project, n, scans[n], users[n], items[n], paths[n]) for n in items}
     say("statistics, histories and shards")

@@ -6,8 +6,8 @@ prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,11 @@ class PreparedScenario:
         return list(self.kinds)
 
     @property
+    def main(self) -> str | None:
+        """The scenario's main task: its first binary one."""
+        return next((t for t, kind in self.kinds.items() if kind == "binary"), None)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row in memory: columns of 1 (ages), 4, and for three scalars 8 bytes."""
         four = len(self.numeric_names) + len(self.category_sizes) + len(self.kinds) + 2
@@ -138,6 +143,22 @@ class Prepared:
     scenarios: dict[str, PreparedScenario]
     made_with: dict[str, Any] = field(default_factory=dict)
     taught: "Taught | None" = None
+
+    def only(self, names: Collection[str]) -> "Prepared":
+        """The prepared data of some of the scenarios."""
+        return replace(self, scenarios={n: f for n, f in self.scenarios.items() if n in names})
+
+    def first(self, num_rows: int) -> "Prepared":
+        """The same with the first training rows of each scenario, so many at most."""
+        found = {}
+        for name, facts in self.scenarios.items():
+            left, cut = num_rows, []
+            for shard in facts.shards["train"]:
+                if left > 0:
+                    cut.append(Shard(shard.path, min(shard.rows, left)))
+                left -= shard.rows
+            found[name] = replace(facts, shards=facts.shards | {"train": cut})
+        return replace(self, scenarios=found)
 
     def train_shards(self, name: str) -> list["TrainShard"]:
         """A scenario's training shards, with the teacher's predictions where there is one."""

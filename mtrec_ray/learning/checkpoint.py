@@ -1,13 +1,15 @@
 """What a run needs to go on, as files of a folder: weights and training state."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.model.recommender import Recommender, is_below
 
 WEIGHTS, STATE, FACTS = "model.safetensors", "training.pt", "model.json"
 
@@ -31,6 +33,28 @@ def load_model(folder: Path, model: Recommender) -> None:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()[:160]
         raise ValueError(f"{folder / WEIGHTS}: weights of another model ({first})") from None
+
+
+def load_part(state: dict[str, Tensor], model: Recommender, new: Sequence[str] = ()) -> None:
+    """Read the weights of a model of more scenarios into one of some of them.
+
+    What lies below the names `new` keeps its initial values where the weights do not have it.
+
+    Raises:
+        ValueError: the weights belong to another build.
+    """
+    own = model.state_dict()
+    for name, value in own.items():
+        found = state.get(name)
+        if found is not None and found.shape == value.shape:
+            own[name] = found
+        elif not is_below(name, new):
+            what = "none" if found is None else f"the shape {tuple(found.shape)}"
+            raise ValueError(
+                f"joint model: found {what} for {name}; allowed: {tuple(value.shape)}, "
+                "the weights of this project's model"
+            )
+    model.load_state_dict(own)
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

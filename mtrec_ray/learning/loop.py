@@ -18,6 +18,7 @@ import torch
 from mtrec_ray.data.shards import Prepared
 from mtrec_ray.data.tokens import special_tokens
 from mtrec_ray.learning import checkpoint
+from mtrec_ray.learning.adapt import Pull, Start, begin
 from mtrec_ray.learning.feed import Feed, Reader, quotas
 from mtrec_ray.learning.losses import loss_weights
 from mtrec_ray.learning.metrics import joint_score
@@ -165,13 +166,18 @@ def computes_bf16(device: torch.device) -> bool:
 class Run:
     """A training run on one rank: what is built once and what changes from step to step."""
 
-    def __init__(self, project: Project, prepared: Prepared, host: Host) -> None:
+    def __init__(
+        self, project: Project, prepared: Prepared, host: Host, start: Start | None = None
+    ) -> None:
         self.project, self.prepared, self.host = project, prepared, host
         self.rank, self.size = world()
         self.plan = make_plan(project, prepared, self.size)
         self.model, self.vectors = build_model(
             project, prepared, host.device, project.training.precision
         )
+        if start:
+            begin(self.model, start)
+        self.pull = Pull(self.model, start.l2_sp if start else 0.0)
         self.weights = torch.tensor(
             list(loss_weights(project.scenarios).values()), device=host.device
         )
@@ -290,13 +296,13 @@ class Run:
     def learn(self, result: StepResult) -> None:
         """Take the step, if the gradient, now the same on all ranks, is finite."""
         self.gather()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.project.training.clip_norm
-        )
-        if not bool(torch.isfinite(norm)):
+        limit = self.project.training.clip_norm
+        norms = [torch.nn.utils.clip_grad_norm_(p, limit) for p in clipped_together(self.model)]
+        if not all(bool(torch.isfinite(norm)) for norm in norms):
             self.skip(result)
             return
         self.optimizer.step()
+        self.pull.step(self.optimizer)
         self.loss_sums += result.sums.cpu()
         self.loss_counts += result.counts.cpu()
 
@@ -318,12 +324,22 @@ class Run:
             )
 
 
-def train(project: Project, prepared: Prepared, host: Host) -> dict[str, Any]:
+def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
+    """The parameters of the model, and apart from them those of the general head."""
+    apart = list(model.general.parameters()) if model.general is not None else []
+    ids = {id(p) for p in apart}
+    return [p for p in ([p for p in model.parameters() if id(p) not in ids], apart) if p]
+
+
+def train(
+    project: Project, prepared: Prepared, host: Host, start: Start | None = None
+) -> dict[str, Any]:
     """Train to the last epoch or until the joint score stops falling; returns the summary.
 
-    Every rank must call it; the summary is the same on all.
+    From initial weights, or from where a scenario's model starts. Every rank must call it; the
+    summary is the same on all.
     """
-    run = Run(project, prepared, host)
+    run = Run(project, prepared, host, start)
     if run.rank == 0:
         host.say(
             f"plan: {run.plan.steps_per_epoch} steps an epoch, "

@@ -94,3 +94,30 @@ def loss_sums(
 def joint_loss(sums: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
     """Sum of c_it * S_it / N_it; a task without a labelled row adds 0."""
     return (weights * sums / counts.clamp(min=1).to(sums.dtype)).sum()
+
+
+def general_loss(
+    scenarios: Mapping[str, PreparedScenario],
+    logits: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    counts: Tensor,
+) -> Tensor:
+    """The general head's loss: the mean over scenarios of S_i / N_i of their main task.
+
+    Logits are those by `general/NAME`; `counts` f64[K] are global, as for the joint loss.
+    """
+    total, start, num = counts.new_zeros(()), 0, 0
+    for name, facts in scenarios.items():
+        own = logits.get(f"general/{name}")
+        if own is not None and facts.main:
+            place = facts.tasks.index(facts.main)
+            wanted = labels[name][:, place]
+            known = wanted.isfinite()
+            losses = F.binary_cross_entropy_with_logits(
+                own.float(), wanted.nan_to_num(0.0), reduction="none"
+            )
+            mine = losses.masked_fill(~known, 0.0).sum()
+            total = total + mine / counts[start + place].clamp(min=1).to(mine)
+            num += 1
+        start += len(facts.tasks)
+    return total / max(num, 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtrec_ray.data.shards import PreparedScenario
-from mtrec_ray.learning.losses import joint_loss, label_counts, loss_sums
+from mtrec_ray.learning.losses import general_loss, joint_loss, label_counts, loss_sums
 from mtrec_ray.learning.ranks import sum_over_ranks, world
 from mtrec_ray.learning.vectors import Autocast, Batch, ItemVectors
 from mtrec_ray.model.recommender import Recommender
@@ -88,7 +88,8 @@ def accumulate(
             with autocast():
                 logits = module(batch, encode)
             sums = loss_sums(facts, logits, labels[i])
-            (size * joint_loss(sums, counts, weights.to(sums))).backward()
+            apart = general_loss(facts, logits, labels[i], counts)
+            (size * (joint_loss(sums, counts, weights.to(sums)) + apart)).backward()
         total += sums.detach().double()
     sum_over_ranks(total)
     loss = joint_loss(total, counts, weights.double()).item()
@@ -98,7 +99,12 @@ def accumulate(
 def scenario_gradients(
     module: Forward, facts: Mapping[str, PreparedScenario], batch: Batch, weights: Tensor
 ) -> dict[str, Tensor]:
-    """The gradient of each scenario's lambda_i L_i at the first weight that all share, flat."""
+    """The gradient of each scenario's lambda_i L_i at the first weight that all share, flat.
+
+    None where that weight does not learn.
+    """
+    if not module.model.sharing.first_weight.requires_grad:
+        return {}
     labels = {name: s.labels for name, s in batch.items()}
     counts = sum_over_ranks(label_counts(facts, labels))
     shared = module.model.sharing.first_weight

@@ -38,9 +38,10 @@ class Passthrough(nn.Module):
         return inputs_embeds
 
 
-def load_backbone(encoder: Encoder) -> PreTrainedModel:
-    """The pretrained model without its pooler, its dropout off (slow on CPU, no use in few passes).
+def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> PreTrainedModel:
+    """The pretrained model, its dropout off (slow on CPU, no use in few passes).
 
+    By default without its pooler, which nothing here uses.
     Attention is `eager` without a GPU: for short texts on a CPU the backward pass of torch's fused
     attention is more than twice as slow.
 
@@ -58,7 +59,7 @@ def load_backbone(encoder: Encoder) -> PreTrainedModel:
         )
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(_cannot_load(encoder.source, error)) from None
-    if getattr(model, "pooler", None) is not None:
+    if not with_pooler and getattr(model, "pooler", None) is not None:
         model.pooler = None
     for module in model.modules():
         if isinstance(module, nn.Dropout):

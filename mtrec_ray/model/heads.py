@@ -55,12 +55,11 @@ class NumericInputs(nn.Module):
 
     def readings(self, values: Tensor) -> Tensor:
         """f32[N, 2F]: standardised columns, then ranks."""
-        unknown = ~values.isfinite()
-        values = values.clamp(self.edges[:, 0], self.edges[:, -1])
-        standard = ((values - self.mean) / self.std).clamp(-CLIP, CLIP)
-        return torch.cat([standard, self.ranks(values)], 1).masked_fill(
-            torch.cat([unknown, unknown], 1), 0.0
-        )
+        return read_numbers(values, self.mean, self.std, self.edges)
+
+    def some_readings(self, values: Tensor, columns: Tensor) -> Tensor:
+        """f32[N, 2G]: the same of some columns, by their places i64[G]."""
+        return read_numbers(values, self.mean[columns], self.std[columns], self.edges[columns])
 
     def hats(self, ranks: Tensor, known: Tensor) -> Tensor:
         """f32[N, F (K + 1)]: nearness of ranks f32[N, F] to each knot: 1 there, 0 at the next."""
@@ -69,20 +68,31 @@ class NumericInputs(nn.Module):
         near = (1 - (place.unsqueeze(-1) - knots).abs()).clamp(min=0)
         return (near * known.unsqueeze(-1)).flatten(1)
 
-    def ranks(self, values: Tensor) -> Tensor:
-        """f32[N, F]: where a value lies among the quantiles, linear in between, in [-1, 1].
 
-        The mean of the ranks from the left and from the right, so that a value that fills
-        several quantiles (a constant, a frequent zero) gets their middle.
-        """
-        columns = values.nan_to_num(0.0).T.contiguous()
-        last = self.edges.shape[1] - 1
-        right = torch.searchsorted(self.edges, columns, right=True).clamp(1, last)
-        left = torch.searchsorted(self.edges, columns, right=False).clamp(1, last)
-        low, high = self.edges.gather(1, right - 1), self.edges.gather(1, right)
-        inside = ((columns - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
-        rank = torch.where(left == right, right - 1 + inside, (left + right - 1) / 2)
-        return (2 * rank / last - 1).T
+def read_numbers(values: Tensor, mean: Tensor, std: Tensor, edges: Tensor) -> Tensor:
+    """f32[N, 2F]: columns f32[N, F] standardised and clipped, then their ranks; 0 for null."""
+    unknown = ~values.isfinite()
+    values = values.clamp(edges[:, 0], edges[:, -1])
+    standard = ((values - mean) / std).clamp(-CLIP, CLIP)
+    return torch.cat([standard, ranks(values, edges)], 1).masked_fill(
+        torch.cat([unknown, unknown], 1), 0.0
+    )
+
+
+def ranks(values: Tensor, edges: Tensor) -> Tensor:
+    """f32[N, F]: where a value lies among the quantiles f32[F, Q], linear between, in [-1, 1].
+
+    The mean of the ranks from the left and from the right, so that a value that fills several
+    quantiles (a constant, a frequent zero) gets their middle.
+    """
+    columns = values.nan_to_num(0.0).T.contiguous()
+    last = edges.shape[1] - 1
+    right = torch.searchsorted(edges, columns, right=True).clamp(1, last)
+    left = torch.searchsorted(edges, columns, right=False).clamp(1, last)
+    low, high = edges.gather(1, right - 1), edges.gather(1, right)
+    inside = ((columns - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+    rank = torch.where(left == right, right - 1 + inside, (left + right - 1) / 2)
+    return (2 * rank / last - 1).T
 
 
 def tower(sizes: Sequence[int], dropout: float) -> nn.Sequential:

@@ -42,6 +42,25 @@ class HistoryAttention(nn.Module):
         weights = scores.float().softmax(1).to(values.dtype) * mask.unsqueeze(-1)
         return torch.einsum("nha,nhad->nad", weights, values).reshape(n, heads * each)
 
+    def cross(
+        self, candidates: Tensor, items: Tensor, places: Tensor, ages: Tensor, mask: Tensor
+    ) -> Tensor:
+        """f32[B, n, W] of B histories with every one of n candidates [n, W], as matrix products.
+
+        `items` [U, W] are those that `places`, `ages` and `mask` [B, H] speak of. Equal to
+        `forward` of all pairs, whose histories are gathered once instead of n times.
+        """
+        n, (b, h) = len(candidates), places.shape
+        heads, each = self.num_heads, items.shape[1] // self.num_heads
+        pairs = torch.cat([self.key(items), self.value(items)], 1)
+        keys, values = F.embedding(places, pairs).view(b, h, 2, heads, each).unbind(2)
+        query = self.query(candidates).view(n, heads, each) / each**0.5
+        scores = torch.einsum("nad,bhad->bnha", query, keys)
+        scores = scores + self.age_key(ages.clamp(max=NUM_AGES - 1)).unsqueeze(1)
+        known = mask.view(b, 1, h, 1)
+        weights = scores.masked_fill(~known, -1e4).float().softmax(2).to(values.dtype) * known
+        return torch.einsum("bnha,bhad->bnad", weights, values).reshape(b, n, heads * each)
+
 
 def summary(cosine: Tensor, mask: Tensor) -> Tensor:
     """f32[N, 3]: mean, maximum and latest of cosines [N, H] where the mask has them, else 0."""

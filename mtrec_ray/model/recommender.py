@@ -5,7 +5,7 @@ text vectors, W width of item representations, T tasks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.shards import PreparedScenario
 from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.general import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head, NumericInputs
 from mtrec_ray.model.interest import NUM_KERNELS, HistoryAttention, cosines, kernels
 from mtrec_ray.model.sharing import build_sharing
 from mtrec_ray.schema import Model
 
+GENERAL = "general/"  # before a scenario's name, which cannot hold a slash
 NUM_CLOSENESS = 4 * NUM_KERNELS
 # The time since the first row of what has always been there is the calendar, and later rows lie
 # outside of what training saw: ages beyond 30 days are read as one.
@@ -189,6 +191,8 @@ class Recommender(nn.Module):
         self.heads = nn.ModuleDict(
             {n: self._heads(f, options.hidden[-1] + width) for n, f in scenarios.items()}
         )
+        self.general = GeneralHead() if options.general else None
+        self.scores_generally = False
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
         """Heads that start at the training base rate (binary) or mean (regression)."""
@@ -210,12 +214,56 @@ class Recommender(nn.Module):
         f32[U, D] of each one's distinct items, or (layout `pair`) f32[N, D] of its samples.
 
         Regression outputs are in units of the training labels' standard deviation, around
-        their mean.
+        their mean. While the general head learns, its f32[N] by `general/NAME` as well.
         """
-        return {name: self.score(name, samples[name], vectors[name]) for name in samples}
+        found = {name: self.score(name, samples[name], vectors[name]) for name in samples}
+        if self.training and self.learns_generally:
+            for name, facts in self.facts.items():
+                if name in samples and facts.main:
+                    own = self.general_score(name, samples[name], vectors[name])
+                    found[GENERAL + name] = own
+        return found
+
+    @property
+    def learns_generally(self) -> bool:
+        """Whether the general head learns."""
+        return self.general is not None and next(self.general.parameters()).requires_grad
+
+    def general_score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
+        """f32[N]: the general head's logits of a scenario's main task."""
+        mask = samples.history >= 0
+        closeness = self._closeness(samples, vectors, samples.history.clamp(min=0), mask)
+        return self._general(name, closeness, samples.numeric)
+
+    def _general(self, name: str, closeness: Tensor, numeric: Tensor) -> Tensor:
+        own, facts = self.inputs[name], self.facts[name]
+        assert isinstance(own, ScenarioInputs)
+        assert self.general is not None
+        assert facts.main
+        found = self.general(closeness, own.columns, numeric, common_columns(facts))
+        return found + start_bias(facts, facts.main)
+
+    def general_logits(self, name: str, closeness: Tensor, numeric: Tensor) -> Tensor:
+        """f32[N, T]: logits without a model of the scenario, from closeness and numeric columns.
+
+        The general head's for its main task; of other tasks the base rate or the mean.
+        """
+        facts = self.facts[name]
+        size = (len(numeric),)
+        found = [
+            self._general(name, closeness, numeric)
+            if task == facts.main
+            else torch.full(size, start_bias(facts, task), device=numeric.device)
+            for task in facts.tasks
+        ]
+        return torch.stack(found, 1)
 
     def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
         """f32[N, T]: logits of one scenario."""
+        if self.scores_generally:
+            mask, places = samples.history >= 0, samples.history.clamp(min=0)
+            closeness = self._closeness(samples, vectors, places, mask)
+            return self.general_logits(name, closeness, samples.numeric)
         own = self.inputs[name]
         assert isinstance(own, ScenarioInputs)
         extras = own.item_extras(samples.items)
@@ -256,6 +304,24 @@ class Recommender(nn.Module):
         if space not in self.users:
             return torch.zeros_like(like)
         return self.users[space](drop_ids(user, self.options.id_dropout, self.training))
+
+
+def own_parts(model: Recommender, name: str) -> list[str]:
+    """Full names of the modules and parameters that a scenario has for itself.
+
+    Whatever a module or parameter holds by the names of scenarios; a table of users that no other
+    scenario shares is its own, too.
+    """
+    return [
+        f"{full}.{name}" if full else name
+        for full, module in model.named_modules()
+        if isinstance(module, nn.ModuleDict | nn.ParameterDict) and name in module
+    ]
+
+
+def is_below(full: str, parts: Sequence[str]) -> bool:
+    """Whether a full name is one of some parts or lies in it."""
+    return any(full == part or full.startswith(part + ".") for part in parts)
 
 
 def start_bias(facts: PreparedScenario, task: str) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -44,6 +45,48 @@ def metrics_table(title: str, metrics: Metrics) -> Table:
                 cells["auc"] += " !"
             table.add_row(name, task, *cells.values())
     return table
+
+
+def comparison_table(title: str, comparison: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Joint, fine-tuned and alone: one row a scenario and task, and what sharing did in all."""
+    table = Table(title=title, title_justify="left")
+    heads = ("scenario", "task", "metric", "joint", "fine-tuned", "alone")
+    for heading in (*heads, "fine-tuned - joint", "fine-tuned - alone", "joint - alone"):
+        table.add_column(heading, no_wrap=heading == "scenario")
+    for name, found in comparison.items():
+        for task, row in found["tasks"].items():
+            values = [number("auc", row.get(m)) for m in ("joint", "finetuned", "alone")]
+            gaps = [
+                difference(row.get(pair))
+                for pair in ("finetuned-joint", "finetuned-alone", "joint-alone")
+            ]
+            table.add_row(name, task, row["metric"].upper(), *values, *gaps)
+        table.add_row(name, "", "", "", "", "", found["verdict"], "", "", end_section=True)
+    return table
+
+
+def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Recall and NDCG over the catalogue: the model, popularity, neighbours of frozen texts."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("scenario", "task", "k", "users", "items"):
+        table.add_column(heading, no_wrap=True)
+    models = ("model", "popularity", "neighbours")
+    for metric in ("recall", "NDCG"):
+        for model in models:
+            table.add_column(f"{metric}, {model}", justify="right")
+    for name, found in ranking.items():
+        facts = [str(found["task"]), *(f"{found[k]:,}" for k in ("k", "users", "items"))]
+        values = [f"{found[m][key]:.4f}" for key in ("recall", "ndcg") for m in models]
+        table.add_row(name, *facts, *values)
+    return table
+
+
+def difference(gap: Mapping[str, float] | None) -> str:
+    """`+0.0012 [-0.0001, +0.0024]`, with a star where the interval excludes zero."""
+    if gap is None:
+        return "-"
+    star = " *" if gap["low"] > 0 or gap["high"] < 0 else ""
+    return f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]{star}"
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:

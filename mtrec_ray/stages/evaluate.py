@@ -7,53 +7,56 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-import torch
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
-from mtrec_ray.config import parse_project
+from mtrec_ray.config import fingerprint
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
-from mtrec_ray.data.shards import PreparedScenario, load_prepared, read_rows
+from mtrec_ray.data.shards import PreparedScenario, read_rows
+from mtrec_ray.learning.adapt import DELTA
 from mtrec_ray.learning.bootstrap import metric_interval
 from mtrec_ray.learning.metrics import joint_score, reliability
 from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
+from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import quantise_problems
-from mtrec_ray.schema import Project
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.judge import judge_all
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.prepare import open_prepared
-from mtrec_ray.stages.train import BEST, joint_made_with
-from mtrec_ray.stages.vectors import ensure_vectors, load_trained
+from mtrec_ray.stages.scenario import ZERO_SHOT, Ground, chosen_model, joint_for_use, open_ground
+from mtrec_ray.stages.train import joint_made_with
+from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 BATCH_ROWS = 16_384
+PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
+
+Models = dict[str, Served]  # by scenario
 
 
 class Predictor:
-    """Scores shards of samples with a trained model and writes what it found; a Ray Data actor."""
+    """Scores shards of samples with trained models and writes what it found; a Ray Data actor."""
 
-    def __init__(
-        self,
-        project_tree: dict[str, Any],
-        prepared_path: str,
-        model_path: str,
-        vectors: ray.ObjectRef,
-        folder: str,
-    ) -> None:
-        self.prepared = load_prepared(prepared_path)
-        project = parse_project(project_tree)
-        self.model, self.vectors = load_trained(project, prepared_path, model_path)
-        self.vectors.cache = torch.from_numpy(ray.get(vectors).copy()).to(self.vectors.device)
-        self.folder = folder
+    def __init__(self, models: Models, vectors: dict[str, ray.ObjectRef], folder: str) -> None:
+        self.models, self.vectors, self.folder = models, vectors, folder
+        self.loaded: dict[Served, tuple[Recommender, ItemVectors]] = {}
+
+    def model_of(self, name: str) -> tuple[Recommender, ItemVectors]:
+        """The model of a scenario; one that serves several is loaded once."""
+        served = self.models[name]
+        if served not in self.loaded:
+            self.loaded[served] = load_with_vectors(served, ray.get(self.vectors[name]))
+        return self.loaded[served]
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         """Write the predictions of a shard: row, user, item; label, score, popularity by task."""
         name, path = shard["scenario"], shard["path"]
-        batches = read_rows(
-            [storage.join(self.prepared.folder, path)], BATCH_ROWS, 0, shard["rows"]
-        )
+        model, vectors = self.model_of(name)
+        source = storage.join(self.models[name].prepared, path)
+        batches = read_rows([source], BATCH_ROWS, 0, shard["rows"])
         tables = [
-            prediction_table(self.prepared.scenarios[name], arrays, scores)
-            for arrays, scores in score_rows(self.model, self.vectors, name, batches)
+            prediction_table(model.facts[name], arrays, scores)
+            for arrays, scores in score_rows(model, vectors, name, batches)
         ]
         out = storage.join(self.folder, name, Path(path).name)
         storage.write_table(out, pa.concat_tables(tables))
@@ -79,19 +82,18 @@ def prediction_table(
     return pa.table(columns)
 
 
-def predict(project: Project, prepared_path: str, model_path: str, folder: str) -> None:
-    """Write `NAME/*.parquet` for every scenario's test rows, a file for each shard of samples."""
-    prepared = load_prepared(prepared_path)
+def predict(models: Models, folder: str, run: Run, split: str = "test") -> None:
+    """Write `NAME/*.parquet` for each scenario's rows of a split, a file for each shard."""
     shards = [
         {"scenario": name, "path": shard.path, "rows": shard.rows}
-        for name, facts in prepared.scenarios.items()
-        for shard in facts.shards["test"]
+        for name, served in models.items()
+        for shard in served.open_prepared().scenarios[name].shards[split]
     ]
-    run = project.run
-    vectors = ray.put(ensure_vectors(project, prepared_path, model_path))
+    refs = {served: ray.put(ensure_vectors(served)) for served in dict.fromkeys(models.values())}
+    vectors = {name: refs[served] for name, served in models.items()}
     scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         cast("Any", Predictor),  # Ray types the class as its own result
-        fn_constructor_args=(project.dump(), prepared_path, model_path, vectors, folder),
+        fn_constructor_args=(models, vectors, folder),
         compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(shards))),
         num_cpus=run.cpus_per_worker,
         num_gpus=1 if run.use_gpu else 0,
@@ -164,35 +166,78 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
 
 
 def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
-    """Predict and measure the joint model on test; returns the metrics."""
+    """Predict and measure on test: each scenario's chosen model, and the joint one beside it.
+
+    Returns `metrics` of the chosen models and, of the joint one, `joint_metrics`; the same where
+    nothing was fine-tuned. An evaluation of other models, chosen before, is done again.
+    """
     storage.check_writable(storage_path)
-    run_folder = storage.join(storage_path, project.run.name)
-    prepared = open_prepared(project, storage_path)
-    joint, run_name = storage.join(run_folder, "joint"), project.run.name
-    made_with = joint_made_with(project, prepared)
-    if not find_finished(joint, made_with, job="train", run=run_name):
-        raise ValueError(f"joint model: found none in {joint}; run the train job first")
-    folder = storage.join(run_folder, "evaluation")
+    ground = open_ground(project, storage_path)
+    folder, run_name = storage.join(ground.run_folder, "evaluation"), project.run.name
+    made_with = joint_made_with(ground.project, ground.prepared)
     made_with["evaluation"] = project.dump()["evaluation"]
+    made_with["recommend"] = project.dump()["recommend"]
+    models = {name: chosen_model(ground, name, project) for name in ground.facts}
+    chosen = {name: version(served) for name, served in models.items()}
     finished = find_finished(folder, made_with, job="evaluate", run=run_name)
-    if finished:
+    if finished and finished.get("models") == chosen:
         say("evaluate: already done")
         return finished
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
     begin(folder, made_with)
     connect(project.run)
-    say(f"scoring {sum(f.num_rows('test') for f in prepared.scenarios.values()):,} test rows")
-    predictions = storage.join(folder, "predictions")
-    storage.remove_folder(predictions)
-    predict(project, prepared.folder, storage.join(joint, BEST), predictions)
-    metrics = {name: measure(predictions, facts) for name, facts in prepared.scenarios.items()}
-    score = joint_score(metrics, project.evaluation.weights or None)
-    more = {
-        name: details(predictions, facts, prepared.catalogue(name).known)
-        for name, facts in prepared.scenarios.items()
-    }
-    record = {"metrics": metrics, "joint_score": score, "details": more}
+    rows = sum(f.num_rows("test") for f in ground.facts.values())
+    say(f"scoring {rows:,} test rows")
+    record = measure_models(ground, models, folder, project, say)
+    record["models"] = chosen
     storage.write_json(storage.join(folder, "metrics.json"), record)
     storage.write_json(storage.join(folder, DONE), record)
     return record
+
+
+def measure_models(
+    ground: Ground, models: Models, folder: str, project: Project, say: Say
+) -> dict[str, Any]:
+    """Predict by each scenario's model, and by the joint one where it is another; measure both."""
+    scenarios = ground.facts
+    predictions, joint = (storage.join(folder, name) for name in (PREDICTIONS, JOINT_PREDICTIONS))
+    storage.remove_folder(predictions)
+    storage.remove_folder(joint)
+    predict(models, predictions, project.run)
+    tuned = [n for n, served in models.items() if served.delta and not ground.is_new(n)]
+    if tuned:
+        base = joint_for_use(ground, project)
+        predict(dict.fromkeys(tuned, base), joint, project.run)
+    metrics = {n: measure(predictions, f) for n, f in scenarios.items()}
+    old = ground.prepared.scenarios
+    joint_metrics = {n: measure(joint, f) if n in tuned else metrics[n] for n, f in old.items()}
+    weights = project.evaluation.weights or None
+    more = {
+        name: details(predictions, facts, ground.data(name).catalogue(name).known)
+        for name, facts in scenarios.items()
+    }
+    say("recall and NDCG over the catalogue")
+    return {
+        "metrics": metrics,
+        "joint_metrics": joint_metrics,
+        "ranking": judge_all(models, project) if project.model.layout == "vectors" else {},
+        "score": joint_score(metrics, weights),
+        "joint_score": joint_score(joint_metrics, weights),
+        "details": more,
+    }
+
+
+def version(served: Served) -> str:
+    """Which model it is: `joint`, `zero-shot`, or `finetuned` with a hash of its delta's facts."""
+    if not served.delta:
+        return ZERO_SHOT if served.general else "joint"
+    return f"finetuned {fingerprint(storage.read_json(storage.join(served.delta, DELTA)))}"
+
+
+def joint_predictions(folder: str, name: str) -> str:
+    """Where an evaluation's predictions of the joint model for a scenario lie, below the folder."""
+    other = storage.join(folder, JOINT_PREDICTIONS)
+    if storage.exists(storage.join(other, name)):
+        return other
+    return storage.join(folder, PREDICTIONS)

@@ -1,18 +1,20 @@
-"""The pipeline stage: prepare, tune (if asked for), train, evaluate; what is done is skipped."""
+"""The pipeline stage: all stages in order; what is finished is skipped."""
 
 from typing import Any
 
 from mtrec_ray.data.prepare import Say
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.evaluate import run_evaluate
+from mtrec_ray.stages.finetune import run_finetune
 from mtrec_ray.stages.prepare import run_prepare
+from mtrec_ray.stages.recommend import run_recommend
 from mtrec_ray.stages.space import with_overrides
 from mtrec_ray.stages.train import run_train
 from mtrec_ray.stages.tune import run_tune
 
 
 def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
-    """Run the stages in order; returns the evaluation.
+    """Run the stages in order; returns the evaluation, with what was recommended.
 
     With `search.in_pipeline` the joint model is trained with the values that the search chose.
     """
@@ -21,4 +23,8 @@ def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any
         chosen = run_tune(project, storage_path, say)["chosen"]
         project = with_overrides(project, chosen["overrides"])
     run_train(project, storage_path, say)
-    return run_evaluate(project, storage_path, say)
+    tuned = run_finetune(project, storage_path, say)
+    found = run_evaluate(project, storage_path, say)
+    recommended = run_recommend(project, storage_path, say)
+    chosen = {name: decision["chosen"] for name, decision in tuned["scenarios"].items()}
+    return found | {"chosen": chosen, "recommended": recommended["scenarios"]}

@@ -1,12 +1,15 @@
 """The prepare stage: samples, catalogues and states from a project's logs, audited."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from mtrec_ray.config import ProjectError, fingerprint
 from mtrec_ray.data import storage
 from mtrec_ray.data.audit import audit
 from mtrec_ray.data.inputs import input_fingerprint, input_problems
-from mtrec_ray.data.prepare import Say, prepare, refuse
+from mtrec_ray.data.prepare import NO_USERS, Say, prepare, refuse
 from mtrec_ray.data.shards import Prepared, load_prepared, parse_scenario
 from mtrec_ray.data.synthetic import write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
@@ -75,10 +78,21 @@ def run_prepare(project: Project, storage_path: str, say: Say) -> dict[str, Any]
                 f"another name, or delete {folder}"
             ]
         )
+    return prepare_into(project, folder, mark, say)
+
+
+def prepare_into(
+    project: Project,
+    folder: str,
+    mark: str,
+    say: Say,
+    stored_users: Mapping[str, np.ndarray] = NO_USERS,
+) -> dict[str, Any]:
+    """Prepare a project's data in a folder and audit it; returns the data report."""
     connect(project.run)
     storage.remove_folder(folder)
     try:
-        manifest = prepare(project, folder, say)
+        manifest = prepare(project, folder, say, stored_users)
         check_leakage(project, folder, mark, manifest, say)
     except ProjectError:
         storage.remove_folder(folder)

@@ -28,6 +28,7 @@ from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import Prepared, load_prepared
 from mtrec_ray.data.stream import Source, training_source
 from mtrec_ray.learning import loop
+from mtrec_ray.learning.adapt import Start
 from mtrec_ray.learning.feed import Reader
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project, Run
@@ -111,7 +112,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(project.run.cpus_per_worker)
     host = RayHost(config["folder"], config["source"])
     try:
-        return loop.train(project, load_prepared(config["prepared"]), host)
+        prepared = load_prepared(config["prepared"]).only(project.scenarios)
+        if config["rows"] is not None:
+            prepared = prepared.first(config["rows"])
+        return loop.train(project, prepared, host, config["start"])
     except loop.NotFiniteError as error:  # to start again would not help
         return {"refused": str(error)}
 
@@ -166,6 +170,8 @@ def build_trainer(
     name: str,
     callbacks: Sequence[UserCallback] = (),
     source: Source | None = None,
+    start: Start | None = None,
+    rows: int | None = None,
 ) -> TorchTrainer:
     """A trainer whose name in the run's folder is the resume key."""
     run = project.run
@@ -176,6 +182,8 @@ def build_trainer(
             "prepared": prepared.folder,
             "folder": storage.join(run_folder, name),
             "source": source or training_source(prepared, run.cache, run.most_workers),
+            "start": start,
+            "rows": rows,
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
@@ -231,17 +239,23 @@ def train_model(
     name: str,
     callbacks: Sequence[UserCallback] = (),
     source: Source | None = None,
+    start: Start | None = None,
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Train a model in its folder of the run's, or go on with it; returns the summary.
 
-    `source`: the training rows, where the caller shares them among several models.
+    Of the project's scenarios, with their rows of `prepared` or the first `rows` of them; by
+    default from initial weights. `source`: the training rows, where the caller shares them among
+    several models.
 
     Raises:
         ValueError: too many steps without a finite loss.
     """
     folder = storage.join(run_folder, name)
     mend_snapshot(folder)
-    result = build_trainer(project, prepared, run_folder, name, callbacks, source).fit()
+    prepared = prepared if rows is None else prepared.first(rows)
+    trainer = build_trainer(project, prepared, run_folder, name, callbacks, source, start, rows)
+    result = trainer.fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})

@@ -1,7 +1,11 @@
-"""All item vectors of a trained model, computed once over the cluster and stored beside it."""
+"""Trained models for use, and all of their item vectors, computed once over the cluster."""
 
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -10,8 +14,9 @@ from safetensors.torch import load, save
 
 from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
-from mtrec_ray.data.shards import load_prepared
+from mtrec_ray.data.shards import Prepared, load_prepared
 from mtrec_ray.learning import checkpoint
+from mtrec_ray.learning.adapt import Start, apply_delta, begin
 from mtrec_ray.learning.loop import build_model
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import quantise
@@ -19,69 +24,130 @@ from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Project
 
 
-def vectors_path(model_path: str, project: Project) -> str:
-    """The file beside a model that holds its item vectors in the precision of use."""
-    return storage.join(model_path, f"item_vectors-{project.evaluation.precision}.safetensors")
+@dataclass(frozen=True)
+class Served:
+    """A trained model for use: it scores the scenarios of its project.
+
+    Attributes:
+        project: as JSON; its scenarios are those of the model.
+        prepared: folder of the prepared data.
+        weights: folder of its weights; of a scenario's model with `start` the joint ones.
+        start: how a scenario's model is made of the joint one.
+        delta: folder of what fine-tuning changed; empty: nothing.
+        general: whether its general head scores, for a scenario without a model.
+        vectors: folder that keeps its item vectors, of all rows of the file or of `rows`.
+    """
+
+    project: str
+    prepared: str
+    weights: str
+    vectors: str
+    start: Start | None = None
+    delta: str = ""
+    rows: tuple[int, int] | None = None
+    general: bool = False
+
+    @property
+    def parsed(self) -> Project:
+        """The model's project."""
+        return parse_project(json.loads(self.project))
+
+    def open_prepared(self) -> Prepared:
+        """The prepared data of the model's scenarios."""
+        return load_prepared(self.prepared).only(json.loads(self.project)["scenarios"])
 
 
-def ensure_vectors(project: Project, prepared_path: str, model_path: str) -> np.ndarray:
-    """f32[n, D] of all catalogues' items: stored in the model's folder, computed if not there.
+def joint_model(project: Project, prepared_path: str, model_path: str) -> Served:
+    """The joint model for use, or any other that is stored whole."""
+    return Served(json.dumps(project.dump()), prepared_path, model_path, model_path)
+
+
+def vectors_path(served: Served) -> str:
+    """The file that holds a model's item vectors in the precision of use."""
+    precision = served.parsed.evaluation.precision
+    return storage.join(served.vectors, f"item_vectors-{precision}.safetensors")
+
+
+def ensure_vectors(served: Served) -> np.ndarray:
+    """f32[n, D] of all items of its catalogues: stored beside the model, or computed.
 
     None of them (f32[0, 0]) for a model that reads pairs: it has no vectors of items.
     """
-    if project.model.layout == "pair":
+    if served.parsed.model.layout == "pair":
         return np.zeros((0, 0), np.float32)
-    path = vectors_path(model_path, project)
+    path = vectors_path(served)
     if storage.exists(path):
-        return load(storage.read_bytes(path))["vectors"].numpy()
-    vectors = compute_vectors(project, prepared_path, model_path)
-    storage.write_bytes(path, save({"vectors": torch.from_numpy(vectors)}))
+        vectors = load(storage.read_bytes(path))["vectors"].numpy()
+        return vectors if served.rows is None else vectors[slice(*served.rows)]
+    vectors = compute_vectors(replace(served, rows=None))
+    if served.rows is None:
+        storage.write_bytes(path, save({"vectors": torch.from_numpy(vectors)}))
     return vectors
 
 
-def compute_vectors(project: Project, prepared_path: str, model_path: str) -> np.ndarray:
+def compute_vectors(served: Served) -> np.ndarray:
     """f32[n, D]: each worker encodes its share of the items."""
-    run = project.run
+    run = served.parsed.run
     task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=1 if run.use_gpu else 0)(encode_share)
     size = run.most_workers
-    shares = [task.remote(project.dump(), prepared_path, model_path, r, size) for r in range(size)]
-    parts: list[tuple[np.ndarray, np.ndarray]] = ray.get(shares)
+    parts = ray.get([task.remote(served, rank, size) for rank in range(size)])
     places = np.concatenate([p for p, _ in parts])
     return np.concatenate([v for _, v in parts])[np.argsort(places)]
 
 
-def encode_share(
-    project_tree: dict[str, Any], prepared_path: str, model_path: str, rank: int, size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def encode_share(served: Served, rank: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Places i64[m] and vectors f32[m, D] of a share of the items, in a Ray task."""
-    _, vectors = load_trained(parse_project(project_tree), prepared_path, model_path)
+    _, vectors = load_served(served)
     found = list(vectors.encode_share(rank, size))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros((0, vectors.encoder.width), np.float32)
     places, values = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))
     return places, values
 
 
-def load_trained(
-    project: Project, prepared_path: str, model_path: str
-) -> tuple[Recommender, ItemVectors]:
-    """A trained model in evaluation mode, and the place of its item vectors, still empty."""
+def load_served(served: Served) -> tuple[Recommender, ItemVectors]:
+    """A model in evaluation mode, and the place of its item vectors, still empty."""
+    project = served.parsed
     torch.set_num_threads(project.run.cpus_per_worker)
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
     precision = project.evaluation.precision
     above = "auto" if precision == "int8" else precision
-    model, vectors = build_model(project, load_prepared(prepared_path), device, above)
-    checkpoint.load_model(local_copy(model_path), model)
+    model, vectors = build_model(project, served.open_prepared(), device, above)
+    if served.start is None:
+        with local_copy(served.weights) as folder:
+            checkpoint.load_model(folder, model)
+    else:
+        wrapper = begin(model, served.start)
+        if served.delta:
+            apply_delta(model, wrapper, served.delta)
+    model.scores_generally = served.general
     if precision == "int8":
         quantise(model.encoder)
     return model.eval(), vectors
 
 
-def local_copy(path: str) -> Path:
+def load_with_vectors(served: Served, vectors: np.ndarray) -> tuple[Recommender, ItemVectors]:
+    """A model in evaluation mode with its item vectors f32[n, D]."""
+    model, found = load_served(served)
+    found.cache = torch.from_numpy(vectors.copy()).to(found.device)
+    return model, found
+
+
+def load_trained(
+    project: Project, prepared_path: str, model_path: str
+) -> tuple[Recommender, ItemVectors]:
+    """A model that is stored whole, and the place of its item vectors, still empty."""
+    return load_served(joint_model(project, prepared_path, model_path))
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[Path]:
     """The folder of a model's files on this node."""
     if "://" not in path:
-        return Path(path)
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp())
-    for name in (checkpoint.WEIGHTS, checkpoint.FACTS):
-        (folder / name).write_bytes(storage.read_bytes(storage.join(path, name)))
-    return folder
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        for name in (checkpoint.WEIGHTS, checkpoint.FACTS):
+            data = storage.read_bytes(storage.join(path, name))
+            (Path(local) / name).write_bytes(data)
+        yield Path(local)

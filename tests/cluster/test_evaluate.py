@@ -19,6 +19,7 @@ from sklearn.metrics import (
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.stages.evaluate import predict, run_evaluate
 from mtrec_ray.stages.prepare import prepared_folder
+from mtrec_ray.stages.vectors import joint_model
 from tests.cluster.runs import changed, say_nothing
 
 pytestmark = pytest.mark.cluster
@@ -65,7 +66,8 @@ def test_every_row_is_predicted_once(trained, predictions, tmp_path, workers):
     """One and three workers predict each test row once, with the scores of the run's two."""
     project = changed(trained.project, run={"num_workers": workers})
     prepared_path = prepared_folder(project, str(trained.storage))
-    predict(project, prepared_path, str(trained.folder / "joint" / "best"), str(tmp_path))
+    model = joint_model(project, prepared_path, str(trained.folder / "joint" / "best"))
+    predict(dict.fromkeys(TASKS, model), str(tmp_path), project.run)
     for name in TASKS:
         paths = trained.prepared.shard_paths(name, "test")
         assert len(paths) >= 3

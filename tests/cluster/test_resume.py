@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,11 @@ def copy_prepared(trained: Trained, storage: Path) -> None:
     shutil.copytree(trained.folder / "prepared", storage / trained.project.run.name / "prepared")
 
 
-def start_job(config: Path, storage: Path, output: Path) -> subprocess.Popen[bytes]:
-    """The train job as a process on the session's Ray, its output in a file."""
-    command = [sys.executable, "-m", "jobs.train", "--config", str(config), "--storage"]
+def start_job(
+    config: Path, storage: Path, output: Path, *, job: str = "train", more: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """A job as a process on the session's Ray, its output in a file."""
+    command = [sys.executable, "-m", f"jobs.{job}", *more, "--config", str(config), "--storage"]
     address = ray.get_runtime_context().gcs_address
     with output.open("wb") as stream:
         return subprocess.Popen(

@@ -1,0 +1,245 @@
+"""The finetune stage: a training run for every scenario, side by side, and what each one gave.
+
+Each run is a Ray Train run of the train stage with its own controller, workers and resume key
+`scenarios/NAME/training`.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from mtrec_ray.config import ProjectError
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepare import Say, refuse
+from mtrec_ray.data.shards import Prepared, read_rows
+from mtrec_ray.learning.decide import Scored, decide, rare_labels, too_few
+from mtrec_ray.model.encoder import encoder_problems
+from mtrec_ray.schema import Project, Tuned
+from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.compare import compare
+from mtrec_ray.stages.fanout import Record, side_by_side
+from mtrec_ray.stages.join import prepare_joined, restricted
+from mtrec_ray.stages.marks import DONE, begin, find_finished
+from mtrec_ray.stages.scenario import (
+    DECISION,
+    DELTA_FOLDER,
+    ZERO_SHOT,
+    Ground,
+    base_model,
+    check_names,
+    export_encoder,
+    model_before,
+    open_ground,
+    scenario_project,
+    score_rows_of,
+    start_of,
+    store_delta,
+    tuned_model,
+)
+from mtrec_ray.stages.shots import draw_curve
+from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.stages.train import BEST, train_model
+from mtrec_ray.stages.vectors import ensure_vectors
+
+TRAINING = "training"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which scenarios (none: all); whether each is trained alone, too; rows of a learning curve."""
+
+    names: tuple[str, ...] = ()
+    compare: bool = False
+    shots: tuple[str, ...] = ()
+
+
+EVERYTHING = Options()
+
+
+def run_finetune(
+    project: Project, storage_path: str, say: Say, options: Options = EVERYTHING
+) -> dict[str, Any]:
+    """Fine-tune all scenarios, or those named, side by side; returns the decisions.
+
+    A scenario that the joint model does not have joins it: its data is prepared first.
+
+    Raises:
+        ValueError: no joint model, an unknown scenario, or another configuration.
+        RuntimeError: scenarios whose runs failed, after all others have ended.
+    """
+    storage.check_writable(storage_path)
+    ground = open_ground(project, storage_path)
+    names = check_names(options.names, project)
+    for name in names:
+        if ground.is_new(name):
+            data = prepare_joined(
+                project, ground.prepared, ground.run_folder, storage_path, name, say
+            )
+            ground = replace(ground, joined=ground.joined | {name: data})
+    decisions = fine_tune(ground, names, project, say)
+    found = summary_of(ground, decisions)
+    if options.compare:
+        found["comparison"] = compare(ground, names, project, say)
+    if options.shots:
+        new = [n for n in names if ground.is_new(n)]
+        found["shots"] = {n: draw_curve(ground, n, project, options.shots, say) for n in new}
+    return found
+
+
+def fine_tune(
+    ground: Ground, names: Sequence[str], project: Project, say: Say
+) -> dict[str, Record]:
+    """The decision of each scenario; those that are finished are not repeated.
+
+    Raises:
+        RuntimeError: scenarios whose runs failed, after all others have ended.
+    """
+    finished = {n: find_decision(ground, n, project) for n in names}
+    left = [n for n in names if finished[n] is None]
+    if not left:
+        say("finetune: already done")
+        return {n: d for n, d in finished.items() if d}
+    refuse(run_problems(ground, left, project))
+    connect(project.run)
+    export_encoder(ground)
+    data = {n: taught(ground, n, project, say) for n in left}
+    ensure_vectors(base_model(ground))
+    jobs = {n: functools.partial(finetune_one, ground, data[n], n, project, say) for n in left}
+    found = side_by_side(jobs, project, say)
+    return {n: found.get(n) or finished[n] or {} for n in names}
+
+
+def taught(ground: Ground, name: str, project: Project, say: Say) -> Prepared:
+    """A scenario's data, with the teacher's predictions where training has a teacher."""
+    if ground.is_new(name):
+        own = restricted(project, [name])
+        return with_teacher(own, ground.data(name), ground.folder(name), say)
+    found = with_teacher(ground.project, ground.prepared, ground.run_folder, say)
+    return found.only([name])
+
+
+def tuned_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:
+    """Whatever a scenario's model depends on, as a tree."""
+    return {
+        "prepared": ground.data(name).fingerprint,
+        "joint": {"fingerprint": ground.fingerprint},
+        "finetune": {
+            **project.finetune.of(name).model_dump(mode="json"),
+            "keep": project.finetune.keep,
+        },
+    }
+
+
+def find_decision(ground: Ground, name: str, project: Project) -> Record | None:
+    """The record of a scenario that is finished.
+
+    Raises:
+        ProjectError: it was made with another configuration or from other joint weights.
+    """
+    made_with = tuned_with(ground, name, project)
+    return find_finished(ground.folder(name), made_with, job="finetune", run=project.run.name)
+
+
+def run_problems(ground: Ground, names: Sequence[str], project: Project) -> list[str]:
+    """A line for each scenario whose model could not be built as asked."""
+    problems = []
+    for name in names:
+        try:
+            own = scenario_project(ground, name, project.finetune.of(name), project)
+        except ProjectError as error:
+            problems += [f"finetune: {name}: {line}" for line in error.problems]
+            continue
+        options = own.model.encoder
+        if options.source == project.model.encoder.source:
+            problems += encoder_problems(options)
+        else:  # it is written below the run's folder later, and has the same build
+            source = project.model.encoder.source
+            problems += encoder_problems(options.model_copy(update={"source": source}))
+    return list(dict.fromkeys(p.replace("model.encoder.lora", "finetune.lora") for p in problems))
+
+
+def finetune_one(ground: Ground, own: Prepared, name: str, project: Project, say: Say) -> Record:
+    """Fine-tune a scenario, decide, and store its delta; returns the decision."""
+    tuned, folder = project.finetune.of(name), ground.folder(name)
+    begin(folder, tuned_with(ground, name, project))
+    counts = label_counts(own, name)
+    if max(counts.values()) < tuned.least_labels:
+        chosen = ZERO_SHOT if ground.is_new(name) else "joint"
+        reason = too_few(counts, tuned.least_labels)
+        return conclude(folder, {"labels": counts, "chosen": chosen, "reason": reason}, name, say)
+    say(f"{name}: fine-tuning ({tuned.mode})")
+    summary = train_scenario(ground, own, name, project)
+    delta = write_delta(ground, own, name, tuned, project)
+    facts = own.scenarios[name]
+    users, labels, after = score_rows_of(tuned_model(ground, name, project), name, "valid")
+    before = model_before(ground, name, project)
+    scores = {"finetuned": after, "joint": score_rows_of(before, name, "valid")[2]}
+    scored = Scored(users, labels, scores)
+    decision = decide(facts, scored, tuned.least_labels, project.finetune.keep)
+    if ground.is_new(name) and decision["chosen"] == "joint":
+        decision["chosen"] = ZERO_SHOT
+    told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
+    decision |= {"mode": tuned.mode, "bytes": delta["bytes"], "rows": facts.num_rows("train")}
+    decision["training"] = {k: summary[k] for k in told}
+    return conclude(folder, decision, name, say)
+
+
+def label_counts(prepared: Prepared, name: str) -> dict[str, int]:
+    """By task: validation labels of its rarer kind."""
+    facts = prepared.scenarios[name]
+    rows = facts.num_rows("valid")
+    parts = [a["labels"] for a in read_rows(prepared.shard_paths(name, "valid"), 65536, 0, rows)]
+    return rare_labels(facts, np.concatenate(parts))
+
+
+def train_scenario(ground: Ground, own: Prepared, name: str, project: Project) -> dict[str, Any]:
+    """The summary of a scenario's training run, which is started, or gone on with, or finished."""
+    folder = ground.folder(name)
+    done = storage.join(folder, TRAINING, DONE)
+    if storage.exists(done):
+        return storage.read_json(done)
+    tuned = project.finetune.of(name)
+    sub = scenario_project(ground, name, tuned, project)
+    start = start_of(ground, name, tuned)
+    return train_model(sub, own, folder, TRAINING, start=start)
+
+
+def write_delta(
+    ground: Ground, own: Prepared, name: str, tuned: Tuned, project: Project
+) -> dict[str, Any]:
+    """Store what a scenario's best epoch changed, in a Ray task; returns the delta's facts."""
+    folder = ground.folder(name)
+    best = storage.join(folder, TRAINING, BEST)
+    sub = scenario_project(ground, name, tuned, project)
+    task = ray.remote(num_cpus=project.run.cpus_per_worker)(store_delta)
+    facts = {"tuned": tuned.model_dump(mode="json")}
+    delta = storage.join(folder, DELTA_FOLDER)
+    return ray.get(task.remote(sub, own, start_of(ground, name, tuned), best, delta, facts))
+
+
+def conclude(folder: str, decision: Record, name: str, say: Say) -> Record:
+    """Write a decision, say it, and delete the run's checkpoints."""
+    storage.write_json(storage.join(folder, DECISION), decision)
+    storage.write_json(storage.join(folder, DONE), decision)
+    storage.remove_folder(storage.join(folder, TRAINING))
+    say(f"{name}: {decision['chosen']} ({decision['reason']})")
+    return decision
+
+
+def summary_of(ground: Ground, decisions: dict[str, Record]) -> dict[str, Any]:
+    """The decisions, with the bytes of the base and the deltas beside those of full copies."""
+    base = len(storage.read_bytes(storage.join(ground.joint, "model.safetensors")))
+    deltas = {n: d["bytes"] for n, d in decisions.items() if "bytes" in d}
+    return {
+        "scenarios": decisions,
+        "storage": {
+            "base_bytes": base,
+            "delta_bytes": deltas,
+            "all_bytes": base + sum(deltas.values()),
+            "full_copies_bytes": base * (1 + len(deltas)),
+        },
+    }

@@ -1,0 +1,291 @@
+"""The recommend stage: the best items of a scenario for each user, by its chosen model.
+
+The score of the network does not factorise (`model/ranking.py`), so that every item is scored in
+full for every user. Item vectors are computed once; partitions of users are streamed to Ray Data
+actors, which write what they found.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+
+from mtrec_ray.config import fingerprint
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepare import Say, refuse
+from mtrec_ray.data.shards import Prepared
+from mtrec_ray.data.state import (
+    Items,
+    Layout,
+    Users,
+    blocks,
+    items_at_end,
+    new_users,
+    read_states,
+    seen_pairs,
+    user_parts,
+    users_at_end,
+)
+from mtrec_ray.learning.loop import autocast_for
+from mtrec_ray.model.ranking import Ranking, best_items, blend
+from mtrec_ray.model.recommender import predictions
+from mtrec_ray.schema import Project
+from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.marks import DONE
+from mtrec_ray.stages.scenario import (
+    ZERO_SHOT,
+    Ground,
+    check_names,
+    chosen_model,
+    open_ground,
+    with_data,
+)
+from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
+
+USERS_PER_UNIT = 4096
+NEW_USERS = "new"
+
+
+class Ranker:
+    """A scenario's model with its whole catalogue, for users of any partition."""
+
+    def __init__(self, served: Served, name: str, vectors: np.ndarray, items: Items) -> None:
+        project = served.parsed
+        self.model, found = load_with_vectors(served, vectors)
+        self.layout = Layout(served.open_prepared(), name, project.scenarios[name])
+        self.items, self.options, self.name = items, project.recommend, name
+        self.facts = self.model.facts[name]
+        precision = project.evaluation.precision
+        self.autocast = (
+            nullcontext if precision == "int8" else autocast_for(found.device, precision)
+        )
+        start = found.bases[name]
+        assert found.cache is not None
+        own = found.cache[start : start + self.facts.num_items]
+        with torch.no_grad(), self.autocast():
+            self.ranking = Ranking(self.model, name, own, items)
+
+    @torch.no_grad()
+    def scores(self, users: Users) -> tuple[torch.Tensor, torch.Tensor]:
+        """Blended scores f32[B, n] and the tasks' predictions f32[B, n, T]."""
+        with self.autocast():
+            logits = self.ranking.logits(users)
+        b, n, t = logits.shape
+        found = predictions(self.facts, logits.view(b * n, t)).view(b, n, t)
+        by = self.options.by.get(self.name) or {self.facts.tasks[0]: 1.0}
+        return blend(found, self.facts.tasks, self.facts.given, by), found
+
+    def best(self, users: Users, seen: np.ndarray) -> pa.Table:
+        """The k best items of each user but those that `seen` bool[B, n] marks."""
+        score, predicted = self.scores(users)
+        values, best = best_items(score, torch.from_numpy(seen).to(score.device), self.options.k)
+        values, best = values.cpu().numpy(), best.cpu().numpy()
+        user, rank = np.nonzero(np.isfinite(values))
+        item = best[user, rank]
+        known = (users.user > 0) & (users.history >= 0).any(1)
+        columns: dict[str, Any] = {
+            "user": pa.array(users.ids[user], pa.string()),
+            "rank": (rank + 1).astype(np.int32),
+            "item": pa.array(self.items.ids[item], pa.string()),
+            "score": values[user, rank],
+        }
+        each = predicted.cpu().numpy()[user, item]
+        for i, (task, kind) in enumerate(self.facts.kinds.items()):
+            word = "probability" if kind == "binary" else "prediction"
+            columns[f"{word}.{task}"] = each[:, i]
+        columns["new_user"] = ~known[user]
+        columns["new_item"] = ~self.items.known[item]
+        return pa.table(columns)
+
+    def rank_all(self, users: Users, seen: tuple[np.ndarray, np.ndarray]) -> pa.Table:
+        """The best items of many users, in blocks of like long histories; `seen`: who, what."""
+        order = np.argsort((users.history >= 0).sum(1), kind="stable")
+        users = users.take(order)
+        size = max(self.options.pairs_per_block // len(self.items.ids), 1)
+        num = len(self.items.ids)
+        tables = [self.best(block, marks(block, seen, num)) for block in blocks(users, size)]
+        return pa.concat_tables(tables)
+
+
+def marks(users: Users, seen: tuple[np.ndarray, np.ndarray], num_items: int) -> np.ndarray:
+    """bool[B, n]: which items each user has seen, from persons [m] and items [m]."""
+    found = np.zeros((len(users), num_items), bool)
+    persons, items = seen
+    order = np.argsort(users.person, kind="stable")
+    place = np.searchsorted(users.person[order], persons)
+    place = np.minimum(place, len(order) - 1)
+    mine = users.person[order][place] == persons
+    found[order[place[mine]], items[mine]] = True
+    return found
+
+
+class Writer:
+    """Ranks the items for units of users and writes Parquet files; a Ray Data actor."""
+
+    def __init__(
+        self, served: Served, name: str, vectors: ray.ObjectRef, items: ray.ObjectRef,
+        wanted: ray.ObjectRef, folder: str,
+    ) -> None:  # fmt: skip
+        self.ranker = Ranker(served, name, ray.get(vectors), ray.get(items))
+        self.wanted: frozenset[str] | None = ray.get(wanted)
+        self.folder, self.name = folder, name
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Write a unit's recommendations; returns how many users and rows they are."""
+        layout, exclude = self.ranker.layout, self.ranker.options.exclude_seen
+        nobody = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        if unit["part"] == NEW_USERS:
+            users, seen = new_users(layout, json.loads(unit["users"])), nobody
+        else:
+            users = users_at_end(layout, unit["part"]).of(unit["start"], unit["stop"])
+            part = unit["part"]
+            seen = seen_pairs(layout.prepared, self.name, part=part) if exclude else nobody
+        if self.wanted is not None and unit["part"] != NEW_USERS:
+            users = users.take(np.flatnonzero([i in self.wanted for i in users.ids]))
+        if not len(users):
+            return {"users": 0, "rows": 0}
+        table = self.ranker.rank_all(users, seen)
+        name = f"{unit['part'].removesuffix('.parquet')}-{unit['start']:08}.parquet"
+        storage.write_table(storage.join(self.folder, name), table)
+        return {"users": len(users), "rows": table.num_rows}
+
+
+def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The work: slices of partitions of users, and the wanted users of whom there is no row."""
+    units, known = [], set()
+    for part in user_parts(prepared, name):
+        state = read_states(prepared, name, "users", part)
+        assert state is not None
+        if wanted is not None:
+            known |= set(state.column("user_id").to_pylist())
+        for start in range(0, state.num_rows, USERS_PER_UNIT):
+            stop = min(start + USERS_PER_UNIT, state.num_rows)
+            units.append({"part": part, "start": start, "stop": stop, "users": "[]"})
+    missing = [u for u in dict.fromkeys(wanted or ()) if u not in known]
+    if missing:
+        users = json.dumps(missing)
+        units.append({"part": NEW_USERS, "start": 0, "stop": len(missing), "users": users})
+    return units
+
+
+def recommend_scenario(
+    ground: Ground, name: str, project: Project, folder: str, wanted: Sequence[str] | None, say: Say
+) -> dict[str, Any]:
+    """Write a scenario's recommendations; returns counts and speed."""
+    served = chosen_model(ground, name, project)
+    prepared = served.open_prepared()
+    layout = Layout(prepared, name, project.scenarios[name])
+    vectors, items = ray.put(ensure_vectors(served)), ray.put(items_at_end(layout))
+    units = units_of(prepared, name, wanted)
+    only = ray.put(None if wanted is None else frozenset(wanted))
+    storage.remove_folder(folder)
+    run = project.run
+    started = time.monotonic()
+    rows = (
+        ray.data.from_items(units, override_num_blocks=len(units))
+        .map(
+            cast("Any", Writer),  # Ray types the class as its own result
+            fn_constructor_args=(served, name, vectors, items, only, folder),
+            compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(units))),
+            num_cpus=run.cpus_per_worker,
+            num_gpus=1 if run.use_gpu else 0,
+        )
+        .take_all()
+    )
+    seconds = time.monotonic() - started
+    found = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
+    say(f"{name}: {found['users']:,} users in {seconds:.0f} s, {served_by(served)} model")
+    more = {"model": served_by(served), "items": prepared.scenarios[name].num_items}
+    return {**found, **more, "seconds": seconds, "users_per_s": found["users"] / seconds}
+
+
+def served_by(served: Served) -> str:
+    """`finetuned`, `zero-shot` or `joint`."""
+    if served.general:
+        return ZERO_SHOT
+    return "finetuned" if served.delta else "joint"
+
+
+def read_users(path: str) -> list[str]:
+    """User ids of a file: Parquet (its first column), or text with one id a line.
+
+    Raises:
+        ValueError: there is no such file, or no user in it.
+    """
+    if not storage.exists(path):
+        raise ValueError(f"--users: found no file {path}; allowed: Parquet, or one id a line")
+    fs, inner = storage.filesystem(path)
+    if path.endswith(".parquet"):
+        column = pq.read_table(inner, filesystem=fs).column(0)
+        found = column.cast(pa.string()).to_pylist()
+    else:
+        found = [line.strip() for line in storage.read_bytes(path).decode().splitlines()]
+    found = [str(user) for user in found if user]
+    if not found:
+        raise ValueError(f"--users: found no user in {path}; allowed: at least one")
+    return found
+
+
+def run_recommend(
+    project: Project,
+    storage_path: str,
+    say: Say,
+    names: Sequence[str] = (),
+    users: str | None = None,
+) -> dict[str, Any]:
+    """Write the best items for all users or those of a file, by scenario; returns counts.
+
+    Raises:
+        ValueError: no joint model, an unknown scenario, or a model that reads pairs.
+    """
+    storage.check_writable(storage_path)
+    if project.model.layout == "pair":
+        refuse(["model.layout: found pair; allowed for recommending: vectors (each pair a text)"])
+    ground = open_ground(project, storage_path)
+    names = with_data(check_names(names, project), ground)
+    wanted = read_users(users) if users else None
+    connect(project.run)
+    found = {}
+    for name in names:
+        folder = storage.join(ground.run_folder, "recommendations", name)
+        made_with = recommended_with(ground, name, project, wanted)
+        finished = find_current(folder, made_with)
+        if finished:
+            say(f"recommend: {name} already done")
+            found[name] = finished
+            continue
+        found[name] = recommend_scenario(ground, name, project, folder, wanted, say)
+        storage.write_json(storage.join(folder, DONE), {"made_with": made_with, **found[name]})
+    return {"scenarios": found}
+
+
+def recommended_with(
+    ground: Ground, name: str, project: Project, wanted: Sequence[str] | None
+) -> dict[str, Any]:
+    """Whatever a scenario's recommendations depend on, as a tree."""
+    served = chosen_model(ground, name, project)
+    return {
+        "prepared": ground.data(name).fingerprint,
+        "joint": ground.fingerprint,
+        "model": served_by(served),
+        "recommend": project.recommend.model_dump(mode="json"),
+        "precision": project.evaluation.precision,
+        "users": fingerprint(sorted(wanted)) if wanted is not None else "all",
+    }
+
+
+def find_current(folder: str, made_with: dict[str, Any]) -> dict[str, Any] | None:
+    """What was recommended with the same model and options; other ones are made anew."""
+    path = storage.join(folder, DONE)
+    if not storage.exists(path):
+        return None
+    found = storage.read_json(path)
+    return found if found.pop("made_with") == made_with else None

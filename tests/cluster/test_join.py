@@ -1,0 +1,153 @@
+"""A new scenario joins a finished joint model by the project file; the others do not change."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mtrec_ray.config import ProjectError, parse_project
+from mtrec_ray.data.catalogue import hash_strings
+from mtrec_ray.data.state import read_states, stored_users
+from mtrec_ray.schema import Project
+from mtrec_ray.stages.evaluate import run_evaluate
+from mtrec_ray.stages.finetune import Options, run_finetune
+from mtrec_ray.stages.recommend import run_recommend
+from mtrec_ray.stages.scenario import base_model, open_ground, score_rows_of, zero_shot_model
+from tests.cluster.logs import scenario_tree
+from tests.cluster.runs import say_nothing
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+def with_news(project: Project, **finetune: Any) -> Project:
+    """The project with a third scenario of the same world, whose users it shares."""
+    tree = project.dump()
+    tree["scenarios"]["news"] = scenario_tree(
+        "news", split={"time": ["2025-03-12", "2025-03-22"]}, users="people"
+    )
+    fields = {"epochs": 1, "rows_per_epoch": 1280, "least_labels": 10, "keep": "better"}
+    return parse_project(tree | {"finetune": fields | finetune, "recommend": {"k": 5}})
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A run that news has joined, and its predictions of the others before and after."""
+
+    project: Project
+    storage: Path
+    record: dict[str, Any]
+    outputs: dict[str, tuple[Any, Any]]
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / self.project.run.name
+
+
+@pytest.fixture(scope="module")
+def joined(trained, tmp_path_factory) -> Joined:
+    storage = tmp_path_factory.mktemp("joined")
+    shutil.copytree(trained.folder, storage / trained.project.run.name)
+    project = with_news(trained.project)
+    before = others(trained.project, storage)
+    record = run_finetune(project, str(storage), say_nothing, Options(("news",), shots=("0", "64")))
+    after = others(project, storage)
+    return Joined(project, storage, record, {n: (before[n], after[n]) for n in before})
+
+
+def others(project, storage):
+    """The joint model's predictions of the scenarios that it has."""
+    ground = open_ground(project, str(storage))
+    return {n: score_rows_of(base_model(ground), n, "test")[2] for n in ("shop", "video")}
+
+
+@pytest.mark.parametrize("name", ["shop", "video"])
+def test_other_outputs_are_the_same_bits(joined, name):
+    """After news has joined, the predictions of the others are the same to the bit."""
+    before, after = joined.outputs[name]
+    np.testing.assert_array_equal(before, after)
+
+
+def test_it_has_a_decision(joined):
+    """The new scenario has a model of its own, or the general head's."""
+    decision = joined.record["scenarios"]["news"]
+    assert decision["chosen"] in ("finetuned", "zero-shot")
+    assert decision["bytes"] > 0
+
+
+def test_users_keep_their_numbers(joined):
+    """News's users have the numbers that the joint model knows them by; others are unknown."""
+    ground = open_ground(joined.project, str(joined.storage))
+    known = stored_users(ground.prepared, "people")
+    assert len(known) + 1 == ground.prepared.scenarios["shop"].num_users
+    state = read_states(ground.data("news"), "news", "users")
+    assert state is not None
+    hashes = hash_strings(state.column("user_id"))
+    numbers = state.column("user").to_numpy()
+    assert (numbers > 0).sum() > 20
+    for value, number in zip(hashes, numbers, strict=True):
+        assert (number > 0) == (value in known)
+        assert number == 0 or known[number - 1] == value
+
+
+def test_zero_shot_knows_something(joined):
+    """Before any training the general head ranks news better than a coin does."""
+    ground = open_ground(joined.project, str(joined.storage))
+    served = zero_shot_model(ground, "news", joined.project)
+    _, labels, scores = score_rows_of(served, "news", "test")
+    known = np.isfinite(labels[:, 0])
+    positive, negative = (scores[known & (labels[:, 0] == x), 0] for x in (1, 0))
+    auc = (positive[:, None] > negative[None]).mean()
+    assert auc > 0.52
+
+
+def test_learning_curve(joined):
+    """With no row there is the general head alone; with 64 a joined model and one alone."""
+    curve = joined.record["shots"]["news"]
+    assert set(curve) == {"0 rows, joined", "64 rows, joined", "64 rows, alone"}
+    for point in curve.values():
+        assert 0 <= point["click"]["auc"] <= 1
+
+
+def test_it_is_evaluated_and_recommended(joined):
+    """Evaluation and recommendations hold the new scenario; joint metrics do not."""
+    found = run_evaluate(joined.project, str(joined.storage), say_nothing)
+    assert set(found["metrics"]) == {"shop", "video", "news"}
+    assert set(found["joint_metrics"]) == {"shop", "video"}
+    run_recommend(joined.project, str(joined.storage), say_nothing, ("news",))
+    table = pq.read_table(joined.folder / "recommendations" / "news").to_pandas()
+    assert table.groupby("user").size().max() == 5
+
+
+def test_too_few_labels_are_scored_generally(joined, tmp_path):
+    """A new scenario with too few labels is scored by the general head, and says so."""
+    shutil.copytree(joined.folder, tmp_path / joined.project.run.name)
+    folder = tmp_path / joined.project.run.name / "scenarios" / "news"
+    for file in ("mark.json", "done.json", "decision.json"):
+        (folder / file).unlink()
+    shutil.rmtree(folder / "delta")
+    project = with_news(joined.project, least_labels=10**6)
+    found = run_finetune(project, str(tmp_path), say_nothing, Options(("news",)))
+    assert found["scenarios"]["news"]["chosen"] == "zero-shot"
+    assert "too few validation labels" in found["scenarios"]["news"]["reason"]
+    served = run_recommend(project, str(tmp_path), say_nothing, ("news",))
+    assert served["scenarios"]["news"]["model"] == "zero-shot"
+
+
+def test_unknown_user_space_is_refused(joined, tmp_path):
+    """Users of a space that the joint model does not have: one clear line."""
+    tree = joined.project.dump()
+    tree["scenarios"]["news"]["users"] = "strangers"
+    shutil.copytree(joined.folder, tmp_path / joined.project.run.name)
+    shutil.rmtree(tmp_path / joined.project.run.name / "scenarios")
+    with pytest.raises(ProjectError, match=r"news\.users: found 'strangers'.*allowed: null, peop"):
+        run_finetune(parse_project(tree), str(tmp_path), say_nothing, Options(("news",)))
+
+
+def test_not_prepared_is_told(trained, joined):
+    """Recommending in a scenario that has not joined names the command."""
+    with pytest.raises(ProjectError, match=r"scenarios\.news: .*finetune --scenario news"):
+        run_recommend(with_news(trained.project), str(trained.storage), say_nothing, ("news",))

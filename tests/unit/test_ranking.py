@@ -1,0 +1,139 @@
+"""All items for some users at once: the scores of every pair by itself, and the best of them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec_ray.data.state import Entries, Items, Users
+from mtrec_ray.model.ranking import Ranking, best_items, blend
+from mtrec_ray.model.recommender import Samples
+from tests.builders import SHOP, VIDEO, build, make_catalogues, small_model
+
+NAMES = [
+    "item.log_count",
+    "category.brand.rate",
+    "user.rate",
+    "user_category.brand.rate",
+    "event.x",
+]
+FACTS = {
+    "shop": replace(
+        SHOP,
+        numeric_names=NAMES,
+        numeric_mean=[0.1, 0.0, -0.2, 0.3, 0.0],
+        numeric_std=[1.0, 1.5, 0.7, 0.9, 1.0],
+        numeric_quantiles=[[-2.0, -0.5, 0.0, 0.5, 2.0]] * 5,
+    ),
+    "video": VIDEO,
+}
+CATALOGUES = make_catalogues()
+NUM_USERS, NUM_ITEMS, NUM_BRANDS = 7, SHOP.num_items, 4
+
+
+def only(values, place):
+    """Numeric columns that speak in one place."""
+    found = np.full((*values.shape, len(NAMES)), np.nan, np.float32)
+    found[..., place] = values
+    return found
+
+
+@pytest.fixture
+def world():
+    """Items, users and their pairs' columns, the latter laid out by hand."""
+    rng = np.random.default_rng(0)
+    code = rng.integers(-1, NUM_BRANDS, NUM_ITEMS)
+    numeric = only(rng.normal(size=NUM_ITEMS).astype("f4"), 0)
+    numeric[:, 1] = np.where(code >= 0, rng.normal(size=NUM_ITEMS), np.nan)
+    empty = only(np.array(0.25, np.float32), 3)
+    items = Items(
+        ids=np.array([f"item {i}" for i in range(NUM_ITEMS)], object),
+        known=np.ones(NUM_ITEMS, bool),
+        numeric=numeric,
+        codes={"brand": code},
+        empty={"brand": empty},
+    )
+    shape = (NUM_USERS, SHOP.history_last)
+    some = np.arange(shape[1]) < rng.integers(0, shape[1] + 1, NUM_USERS)[:, None]
+    some[0] = False
+    pairs = np.array([(0, 1), (2, 0), (2, 3), (5, 2)])
+    rates = rng.normal(size=len(pairs)).astype("f4")
+    users = Users(
+        ids=np.array([f"user {i}" for i in range(NUM_USERS)], object),
+        person=np.arange(NUM_USERS),
+        user=rng.integers(0, SHOP.num_users, NUM_USERS),
+        history=np.where(some, rng.integers(0, NUM_ITEMS, shape), -1),
+        ages=np.where(some, rng.integers(0, 30, shape), 0),
+        numeric=only(rng.normal(size=NUM_USERS).astype("f4"), 2),
+        entries={"brand": Entries(pairs[:, 0], pairs[:, 1], only(rates, 3))},
+    )
+    own = np.full((NUM_USERS, NUM_ITEMS), 0.25, np.float32)
+    for (user, brand), rate in zip(pairs, rates, strict=True):
+        own[user, code == brand] = rate
+    own[:, code < 0] = np.nan
+    return items, users, own
+
+
+def brute_force(model, vectors, world):
+    """Logits of every pair as rows of their own, f32[B, n, T]."""
+    items, users, own = world
+    user, item = (x.ravel() for x in np.indices((NUM_USERS, NUM_ITEMS)))
+    numeric = items.numeric[item].copy()
+    numeric[:, 2], numeric[:, 3] = users.numeric[user, 2], own.ravel()
+    arrays = {
+        "item": item, "user": users.user[user], "history": users.history[user],
+        "history_age": users.ages[user], "numeric": numeric,
+        "categorical": np.zeros((len(user), 1), np.int32),
+        "labels": np.zeros((len(user), 2), np.float32),
+    }  # fmt: skip
+    samples = Samples.of(arrays)
+    return model.score("shop", samples, vectors[samples.items]).view(NUM_USERS, NUM_ITEMS, -1)
+
+
+@pytest.mark.parametrize("sharing", ["bottom", "mmoe", "ple", "star", "pepnet"])
+@pytest.mark.parametrize("fields", [{}, {"history": False}, {"text": False}, {"statistics": False}])
+@torch.no_grad()
+def test_scores_of_all_pairs(world, sharing, fields):
+    """A block of users has the scores that each pair has as a sample by itself."""
+    model, _ = build(small_model("none", sharing=sharing, **fields), CATALOGUES, FACTS)
+    model.eval()
+    vectors = torch.randn(
+        NUM_ITEMS, model.encoder.width, generator=torch.Generator().manual_seed(1)
+    )
+    found = Ranking(model, "shop", vectors, world[0]).logits(world[1])
+    wanted = brute_force(model, vectors, world)
+    assert wanted.std() > 0.01
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_blocks_are_the_whole(world):
+    """Users in blocks, in another order, have the same scores."""
+    model, _ = build(small_model("none"), CATALOGUES, FACTS)
+    vectors = torch.randn(NUM_ITEMS, model.encoder.width)
+    ranking = Ranking(model.eval(), "shop", vectors, world[0])
+    users = world[1]
+    order = np.array([3, 0, 6, 5, 1, 2, 4])
+    mixed = users.take(order)
+    parts = [ranking.logits(mixed.of(a, b)) for a, b in ((0, 3), (3, 7))]
+    torch.testing.assert_close(torch.cat(parts), ranking.logits(users)[order])
+
+
+def test_best_items_are_those_of_a_sort():
+    """The k best of the allowed items are the first of a full sort."""
+    rng = np.random.default_rng(0)
+    score, left_out = rng.normal(size=(9, 40)), rng.random((9, 40)) < 0.3
+    values, best = best_items(torch.from_numpy(score), torch.from_numpy(left_out), 5)
+    for i in range(9):
+        allowed = np.flatnonzero(~left_out[i])
+        wanted = allowed[np.argsort(-score[i, allowed])][:5]
+        assert best[i].tolist() == wanted.tolist()
+        assert values[i].tolist() == score[i, wanted].tolist()
+
+
+def test_blend_multiplies_by_the_parent():
+    """A task with a parent counts with the probability of both."""
+    predicted = torch.tensor([[0.5, 0.2], [0.1, 0.9]])
+    found = blend(predicted, ["click", "buy"], {"buy": "click"}, {"click": 0.5, "buy": 2.0})
+    torch.testing.assert_close(found, torch.tensor([0.25 + 0.2, 0.05 + 0.18]))
