@@ -65,7 +65,8 @@ def real4_block(result: dict[str, Any]) -> str:
         f"Seeds: {result['seeds'] or 1}. "
         f"Ahead of all on {figures['tasks_ahead']:.0f} of "
         f"{figures['tasks_total']:.0f} tasks, of the best of B0 to B4 on "
-        f"{figures['tasks_ahead_of_reference']:.0f}. {behind(result)}{LOOKED} {figures['seconds'] / 60:.0f} "
+        f"{figures['tasks_ahead_of_reference']:.0f}. {behind(result)}{LOOKED} "
+        f"{figures['seconds'] / 60:.0f} "
         f"minutes on {result['cores']} cores ({result['processor']}), of which the joint model's "
         f"pipeline {figures['pipeline_seconds'] / 60:.0f}; `{result['command']}` makes it again."
     )
