@@ -2,7 +2,7 @@
 
     python -m benchmarks.real4 [--quick] [--seeds 3] [--out FILE] [--root real4] [--storage DIR]
 
-From the raw Parquet: the pipeline of `jobs/real4.yaml` (Ray, two workers) is the joint model's
+With `--quick`: one seed, capped rows, no teacher. From the raw Parquet: the pipeline of `jobs/real4.yaml` (Ray, two workers) is the joint model's
 first seed. On exactly its prepared rows are then fitted, in this order, each kept in the storage:
 
     popularity, lightgbm, lightgbm_text    `benchmarks/baselines.py`
@@ -49,8 +49,7 @@ REFERENCES = ("B0", "B1", "B2", "B3", "B4")
 QUICK = (
     "training.epochs=2",
     "training.rows_per_epoch=300000",
-    "training.teacher.rows=100000",
-    "training.teacher.rounds=200",
+    "training.teacher.share=0",
 )
 FROZEN = {"trainable": "none"}
 WITHOUT = {
