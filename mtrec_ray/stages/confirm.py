@@ -16,7 +16,8 @@ from mtrec_ray.stages.choose import Outcome
 from mtrec_ray.stages.evaluate import measure, predict
 from mtrec_ray.stages.local import BEST, Tell
 from mtrec_ray.stages.space import with_overrides
-from mtrec_ray.stages.sweep import Recorder, Suggester, run_trials
+from mtrec_ray.stages.suggest import Suggester
+from mtrec_ray.stages.sweep import Recorder, run_trials
 from mtrec_ray.stages.trial import Shared, train_trial, workers
 from mtrec_ray.stages.trials import Trial, load_trials
 from mtrec_ray.stages.vectors import load_trained

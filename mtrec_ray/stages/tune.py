@@ -32,7 +32,8 @@ from mtrec_ray.stages.space import (
     space_problems,
     with_overrides,
 )
-from mtrec_ray.stages.sweep import Halving, Recorder, Suggester, optuna_search, run_trials
+from mtrec_ray.stages.suggest import Halving, Suggester, optuna_search
+from mtrec_ray.stages.sweep import Recorder, run_trials
 from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.trial import Shared, Train, train_trial, trial_project

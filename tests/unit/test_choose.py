@@ -12,7 +12,8 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages.choose import chosen_yaml, outcome_of, rows_of, table_of, write_outcome
 from mtrec_ray.stages.confirm import confirmed
 from mtrec_ray.stages.space import space_of, weight_overrides, with_overrides
-from mtrec_ray.stages.sweep import Halving, concurrency, known_trial, need_of, optuna_search
+from mtrec_ray.stages.suggest import Halving, known_trial, optuna_search
+from mtrec_ray.stages.sweep import concurrency, need_of
 from mtrec_ray.stages.trial import entry_of, report_of, trial_project
 from mtrec_ray.stages.trials import Trial, load_trials
 from tests.builders import two_scenario_project
