@@ -22,17 +22,10 @@ from mtrec_ray.learning.decide import Scored, score_difference
 from mtrec_ray.learning.loop import make_plan
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.fanout import Record, side_by_side
+from mtrec_ray.stages.ground import SCENARIOS, Ground
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.scenario import (
-    DECISION,
-    SCENARIOS,
-    Ground,
-    for_use,
-    model_before,
-    score_rows_of,
-    single,
-    tuned_model,
-)
+from mtrec_ray.stages.scenario import single
+from mtrec_ray.stages.serve import DECISION, for_use, model_before, score_rows_of, tuned_model
 from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import BEST, train_model
 from mtrec_ray.stages.vectors import joint_model

@@ -22,22 +22,22 @@ from mtrec_ray.schema import Project, Tuned
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.compare import compare
 from mtrec_ray.stages.fanout import Record, side_by_side
+from mtrec_ray.stages.ground import Ground, check_names, open_ground
 from mtrec_ray.stages.join import prepare_joined, restricted
 from mtrec_ray.stages.marks import DONE, begin, find_finished
 from mtrec_ray.stages.scenario import (
-    DECISION,
     DELTA_FOLDER,
-    ZERO_SHOT,
-    Ground,
-    base_model,
-    check_names,
     export_encoder,
-    model_before,
-    open_ground,
     scenario_project,
-    score_rows_of,
     start_of,
     store_delta,
+)
+from mtrec_ray.stages.serve import (
+    DECISION,
+    ZERO_SHOT,
+    base_model,
+    model_before,
+    score_rows_of,
     tuned_model,
 )
 from mtrec_ray.stages.shots import draw_curve

@@ -39,15 +39,9 @@ from mtrec_ray.model.ranking import Ranking, best_items, blend
 from mtrec_ray.model.recommender import predictions
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.ground import Ground, check_names, open_ground, with_data
 from mtrec_ray.stages.marks import DONE
-from mtrec_ray.stages.scenario import (
-    ZERO_SHOT,
-    Ground,
-    check_names,
-    chosen_model,
-    open_ground,
-    with_data,
-)
+from mtrec_ray.stages.serve import ZERO_SHOT, chosen_model
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 USERS_PER_UNIT = 4096

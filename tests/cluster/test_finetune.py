@@ -27,14 +27,9 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages import finetune
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import Options, run_finetune
+from mtrec_ray.stages.ground import open_ground
 from mtrec_ray.stages.recommend import run_recommend
-from mtrec_ray.stages.scenario import (
-    base_model,
-    chosen_model,
-    open_ground,
-    score_rows_of,
-    tuned_model,
-)
+from mtrec_ray.stages.serve import base_model, chosen_model, score_rows_of, tuned_model
 from mtrec_ray.stages.vectors import ensure_vectors, load_with_vectors
 from tests.cluster.runs import changed, say_nothing
 from tests.cluster.test_resume import kill_worker, start_job, wait_until
