@@ -16,6 +16,7 @@ from mtrec_ray.config import ProjectError
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import Prepared, read_rows
+from mtrec_ray.learning.checkpoint import WEIGHTS
 from mtrec_ray.learning.decide import Scored, decide, rare_labels, too_few
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project, Tuned
@@ -232,7 +233,7 @@ def conclude(folder: str, decision: Record, name: str, say: Say) -> Record:
 
 def summary_of(ground: Ground, decisions: dict[str, Record]) -> dict[str, Any]:
     """The decisions, with the bytes of the base and the deltas beside those of full copies."""
-    base = len(storage.read_bytes(storage.join(ground.joint, "model.safetensors")))
+    base = storage.num_bytes(storage.join(ground.joint, WEIGHTS))
     deltas = {n: d["bytes"] for n, d in decisions.items() if "bytes" in d}
     return {
         "scenarios": decisions,

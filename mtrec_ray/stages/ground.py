@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import refuse
 from mtrec_ray.data.shards import Prepared, PreparedScenario, load_prepared
-from mtrec_ray.learning.adapt import (
-    base_fingerprint,
-)
+from mtrec_ray.learning.adapt import base_fingerprint
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.join import open_joined, restricted
 from mtrec_ray.stages.marks import find_finished

@@ -22,9 +22,7 @@ from mtrec_ray.learning.loop import build_model
 from mtrec_ray.model.encoder import TextEncoder, load_backbone
 from mtrec_ray.schema import Encoder, Project, Tuned
 from mtrec_ray.stages.ground import Ground
-from mtrec_ray.stages.vectors import (
-    local_copy,
-)
+from mtrec_ray.stages.vectors import local_copy
 
 DELTA_FOLDER = "delta"
 

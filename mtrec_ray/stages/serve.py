@@ -9,9 +9,7 @@ import ray
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.shards import Prepared, read_rows
-from mtrec_ray.learning.adapt import (
-    read_delta,
-)
+from mtrec_ray.learning.adapt import read_delta
 from mtrec_ray.learning.validate import score_rows
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.recommender import Recommender
