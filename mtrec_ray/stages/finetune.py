@@ -175,18 +175,25 @@ def finetune_one(ground: Ground, own: Prepared, name: str, project: Project, say
     say(f"{name}: fine-tuning ({tuned.mode})")
     summary = train_scenario(ground, own, name, project)
     delta = write_delta(ground, own, name, tuned, project)
-    facts = own.scenarios[name]
-    users, labels, after = score_rows_of(tuned_model(ground, name, project), name, "valid")
-    before = model_before(ground, name, project)
-    scores = {"finetuned": after, "joint": score_rows_of(before, name, "valid")[2]}
-    scored = Scored(users, labels, scores)
-    decision = decide(facts, scored, tuned.least_labels, project.finetune.keep)
-    if ground.is_new(name) and decision["chosen"] == "joint":
-        decision["chosen"] = ZERO_SHOT
+    decision = {"labels": counts} | choose(ground, own, name, project)
     told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
-    decision |= {"mode": tuned.mode, "bytes": delta["bytes"], "rows": facts.num_rows("train")}
+    decision |= {"mode": tuned.mode, "bytes": delta["bytes"]}
     decision["training"] = {k: summary[k] for k in told}
     return conclude(folder, decision, name, say)
+
+
+def choose(ground: Ground, own: Prepared, name: str, project: Project) -> Record:
+    """Which model a scenario uses, by validation: the fine-tuned one, or the one before it."""
+    before = model_before(ground, name, project)
+    if before is None:
+        return {"chosen": "finetuned", "reason": "nothing scored the new scenario before"}
+    users, labels, after = score_rows_of(tuned_model(ground, name, project), name, "valid")
+    scores = {"finetuned": after, "joint": score_rows_of(before, name, "valid")[2]}
+    least, keep = project.finetune.of(name).least_labels, project.finetune.keep
+    found = decide(own.scenarios[name], Scored(users, labels, scores), least, keep)
+    if ground.is_new(name) and found["chosen"] == "joint":
+        found["chosen"] = ZERO_SHOT
+    return found
 
 
 def label_counts(prepared: Prepared, name: str) -> dict[str, int]:

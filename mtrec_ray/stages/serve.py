@@ -96,11 +96,14 @@ def load_scenario_model(ground: Ground, name: str) -> tuple[Recommender, ItemVec
     return load_served(tuned_model(ground, name, ground.project))
 
 
-def model_before(ground: Ground, name: str, project: Project) -> Served:
-    """What scores a scenario before fine-tuning: the joint model, of a new one its general head."""
-    if ground.is_new(name) and ground.project.model.general:
-        return zero_shot_model(ground, name, project)
-    return base_model(ground)
+def model_before(ground: Ground, name: str, project: Project) -> Served | None:
+    """What scores a scenario before fine-tuning: the joint model, of a new one its general head.
+
+    None for a new one where joint training had no general head.
+    """
+    if not ground.is_new(name):
+        return base_model(ground)
+    return zero_shot_model(ground, name, project) if ground.project.model.general else None
 
 
 def chosen_model(ground: Ground, name: str, project: Project) -> Served:
