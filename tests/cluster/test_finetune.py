@@ -248,6 +248,26 @@ def test_evaluation_has_both_models(tuned):
     assert ranking["items"] == 40
 
 
+def test_comparison(tuned):
+    """Joint, fine-tuned and alone stand side by side, their differences with intervals."""
+    found = run_finetune(tuned.project, str(tuned.storage), say_nothing, Options(compare=True))
+    tables = found["comparison"]
+    assert tables == json.loads((tuned.folder / "scenarios" / "comparison.json").read_text())
+    metrics = run_evaluate(tuned.project, str(tuned.storage), say_nothing)["joint_metrics"]
+    for name, table in tables.items():
+        assert any(w in table["verdict"] for w in ("gains", "harmed", "neither"))
+        for task, row in table["tasks"].items():
+            assert row["joint"] == pytest.approx(metrics[name][task][row["metric"]], rel=1e-4)
+            assert row["alone"] != row["joint"] != row["finetuned"]
+            for pair in ("finetuned-joint", "finetuned-alone", "joint-alone"):
+                first, second = pair.split("-")
+                assert row[pair]["value"] == pytest.approx(row[first] - row[second])
+                assert row[pair]["low"] <= row[pair]["value"] <= row[pair]["high"]
+    told: list[str] = []
+    run_finetune(tuned.project, str(tuned.storage), told.append, Options(compare=True))
+    assert not [line for line in told if "alone" in line]
+
+
 @pytest.fixture(scope="module")
 def recommended(tuned):
     """What was recommended to all users."""
