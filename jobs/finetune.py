@@ -1,12 +1,12 @@
 """`python -m jobs.finetune --config FILE --storage DIR`: see `mtrec_ray/stages/finetune.py`."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from jobs.common import Config, Override, Storage, last_line, run_job
-from mtrec_ray.data.prepare import Say
 from mtrec_ray.report.tables import comparison_table
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.finetune import Options, run_finetune
@@ -29,7 +29,7 @@ def main(
 ) -> None:
     """Fine-tune every scenario from the joint model, side by side."""
 
-    def stage(project: Project, path: str, say: Say) -> dict[str, Any]:
+    def stage(project: Project, path: str, say: Callable[[str], None]) -> dict[str, Any]:
         points = check_shots(shots.split(",")) if shots else ()
         return run_finetune(project, path, say, Options(tuple(scenario or ()), compare, points))
 

@@ -521,7 +521,7 @@ class Recommend(Section):
     k: PositiveInt = 20
     by: dict[Name, dict[Name, NonNegativeFloat]] = Field(default_factory=dict)
     exclude_seen: bool = True
-    pairs_per_block: PositiveInt = 65_536
+    pairs_per_block: PositiveInt = 16_384
     judged_users: NonNegativeInt = 1_000
 
 

@@ -7,6 +7,7 @@ NaN where it does not speak, so that a row is the three laid over one another.
 Letters: n items, B users, F numeric columns of a row, H history items, m entries.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -120,6 +121,11 @@ class Layout:
         """F."""
         return len(self.names)
 
+    @functools.cached_property
+    def end(self) -> int:
+        """The moment, in ms, of the states at the end."""
+        return end_of_data(self.prepared, self.name)
+
     def place(self, key: str, windows: Windows) -> slice:
         """Columns of the statistics of a key: item, user, category.COLUMN, user_category.COLUMN."""
         names = features.feature_names(key, tuple(self.scenario.tasks), self.timed, windows)
@@ -213,7 +219,7 @@ def items_at_end(layout: Layout) -> Items:
     for column, code in codes.items():
         parts.append(category_columns(layout, column, code))
     if PUBLISHED in layout.names:
-        seconds = np.maximum(end_of_data(prepared, name) - published, 0) / 1000
+        seconds = np.maximum(layout.end - published, 0) / 1000
         age = np.full((len(ids), layout.width), np.nan, np.float32)
         values = np.where(published == NO_TIME, np.nan, np.log1p(seconds))
         age[:, layout.names.index(PUBLISHED)] = values
@@ -280,7 +286,7 @@ def users_at_end(layout: Layout, part: str) -> Users:
     state = read_states(prepared, name, "users", part)
     assert state is not None
     ids = np.asarray(state.column("user_id").to_pylist(), object)
-    end = np.full(len(ids), end_of_data(prepared, name))
+    end = np.full(len(ids), layout.end)
     own = layout.spread("user", WINDOWS_MS, matrix(state.column("numeric")))
     person = hash_strings(state.column("user_id")).view(np.int64)
     places = dict(zip(person.tolist(), range(len(person)), strict=True))
@@ -319,7 +325,7 @@ def new_users(layout: Layout, ids: list[str]) -> Users:
     """Users of whom the data has no row."""
     num = len(ids)
     own = layout.spread("user", WINDOWS_MS, np.repeat(layout.nothing(WINDOWS_MS), num, 0))
-    end = np.full(num, end_of_data(layout.prepared, layout.name))
+    end = np.full(num, layout.end)
     none = np.full((num, layout.prepared.scenarios[layout.name].history_last), -1)
     return Users(
         ids=np.array(ids, object),

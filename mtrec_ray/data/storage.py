@@ -28,6 +28,12 @@ def exists(path: str) -> bool:
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+def num_bytes(path: str) -> int:
+    """Size of a file."""
+    fs, inner = filesystem(path)
+    return int(fs.get_file_info(inner).size)
+
+
 def parquet_files(path: str) -> list[str]:
     """Sorted Parquet files of a path, which is a file or a folder of files.
 

@@ -2,13 +2,16 @@
 
 import functools
 import importlib.util
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 
+from mtrec_ray.data import storage
 from mtrec_ray.schema import Items
 
 TINY = "tiny"
@@ -17,8 +20,8 @@ TINY = "tiny"
 def resolve_source(source: str) -> str:
     """Folder or hub name of an encoder.
 
-    `package:NAME/FOLDER` is a folder inside an installed Python package, an existing folder is
-    itself, anything else is a name on the Hugging Face hub.
+    `package:NAME/FOLDER` is a folder inside an installed Python package, a URI is copied to this
+    node, an existing folder is itself, anything else is a name on the Hugging Face hub.
 
     Raises:
         ValueError: the package or its folder is not there.
@@ -39,7 +42,16 @@ def resolve_source(source: str) -> str:
                 f"{name}; allowed: package:NAME/FOLDER with an encoder in the folder"
             )
         return str(path)
-    return source
+    return fetched(source) if "://" in source else source
+
+
+@functools.lru_cache
+def fetched(uri: str) -> str:
+    """The folder of an encoder in a remote storage, copied to this node once a process."""
+    fs, inner = storage.filesystem(uri)
+    folder = tempfile.mkdtemp(prefix="mtrec_encoder_")
+    pafs.copy_files(inner, folder, source_filesystem=fs)
+    return folder
 
 
 @functools.lru_cache(maxsize=2)

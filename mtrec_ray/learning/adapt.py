@@ -75,13 +75,14 @@ def begin(model: Recommender, start: Start) -> PeftModel | None:
     """
     state, _ = read_base(start.base)
     own = own_parts(model, start.name)
+    new = [*own, "general"] if start.is_new else []
     if start.mode == "full":
-        load_part(state, model, own if start.is_new else ())
+        load_part(state, model, new)
         if model.general is not None:
             model.general.requires_grad_(False)
         return None
     above = {n: v for n, v in state.items() if not is_below(n, ["encoder"])}
-    load_part(above, model, [*(own if start.is_new else ()), "encoder"])
+    load_part(above, model, [*new, "encoder"])
     learning = [p for p in model.encoder.parameters() if p.requires_grad]
     wrapper = add_shared(model, own, start) if start.mode == "lora" and start.shared else None
     learning += [p for n, p in model.named_parameters() if is_below(n, own) or ".lora_" in n]

@@ -191,7 +191,8 @@ class Recommender(nn.Module):
         self.heads = nn.ModuleDict(
             {n: self._heads(f, options.hidden[-1] + width) for n, f in scenarios.items()}
         )
-        self.general = GeneralHead() if options.general else None
+        has_main = any(f.main for f in scenarios.values())
+        self.general = GeneralHead() if options.general and has_main else None
         self.scores_generally = False
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:

@@ -22,17 +22,10 @@ from mtrec_ray.learning.decide import Scored, score_difference
 from mtrec_ray.learning.loop import make_plan
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.fanout import Record, side_by_side
+from mtrec_ray.stages.ground import SCENARIOS, Ground
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.scenario import (
-    DECISION,
-    SCENARIOS,
-    Ground,
-    for_use,
-    model_before,
-    score_rows_of,
-    single,
-    tuned_model,
-)
+from mtrec_ray.stages.scenario import single
+from mtrec_ray.stages.serve import DECISION, model_before, score_rows_of, tuned_model
 from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import BEST, train_model
 from mtrec_ray.stages.vectors import joint_model
@@ -107,10 +100,10 @@ def compare_one(ground: Ground, name: str, project: Project, say: Say) -> Record
         taught = with_alone_teacher(ground, name, own, say)
         train_model(own, taught, folder, "training")
     best = storage.join(folder, "training", BEST)
-    models = {
-        "joint": model_before(ground, name, project),
-        "alone": for_use(joint_model(own, data.folder, best), own),
-    }
+    models = {"alone": joint_model(own, data.folder, best)}
+    before = model_before(ground, name, project)
+    if before:
+        models["joint"] = before
     if storage.exists(storage.join(ground.folder(name), "delta")):
         models["finetuned"] = tuned_model(ground, name, project)
     scores, users, labels = {}, np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
@@ -139,7 +132,7 @@ def table_of(facts: PreparedScenario, scored: Scored, chosen: str) -> Record:
     pairs = [p for p in PAIRS if set(p) <= set(scored.scores)]
     tasks = [t for i, t in enumerate(facts.tasks) if two_labels(scored.labels[:, i])]
     table = {task: task_row(facts, task, scored, pairs) for task in tasks}
-    used = "finetuned" if chosen == "finetuned" else "joint"
+    used = "finetuned" if chosen == "finetuned" else "joint"  # of a new one the general head
     gaps = {"-".join(p): score_difference(facts, scored, tasks, p) for p in pairs}
     sharing = score_difference(facts, scored, tasks, (used, "alone"))
     words = "neither gains nor loses surely by sharing"

@@ -22,9 +22,10 @@ from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.ground import Ground, open_ground
 from mtrec_ray.stages.judge import judge_all
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.scenario import ZERO_SHOT, Ground, chosen_model, joint_for_use, open_ground
+from mtrec_ray.stages.serve import ZERO_SHOT, chosen_model, joint_for_use
 from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 

@@ -16,28 +16,29 @@ from mtrec_ray.config import ProjectError
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import Prepared, read_rows
+from mtrec_ray.learning.checkpoint import WEIGHTS
 from mtrec_ray.learning.decide import Scored, decide, rare_labels, too_few
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project, Tuned
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.compare import compare
 from mtrec_ray.stages.fanout import Record, side_by_side
+from mtrec_ray.stages.ground import Ground, check_names, open_ground
 from mtrec_ray.stages.join import prepare_joined, restricted
 from mtrec_ray.stages.marks import DONE, begin, find_finished
 from mtrec_ray.stages.scenario import (
-    DECISION,
     DELTA_FOLDER,
-    ZERO_SHOT,
-    Ground,
-    base_model,
-    check_names,
     export_encoder,
-    model_before,
-    open_ground,
     scenario_project,
-    score_rows_of,
     start_of,
     store_delta,
+)
+from mtrec_ray.stages.serve import (
+    DECISION,
+    ZERO_SHOT,
+    base_model,
+    model_before,
+    score_rows_of,
     tuned_model,
 )
 from mtrec_ray.stages.shots import draw_curve
@@ -174,18 +175,25 @@ def finetune_one(ground: Ground, own: Prepared, name: str, project: Project, say
     say(f"{name}: fine-tuning ({tuned.mode})")
     summary = train_scenario(ground, own, name, project)
     delta = write_delta(ground, own, name, tuned, project)
-    facts = own.scenarios[name]
-    users, labels, after = score_rows_of(tuned_model(ground, name, project), name, "valid")
-    before = model_before(ground, name, project)
-    scores = {"finetuned": after, "joint": score_rows_of(before, name, "valid")[2]}
-    scored = Scored(users, labels, scores)
-    decision = decide(facts, scored, tuned.least_labels, project.finetune.keep)
-    if ground.is_new(name) and decision["chosen"] == "joint":
-        decision["chosen"] = ZERO_SHOT
+    decision = {"labels": counts} | choose(ground, own, name, project)
     told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
-    decision |= {"mode": tuned.mode, "bytes": delta["bytes"], "rows": facts.num_rows("train")}
+    decision |= {"mode": tuned.mode, "bytes": delta["bytes"]}
     decision["training"] = {k: summary[k] for k in told}
     return conclude(folder, decision, name, say)
+
+
+def choose(ground: Ground, own: Prepared, name: str, project: Project) -> Record:
+    """Which model a scenario uses, by validation: the fine-tuned one, or the one before it."""
+    before = model_before(ground, name, project)
+    if before is None:
+        return {"chosen": "finetuned", "reason": "nothing scored the new scenario before"}
+    users, labels, after = score_rows_of(tuned_model(ground, name, project), name, "valid")
+    scores = {"finetuned": after, "joint": score_rows_of(before, name, "valid")[2]}
+    least, keep = project.finetune.of(name).least_labels, project.finetune.keep
+    found = decide(own.scenarios[name], Scored(users, labels, scores), least, keep)
+    if ground.is_new(name) and found["chosen"] == "joint":
+        found["chosen"] = ZERO_SHOT
+    return found
 
 
 def label_counts(prepared: Prepared, name: str) -> dict[str, int]:
@@ -232,7 +240,7 @@ def conclude(folder: str, decision: Record, name: str, say: Say) -> Record:
 
 def summary_of(ground: Ground, decisions: dict[str, Record]) -> dict[str, Any]:
     """The decisions, with the bytes of the base and the deltas beside those of full copies."""
-    base = len(storage.read_bytes(storage.join(ground.joint, "model.safetensors")))
+    base = storage.num_bytes(storage.join(ground.joint, WEIGHTS))
     deltas = {n: d["bytes"] for n, d in decisions.items() if "bytes" in d}
     return {
         "scenarios": decisions,

@@ -39,19 +39,17 @@ from mtrec_ray.model.ranking import Ranking, best_items, blend
 from mtrec_ray.model.recommender import predictions
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.ground import Ground, check_names, open_ground, with_data
 from mtrec_ray.stages.marks import DONE
-from mtrec_ray.stages.scenario import (
-    ZERO_SHOT,
-    Ground,
-    check_names,
-    chosen_model,
-    open_ground,
-    with_data,
-)
+from mtrec_ray.stages.serve import ZERO_SHOT, chosen_model
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 USERS_PER_UNIT = 4096
 NEW_USERS = "new"
+
+# Persons and items.
+Pairs = tuple[np.ndarray, np.ndarray]
+NO_PAIRS: Pairs = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 class Ranker:
@@ -105,7 +103,7 @@ class Ranker:
         columns["new_item"] = ~self.items.known[item]
         return pa.table(columns)
 
-    def rank_all(self, users: Users, seen: tuple[np.ndarray, np.ndarray]) -> pa.Table:
+    def rank_all(self, users: Users, seen: Pairs) -> pa.Table:
         """The best items of many users, in blocks of like long histories; `seen`: who, what."""
         order = np.argsort((users.history >= 0).sum(1), kind="stable")
         users = users.take(order)
@@ -115,7 +113,7 @@ class Ranker:
         return pa.concat_tables(tables)
 
 
-def marks(users: Users, seen: tuple[np.ndarray, np.ndarray], num_items: int) -> np.ndarray:
+def marks(users: Users, seen: Pairs, num_items: int) -> np.ndarray:
     """bool[B, n]: which items each user has seen, from persons [m] and items [m]."""
     found = np.zeros((len(users), num_items), bool)
     persons, items = seen
@@ -137,25 +135,38 @@ class Writer:
         self.ranker = Ranker(served, name, ray.get(vectors), ray.get(items))
         self.wanted: frozenset[str] | None = ray.get(wanted)
         self.folder, self.name = folder, name
+        self.held: tuple[str, Users, Pairs] | None = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Write a unit's recommendations; returns how many users and rows they are."""
-        layout, exclude = self.ranker.layout, self.ranker.options.exclude_seen
-        nobody = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-        if unit["part"] == NEW_USERS:
-            users, seen = new_users(layout, json.loads(unit["users"])), nobody
-        else:
-            users = users_at_end(layout, unit["part"]).of(unit["start"], unit["stop"])
-            part = unit["part"]
-            seen = seen_pairs(layout.prepared, self.name, part=part) if exclude else nobody
-        if self.wanted is not None and unit["part"] != NEW_USERS:
-            users = users.take(np.flatnonzero([i in self.wanted for i in users.ids]))
+        """Write a unit's recommendations; returns its users, rows and seconds of ranking."""
+        started = time.monotonic()
+        users, seen = self.users_of(unit)
         if not len(users):
-            return {"users": 0, "rows": 0}
+            return {"users": 0, "rows": 0, "seconds": 0.0}
         table = self.ranker.rank_all(users, seen)
         name = f"{unit['part'].removesuffix('.parquet')}-{unit['start']:08}.parquet"
         storage.write_table(storage.join(self.folder, name), table)
-        return {"users": len(users), "rows": table.num_rows}
+        seconds = time.monotonic() - started
+        return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
+
+    def users_of(self, unit: dict[str, Any]) -> tuple[Users, Pairs]:
+        """The users of a unit that are wanted, and what they have seen."""
+        if unit["part"] == NEW_USERS:
+            return new_users(self.ranker.layout, json.loads(unit["users"])), NO_PAIRS
+        users, seen = self.partition(unit["part"])
+        users = users.of(unit["start"], unit["stop"])
+        if self.wanted is not None:
+            users = users.take(np.flatnonzero([i in self.wanted for i in users.ids]))
+        return users, seen
+
+    def partition(self, part: str) -> tuple[Users, Pairs]:
+        """A partition's users and what they have seen; the last one is kept."""
+        if self.held is None or self.held[0] != part:
+            layout, seen = self.ranker.layout, NO_PAIRS
+            if self.ranker.options.exclude_seen:
+                seen = seen_pairs(layout.prepared, self.name, part=part)
+            self.held = (part, users_at_end(layout, part), seen)
+        return self.held[1:]
 
 
 def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -204,7 +215,12 @@ def recommend_scenario(
     found = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
     say(f"{name}: {found['users']:,} users in {seconds:.0f} s, {served_by(served)} model")
     more = {"model": served_by(served), "items": prepared.scenarios[name].num_items}
-    return {**found, **more, "seconds": seconds, "users_per_s": found["users"] / seconds}
+    ranking = sum(r["seconds"] for r in rows)  # of all workers, without starting them
+    speed = {
+        "users_per_s": found["users"] / seconds,
+        "users_per_s_of_a_worker": found["users"] / max(ranking, 1e-9),
+    }
+    return {**found, **more, "seconds": seconds, **speed}
 
 
 def served_by(served: Served) -> str:

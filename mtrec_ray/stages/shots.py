@@ -18,19 +18,10 @@ from mtrec_ray.data.prepare import Say
 from mtrec_ray.learning.validate import task_metrics
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.fanout import Record, side_by_side
+from mtrec_ray.stages.ground import Ground
 from mtrec_ray.stages.marks import DONE
-from mtrec_ray.stages.scenario import (
-    DELTA_FOLDER,
-    Ground,
-    for_use,
-    scenario_project,
-    score_rows_of,
-    single,
-    start_of,
-    store_delta,
-    tuned_in,
-    zero_shot_model,
-)
+from mtrec_ray.stages.scenario import DELTA_FOLDER, scenario_project, single, start_of, store_delta
+from mtrec_ray.stages.serve import for_use, score_rows_of, tuned_in, zero_shot_model
 from mtrec_ray.stages.train import BEST, train_model
 from mtrec_ray.stages.vectors import Served, joint_model
 

@@ -27,14 +27,9 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages import finetune
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import Options, run_finetune
+from mtrec_ray.stages.ground import open_ground
 from mtrec_ray.stages.recommend import run_recommend
-from mtrec_ray.stages.scenario import (
-    base_model,
-    chosen_model,
-    open_ground,
-    score_rows_of,
-    tuned_model,
-)
+from mtrec_ray.stages.serve import base_model, chosen_model, score_rows_of, tuned_model
 from mtrec_ray.stages.vectors import ensure_vectors, load_with_vectors
 from tests.cluster.runs import changed, say_nothing
 from tests.cluster.test_resume import kill_worker, start_job, wait_until
@@ -251,6 +246,26 @@ def test_evaluation_has_both_models(tuned):
         assert 0 <= ranking[model]["ndcg"] <= 1
     assert ranking["users"] > 10
     assert ranking["items"] == 40
+
+
+def test_comparison(tuned):
+    """Joint, fine-tuned and alone stand side by side, their differences with intervals."""
+    found = run_finetune(tuned.project, str(tuned.storage), say_nothing, Options(compare=True))
+    tables = found["comparison"]
+    assert tables == json.loads((tuned.folder / "scenarios" / "comparison.json").read_text())
+    metrics = run_evaluate(tuned.project, str(tuned.storage), say_nothing)["joint_metrics"]
+    for name, table in tables.items():
+        assert any(w in table["verdict"] for w in ("gains", "harmed", "neither"))
+        for task, row in table["tasks"].items():
+            assert row["joint"] == pytest.approx(metrics[name][task][row["metric"]], rel=1e-4)
+            assert row["alone"] != row["joint"] != row["finetuned"]
+            for pair in ("finetuned-joint", "finetuned-alone", "joint-alone"):
+                first, second = pair.split("-")
+                assert row[pair]["value"] == pytest.approx(row[first] - row[second])
+                assert row[pair]["low"] <= row[pair]["value"] <= row[pair]["high"]
+    told: list[str] = []
+    run_finetune(tuned.project, str(tuned.storage), told.append, Options(compare=True))
+    assert not [line for line in told if "alone" in line]
 
 
 @pytest.fixture(scope="module")

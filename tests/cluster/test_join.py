@@ -15,8 +15,9 @@ from mtrec_ray.data.state import read_states, stored_users
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import Options, run_finetune
+from mtrec_ray.stages.ground import open_ground
 from mtrec_ray.stages.recommend import run_recommend
-from mtrec_ray.stages.scenario import base_model, open_ground, score_rows_of, zero_shot_model
+from mtrec_ray.stages.serve import base_model, score_rows_of, zero_shot_model
 from tests.cluster.logs import scenario_tree
 from tests.cluster.runs import say_nothing
 

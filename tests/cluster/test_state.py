@@ -41,7 +41,7 @@ def shop_tree(root):
 def worlds(tmp_path_factory):
     """Shop prepared, and again with three rows more, just after the end: their users and items."""
     root = tmp_path_factory.mktemp("world")
-    write_sample_world(str(root), seed=7, users=60, items=20, events=700)
+    write_sample_world(str(root), seed=7, users=80, items=24, events=700)
     found, events = [], pq.read_table(root / "shop" / "events.parquet")
     asked = [0, 100, 350]
     last = events.column("time").to_numpy().max()

@@ -467,7 +467,9 @@ def test_mistake_in_the_rows(project, capsys, what):
     check_refusal(project, mistake, code, stderr)
 
 
-@pytest.mark.parametrize("job", ["prepare", "train", "tune", "evaluate", "pipeline"])
+@pytest.mark.parametrize(
+    "job", ["prepare", "train", "tune", "finetune", "evaluate", "recommend", "pipeline"]
+)
 def test_every_job_refuses(project, capsys, job):
     """Every job refuses a mistake in its own name."""
     mistake = IN_THE_FILE["unknown key"]
@@ -476,7 +478,7 @@ def test_every_job_refuses(project, capsys, job):
     check_refusal(project, Mistake(mistake.make, mistake.lines, job), code, stderr)
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate"])
+@pytest.mark.parametrize("job", ["train", "finetune", "evaluate", "recommend"])
 def test_job_before_its_stage(project, capsys, job):
     """A job whose input another job makes says which one to run first."""
     code, stderr = run_here(job, project.arguments(), capsys)

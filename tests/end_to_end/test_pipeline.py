@@ -70,6 +70,20 @@ def test_metrics_of_each_task(first, name, task):
         assert 0 < found["mean_rmse"] < 3
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_what_came_of_each_scenario(first, name):
+    """Each scenario has its choice, recommendations for every user, and recall beside others'."""
+    line = last_line(first[0].stdout)
+    assert line["chosen"][name] in ("joint", "finetuned")
+    assert line["recommended"][name]["model"] == line["chosen"][name]
+    assert line["recommended"][name]["users"] > 100
+    if line["chosen"][name] == "joint":
+        assert line["metrics"][name] == line["joint_metrics"][name]
+    for model in ("model", "popularity", "neighbours"):
+        assert 0 <= line["ranking"][name][model]["recall"] <= 1
+        assert 0 <= line["ranking"][name][model]["ndcg"] <= 1
+
+
 def test_output_says_that_the_world_is_generated(first):
     """Both the progress and the table say that the data is generated, not real."""
     said = [line for line in first[0].stdout.splitlines() if "GENERATED" in line]
@@ -100,6 +114,8 @@ def test_files_of_the_run(first, storage):
     ):
         assert (run / file).is_file()
     for name in TASKS:
+        assert (run / "scenarios" / name / "decision.json").is_file()
+        assert list((run / "recommendations" / name).glob("*.parquet"))
         assert list((run / "evaluation" / "predictions" / name).glob("*.parquet"))
     assert not list(storage.rglob("*.part"))
     assert not (run / "prepared" / "work").exists()
@@ -109,8 +125,9 @@ def test_nothing_is_done_twice(second):
     """The same command again skips every stage."""
     found, _ = second
     assert found.returncode == 0, found.stderr
-    for stage in ("prepare", "train", "evaluate"):
+    for stage in ("prepare", "train", "finetune", "evaluate"):
         assert f"{stage}: already done" in found.stdout
+    assert found.stdout.count("already done") == 4 + len(TASKS)  # recommending, by scenario
     for words in ("tokenising", "writing the GENERATED", "joint training", "scoring"):
         assert words not in found.stdout
 

@@ -394,3 +394,44 @@ def test_workers_are_a_number_or_a_pair(found):
         parse_project(tree)
     (line,) = error.value.problems
     assert line.startswith("run.num_workers: allowed: a number above 0, or two of them")
+
+
+# --- fine-tuning and recommending ------------------------------------------------------------
+
+
+def two_scenarios(**sections):
+    """A project file of two scenarios."""
+    tasks = {"click": {"kind": "binary"}, "buy": {"kind": "binary", "given": "click"}}
+    names = {name: scenario_tree(tasks) for name in ("shop", "news")}
+    return project_tree(names, **sections)
+
+
+def test_scenarios_own_fine_tuning():
+    """What a scenario's own section does not say is as in the general one, lora's fields too."""
+    section = {
+        "mode": "lora", "lr": 0.1, "lora": {"rank": 3, "shared": False},
+        "scenarios": {"shop": {"mode": "head"}, "news": {"lora": {"rank": 5}}},
+    }  # fmt: skip
+    project = parse_project(two_scenarios(finetune=section))
+    shop, news = project.finetune.of("shop"), project.finetune.of("news")
+    assert (shop.mode, shop.lr, shop.lora.rank) == ("head", 0.1, 3)
+    assert (news.mode, news.lr, news.lora.rank, news.lora.shared) == ("lora", 0.1, 5, False)
+    assert parse_project(project.dump()) == project
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"finetune": {"scenarios": {"books": {}}}}, r"finetune\.scenarios: found \['books'\]"),
+        ({"finetune": {"scenarios": {"shop": {"mood": 1}}}}, r"finetune\.scenarios\.shop\.mood"),
+        ({"finetune": {"mode": "half"}}, r"finetune\.mode: found 'half'"),
+        ({"recommend": {"by": {"books": {"buy": 1}}}}, r"recommend\.by: found 'books'"),
+        ({"recommend": {"by": {"shop": {"like": 1}}}}, r"recommend\.by\.shop: found .*'like'"),
+        ({"recommend": {"by": {"shop": {"buy": 0}}}}, r"recommend\.by\.shop: .*one of them above"),
+    ],
+)
+def test_mistakes_of_fine_tuning_and_recommending(sections, line):
+    """Each mistake is one line that names the field."""
+    with pytest.raises(ProjectError, match=line) as caught:
+        parse_project(two_scenarios(**sections))
+    assert len(caught.value.problems) == 1
