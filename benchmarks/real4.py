@@ -2,7 +2,8 @@
 
     python -m benchmarks.real4 [--quick] [--seeds 3] [--out FILE] [--root real4] [--storage DIR]
 
-With `--quick`: one seed, capped rows, no teacher. From the raw Parquet: the pipeline of `jobs/real4.yaml` (Ray, two workers) is the joint model's
+With `--quick`: one seed, capped rows, no teacher.
+From the raw Parquet: the pipeline of `jobs/real4.yaml` (Ray, two workers) is the joint model's
 first seed. On exactly its prepared rows are then fitted, in this order, each kept in the storage:
 
     popularity, lightgbm, lightgbm_text    `benchmarks/baselines.py`
