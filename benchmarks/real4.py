@@ -49,7 +49,7 @@ from mtrec_ray.stages.train import run_train
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
 QUICK = (
     "training.epochs=2",
-    "training.rows_per_epoch=300000",
+    "training.rows_per_epoch=200000",
     "training.teacher.share=0",
 )
 FROZEN = {"trainable": "none"}
