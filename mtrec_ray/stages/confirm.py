@@ -20,7 +20,7 @@ from mtrec_ray.stages.suggest import Suggester
 from mtrec_ray.stages.sweep import Recorder, run_trials
 from mtrec_ray.stages.trial import Shared, train_trial, workers
 from mtrec_ray.stages.trials import Trial, load_trials
-from mtrec_ray.stages.vectors import load_trained
+from mtrec_ray.stages.vectors import joint_model, load_trained
 
 VARIANTS = ("chosen", "uniform", "own")
 
@@ -97,7 +97,8 @@ def scores_on_test(project: Project, shared: Shared, name: str) -> dict[str, Any
     On the driver: what a trial starts has to fit into the resources that Tune set aside for it.
     """
     prepared, folder = shared.prepared, storage.join(shared.folder, name, "predictions")
-    predict(project, prepared.folder, storage.join(shared.folder, name, BEST), folder)
+    served = joint_model(project, prepared.folder, storage.join(shared.folder, name, BEST))
+    predict(dict.fromkeys(prepared.scenarios, served), folder, project.run)
     metrics = {n: measure(folder, facts) for n, facts in prepared.scenarios.items()}
     return scores_of(project, metrics)
 
