@@ -68,6 +68,10 @@ class NumericInputs(nn.Module):
         near = (1 - (place.unsqueeze(-1) - knots).abs()).clamp(min=0)
         return (near * known.unsqueeze(-1)).flatten(1)
 
+    def ranks(self, values: Tensor) -> Tensor:
+        """f32[N, F]: the ranks alone."""
+        return ranks(values, self.edges)
+
 
 def read_numbers(values: Tensor, mean: Tensor, std: Tensor, edges: Tensor) -> Tensor:
     """f32[N, 2F]: columns f32[N, F] standardised and clipped, then their ranks; 0 for null."""
