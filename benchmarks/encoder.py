@@ -49,7 +49,7 @@ from mtrec_ray.config import parse_project
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.shards import Arrays, PreparedScenario
 from mtrec_ray.data.tokens import load_tokenizer, special_tokens
-from mtrec_ray.learning.loop import autocast_for
+from mtrec_ray.learning.build import autocast_for
 from mtrec_ray.learning.losses import loss_weights
 from mtrec_ray.learning.optim import build_optimizer
 from mtrec_ray.learning.step import Forward, accumulate, wrap

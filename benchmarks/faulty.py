@@ -32,6 +32,7 @@ from mtrec_ray.config import load_project
 from mtrec_ray.learning import loop
 from mtrec_ray.learning.feed import Feed
 from mtrec_ray.learning.ranks import world
+from mtrec_ray.learning.run import Run
 from mtrec_ray.stages import train
 
 FAILURES = 3  # of the storage, in a row
@@ -84,7 +85,7 @@ def faulty_worker(folder: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def note_rows(plan: Plan, path: Path, at: dict[str, Any]) -> None:
     """Note the rows of each step once it is done."""
-    take, train_step = Feed.take, loop.Run.train_step
+    take, train_step = Feed.take, Run.train_step
 
     def noting_take(feed: Feed) -> Any:
         found = take(feed)
@@ -92,7 +93,7 @@ def note_rows(plan: Plan, path: Path, at: dict[str, Any]) -> None:
             at["rows"].setdefault(name, []).extend(rows["row"].tolist())
         return found
 
-    def noting_step(run: loop.Run) -> Any:
+    def noting_step(run: Run) -> Any:
         at.update(step=run.step, rows={})
         result = train_step(run)
         line = {"time": time.time(), "size": run.size, "rank": run.rank, **at}
@@ -104,7 +105,7 @@ def note_rows(plan: Plan, path: Path, at: dict[str, Any]) -> None:
         return result
 
     mock.patch.object(Feed, "take", noting_take).start()
-    mock.patch.object(loop.Run, "train_step", noting_step).start()
+    mock.patch.object(Run, "train_step", noting_step).start()
 
 
 def note_reports(plan: Plan) -> None:
@@ -121,15 +122,15 @@ def note_reports(plan: Plan) -> None:
 
 def fail_in_step(plan: Plan) -> None:
     """Die after the gradient was computed and before the weights change."""
-    learn = loop.Run.learn
+    learn = Run.learn
 
-    def failing_learn(run: loop.Run, result: Any) -> None:
+    def failing_learn(run: Run, result: Any) -> None:
         number = plan.due("step", run.step, run.rank)
         if number is not None:
             die(plan, number)
         learn(run, result)
 
-    mock.patch.object(loop.Run, "learn", failing_learn).start()
+    mock.patch.object(Run, "learn", failing_learn).start()
 
 
 def fail_in_validation(plan: Plan, at: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from mtrec_ray.data import storage as files
 from mtrec_ray.data.order import Piece
 from mtrec_ray.data.shards import Arrays, Prepared, to_arrays
 from mtrec_ray.learning import checkpoint, loop
+from mtrec_ray.learning.build import build_model, cache_folder
 from mtrec_ray.learning.feed import Reader, pick
 from mtrec_ray.learning.validate import score_split
 from mtrec_ray.schema import Project
@@ -117,9 +118,9 @@ def fit(project: Project, prepared: Prepared, splits: Sequence[str] = ("valid", 
         summary = loop.train(project, mine, Host(mine, Path(folder)))
         seconds = time.monotonic() - started
         precision = project.training.precision
-        model, vectors = loop.build_model(project, mine, Host.device, precision)
+        model, vectors = build_model(project, mine, Host.device, precision)
         checkpoint.load_model(Path(folder), model)
-    vectors.compute_frozen(loop.cache_folder(project))
+    vectors.compute_frozen(cache_folder(project))
     vectors.refresh()
     scores = {
         f"{split}.{name}": score_split(model, vectors, mine, name, split)[2]

@@ -44,6 +44,8 @@ from mtrec_ray.config import load_project, parse_project
 from mtrec_ray.data.shards import Arrays, Prepared, PreparedScenario, read_rows
 from mtrec_ray.data.tokens import item_texts
 from mtrec_ray.learning import loop
+from mtrec_ray.learning.build import cache_folder, computes_bf16
+from mtrec_ray.learning.run import Run
 from mtrec_ray.learning.validate import validate
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
@@ -130,12 +132,12 @@ def run_ours(
 ) -> Iterator[Curve]:
     """Train a variant of this model; yields its curve as it grows."""
     mine = only(prepared, [scenario])
-    run = loop.Run(project_of(base, scenario, job, seed), mine, Host(mine))
+    run = Run(project_of(base, scenario, job, seed), mine, Host(mine))
     curve = Curve(scenario, job.variant, seed)
     before = {n: p.detach().clone() for n, p in run.model.encoder.named_parameters()}
     curve.trainable = sum(p.numel() for p in run.model.encoder.parameters() if p.requires_grad)
     spent, started = 0.0, time.monotonic()
-    run.vectors.compute_frozen(loop.cache_folder(run.project))
+    run.vectors.compute_frozen(cache_folder(run.project))
     run.vectors.refresh()
     spent += time.monotonic() - started
     for _ in range(job.rows // job.points):
@@ -172,7 +174,7 @@ def run_plain(
     valid = shuffled_rows(facts, texts, valid_arrays, 2048 if job.rows > 1000 else 64, 0)
     curve = Curve(scenario, "plain", seed)
     clock = Clock(job.points, lambda model: plain_auc(facts.kinds, model, valid), curve)
-    bf16 = loop.computes_bf16(torch.device("cpu"))
+    bf16 = computes_bf16(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         train_plain(rows, facts.kinds, bf16=bf16, folder=folder, seed=seed, callbacks=[clock])
     curve.weight_change = clock.weight_change
@@ -195,7 +197,7 @@ def shuffled_rows(
 
 def plain_auc(kinds: dict[str, str], model: Any, valid: PlainRows) -> float:
     """Mean AUC of the binary tasks over some validation rows."""
-    scores = score_plain(model, valid, bf16=loop.computes_bf16(torch.device("cpu")))
+    scores = score_plain(model, valid, bf16=computes_bf16(torch.device("cpu")))
     found = []
     for i, kind in enumerate(kinds.values()):
         known = np.isfinite(valid.labels[:, i])

@@ -38,7 +38,7 @@ from mtrec_ray.config import load_project
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.shards import Prepared, PreparedScenario, load_prepared
 from mtrec_ray.learning.bootstrap import Interval, paired_difference
-from mtrec_ray.learning.loop import make_plan
+from mtrec_ray.learning.plan import make_plan
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.evaluate import read_predictions, run_evaluate

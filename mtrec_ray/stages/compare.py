@@ -19,7 +19,7 @@ from mtrec_ray.data.prepare import Say
 from mtrec_ray.data.shards import Prepared, PreparedScenario
 from mtrec_ray.learning.bootstrap import paired_difference
 from mtrec_ray.learning.decide import Scored, score_difference
-from mtrec_ray.learning.loop import make_plan
+from mtrec_ray.learning.plan import make_plan
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.fanout import Record, side_by_side
 from mtrec_ray.stages.ground import SCENARIOS, Ground

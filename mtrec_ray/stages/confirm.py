@@ -7,8 +7,8 @@ import numpy as np
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say
+from mtrec_ray.learning.build import cache_folder
 from mtrec_ray.learning.front import scenario_scores, task_scores
-from mtrec_ray.learning.loop import cache_folder
 from mtrec_ray.learning.metrics import joint_score
 from mtrec_ray.learning.validate import TaskMetrics, flat, validate
 from mtrec_ray.schema import Project

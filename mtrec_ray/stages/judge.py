@@ -32,7 +32,7 @@ from mtrec_ray.data.state import (
     user_parts,
     users_at_end,
 )
-from mtrec_ray.learning.loop import autocast_for
+from mtrec_ray.learning.build import autocast_for
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.schema import Project

@@ -18,6 +18,7 @@ from mtrec_ray.data.stream import Source
 from mtrec_ray.learning import loop
 from mtrec_ray.learning.checkpoint import FACTS, WEIGHTS
 from mtrec_ray.learning.feed import Reader
+from mtrec_ray.learning.host import NO_SCORE
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.marks import DONE
 
@@ -45,7 +46,7 @@ class LocalHost:
         name = f"checkpoint_{metrics['step']:09d}"
         for file in sorted(folder.iterdir()):
             storage.write_bytes(storage.join(self.folder, name, file.name), file.read_bytes())
-        before, best = self.latest.get("name"), self.latest.get("best", loop.NO_SCORE)
+        before, best = self.latest.get("name"), self.latest.get("best", NO_SCORE)
         if metrics["joint_score"] < best:
             best = metrics["joint_score"]
             for file in (WEIGHTS, FACTS):

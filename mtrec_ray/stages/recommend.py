@@ -34,7 +34,7 @@ from mtrec_ray.data.state import (
     user_parts,
     users_at_end,
 )
-from mtrec_ray.learning.loop import autocast_for
+from mtrec_ray.learning.build import autocast_for
 from mtrec_ray.model.ranking import Ranking, best_items, blend
 from mtrec_ray.model.recommender import predictions
 from mtrec_ray.schema import Project

@@ -18,7 +18,7 @@ from mtrec_ray.learning.adapt import (
     read_base,
     save_delta,
 )
-from mtrec_ray.learning.loop import build_model
+from mtrec_ray.learning.build import build_model
 from mtrec_ray.model.encoder import TextEncoder, load_backbone
 from mtrec_ray.schema import Encoder, Project, Tuned
 from mtrec_ray.stages.ground import Ground

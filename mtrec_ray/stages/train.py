@@ -30,6 +30,8 @@ from mtrec_ray.data.stream import Source, training_source
 from mtrec_ray.learning import loop
 from mtrec_ray.learning.adapt import Start
 from mtrec_ray.learning.feed import Reader
+from mtrec_ray.learning.plan import make_plan
+from mtrec_ray.learning.run import NotFiniteError
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
@@ -116,7 +118,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         if config["rows"] is not None:
             prepared = prepared.first(config["rows"])
         return loop.train(project, prepared, host, config["start"])
-    except loop.NotFiniteError as error:  # to start again would not help
+    except NotFiniteError as error:  # to start again would not help
         return {"refused": str(error)}
 
 
@@ -224,7 +226,7 @@ def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
         say("train: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
-    loop.make_plan(project, prepared, project.run.most_workers)
+    make_plan(project, prepared, project.run.most_workers)
     begin(folder, made_with)
     connect(project.run)
     prepared = with_teacher(project, prepared, run_folder, say)

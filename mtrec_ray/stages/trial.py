@@ -16,7 +16,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.shards import Prepared
 from mtrec_ray.data.stream import Source
 from mtrec_ray.learning.front import scenario_scores, task_scores
-from mtrec_ray.learning.loop import NO_SCORE
+from mtrec_ray.learning.host import NO_SCORE
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.local import Tell, train_here
 from mtrec_ray.stages.space import with_overrides

@@ -15,7 +15,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import Prepared
 from mtrec_ray.data.stream import training_source
-from mtrec_ray.learning import loop
+from mtrec_ray.learning.plan import make_plan
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.choose import outcome_of, write_outcome
@@ -69,7 +69,7 @@ def run_tune(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
         say("tune: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
-    loop.make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
+    make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
     begin(folder, made_with)
     connect(room.run)
     prepared = with_teacher(room, prepared, run_folder, say)

@@ -17,7 +17,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.shards import Prepared, load_prepared
 from mtrec_ray.learning import checkpoint
 from mtrec_ray.learning.adapt import Start, apply_delta, begin
-from mtrec_ray.learning.loop import build_model
+from mtrec_ray.learning.build import build_model
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import quantise
 from mtrec_ray.model.recommender import Recommender

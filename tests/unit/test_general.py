@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from mtrec_ray.learning.loop import clipped_together
 from mtrec_ray.learning.losses import general_loss, label_counts
+from mtrec_ray.learning.run import clipped_together
 from mtrec_ray.learning.step import Forward, accumulate
 from mtrec_ray.model.recommender import GENERAL, Samples
 from tests.builders import FACTS, build, make_catalogues, make_rows, small_model

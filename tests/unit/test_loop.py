@@ -11,7 +11,9 @@ from mtrec_ray.config import parse_project
 from mtrec_ray.learning import loop
 from mtrec_ray.learning.checkpoint import WEIGHTS, load_file, load_state
 from mtrec_ray.learning.feed import pick
-from mtrec_ray.learning.loop import NO_SCORE, NotFiniteError
+from mtrec_ray.learning.host import NO_SCORE
+from mtrec_ray.learning.plan import make_plan
+from mtrec_ray.learning.run import NotFiniteError, Run
 from tests.builders import (
     CPU,
     FACTS,
@@ -108,7 +110,7 @@ def project(trainable="none", seed=0, **training):
 
 def ended(host, options, prepared):
     """Train until the host ends it; whether it ended by itself."""
-    step = loop.Run.train_step
+    step = Run.train_step
 
     def counted(run):
         if host.ends_at is not None and run.step >= host.ends_at:
@@ -120,7 +122,7 @@ def ended(host, options, prepared):
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Run, "train_step", counted)
+        patch.setattr(Run, "train_step", counted)
         try:
             return loop.train(options, prepared, host)
         except StoppedError:
@@ -192,7 +194,7 @@ def test_rows_are_accounted_for(data, tmp_path):
     for host.ends_at in (2, 5, 5, None):  # the last checkpoints are of steps 0, 4, and 4
         found = ended(host, project(), data[0])
     redone, found = 2 + 1 + 1, found["rows"]
-    quotas = loop.make_plan(project(), data[0], 1).quotas
+    quotas = make_plan(project(), data[0], 1).quotas
     for name, row in found.items():
         assert row["seen"] == quotas[name] * STEPS
         assert row["repeated"] == max(row["seen"] - ROWS[name], 0)
