@@ -54,7 +54,7 @@ KINDS = {
     "job": "job killed and submitted again",
 }
 EPOCHS, STEPS, BATCH, CHECKPOINT_STEPS = 6, 30, 96, 20
-PATIENCE = 400.0  # seconds for a run
+PATIENCE = 500.0  # seconds for a run
 NOTICE_SECONDS = 30
 
 Record = dict[str, Any]
