@@ -32,7 +32,7 @@ from mtrec_ray.stages.recommend import run_recommend
 from mtrec_ray.stages.serve import base_model, chosen_model, score_rows_of, tuned_model
 from mtrec_ray.stages.vectors import ensure_vectors, load_with_vectors
 from tests.cluster.runs import changed, say_nothing
-from tests.cluster.test_resume import kill_worker, start_job, wait_until
+from tests.cluster.test_resume import finished_epochs, kill_worker, start_job, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -217,7 +217,7 @@ def test_killed_run_resumes(trained, tmp_path):
         tmp_path / "project.yaml", storage, output, job="finetune", more=("--scenario", "shop")
     )
     try:
-        wait_until(lambda: "epoch 1: joint validation" in output.read_text(), job, output)
+        wait_until(lambda: finished_epochs(folder / "training") == 1, job, output)
         kill_worker(output)
         assert job.wait(200) == 0, output.read_text()
     finally:

@@ -1,0 +1,189 @@
+"""A trial that Tune ends at any report and starts again ends where an undisturbed one ends.
+
+Without Ray: Tune's report is a list.
+"""
+
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import ray.tune
+import torch
+
+from mtrec_ray.config import parse_project
+from mtrec_ray.data import storage
+from mtrec_ray.learning.checkpoint import FACTS as MODEL_FACTS
+from mtrec_ray.learning.checkpoint import WEIGHTS, load_file
+from mtrec_ray.learning.feed import pick
+from mtrec_ray.schema import Project
+from mtrec_ray.stages.local import BEST, train_here
+from mtrec_ray.stages.space import space_of
+from mtrec_ray.stages.trial import Shared, run_trial, train_trial
+from mtrec_ray.stages.trials import Trial, load_trials
+from mtrec_ray.stages.tune import planned
+from tests.builders import (
+    FACTS,
+    make_catalogues,
+    make_rows,
+    small_model,
+    take,
+    two_scenario_project,
+    write_prepared,
+)
+
+ROWS = {"shop": 60, "video": 25}
+EPOCHS = 3
+
+
+class Rows:
+    """Training rows in memory."""
+
+    kind = "memory"
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def read(self, wanted):
+        return {n: (pick(self.rows[n], p) for p in own.pieces) for n, own in wanted.items()}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prepared rows of two scenarios, and where training gets them from."""
+    rng = np.random.default_rng(3)
+    shards, rows = {}, {}
+    for name, number in ROWS.items():
+        found = make_rows(rng, FACTS[name], number)
+        rows[name] = [take(found, slice(a, b)) for a, b in pairwise([0, number // 3, number])]
+        shards[name] = {"train": rows[name], "valid": [found]}
+    folder = tmp_path_factory.mktemp("trial") / "prepared"
+    return write_prepared(folder, make_catalogues(), shards), Rows(rows)
+
+
+@pytest.fixture(scope="module")
+def project() -> Project:
+    """A small model with dropout, in three epochs of four steps, with a checkpoint in mid-epoch."""
+    model = small_model("none", encoder={"every": None}, dropout=0.2, id_dropout=0.3)
+    tree = two_scenario_project().dump() | {"model": model.model_dump(mode="json")}
+    tree["training"] |= {
+        "epochs": EPOCHS, "rows_per_epoch": 48, "batch_size": 12, "alpha": 0.5, "lr": 0.01
+    }  # fmt: skip
+    tree["run"]["checkpoint_steps"] = 3
+    tree["search"] = {"num_workers": 0, "fields": {}}
+    return parse_project(tree)
+
+
+@pytest.fixture(scope="module")
+def whole(data, project, tmp_path_factory):
+    """What an undisturbed run told, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    told = []
+    train_here(project, data[0], str(folder), data[1], told.append)
+    return told, folder
+
+
+def stopped_at(number, told):
+    """A listener that ends the trial, as Tune does, at a report."""
+
+    def tell(metrics):
+        told.append(metrics)
+        if len(told) == number:
+            raise SystemExit
+
+    return tell
+
+
+def numbers(reports):
+    """Joint scores and steps of reports."""
+    return [(m["epoch"], m["step"], m["joint_score"]) for m in reports]
+
+
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_a_trial_that_is_ended_goes_on(data, project, whole, tmp_path, stop):
+    """Ended at any report, in mid-epoch or after one, and started again: same scores and model."""
+    first, second = [], []
+    with pytest.raises(SystemExit):
+        train_here(project, data[0], str(tmp_path), data[1], stopped_at(stop, first))
+    train_here(project, data[0], str(tmp_path), data[1], second.append)
+    told, folder = whole
+    assert numbers(first + second) == pytest.approx(numbers(told))
+    ours, theirs = (load_file(f / BEST / WEIGHTS) for f in (tmp_path, folder))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value)
+
+
+def test_only_the_latest_checkpoint_stays(whole):
+    """One checkpoint and the best model, that of the lowest score."""
+    told, folder = whole
+    assert len(list(folder.glob("checkpoint_*"))) == 1
+    record = storage.read_json(str(folder / BEST / MODEL_FACTS))["record"]
+    assert record["joint_score"] == min(m["joint_score"] for m in told)
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """What Tune was told."""
+    found = []
+    monkeypatch.setattr(ray.tune, "report", found.append)
+    return found
+
+
+def start(project, folder, train, shared=None, name="t001"):
+    """Run a trial as Tune does."""
+    config = {"name": name, "overrides": {"training.lr": 0.02}}
+    run_trial(config, project.dump(), str(folder), train, shared)
+
+
+def test_a_trial_tells_its_epochs(data, project, reports, tmp_path):
+    """One report an epoch with the best scores so far, then one with what training returned."""
+    shared = Shared(data[0], data[1], str(tmp_path / "runs"))
+    start(project, tmp_path / "trials", train_trial, shared)
+    entries = [r["entry"] for r in reports if r["entry"]]
+    assert [e["epoch"] for e in entries] == list(range(1, EPOCHS + 1))
+    best = np.minimum.accumulate([e["joint_score"] for e in entries])
+    assert [r["joint_score"] for r in reports if r["entry"]] == pytest.approx(best.tolist())
+    assert set(reports[0]["score"]) == {"shop", "video"}
+    assert reports[-1]["result"]["epochs"] == EPOCHS
+    assert not [r for r in reports if "failed" in r]
+
+
+def test_what_was_told_is_not_told_again(data, project, reports, tmp_path):
+    """A trial whose process was lost after its last checkpoint tells the missing epochs."""
+    shared = Shared(data[0], data[1], str(tmp_path / "runs"))
+    start(project, tmp_path / "trials", train_trial, shared)
+    first = next(r["entry"] for r in reports if r["entry"])
+    Trial("t001", {}, status="running", curve=[first]).save(str(tmp_path / "trials"))
+    reports.clear()
+    start(project, tmp_path / "trials", train_trial, shared)
+    assert [r["entry"]["epoch"] for r in reports if r["entry"]] == [2, 3]
+
+
+def test_a_failure_is_reported_and_not_raised(project, reports, tmp_path):
+    """Whatever training raises is the trial's reason; values that the schema refuses, too."""
+
+    def train(project, name, shared, tell):
+        raise RuntimeError("out of luck")
+
+    start(project, tmp_path, train)
+    assert [r["failed"] for r in reports] == ["RuntimeError: out of luck"]
+    run_trial(
+        {"name": "t002", "overrides": {"training.lr": -1}}, project.dump(), str(tmp_path), train, 0
+    )
+    assert re.match(r"ProjectError: training\.lr: found -1", reports[-1]["failed"])
+
+
+def test_an_interrupted_search_plans_what_is_left(project, tmp_path):
+    """Ended trials stay, those that ran come before new ones, references are there."""
+    point = {"lambda.shop": 0.3, "lambda.video": 0.4}
+    kept = [
+        Trial("own", {}, point, "finished"),
+        Trial("t001", {"scenarios.shop.weight": 2.0}, point, "stopped"),
+        Trial("t002", {"scenarios.shop.weight": 3.0}, point, "running"),
+    ]
+    for trial in kept:
+        trial.save(str(tmp_path))
+    trials = planned(project, space_of(project), load_trials(str(tmp_path)))
+    assert [t.name for t in trials.values() if t.ended] == ["own", "t001"]
+    assert [t.name for t in trials.values() if not t.ended] == ["uniform", "t002"]
+    assert trials["t002"] == kept[2]
