@@ -1,7 +1,7 @@
 """How good recommendations are: recall and NDCG over the whole catalogue on test positives.
 
 A test user asks at the moment of their first test row, with the history and the statistics of that
-row; items and the user's categories are as their last row before test left them, so that nothing
+row; items and the user's categories are as their last row before test met them, so that nothing
 of test is known (without time, statistics are of training rows anyway). Beside the model stand
 popularity (training positives of the item) and nearest neighbours by vectors of the frozen,
 pretrained encoder (cosine with the mean of the history).
