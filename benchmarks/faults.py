@@ -190,7 +190,8 @@ class Attempt:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Those of the last checkpoint."""
-        last = max((self.folder / self.project.run.name / "joint").glob("checkpoint_*"))
+        joint = self.folder / self.project.run.name / "joint"
+        last = max(path for path in joint.glob("checkpoint_*") if path.is_dir())
         return load_file(last / "model.safetensors")
 
 
