@@ -31,6 +31,7 @@ from mtrec_ray.stages.ground import open_ground
 from mtrec_ray.stages.recommend import run_recommend
 from mtrec_ray.stages.serve import base_model, chosen_model, score_rows_of, tuned_model
 from mtrec_ray.stages.vectors import ensure_vectors, load_with_vectors
+from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing
 from tests.cluster.test_resume import finished_epochs, kill_worker, start_job, wait_until
 
@@ -206,6 +207,7 @@ def test_one_failure_leaves_the_others_alone(trained, tmp_path, monkeypatch):
     assert "1 runs, 1 at a time: video" in told
 
 
+@takes_minutes
 def test_killed_run_resumes(trained, tmp_path):
     """A worker is killed after epoch 1: the run goes on at epoch 2, and ends with a decision."""
     storage = copied(trained, tmp_path)
@@ -233,6 +235,7 @@ def test_killed_run_resumes(trained, tmp_path):
 # --- what comes after ------------------------------------------------------------------------
 
 
+@takes_minutes
 def test_evaluation_has_both_models(tuned):
     """`metrics` are those of the chosen models, `joint_metrics` of the joint one beside them."""
     found = run_evaluate(tuned.project, str(tuned.storage), say_nothing)
@@ -248,6 +251,7 @@ def test_evaluation_has_both_models(tuned):
     assert ranking["items"] == 40
 
 
+@takes_minutes
 def test_comparison(tuned):
     """Joint, fine-tuned and alone stand side by side, their differences with intervals."""
     found = run_finetune(tuned.project, str(tuned.storage), say_nothing, Options(compare=True))
@@ -301,6 +305,7 @@ def brute_force(tuned, name, part):
     return users, items, scores, seen_pairs(ground.prepared, name, part=part)
 
 
+@takes_minutes
 @pytest.mark.parametrize("name", ["shop", "video"])
 def test_recommendations_are_the_best_of_all(tuned, recommended, name):
     """Every user's items are the first of a full sort of all pairs, seen ones left out."""
@@ -321,6 +326,7 @@ def test_recommendations_are_the_best_of_all(tuned, recommended, name):
             assert mine["new_item"].tolist() == (~items.known[chosen]).tolist()
 
 
+@takes_minutes
 def test_listed_users(tuned, tmp_path):
     """Listed users alone are served; one whom the log does not have is served and marked."""
     known = pd.read_parquet(tuned.project.path("shop/events.parquet"))["user_id"].iloc[0]

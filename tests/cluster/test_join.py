@@ -19,9 +19,10 @@ from mtrec_ray.stages.ground import open_ground
 from mtrec_ray.stages.recommend import run_recommend
 from mtrec_ray.stages.serve import base_model, score_rows_of, zero_shot_model
 from tests.cluster.logs import scenario_tree
+from tests.cluster.long import takes_minutes
 from tests.cluster.runs import say_nothing
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), takes_minutes]
 
 
 def with_news(project: Project, **finetune: Any) -> Project:

@@ -35,11 +35,12 @@ def wanted_rows(trained):
     class InMemory:
         @staticmethod
         def read(wanted):
-            shards = {
-                n: [to_arrays(s.read().combine_chunks()) for s in prepared.train_shards(n)]
-                for n in wanted
-            }
-            return {n: (pick(shards[n], p) for p in own.pieces) for n, own in wanted.items()}
+            def parts(name, pieces):
+                shards = [to_arrays(s.read().combine_chunks()) for s in prepared.train_shards(name)]
+                for piece in pieces:
+                    yield pick(shards, piece)
+
+            return {n: parts(n, own.pieces) for n, own in wanted.items()}
 
     return batches(prepared, InMemory)
 

@@ -27,9 +27,10 @@ from mtrec_ray.stages.choose import outcome_of
 from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.trials import Trial, load_trials
 from mtrec_ray.stages.tune import run_tune, search
+from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing, world_tree
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), takes_minutes]
 
 TOP = Path(__file__).parents[2]
 NUM_SHORT = int(os.environ.get("MTREC_TRIALS", "12"))
