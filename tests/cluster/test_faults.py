@@ -12,7 +12,7 @@ pytest.importorskip("lightgbm", reason="the extra `benchmarks` is not installed"
 
 from benchmarks.faults import BATCH, CHECKPOINT_STEPS, KINDS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 TOP = Path(__file__).parents[2]
 SEEDS = os.environ.get("MTREC_FAULT_SEEDS", "1")
 
@@ -25,7 +25,7 @@ def result(tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, *words], cwd=TOP, env=environment, capture_output=True, text=True,
-        check=False, timeout=850,
+        check=False, timeout=1450,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return json.loads(out.read_text())

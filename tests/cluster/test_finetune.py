@@ -35,7 +35,7 @@ from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing
 from tests.cluster.test_resume import finished_epochs, kill_worker, start_job, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), takes_minutes]
 
 FIELDS = {
     "epochs": 1, "rows_per_epoch": 2560, "least_labels": 10, "keep": "better",
@@ -207,7 +207,6 @@ def test_one_failure_leaves_the_others_alone(trained, tmp_path, monkeypatch):
     assert "1 runs, 1 at a time: video" in told
 
 
-@takes_minutes
 def test_killed_run_resumes(trained, tmp_path):
     """A worker is killed after epoch 1: the run goes on at epoch 2, and ends with a decision."""
     storage = copied(trained, tmp_path)
@@ -235,7 +234,6 @@ def test_killed_run_resumes(trained, tmp_path):
 # --- what comes after ------------------------------------------------------------------------
 
 
-@takes_minutes
 def test_evaluation_has_both_models(tuned):
     """`metrics` are those of the chosen models, `joint_metrics` of the joint one beside them."""
     found = run_evaluate(tuned.project, str(tuned.storage), say_nothing)
@@ -251,7 +249,6 @@ def test_evaluation_has_both_models(tuned):
     assert ranking["items"] == 40
 
 
-@takes_minutes
 def test_comparison(tuned):
     """Joint, fine-tuned and alone stand side by side, their differences with intervals."""
     found = run_finetune(tuned.project, str(tuned.storage), say_nothing, Options(compare=True))
@@ -305,7 +302,6 @@ def brute_force(tuned, name, part):
     return users, items, scores, seen_pairs(ground.prepared, name, part=part)
 
 
-@takes_minutes
 @pytest.mark.parametrize("name", ["shop", "video"])
 def test_recommendations_are_the_best_of_all(tuned, recommended, name):
     """Every user's items are the first of a full sort of all pairs, seen ones left out."""
@@ -326,7 +322,6 @@ def test_recommendations_are_the_best_of_all(tuned, recommended, name):
             assert mine["new_item"].tolist() == (~items.known[chosen]).tolist()
 
 
-@takes_minutes
 def test_listed_users(tuned, tmp_path):
     """Listed users alone are served; one whom the log does not have is served and marked."""
     known = pd.read_parquet(tuned.project.path("shop/events.parquet"))["user_id"].iloc[0]
