@@ -8,7 +8,7 @@ import pytest
 from mtrec_ray.config import load_project
 from tests.end_to_end.jobs import QUICKSTART, SMALL, TOP, last_line, options, run_process
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 TASKS = {
     "shop": {"click": "binary", "buy": "binary"},
@@ -38,7 +38,7 @@ def second(first, storage) -> tuple[CompletedProcess[str], float]:
 
 def timed(storage) -> tuple[CompletedProcess[str], float]:
     start = time.monotonic()
-    found = run_process("pipeline", options(QUICKSTART, storage, SMALL), timeout=500)
+    found = run_process("pipeline", options(QUICKSTART, storage, SMALL), timeout=1000)
     return found, time.monotonic() - start
 
 

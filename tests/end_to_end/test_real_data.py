@@ -13,7 +13,7 @@ REAL4 = TOP.parent / "shared" / "data" / "real4"
 
 pytestmark = [
     pytest.mark.end_to_end,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(not REAL4.exists(), reason="real4 does not lie beside the project"),
 ]
 
@@ -38,7 +38,7 @@ def test_frozen_encoder_beats_popularity_on_real_logs(tmp_path):
             cwd=TOP,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=900,
             check=False,
         )
         assert found.returncode == 0, found.stderr[-3000:]

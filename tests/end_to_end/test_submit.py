@@ -17,7 +17,7 @@ import pytest
 
 from tests.end_to_end.jobs import QUICKSTART, SMALL, TOP, last_line, options
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -43,7 +43,7 @@ class Cluster:
             cwd=TOP,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1000,
             check=False,
         )
 
