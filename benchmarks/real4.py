@@ -348,7 +348,12 @@ def main(
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Fit all models on real4 and write the comparison."""
-    words = [*(QUICK if quick else ()), *([f"root={root}"] if root else ()), *(override or [])]
+    words = [
+        "recommend.judged_users=0",
+        *(QUICK if quick else ()),
+        *([f"root={root}"] if root else ()),
+        *(override or []),
+    ]
     project = load_project(TOP / "jobs" / "real4.yaml", words)
     references = read_references(Path(project.root) / "BASELINES.md")
     folder = storage or tempfile.mkdtemp()
