@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import ray
 import typer
 from rich.console import Console
 
@@ -46,8 +47,10 @@ def run_job(
 ) -> tuple[Project, dict[str, Any]]:
     """Run a stage on a project file.
 
-    A user's mistake (ValueError) is one line each on stderr and exit code 2.
+    A user's mistake (ValueError) is one line each on stderr and exit code 2. A Ray that the stage
+    connected to is left: what its workers printed comes before the job's result, not after it.
     """
+    connected = ray.is_initialized()
     try:
         project = load_project(config, overrides or ())
         return project, stage(project, absolute(storage), teller())
@@ -56,6 +59,9 @@ def run_job(
             print(f"{name}: {line}", file=sys.stderr)
     except ValueError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    finally:
+        if not connected:
+            ray.shutdown()
     raise SystemExit(2)
 
 

@@ -17,8 +17,12 @@ class ProjectError(ValueError):
     """Every mistake of a project file or its data, one line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__(problems)  # what pickle makes one anew from
         self.problems = list(problems)
+
+    def __str__(self) -> str:
+        """One line each."""
+        return "\n".join(self.problems)
 
 
 def load_project(path: str | Path, overrides: Sequence[str] = ()) -> Project:

@@ -1,5 +1,7 @@
 """All mistakes of a project file are reported at once: field, what was found, what is allowed."""
 
+import pickle
+
 import pytest
 import yaml
 from hypothesis import given
@@ -435,3 +437,10 @@ def test_mistakes_of_fine_tuning_and_recommending(sections, line):
     with pytest.raises(ProjectError, match=line) as caught:
         parse_project(two_scenarios(**sections))
     assert len(caught.value.problems) == 1
+
+
+def test_mistakes_come_out_of_another_process_whole():
+    """What a worker process raises is pickled: the lines stay lines."""
+    error = pickle.loads(pickle.dumps(ProjectError(["a: one", "b: two"])))
+    assert error.problems == ["a: one", "b: two"]
+    assert str(error) == "a: one\nb: two"
