@@ -22,6 +22,9 @@ def restricted(project: Project, names: list[str]) -> Project:
     tree["evaluation"]["weights"] = some(tree["evaluation"]["weights"])
     tree["finetune"]["scenarios"] = some(tree["finetune"]["scenarios"])
     tree["recommend"]["by"] = some(tree["recommend"]["by"])
+    tree["search"]["preference"] = some(tree["search"]["preference"])
+    if not any(tree["search"]["preference"].values()) and tree["search"]["choose"] == "preference":
+        tree["search"] |= {"choose": "joint", "preference": {}}
     return parse_project(tree)
 
 
