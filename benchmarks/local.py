@@ -153,4 +153,7 @@ def prepare_here(project: Project, storage: str, teach: bool) -> Prepared:
 def prepared_by_process(project: Project, storage: str, *, teach: bool = False) -> Prepared:
     """Prepare the data in a process that ends, and Ray with it."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(prepare_here, (project, storage, teach))
+        found = pool.apply(prepare_here, (project, storage, teach))
+        pool.close()
+        pool.join()  # or it would be killed, and Ray's processes find that out later
+    return found

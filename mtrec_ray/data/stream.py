@@ -72,7 +72,7 @@ def stored(shards: list[TrainShard]) -> list[Ref]:
     """The rows of some shards in the object store, a block a shard, in their order."""
     items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
     data = ray.data.from_items(items, override_num_blocks=len(items))
-    data = data.map(read_shard, num_cpus=0, concurrency=CONCURRENCY)
+    data = data.map(read_shard, num_cpus=0, compute=ray.data.TaskPoolStrategy(CONCURRENCY))
     data.context.execution_options.preserve_order = True
     return data.materialize().to_arrow_refs()
 
@@ -139,7 +139,7 @@ class StreamedRows:
     def _stream(self, wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Arrays]]:
         specs = [{"spec": self._spec(name, piece)} for name, piece in by_need(wanted)]
         data = ray.data.from_items(specs, override_num_blocks=len(specs))
-        data = data.map(read_piece, num_cpus=0, concurrency=CONCURRENCY)
+        data = data.map(read_piece, num_cpus=0, compute=ray.data.TaskPoolStrategy(CONCURRENCY))
         options = data.context.execution_options
         options.preserve_order = True
         options.resource_limits = ExecutionResources(object_store_memory=self.budget)
