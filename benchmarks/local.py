@@ -117,6 +117,8 @@ def fit(project: Project, prepared: Prepared, splits: Sequence[str] = ("valid", 
         started = time.monotonic()
         summary = loop.train(project, mine, Host(mine, Path(folder)))
         seconds = time.monotonic() - started
+        if not splits:
+            return Fit({}, summary["curve"], seconds)
         precision = project.training.precision
         model, vectors = build_model(project, mine, Host.device, precision)
         checkpoint.load_model(Path(folder), model)

@@ -37,7 +37,7 @@ from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.local import Tell
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
 from mtrec_ray.stages.space import with_overrides
-from mtrec_ray.stages.train import train_model
+from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trial import Shared, train_trial
 from mtrec_ray.stages.tune import search, with_room
 
@@ -90,7 +90,7 @@ def full_run(project: Project, prepared: Prepared, folder: str) -> dict[str, flo
     """One run of the train stage with its own frozen outputs."""
     own = with_overrides(project, {"run.cache_folder": tempfile.mkdtemp()})
     with idle_share() as found:
-        train_model(own, prepared, folder, "full")
+        train_model(TrainingRun(own, prepared, folder, "full"))
     return found
 
 

@@ -27,7 +27,7 @@ from mtrec_ray.stages.marks import DONE, begin, find_finished
 from mtrec_ray.stages.scenario import single
 from mtrec_ray.stages.serve import DECISION, model_before, score_rows_of, tuned_model
 from mtrec_ray.stages.teach import with_teacher
-from mtrec_ray.stages.train import BEST, train_model
+from mtrec_ray.stages.train import BEST, TrainingRun, train_model
 from mtrec_ray.stages.vectors import joint_model
 
 COMPARISON, SCORES, ALONE = "comparison.json", "scores.safetensors", "alone"
@@ -98,7 +98,7 @@ def compare_one(ground: Ground, name: str, project: Project, say: Say) -> Record
     own = alone_project(ground, name, project, max(budget(ground, name), 1))
     if not storage.exists(storage.join(folder, "training", DONE)):
         taught = with_alone_teacher(ground, name, own, say)
-        train_model(own, taught, folder, "training")
+        train_model(TrainingRun(own, taught, folder, "training"))
     best = storage.join(folder, "training", BEST)
     models = {"alone": joint_model(own, data.folder, best)}
     before = model_before(ground, name, project)

@@ -43,7 +43,7 @@ from mtrec_ray.stages.serve import (
 )
 from mtrec_ray.stages.shots import draw_curve
 from mtrec_ray.stages.teach import with_teacher
-from mtrec_ray.stages.train import BEST, train_model
+from mtrec_ray.stages.train import BEST, TrainingRun, train_model
 from mtrec_ray.stages.vectors import ensure_vectors
 
 TRAINING = "training"
@@ -213,7 +213,7 @@ def train_scenario(ground: Ground, own: Prepared, name: str, project: Project) -
     tuned = project.finetune.of(name)
     sub = scenario_project(ground, name, tuned, project)
     start = start_of(ground, name, tuned)
-    return train_model(sub, own, folder, TRAINING, start=start)
+    return train_model(TrainingRun(sub, own, folder, TRAINING, start=start))
 
 
 def write_delta(

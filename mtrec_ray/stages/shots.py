@@ -22,7 +22,7 @@ from mtrec_ray.stages.ground import Ground
 from mtrec_ray.stages.marks import DONE
 from mtrec_ray.stages.scenario import DELTA_FOLDER, scenario_project, single, start_of, store_delta
 from mtrec_ray.stages.serve import for_use, score_rows_of, tuned_in, zero_shot_model
-from mtrec_ray.stages.train import BEST, train_model
+from mtrec_ray.stages.train import BEST, TrainingRun, train_model
 from mtrec_ray.stages.vectors import Served, joint_model
 
 STEPS_AN_EPOCH = 8  # at least: with few rows batches are smaller
@@ -82,7 +82,7 @@ def one_point(ground: Ground, name: str, project: Project, rows: int, how: str) 
     tree["run"] |= workers
     own = parse_project(tree)
     if not storage.exists(storage.join(folder, "training", DONE)):
-        train_model(own, data, folder, "training", start=start, rows=rows)
+        train_model(TrainingRun(own, data, folder, "training", start=start, rows=rows))
     best = storage.join(folder, "training", BEST)
     if start is None:
         return measured(ground, name, joint_model(own, data.folder, best))

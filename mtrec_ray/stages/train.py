@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,26 +166,47 @@ def mend_snapshot(folder: str) -> None:
             fs.delete_file(inner)
 
 
-def build_trainer(
-    project: Project,
-    prepared: Prepared,
-    run_folder: str,
-    name: str,
-    callbacks: Sequence[UserCallback] = (),
-    source: Source | None = None,
-    start: Start | None = None,
-    rows: int | None = None,
-) -> TorchTrainer:
+@dataclass(frozen=True)
+class TrainingRun:
+    """A model to train.
+
+    Attributes:
+        project: its scenarios, model and training.
+        prepared: its rows.
+        folder: of the run; `name`: of the model in it, the resume key.
+        callbacks: of Ray Train, on its controller.
+        source: the training rows, where the caller shares them among several models.
+        start: where it starts; by default from initial weights.
+        rows: so many first rows of `prepared` alone.
+    """
+
+    project: Project
+    prepared: Prepared
+    folder: str
+    name: str
+    callbacks: Sequence[UserCallback] = ()
+    source: Source | None = None
+    start: Start | None = None
+    rows: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The model's folder."""
+        return storage.join(self.folder, self.name)
+
+
+def build_trainer(training: TrainingRun) -> TorchTrainer:
     """A trainer whose name in the run's folder is the resume key."""
-    run = project.run
+    project, run, rows = training.project, training.project.run, training.rows
+    read = training.prepared if rows is None else training.prepared.first(rows)
     return TorchTrainer(
         train_worker,
         train_loop_config={
             "project": project.dump(),
-            "prepared": prepared.folder,
-            "folder": storage.join(run_folder, name),
-            "source": source or training_source(prepared, run.cache, run.most_workers),
-            "start": start,
+            "prepared": read.folder,
+            "folder": training.place,
+            "source": training.source or training_source(read, run.cache, run.most_workers),
+            "start": training.start,
             "rows": rows,
         },
         scaling_config=ScalingConfig(
@@ -196,9 +218,9 @@ def build_trainer(
             },
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=run_folder,
-            callbacks=list(callbacks),
+            name=training.name,
+            storage_path=training.folder,
+            callbacks=list(training.callbacks),
             failure_config=FailureConfig(max_failures=run.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1,  # the best; Ray Train keeps the latest, too
@@ -231,32 +253,18 @@ def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     connect(project.run)
     prepared = with_teacher(project, prepared, run_folder, say)
     say(f"joint training with {workers_text(project.run)} workers")
-    return train_model(project, prepared, run_folder, "joint")
+    return train_model(TrainingRun(project, prepared, run_folder, "joint"))
 
 
-def train_model(
-    project: Project,
-    prepared: Prepared,
-    run_folder: str,
-    name: str,
-    callbacks: Sequence[UserCallback] = (),
-    source: Source | None = None,
-    start: Start | None = None,
-    rows: int | None = None,
-) -> dict[str, Any]:
-    """Train a model in its folder of the run's, or go on with it; returns the summary.
-
-    Of the project's scenarios, with their rows of `prepared` or the first `rows` of them; by
-    default from initial weights. `source`: the training rows, where the caller shares them among
-    several models.
+def train_model(training: TrainingRun) -> dict[str, Any]:
+    """Train a model in its folder, or go on with it; returns the summary.
 
     Raises:
         ValueError: too many steps without a finite loss.
     """
-    folder = storage.join(run_folder, name)
+    folder = training.place
     mend_snapshot(folder)
-    prepared = prepared if rows is None else prepared.first(rows)
-    trainer = build_trainer(project, prepared, run_folder, name, callbacks, source, start, rows)
+    trainer = build_trainer(training)
     result = trainer.fit()
     if result.error:
         raise result.error

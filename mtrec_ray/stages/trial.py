@@ -20,7 +20,7 @@ from mtrec_ray.learning.host import NO_SCORE
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.local import Tell, train_here
 from mtrec_ray.stages.space import with_overrides
-from mtrec_ray.stages.train import train_model
+from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trials import best_of, load_trial
 
 QUEUE_SECONDS = 0.5
@@ -151,14 +151,13 @@ def train_in_workers(project: Project, name: str, shared: Shared, tell: Tell) ->
     """
     queue = Queue(actor_options={"num_cpus": 0})
     done: list[dict[str, Any] | BaseException] = []
+    training = TrainingRun(
+        project, shared.prepared, shared.folder, name, [ToQueue(queue)], shared.source
+    )
 
     def train() -> None:
         try:
-            done.append(
-                train_model(
-                    project, shared.prepared, shared.folder, name, [ToQueue(queue)], shared.source
-                )
-            )
+            done.append(train_model(training))
         except BaseException as error:  # noqa: BLE001 raised again in the calling thread
             done.append(error)
 

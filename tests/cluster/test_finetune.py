@@ -30,6 +30,7 @@ from mtrec_ray.stages.finetune import Options, run_finetune
 from mtrec_ray.stages.ground import open_ground
 from mtrec_ray.stages.recommend import run_recommend
 from mtrec_ray.stages.serve import base_model, chosen_model, score_rows_of, tuned_model
+from mtrec_ray.stages.train import TrainingRun
 from mtrec_ray.stages.vectors import ensure_vectors, load_with_vectors
 from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing
@@ -188,10 +189,10 @@ def test_one_failure_leaves_the_others_alone(trained, tmp_path, monkeypatch):
     project = changed(trained.project, finetune=FIELDS)
     real = finetune.train_model
 
-    def fails_for_video(own: Project, *args: Any, **more: Any) -> dict[str, Any]:
-        if "video" in own.scenarios:
+    def fails_for_video(training: TrainingRun) -> dict[str, Any]:
+        if "video" in training.project.scenarios:
             raise RuntimeError("a node\nburned down")
-        return real(own, *args, **more)
+        return real(training)
 
     monkeypatch.setattr(finetune, "train_model", fails_for_video)
     told: list[str] = []
