@@ -258,7 +258,8 @@ class Model(Section):
 
     Layout `vectors`: each item's text on its own. `pair`: the history and the candidate in one
     sequence of at most `pair_tokens` tokens, a cross encoder, at many times the cost.
-    Without `text`, `history` or `statistics` the model does not see them.
+    Without `text`, `history` or `statistics` the model does not see them; with `user_ids` and
+    `item_ids` it has an embedding of each, which brought nothing (`benchmarks/ablation.py`).
     With `general` a head for the main task of any scenario learns beside the model, which it does
     not change (`model/general.py`): it scores scenarios that the model has not.
     What scenarios and tasks share between inputs and heads is `sharing` (`model/sharing.py`);
@@ -278,8 +279,8 @@ class Model(Section):
     head_hidden: PositiveInt = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    user_ids: bool = True
-    item_ids: bool = True
+    user_ids: bool = False
+    item_ids: bool = False
     statistics: bool = True
     text: bool = True
     history: bool = True

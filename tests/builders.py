@@ -181,8 +181,9 @@ def small_model(trainable: str = "all", **fields: Any) -> Model:
         | fields.pop("encoder", {})
     )
     sizes = {"width": 8, "attention_heads": 2, "hidden": (12, 10), "head_hidden": 6}
+    ids = {"user_ids": True, "item_ids": True}
     return Model.model_validate(
-        {"encoder": encoder, "dropout": 0, "id_dropout": 0, **sizes} | fields
+        {"encoder": encoder, "dropout": 0, "id_dropout": 0, **sizes, **ids} | fields
     )
 
 

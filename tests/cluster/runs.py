@@ -60,10 +60,11 @@ def world_tree(root: Path) -> dict[str, Any]:
         users="people",
     )
     encoder = {"source": ENCODER, "max_tokens": 24, "trainable": "none"}
+    ids = {"user_ids": True, "item_ids": True}
     return {
         "root": str(root),
         "scenarios": {"shop": shop, "video": video},
-        "model": {"encoder": encoder, "width": 16, "hidden": [32, 16], "head_hidden": 8},
+        "model": {"encoder": encoder, "width": 16, "hidden": [32, 16], "head_hidden": 8, **ids},
         "training": {
             "epochs": EPOCHS,
             "rows_per_epoch": ROWS_PER_EPOCH,
