@@ -31,7 +31,7 @@ from jobs.common import teller
 from mtrec_ray.config import load_project
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.prepare import Say
-from mtrec_ray.data.shards import Prepared
+from mtrec_ray.data.shards import Arrays, Prepared
 from mtrec_ray.learning.metrics import binary_metrics, regression_metrics
 from mtrec_ray.learning.trees import Columns, Examples, batches, fit, popularity
 from mtrec_ray.report.tables import markdown_table
@@ -63,16 +63,28 @@ class Table:
         return np.concatenate([self.plain, self.text], 1) if name.endswith("text") else self.plain
 
 
-def tables(project: Project, prepared: Prepared, name: str) -> Iterator[tuple[str, Table]]:
-    """The samples of each split of a scenario."""
+def tables(
+    project: Project, prepared: Prepared, name: str, rows: int | None = None
+) -> Iterator[tuple[str, Table]]:
+    """The samples of each split of a scenario; of train at least the first `rows`."""
     facts, columns = prepared.scenarios[name], Columns(project, prepared, name)
     for split in ("train", "valid", "test"):
         parts = [
             (r["person"], r["labels"], popularity(facts, r), columns.plain(r), columns.text(r))
-            for r in batches(prepared, name, split)
+            for r in first(batches(prepared, name, split), rows if split == "train" else None)
         ]
         found = [np.concatenate(c) for c in zip(*parts, strict=True)]
         yield split, Table(*found, num_categorical=columns.num_categorical)
+
+
+def first(parts: Iterator[Arrays], rows: int | None) -> Iterator[Arrays]:
+    """So many batches that they have `rows` rows (None: all)."""
+    taken = 0
+    for part in parts:
+        yield part
+        taken += len(part["person"])
+        if rows is not None and taken >= rows:
+            return
 
 
 def fit_one(
@@ -98,7 +110,13 @@ def measure(
 
 
 def run_scenario(
-    project: Project, prepared: Prepared, name: str, seeds: int, folder: str, say: Say
+    project: Project,
+    prepared: Prepared,
+    name: str,
+    seeds: int,
+    folder: str,
+    say: Say,
+    rows: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores f32[N, T] of valid and test by `SPLIT.BASELINE.SEED`, with users and labels.
 
@@ -108,7 +126,7 @@ def run_scenario(
     if path.exists():
         return dict(np.load(path))
     facts = prepared.scenarios[name]
-    split = dict(tables(project, prepared, name))
+    split = dict(tables(project, prepared, name, rows))
     found: dict[str, np.ndarray] = {}
     for part in MEASURED:
         own = split[part]
@@ -164,13 +182,16 @@ def cell(metrics: dict[str, Any]) -> str:
 
 
 def run_baselines(
-    project: Project, storage: str, seeds: int
+    project: Project, storage: str, seeds: int, rows: int | None = None
 ) -> tuple[Prepared, dict[str, dict[str, np.ndarray]]]:
-    """The prepared data, and the scores of all baselines on test by scenario."""
+    """The prepared data, and the scores of all baselines on test by scenario.
+
+    `rows`: they are fitted on about so many training rows of a scenario at most.
+    """
     prepared = prepared_by_process(project, storage)
     folder, say = files.join(storage, project.run.name, "baselines"), teller()
     return prepared, {
-        name: run_scenario(project, prepared, name, seeds, folder, say)
+        name: run_scenario(project, prepared, name, seeds, folder, say, rows)
         for name in prepared.scenarios
     }
 
@@ -189,10 +210,10 @@ def main(
     project = load_project(config, override or [])
     folder = storage or tempfile.mkdtemp()
     prepared, scores = run_baselines(project, folder, 1 if quick else seeds)
-    figures, rows = summarise(prepared, scores)
+    figures, table = summarise(prepared, scores)
     Console().print("valid:", markdown_table(summarise(prepared, scores, "valid")[1]), "test:")
-    Console().print(markdown_table(rows), soft_wrap=True)
-    write_result("baselines", figures, out, table=rows, quick=quick)
+    Console().print(markdown_table(table), soft_wrap=True)
+    write_result("baselines", figures, out, table=table, quick=quick)
 
 
 if __name__ == "__main__":

@@ -100,11 +100,12 @@ def ablation_block(result: dict[str, Any]) -> str:
         "short` on 80,000); in brackets the difference to `frozen`, from `top_1` on to `frozen, "
         "short`; for `first task only` of that task. The seeds differ by less than 0.004 in most "
         "cells, and by up to 0.03 on news, whose small tasks have few labels. Past counts and "
-        "rates carry most; text, history, bins and the teacher each add to them. Embeddings of ids "
-        "add nothing: they are off by default. Layers of the encoder that learn add nothing at this "
-        "budget. `mmoe`, `ple` and `pepnet` gain on three scenarios and lose on news, for up to "
-        "1.8 times the time: the default is the shared bottom. Equal weights are better on news "
-        "than those of `real4.yaml`, which were chosen by AUC with more rows and an earlier model. "
+        "rates carry most; text, history, bins and the teacher each add to them. Embeddings of "
+        "ids add nothing: they are off by default. Layers of the encoder that learn add nothing "
+        "at this budget. `mmoe`, `ple` and `pepnet` gain on three scenarios and lose on news, for "
+        "up to 1.8 times the time: the default is the shared bottom. Equal weights are better on "
+        "news than those of `real4.yaml`, which were chosen by AUC with more rows and an earlier "
+        "model. "
         f"`{result['command']}` makes it again."
     )
 

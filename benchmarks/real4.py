@@ -52,6 +52,7 @@ QUICK = (
     "training.rows_per_epoch=200000",
     "training.teacher.share=0",
 )
+QUICK_TREE_ROWS = 100_000  # of a scenario
 FROZEN = {"trainable": "none"}
 WITHOUT = {
     "no_text": {"encoder": FROZEN, "text": False},
@@ -157,7 +158,7 @@ def all_scores(
         rows[name] = (predicted["person"], predicted["label"])
     if not seeds:
         return scores, rows
-    _, trees = run_baselines(base, storage, seeds)
+    _, trees = run_baselines(base, storage, seeds, QUICK_TREE_ROWS if quick else None)
     scores |= {name: {} for name in ("alone", *WITHOUT, *NAMES)}
     for name, found in trees.items():
         if not np.array_equal(found["test.user"], rows[name][0]):
