@@ -49,7 +49,7 @@ from mtrec_ray.stages.train import run_train
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
 QUICK = (
     "training.epochs=2",
-    "training.rows_per_epoch=200000",
+    "training.rows_per_epoch=150000",
     "training.teacher.share=0",
 )
 QUICK_TREE_ROWS = 100_000  # of a scenario
