@@ -34,7 +34,7 @@ from mtrec_ray.learning import loop
 from mtrec_ray.schema import Project
 
 ROUNDS, EPOCHS = 3, 3
-FULL = {"users": 10_000, "items": 1_000, "events": 120_000}
+FULL = {"users": 5_000, "items": 1_000, "events": 50_000}
 QUICK = {"users": 2_000, "items": 300, "events": 20_000}
 
 
