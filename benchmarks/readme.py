@@ -229,7 +229,8 @@ def memory_block(result: dict[str, Any]) -> str:
         f"{markdown_table(table)}\n\n"
         "Peak resident memory of the largest process of each kind, while two workers stream one "
         f"pass with an object store of {figures['store_mb']:.0f} MB; largest over smallest: "
-        f"{figures['growth']:.2f}. `{result['command']}` makes it again."
+        f"{figures['growth']:.2f}, without pages that processes share "
+        f"{figures['growth_private']:.2f}. `{result['command']}` makes it again."
     )
 
 
