@@ -45,7 +45,7 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 
 KINDS = ("object_store", "stream")
-PASSES, BATCH = 3, 2048
+PASSES, BATCH, TRAINED = 3, 2048, 100_000
 FULL = {"users": 20_000, "items": 2_000, "events": 400_000}
 QUICK = {"users": 4_000, "items": 500, "events": 60_000}
 
@@ -161,7 +161,7 @@ def wait_share(project: Project, kind: str, storage: str, sources: str) -> float
     """Share of waiting in the second of two epochs of the train job on the prepared data."""
     tree = project.dump()
     tree["run"] |= {"name": kind, "cache": kind}
-    tree["training"] |= {"epochs": 2}
+    tree["training"] |= {"epochs": 2, "rows_per_epoch": TRAINED}
     config = Path(storage) / f"{kind}.yaml"
     config.write_text(yaml.safe_dump(tree))
     (Path(storage) / kind).mkdir()
