@@ -28,9 +28,6 @@ from mtrec_ray.schema import Project
 
 PROGRESS_SECONDS = 5.0
 
-# In every which step ranks ask whether a node of theirs is about to go.
-PREEMPTION_STEPS = 10
-
 
 def train(
     project: Project, prepared: Prepared, host: Host, start: Start | None = None
@@ -69,7 +66,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     while run.step < last:
         result = run.train_step()
         progress.tell(result)
-        going = run.step % PREEMPTION_STEPS == 0 and not told and run.host.preempted()
+        going = not told and run.preempted()
         told = told or going
         if run.step < last and (going or run.step % run.project.run.checkpoint_steps == 0):
             hand_over(run, {"joint_score": NO_SCORE})

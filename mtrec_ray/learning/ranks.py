@@ -39,6 +39,6 @@ def gather_objects(value: T) -> Sequence[T]:
     return found
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank."""
-    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
+def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Whether each of the flags is set on any rank, in one collective."""
+    return (sum_over_ranks(torch.tensor(flags, dtype=torch.float32, device=device)) > 0).tolist()

@@ -22,6 +22,8 @@ from mtrec_ray.model.recommender import Recommender, Samples
 from mtrec_ray.schema import Project
 
 # What of a run's state is plain values: a checkpoint holds it.
+# Ranks ask so often whether a node of theirs is about to go (a barrier, by way of another process).
+ASK_SECONDS = 5.0
 RESUMED = (
     "step", "epoch", "best", "since_best", "curve", "not_finite", "rows_seen",
     "steps_per_epoch", "loss_sums", "loss_counts",
@@ -59,6 +61,7 @@ class Run:
         self.rows_seen = dict.fromkeys(prepared.scenarios, 0)
         self.redone_steps = 0
         self.waited = 0.0  # seconds of this epoch spent on waiting for rows
+        self.asked, self.asks = time.monotonic(), False  # for a preemption; the same on all ranks
         self.speed: list[dict[str, float]] = []
         self.loss_sums = torch.zeros(len(self.weights), dtype=torch.float64)
         self.loss_counts = torch.zeros_like(self.loss_sums)
@@ -154,13 +157,22 @@ class Run:
         )  # fmt: skip
         gathered = self.vectors.gathered
         finite = math.isfinite(result.loss) and (gathered is None or gathered.is_finite())
-        if any_rank(not finite, self.host.device):
+        late = time.monotonic() - self.asked >= ASK_SECONDS
+        wrong, self.asks = any_rank([not finite, late], self.host.device)
+        if wrong:
             self.skip(result)
         else:
             self.learn(result)
         self.schedule.step()
         self.step += 1
         return result
+
+    def preempted(self) -> bool:
+        """Whether a node of the ranks is about to go; asked every few seconds, by all ranks."""
+        if not self.asks:
+            return False
+        self.asked, self.asks = time.monotonic(), False
+        return self.host.preempted()
 
     def learn(self, result: StepResult) -> None:
         """Take the step, if the gradient, now the same on all ranks, is finite."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtrec_ray.config import parse_project
-from mtrec_ray.learning import loop
+from mtrec_ray.learning import loop, run
 from mtrec_ray.learning.checkpoint import WEIGHTS, load_file, load_state
 from mtrec_ray.learning.feed import pick
 from mtrec_ray.learning.host import NO_SCORE
@@ -183,9 +183,9 @@ def test_a_node_that_will_go_makes_a_checkpoint(data, tmp_path):
     host = Host(data[1], tmp_path / "run")
     host.preempted = lambda: True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "PREEMPTION_STEPS", 2)
+        patch.setattr(run, "ASK_SECONDS", 0)
         ended(host, project(), data[0])
-    assert [c["step"] for c in host.checkpoints] == [2, 3, 4, 6, 8]
+    assert [c["step"] for c in host.checkpoints] == [1, 3, 4, 5, 6, 8]
 
 
 def test_rows_are_accounted_for(data, tmp_path):
