@@ -94,14 +94,14 @@ def look(peaks: Peaks, driver: int, parent: psutil.Process) -> None:
                 peaks[key] = max(peaks.get(key, 0.0), value / 2**20)
 
 
-def watched(project: Project, storage: Path, store_mb: int) -> tuple[Peaks, dict[str, Any]]:
+def watched(project: Project, storage: Path) -> tuple[Peaks, dict[str, Any]]:
     """Peaks of a train job on a Ray of its own, and its last line."""
     config = storage / "project.yaml"
     config.write_text(yaml.safe_dump(project.dump()))
     script = (
         "import ray, sys; from mtrec_ray.stages.cluster import local_environment\n"
         "with local_environment():\n"
-        f"    ray.init(address='local', num_cpus=4, object_store_memory={store_mb * 2**20},\n"
+        f"    ray.init(address='local', num_cpus=4, object_store_memory={STORE_MB * 2**20},\n"
         "             include_dashboard=True, dashboard_host='127.0.0.1')\n"
         "sys.argv = ['train', *sys.argv[1:]]\n"
         "import typer; from jobs.train import main; typer.run(main)\n"
@@ -123,11 +123,11 @@ def watched(project: Project, storage: Path, store_mb: int) -> tuple[Peaks, dict
     return peaks, json.loads(out.read_text().splitlines()[-1])
 
 
-def measure(folder: Path, project: Project, times: int, store_mb: int, prepared: Path) -> Peaks:
+def measure(folder: Path, project: Project, times: int, prepared: Path) -> Peaks:
     """Figures of one size."""
     storage = folder / str(times)
     rows = repeat(prepared, storage / project.run.name / "prepared", times)
-    peaks, line = watched(project, storage, store_mb)
+    peaks, line = watched(project, storage)
     found = dict(peaks)
     for word in ("rss", "private"):
         own = [v for k, v in peaks.items() if k.endswith(f"peak_{word}_mb")]
@@ -153,7 +153,7 @@ def main(
         size = sum(f.num_rows("train") * f.row_bytes for f in prepared.scenarios.values())
         for times in SIZES:
             figures[f"{times}x.rows_mb"] = times * size / 2**20
-            figures |= measure(folder, project, times, STORE_MB, Path(prepared.folder))
+            figures |= measure(folder, project, times, Path(prepared.folder))
     for key, word in (("growth", "rss"), ("growth_private", "private")):
         peaks = [figures[f"{times}x.peak_{word}_mb"] for times in SIZES]
         figures[key] = max(peaks) / min(peaks)

@@ -40,5 +40,5 @@ def gather_objects(value: T) -> Sequence[T]:
 
 
 def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Whether each of the flags is set on any rank, in one collective."""
+    """Whether each of the flags is set on any rank, in one collective; every rank calls it."""
     return (sum_over_ranks(torch.tensor(flags, dtype=torch.float32, device=device)) > 0).tolist()

@@ -21,9 +21,10 @@ from mtrec_ray.learning.vectors import Gathered
 from mtrec_ray.model.recommender import Recommender, Samples
 from mtrec_ray.schema import Project
 
-# What of a run's state is plain values: a checkpoint holds it.
 # Ranks ask so often whether a node of theirs is about to go (a barrier, by way of another process).
 ASK_SECONDS = 5.0
+
+# What of a run's state is plain values: a checkpoint holds it.
 RESUMED = (
     "step", "epoch", "best", "since_best", "curve", "not_finite", "rows_seen",
     "steps_per_epoch", "loss_sums", "loss_counts",
