@@ -3,8 +3,10 @@
     python -m benchmarks.memory [--quick] [--out FILE]
 
 The training rows of a generated world, once, four and sixteen times (as files of their own), are
-streamed through one pass of training by two Ray Train workers. The object store has a fixed budget
-that is smaller than the largest. Peak resident memory (RSS, MB) of every kind of process:
+streamed through training by two Ray Train workers. Every run takes as many steps: one pass of the
+largest data, sixteen of the smallest, so that what differs is the size of the data alone. The
+object store has a fixed budget that is smaller than the largest. Peak resident memory (RSS, MB) of
+every kind of process:
 
     SIZE.workers.peak_rss_mb    the largest training worker
     SIZE.readers.peak_rss_mb    the largest process of Ray's tasks
@@ -12,6 +14,8 @@ that is smaller than the largest. Peak resident memory (RSS, MB) of every kind o
     SIZE.peak_rss_mb            the largest of all
     SIZE.*.peak_private_mb      the same without shared pages (object store, libraries)
     growth, growth_private      largest over smallest of the three sizes
+    SIZE.drift                  peak of the largest worker in the last quarter of the run's seconds
+                                over that in the second: does memory grow with the steps?
 """
 
 import json
@@ -31,12 +35,14 @@ import yaml
 from benchmarks.common import TOP, write_result
 from benchmarks.local import prepared_by_process
 from mtrec_ray.config import load_project, parse_project
+from mtrec_ray.data.shards import Prepared
 from mtrec_ray.schema import Project
+from mtrec_ray.stages.space import with_overrides
 
 SIZES = (1, 4, 16)
 STORE_MB = 80  # near the least that Ray takes: even the smallest data fills it
-FULL = {"users": 6_000, "items": 1_000, "events": 40_000}
-QUICK = {"users": 2_000, "items": 300, "events": 15_000}
+FULL = {"users": 2_500, "items": 1_000, "events": 16_000}
+QUICK = {"users": 1_000, "items": 300, "events": 4_000}
 EVERY = 0.25  # seconds between two looks at the processes
 
 Peaks = dict[str, float]
@@ -81,8 +87,9 @@ def kind_of(process: psutil.Process, driver: int) -> str | None:
     return "readers" if title.startswith("ray::") else None
 
 
-def look(peaks: Peaks, driver: int, parent: psutil.Process) -> None:
-    """Raise the peaks to what the processes use now."""
+def look(peaks: Peaks, driver: int, parent: psutil.Process) -> float:
+    """Raise the peaks to what the processes use now; returns the largest worker's RSS, MB."""
+    largest = 0.0
     for process in [psutil.Process(driver), *parent.children(recursive=True)]:
         try:
             kind, used = kind_of(process, driver), process.memory_info()
@@ -92,6 +99,15 @@ def look(peaks: Peaks, driver: int, parent: psutil.Process) -> None:
             for word, value in (("rss", used.rss), ("private", used.rss - used.shared)):
                 key = f"{kind}.peak_{word}_mb"
                 peaks[key] = max(peaks.get(key, 0.0), value / 2**20)
+        if kind == "workers":
+            largest = max(largest, used.rss / 2**20)
+    return largest
+
+
+def drift(course: list[float]) -> float:
+    """Peak of the last quarter over that of the second, of what a worker used over time."""
+    quarter = max(len(course) // 4, 1)
+    return max(course[-quarter:]) / max(course[quarter : 2 * quarter], default=1.0)
 
 
 def watched(project: Project, storage: Path) -> tuple[Peaks, dict[str, Any]]:
@@ -114,19 +130,23 @@ def watched(project: Project, storage: Path) -> tuple[Peaks, dict[str, Any]]:
             env=os.environ | {"PYTHONPATH": str(TOP)},
         )  # fmt: skip
     peaks: Peaks = {}
+    course: list[float] = []
     parent = psutil.Process(job.pid)
     while job.poll() is None:
-        look(peaks, job.pid, parent)
+        course.append(look(peaks, job.pid, parent))
         time.sleep(EVERY)
+    peaks["drift"] = drift([c for c in course if c])
     if job.returncode:
         raise RuntimeError(out.read_text()[-3000:])
     return peaks, json.loads(out.read_text().splitlines()[-1])
 
 
-def measure(folder: Path, project: Project, times: int, prepared: Path) -> Peaks:
+def measure(folder: Path, base: Project, times: int, prepared: Prepared) -> Peaks:
     """Figures of one size."""
     storage = folder / str(times)
-    rows = repeat(prepared, storage / project.run.name / "prepared", times)
+    trained = max(SIZES) * sum(f.num_rows("train") for f in prepared.scenarios.values())
+    project = with_overrides(base, {"training.rows_per_epoch": trained})
+    rows = repeat(Path(prepared.folder), storage / project.run.name / "prepared", times)
     peaks, line = watched(project, storage)
     found = dict(peaks)
     for word in ("rss", "private"):
@@ -153,7 +173,7 @@ def main(
         size = sum(f.num_rows("train") * f.row_bytes for f in prepared.scenarios.values())
         for times in SIZES:
             figures[f"{times}x.rows_mb"] = times * size / 2**20
-            figures |= measure(folder, project, times, Path(prepared.folder))
+            figures |= measure(folder, project, times, prepared)
     for key, word in (("growth", "rss"), ("growth_private", "private")):
         peaks = [figures[f"{times}x.peak_{word}_mb"] for times in SIZES]
         figures[key] = max(peaks) / min(peaks)

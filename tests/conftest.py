@@ -13,3 +13,12 @@ if TOP not in sys.path:
 # Hypothesis fails an example that takes longer than 200 ms: on a busy machine any does.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# Files of two processes are handed out in this order: one that takes minutes must not come last.
+LONGEST = ("test_faults.py", "test_submit.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, the others in their order."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
