@@ -2,25 +2,31 @@
 
     python -m benchmarks.ray_cost [--quick] [--out FILE]
 
-The same training loop on the same prepared rows in the same order, two ranks over gloo with one
-thread each: started by `torchrun`, with the rows in each rank's memory, and by the train job, with
-the rows in the object store. In turns, three times each; medians.
+The same training loop on the same prepared rows in the same order, ranks of one thread each over
+gloo: started by `torchrun`, with the rows in each rank's memory, and by the train job, with the
+rows in the object store. In turns, three times each; medians. With one rank, and with two: on two
+cores these leave none to Ray's own processes.
 
-    ray_over_torchrun          rows/s of the last epoch, Ray over torchrun
-    ray_start_s, torchrun_start_s    from the command to the first step
+    RANKS.ray_over_torchrun    rows/s of the last epoch, Ray over torchrun; without RANKS: of two
+    RANKS.ray_start_s, RANKS.torchrun_start_s    from the command to the first step
+    RANKS.ray_cores            CPU seconds a second, in the last epoch, of Ray's processes that do
+                               not train: raylet, control store, dashboard, log monitor, actors
     same_losses                1 if both ended with the same losses, to 1e-5
 """
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 import typer
@@ -32,8 +38,17 @@ from mtrec_ray.config import load_project, parse_project
 from mtrec_ray.data.shards import load_prepared
 from mtrec_ray.learning import loop
 from mtrec_ray.schema import Project
+from mtrec_ray.stages.space import with_overrides
 
+Summary = dict[str, Any]
+
+RANKS = (1, 2)
 ROUNDS, EPOCHS = 3, 3
+SAMPLE_SECONDS = 1.0
+VALUES: dict[str, Callable[[Summary], float]] = {
+    "rows_per_s": lambda summary: summary["speed"][-1]["rows_per_s"],
+    "start_s": lambda summary: summary["start_s"],
+}
 FULL = {"users": 5_000, "items": 1_000, "events": 50_000}
 QUICK = {"users": 2_000, "items": 300, "events": 20_000}
 
@@ -48,9 +63,9 @@ def project_of(sizes: dict[str, int]) -> Project:
     return parse_project(tree)
 
 
-def by_torchrun(config: Path, prepared: str, out: Path) -> dict[str, Any]:
+def by_torchrun(config: Path, prepared: str, out: Path, ranks: int) -> Summary:
     """Train by torchrun: its summary, and the seconds until its first step."""
-    words = ["--nproc-per-node", "2", "-m", "benchmarks.ray_cost", "rank"]
+    words = ["--nproc-per-node", str(ranks), "-m", "benchmarks.ray_cost", "rank"]
     began = time.time()
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words, str(config), prepared, str(out)],
@@ -72,51 +87,90 @@ def rank(config: Path, prepared: str, out: Path) -> None:
     dist.destroy_process_group()
 
 
-def by_ray(config: Path, storage: Path, prepared: str, number: int) -> dict[str, Any]:
-    """Train by the train job: its summary, and the seconds until its first step."""
+def by_ray(config: Path, storage: Path, prepared: str, name: str) -> Summary:
+    """Train by the train job: its summary, seconds until its first step, cores that Ray takes."""
     project = yaml.safe_load(config.read_text())
-    project["run"]["name"] = f"ray-{number}"
-    own = storage / f"ray-{number}.yaml"
+    project["run"]["name"] = name
+    own = storage / f"{name}.yaml"
     own.write_text(yaml.safe_dump(project))
-    folder = storage / project["run"]["name"]
+    folder = storage / name
     folder.mkdir()
     (folder / "prepared").symlink_to(prepared)
     began = time.time()
-    subprocess.run(
+    job = subprocess.Popen(
         [sys.executable, "-m", "jobs.train", "--config", str(own), "--storage", str(storage)],
-        cwd=TOP, env=os.environ | {"PYTHONPATH": str(TOP)}, check=True, capture_output=True,
+        cwd=TOP, env=os.environ | {"PYTHONPATH": str(TOP)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
+    used: list[tuple[float, float]] = []
+    while job.poll() is None:
+        used.append((time.time(), ray_seconds(psutil.Process(job.pid))))
+        time.sleep(SAMPLE_SECONDS)
+    if job.returncode:
+        assert job.stderr is not None
+        raise RuntimeError(job.stderr.read().decode()[-3000:])
     found = json.loads((folder / "joint" / "done.json").read_text())
-    return found | {"start_s": found["speed"][0]["started"] - began}
+    last = found["speed"][-1]
+    return found | {
+        "start_s": found["speed"][0]["started"] - began,
+        "cores": slope(used, last["started"], last["started"] + last["seconds"]),
+    }
 
 
-def losses(summary: dict[str, Any]) -> list[float]:
+def ray_seconds(job: psutil.Process) -> float:
+    """CPU seconds so far of all processes below the job that do not train."""
+    total = 0.0
+    for process in job.children(recursive=True):
+        try:
+            if "RayTrainWorker" not in " ".join(process.cmdline()):
+                total += sum(process.cpu_times()[:2])
+        except psutil.Error:
+            continue
+    return total
+
+
+def slope(used: list[tuple[float, float]], start: float, end: float) -> float:
+    """CPU seconds a second between two times; processes that ended in between are not counted."""
+    inside = [(t, s) for t, s in used if start <= t <= end]
+    steps = [(b[0] - a[0], max(b[1] - a[1], 0.0)) for a, b in itertools.pairwise(inside)]
+    return sum(s for _, s in steps) / max(sum(t for t, _ in steps), 1e-9)
+
+
+def losses(summary: Summary) -> list[float]:
     """The training losses of every epoch."""
     return [v for record in summary["curve"] for v in record["train_loss"].values()]
 
 
 def measure(storage: Path, project: Project) -> dict[str, float]:
-    """Both ways, in turns."""
+    """Both ways, in turns, with one rank and with two."""
     prepared = prepared_by_process(project, str(storage)).folder
-    config = storage / "project.yaml"
-    config.write_text(yaml.safe_dump(project.dump()))
-    speeds: dict[str, list[float]] = {"ray": [], "torchrun": []}
-    starts: dict[str, list[float]] = {"ray": [], "torchrun": []}
+    figures: dict[str, float] = {}
     same = True
-    for number in range(ROUNDS):
+    for ranks in RANKS:
+        config = storage / f"ranks-{ranks}.yaml"
+        tree = with_overrides(project, {"run.num_workers": ranks}).dump()
+        config.write_text(yaml.safe_dump(tree))
+        rounds: list[dict[str, Summary]] = []
+        for number in range(ROUNDS):
+            rounds.append(
+                {
+                    "torchrun": by_torchrun(config, prepared, storage / "rank.json", ranks),
+                    "ray": by_ray(config, storage, prepared, f"ray-{ranks}-{number}"),
+                }
+            )
+            same &= np.allclose(*(losses(s) for s in rounds[-1].values()), rtol=1e-5)
+            told = {n: (s["speed"][-1]["rows_per_s"], s["start_s"]) for n, s in rounds[-1].items()}
+            print(ranks, told, rounds[-1]["ray"]["cores"], flush=True)
         found = {
-            "torchrun": by_torchrun(config, prepared, storage / "rank.json"),
-            "ray": by_ray(config, storage, prepared, number),
+            f"{name}_{key}": float(np.median([value(r[name]) for r in rounds]))
+            for name in ("ray", "torchrun")
+            for key, value in VALUES.items()
         }
-        same &= np.allclose(losses(found["ray"]), losses(found["torchrun"]), rtol=1e-5)
-        for name, summary in found.items():
-            speeds[name].append(summary["speed"][-1]["rows_per_s"])
-            starts[name].append(summary["start_s"])
-        print(speeds, starts, flush=True)
-    figures = {f"{name}_rows_per_s": float(np.median(v)) for name, v in speeds.items()}
-    figures |= {f"{name}_start_s": float(np.median(v)) for name, v in starts.items()}
-    figures["ray_over_torchrun"] = figures["ray_rows_per_s"] / figures["torchrun_rows_per_s"]
-    return figures | {"same_losses": float(same)}
+        found["ray_over_torchrun"] = found["ray_rows_per_s"] / found["torchrun_rows_per_s"]
+        found["ray_cores"] = float(np.median([r["ray"]["cores"] for r in rounds]))
+        figures |= {f"{ranks}.{key}": value for key, value in found.items()}
+    headline = {"ray_over_torchrun": figures[f"{RANKS[-1]}.ray_over_torchrun"]}
+    return headline | figures | {"same_losses": float(same)}
 
 
 app = typer.Typer()

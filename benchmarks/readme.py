@@ -180,9 +180,8 @@ def faults_block(result: dict[str, Any]) -> str:
     return (
         f"{markdown_table(result['table'])}\n\n"
         f"Every fault at a random step of a run of two workers; {len(result['runs'])} seed(s), a "
-        "Ray of three nodes on one machine of two cores, on which other jobs ran; steps are the "
-        "most, seconds the mean over seeds "
-        "(checkpoint every 20 steps; the longest part is the start of Python processes). Rows are "
+        "Ray of three nodes on one machine of two cores; steps are the most, seconds the mean over "
+        "seeds (checkpoint every 20 steps; the longest part is the start of Python processes). Rows are "
         "compared step by step with an undisturbed run; the final weights differ by at most "
         f"{figures['weight_difference']:.0e} of the largest. `{result['command']}` makes it again."
     )
@@ -227,22 +226,37 @@ def memory_block(result: dict[str, Any]) -> str:
     ]
     return (
         f"{markdown_table(table)}\n\n"
-        "Peak resident memory of the largest process of each kind, while two workers stream one "
-        f"pass with an object store of {figures['store_mb']:.0f} MB; largest over smallest: "
-        f"{figures['growth']:.2f}, without pages that processes share "
-        f"{figures['growth_private']:.2f}. `{result['command']}` makes it again."
+        "Peak resident memory of the largest process of each kind, while two workers stream with "
+        f"an object store of {figures['store_mb']:.0f} MB, all sizes with as many steps (one pass of "
+        f"the largest, sixteen of the smallest); largest over smallest: {figures['growth']:.2f}, "
+        f"without pages that processes share {figures['growth_private']:.2f}. The largest run's "
+        f"last quarter took {figures['16x.drift']:.2f} of what its second took. "
+        f"`{result['command']}` makes it again."
     )
 
 
 def ray_cost_block(result: dict[str, Any]) -> str:
     """Ray Train against torchrun."""
     figures = result["figures"]
+    table = [
+        {
+            "ranks": ranks,
+            "Ray Train": f"{figures[f'{ranks}.ray_rows_per_s']:,.0f} rows/s",
+            "`torchrun`": f"{figures[f'{ranks}.torchrun_rows_per_s']:,.0f} rows/s",
+            "ratio": f"{figures[f'{ranks}.ray_over_torchrun']:.3f}",
+            "Ray's other processes": f"{figures[f'{ranks}.ray_cores']:.2f} cores",
+            "first step": f"{figures[f'{ranks}.ray_start_s']:.0f} s, "
+            f"{figures[f'{ranks}.torchrun_start_s']:.0f} s",
+        }
+        for ranks in ("1", "2")
+    ]
     return (
-        "The same loop on the same rows in the same order, two ranks: Ray Train does "
-        f"{figures['ray_over_torchrun']:.2f} times the rows/s of `torchrun` "
-        f"({figures['ray_rows_per_s']:,.0f} and {figures['torchrun_rows_per_s']:,.0f}); from the "
-        f"command to the first step it takes {figures['ray_start_s']:.0f} s, `torchrun` "
-        f"{figures['torchrun_start_s']:.0f} s. `{result['command']}` makes it again."
+        f"{markdown_table(table)}\n\n"
+        "The same loop on the same rows in the same order, to the same losses; medians of three "
+        f"rounds in turns, {result['cores']} cores, one thread a rank. What Ray Train costs is the "
+        "time of its other processes (raylet, control store, dashboard, actors), which does not "
+        "grow with the ranks of a node: two ranks on two cores leave no core to them. "
+        f"`{result['command']}` makes it again."
     )
 
 
