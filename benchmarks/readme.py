@@ -181,9 +181,9 @@ def faults_block(result: dict[str, Any]) -> str:
         f"{markdown_table(result['table'])}\n\n"
         f"Every fault at a random step of a run of two workers; {len(result['runs'])} seed(s), a "
         "Ray of three nodes on one machine of two cores; steps are the most, seconds the mean over "
-        "seeds (checkpoint every 20 steps; the longest part is the start of Python processes). Rows are "
-        "compared step by step with an undisturbed run; the final weights differ by at most "
-        f"{figures['weight_difference']:.0e} of the largest. `{result['command']}` makes it again."
+        "seeds (checkpoint every 20 steps; the longest part is the start of Python processes). "
+        "Rows are compared step by step with an undisturbed run; the final weights differ by at "
+        f"most {figures['weight_difference']:.0e} of the largest. `{result['command']}` makes it again."
     )
 
 
@@ -227,9 +227,9 @@ def memory_block(result: dict[str, Any]) -> str:
     return (
         f"{markdown_table(table)}\n\n"
         "Peak resident memory of the largest process of each kind, while two workers stream with "
-        f"an object store of {figures['store_mb']:.0f} MB, all sizes with as many steps (one pass of "
-        f"the largest, sixteen of the smallest); largest over smallest: {figures['growth']:.2f}, "
-        f"without pages that processes share {figures['growth_private']:.2f}. The largest run's "
+        f"an object store of {figures['store_mb']:.0f} MB, all sizes with as many steps (one pass "
+        f"of the largest, sixteen of the smallest); largest over smallest: {figures['growth']:.2f}"
+        f", without pages that processes share {figures['growth_private']:.2f}. The largest run's "
         f"last quarter took {figures['16x.drift']:.2f} of what its second took. "
         f"`{result['command']}` makes it again."
     )
