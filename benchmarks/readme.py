@@ -183,7 +183,8 @@ def faults_block(result: dict[str, Any]) -> str:
         "Ray of three nodes on one machine of two cores; steps are the most, seconds the mean over "
         "seeds (checkpoint every 20 steps; the longest part is the start of Python processes). "
         "Rows are compared step by step with an undisturbed run; the final weights differ by at "
-        f"most {figures['weight_difference']:.0e} of the largest. `{result['command']}` makes it again."
+        f"most {figures['weight_difference']:.0e} of the largest. "
+        f"`{result['command']}` makes it again."
     )
 
 
