@@ -36,10 +36,10 @@ class Ranking:
         if torch.is_autocast_enabled(device.type):
             unit = unit.to(torch.get_autocast_dtype(device.type))
         self.unit = unit
-        self.numbers = numbers = torch.from_numpy(items.numeric).to(device)
+        self.numbers = numbers = torch.tensor(items.numeric).to(device)
         self.item_columns = self._columns(torch.cat([numbers, own.catalogue_raw], 1))
         self.nothing = self._columns(torch.full_like(numbers[:1], torch.nan))
-        self.codes = {c: torch.from_numpy(v).to(device) for c, v in items.codes.items()}
+        self.codes = {c: torch.tensor(v).to(device) for c, v in items.codes.items()}
         self.empty = {c: self._own_columns(v[None])[0] for c, v in items.empty.items()}
 
     def _columns(self, values: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Ranking:
 
     def _own_columns(self, values: np.ndarray) -> Tensor:
         """f32[m, W]: what numeric columns [m, F] add to others; the bias is in the items'."""
-        return self._columns(torch.from_numpy(values).to(self.unit.device)) - self.nothing
+        return self._columns(torch.tensor(values).to(self.unit.device)) - self.nothing
 
     def _pair_columns(self, column: str, entries: Entries, num_users: int) -> Tensor:
         """f32[B, n, W]: what users' rows with the category of each item add."""
@@ -60,8 +60,8 @@ class Ranking:
         size = int(code.max()) + 1 if len(code) else 0
         table = nothing.expand(num_users, size + 1, -1).clone()
         if len(entries.user):
-            table[torch.from_numpy(entries.user), torch.from_numpy(entries.category)] = (
-                self._own_columns(entries.numeric)
+            table[torch.tensor(entries.user), torch.tensor(entries.category)] = self._own_columns(
+                entries.numeric
             )
         table[:, size] = 0  # of an item without a value
         return table[:, torch.where(code >= 0, code, size)]
@@ -83,7 +83,7 @@ class Ranking:
 
     def _general(self, users: Users, closeness: Tensor) -> Tensor:
         """f32[B n, T]: the general head's logits, from the columns of the item and of the user."""
-        own = torch.from_numpy(users.numeric).to(self.unit.device).unsqueeze(1)
+        own = torch.tensor(users.numeric).to(self.unit.device).unsqueeze(1)
         numeric = torch.where(self.numbers.isnan(), own, self.numbers).flatten(0, 1)
         return self.model.general_logits(self.name, closeness, numeric)
 
@@ -91,8 +91,8 @@ class Ranking:
         """f32[B, n, T]: as `Recommender.score` of every user with every item."""
         model, device = self.model, self.unit.device
         longest = max(int((users.history >= 0).sum(1).max(initial=0)), 1)
-        history = torch.from_numpy(users.history[:, :longest]).to(device)
-        ages = torch.from_numpy(users.ages[:, :longest]).to(device)
+        history = torch.tensor(users.history[:, :longest]).to(device)
+        ages = torch.tensor(users.ages[:, :longest]).to(device)
         mask = history >= 0
         if not model.options.history:
             mask = torch.zeros_like(mask)
@@ -104,8 +104,8 @@ class Ranking:
             return self._general(users, closeness).view(b, n, -1)
         user = model.interest.cross(self.items, self.items, places, ages, mask)
         columns = self._user_columns(users).view(b * n, width) + model.closeness(closeness)
-        number = torch.from_numpy(users.user).to(device)
-        identity = model._user_vector(self.name, number, self.items[:1].expand(b, width))
+        number = torch.tensor(users.user).to(device)
+        identity = model.user_vector(self.name, number, self.items[:1].expand(b, width))
         identity = identity.unsqueeze(1).expand(b, n, width)
         scenario = model.scenario_vectors[self.name].expand(b, n, width)
         flat = [user, candidate, user * candidate]

@@ -284,7 +284,7 @@ class Recommender(nn.Module):
         closeness = self._closeness(samples, vectors, places, mask)
         columns = own.row_columns(samples) + self.closeness(closeness)
         scenario = self.scenario_vectors[name].expand_as(candidate)
-        identity = self._user_vector(name, samples.user, candidate)
+        identity = self.user_vector(name, samples.user, candidate)
         parts = [user, candidate, user * candidate, columns, scenario, identity, closeness]
         found = self.sharing(name, torch.cat(parts, 1), torch.cat([identity, candidate], 1))
         heads = self.heads[name]
@@ -300,7 +300,8 @@ class Recommender(nn.Module):
             return vectors.new_zeros(len(vectors), NUM_CLOSENESS)
         return kernels(cosines(vectors.detach(), samples.candidate, places), mask)
 
-    def _user_vector(self, name: str, user: Tensor, like: Tensor) -> Tensor:
+    def user_vector(self, name: str, user: Tensor, like: Tensor) -> Tensor:
+        """f32[N, W]: of users i64[N] in a scenario; zeros as `like` without a table of them."""
         space = self.facts[name].user_space
         if space not in self.users:
             return torch.zeros_like(like)
