@@ -180,8 +180,8 @@ def faults_block(result: dict[str, Any]) -> str:
     return (
         f"{markdown_table(result['table'])}\n\n"
         f"Every fault at a random step of a run of two workers; {len(result['runs'])} seed(s), a "
-        "Ray of three nodes on one machine of two cores; steps are the most, seconds the mean over "
-        "seeds (checkpoint every 20 steps; the longest part is the start of Python processes). "
+        "Ray of three nodes on one machine of two cores, on which other jobs ran; steps are the "
+        "most, seconds the mean over seeds (checkpoint every 20 steps; the longest part is the start of Python processes). "
         "Rows are compared step by step with an undisturbed run; the final weights differ by at "
         f"most {figures['weight_difference']:.0e} of the largest. "
         f"`{result['command']}` makes it again."

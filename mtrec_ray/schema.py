@@ -389,18 +389,20 @@ class Search(Section):
     `scenario_weights`: the scenarios' weights, uniform over the simplex (`learning/simplex.py`);
     in `grid` all its points in steps of 1 / `grid_steps`. `objectives`: one for each scenario, or
     the joint score. `asha` ends those trials early that are not among the better half after
-    `grace` epochs, twice as many, and so on. Trials have `epochs` and `rows_per_epoch` in place of
-    training's, and `num_workers` (null: the run's; 0: a trial is one process, which goes on with
-    the next trial and has nothing to start), so many at a time (`concurrent`; null: as the cluster
-    has room for). `choose` is the lowest joint score, the best worst-case gain over models of one
-    scenario, which are trained, too, or the lowest mean of the scores by `preference`.
-    `confirm_seeds`: so many whole runs each of the chosen and of uniform weights, scored on test.
+    `grace` epochs, twice as many, and so on; with `pbt` those of the worse quarter go on every
+    `grace` epochs from one of the better quarter, with values near its. Trials have `epochs` and
+    `rows_per_epoch` in place of training's, and `num_workers` (null: the run's; 0: a trial is one
+    process, which goes on with the next trial and has nothing to start), so many at a time
+    (`concurrent`; null: as the cluster has room for). `choose` is the lowest joint score, the best
+    worst-case gain over models of one scenario, which are trained, too, or the lowest mean of the
+    scores by `preference`. `confirm_seeds`: so many whole runs each of the chosen and of uniform
+    weights, scored on test.
     """
 
     trials: PositiveInt = 16
     algorithm: Literal["optuna", "random", "grid"] = "optuna"
     objectives: Literal["scenarios", "joint"] = "scenarios"
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
     grace: PositiveInt = 1
     scenario_weights: bool = True
     grid_steps: PositiveInt = 4

@@ -1,12 +1,15 @@
 """AdamW with groups for encoder, ids, weights and biases; the learning rate over steps."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Training
+
+Schedule = torch.optim.lr_scheduler.LambdaLR
 
 
 def build_optimizer(model: Recommender, options: Training) -> torch.optim.AdamW:
@@ -29,9 +32,7 @@ def build_optimizer(model: Recommender, options: Training) -> torch.optim.AdamW:
     return torch.optim.AdamW(settings, betas=(0.9, 0.98), fused=True)
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, options: Training, num_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
+def build_schedule(optimizer: torch.optim.Optimizer, options: Training, num_steps: int) -> Schedule:
     """Linear warm-up over a share of the steps, then cosine or linear decay to 1 %, or none."""
     warmup = max(int(options.warmup * num_steps), 1)
 
@@ -47,4 +48,19 @@ def build_schedule(
             case _:
                 return 1.0
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return Schedule(optimizer, factor)
+
+
+def restore(optimizer: torch.optim.Optimizer, schedule: Schedule, state: dict[str, Any]) -> None:
+    """Go on from a checkpoint's `optimizer` and `schedule`, at the rates and decays of this run.
+
+    They are those of the checkpoint's run but where a run goes on from another one.
+    """
+    rates = list(schedule.base_lrs)
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    schedule.base_lrs = rates
+    factor = schedule.lr_lambdas[0](schedule.last_epoch)
+    for group, rate, decay in zip(optimizer.param_groups, rates, decays, strict=True):
+        group |= {"initial_lr": rate, "lr": rate * factor, "weight_decay": decay}

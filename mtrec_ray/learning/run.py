@@ -13,7 +13,7 @@ from mtrec_ray.learning.build import build_model, cache_folder
 from mtrec_ray.learning.feed import Feed
 from mtrec_ray.learning.host import Host
 from mtrec_ray.learning.losses import loss_weights
-from mtrec_ray.learning.optim import build_optimizer, build_schedule
+from mtrec_ray.learning.optim import build_optimizer, build_schedule, restore
 from mtrec_ray.learning.plan import make_plan
 from mtrec_ray.learning.ranks import any_rank, world
 from mtrec_ray.learning.step import Batch, Forward, StepResult, accumulate, wrap
@@ -78,8 +78,7 @@ class Run:
         self.schedule = build_schedule(self.optimizer, project.training, self.num_steps)
         if folder and state:
             checkpoint.load_model(folder, self.model)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
+            restore(self.optimizer, self.schedule, state)
             self.vectors.restore(state["vectors"])
         self.feed = Feed(
             prepared, self.plan.quotas, project.training.seed, (self.rank, self.size),

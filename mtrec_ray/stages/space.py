@@ -39,6 +39,9 @@ SAME = {
     "training.teacher": "the teacher is fitted once, for all trials",
 }
 
+# Fields that may change in the middle of a run.
+MOVING = ("training.lr", "training.lr_encoder", "training.weight_decay", "training.clip_norm")
+
 
 @dataclass(frozen=True)
 class Space:
@@ -190,11 +193,32 @@ def space_problems(project: Project) -> list[str]:
     epochs = search.epochs or project.training.epochs
     if search.scheduler == "asha" and search.grace > epochs:
         problems.append(f"search.grace: found {search.grace}; allowed: at most {epochs} epochs")
+    if search.scheduler == "pbt":
+        problems += pbt_problems(project)
     if not problems and not space_of(project).distributions():
         problems.append(
             "search: found nothing to search; allowed: scenario_weights with two scenarios or "
             "more, or ranges of fields"
         )
+    return problems
+
+
+def pbt_problems(project: Project) -> list[str]:
+    """A line for whatever a population cannot do: other processes, grids, models that differ."""
+    search = project.search
+    problems = []
+    if search.num_workers != 0:
+        problems.append(
+            f"search.num_workers: found {search.num_workers} with scheduler: pbt; allowed: 0"
+        )
+    if search.algorithm == "grid":
+        problems.append("search.algorithm: found grid with scheduler: pbt; allowed: random, optuna")
+    fixed = [f for f in search.fields or {} if not f.startswith("scenarios.") and f not in MOVING]
+    problems += [
+        f"search.{field}: found with scheduler: pbt, whose trials go on with other values; "
+        f"allowed: weights, {', '.join(MOVING)}"
+        for field in fixed
+    ]
     return problems
 
 

@@ -84,6 +84,18 @@ def known_trial(project: Project, space: Space, trial: Trial) -> optuna.trial.Fr
     )
 
 
+def drawn(space: Space, num: int, seed: int) -> list[Point]:
+    """Random points, that nothing was learned for."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [study.ask(space.distributions()).params for _ in range(num)]
+
+
+def config_of(trial: Trial) -> dict[str, Any]:
+    """A trial as Tune hands it to its process."""
+    own = {"name": trial.name, "overrides": trial.overrides, "point": trial.point}
+    return {"trial": own}
+
+
 class Suggester(Searcher):
     """Waiting trials in their order, then what Optuna suggests (None: nothing)."""
 
@@ -102,7 +114,11 @@ class Suggester(Searcher):
             trial = self.new(point)
         else:
             return Searcher.FINISHED
-        return {"name": trial.name, "overrides": trial.overrides}
+        return config_of(trial)
+
+    def configs(self) -> list[dict[str, Any]]:
+        """All waiting trials at once, for a population."""
+        return [config_of(trial)["trial"] for trial in self.waiting]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -145,7 +161,7 @@ class Halving(ASHAScheduler):
         """Whether a trial goes on after an epoch."""
         if not math.isfinite(result[JOINT]) or result["epoch"] >= self.epochs:
             return TrialScheduler.CONTINUE
-        name = trial.config["name"]
+        name = trial.config["trial"]["name"]
         action = super().on_trial_result(tune_controller, trial, result)
         if action != TrialScheduler.STOP or name in self.spared:
             return TrialScheduler.CONTINUE
@@ -155,7 +171,7 @@ class Halving(ASHAScheduler):
     def fill(self, trials: Sequence[Trial]) -> None:
         """Take the epochs of trials that ended before, as if they had run now."""
         for trial in trials:
-            known: Any = SimpleNamespace(trial_id=trial.name, config={"name": trial.name})
+            known: Any = SimpleNamespace(trial_id=trial.name, config=config_of(trial))
             self.on_trial_add(None, known)  # pyright: ignore[reportArgumentType]
             for i in range(len(trial.curve)):
                 best = best_of(trial.curve[: i + 1])

@@ -24,6 +24,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import SPARE_CPUS
+from mtrec_ray.stages.population import Population
 from mtrec_ray.stages.suggest import JOINT, Suggester
 from mtrec_ray.stages.trial import Train, run_trial
 from mtrec_ray.stages.trials import Trial
@@ -58,12 +59,16 @@ class Recorder(Callback):
 
     def own(self, trial: Any) -> Trial:
         """Our record of one of Tune's trials."""
-        return self.trials[trial.config["name"]]
+        return self.trials[trial.config["trial"]["name"]]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial starts, or goes on."""
+        """A trial starts, or goes on: in a population with other values than before."""
         own = self.own(trial)
         own.status = "running"
+        now = trial.config["trial"]
+        if now["overrides"] != own.overrides:
+            own.move(now["from"], now["overrides"], now["point"])
+            self.say(f"{own.name} goes on from {now['from']} with other values")
         self.started[own.name] = time.monotonic() - own.seconds
         own.save(self.folder)
 
@@ -198,23 +203,31 @@ def run_trials(
     Ray Tune's own files (`ray/` beside the records) are not read again.
     """
     recorder.scheduler = scheduler
-    local = not os.environ.get("RAY_ADDRESS")
+    population = isinstance(scheduler, Population)
+    cluster, local = ray.cluster_resources(), not os.environ.get("RAY_ADDRESS")
+    places, head = concurrency(project, cluster, local=local), need_of(project).head
+    if population:  # all are there at once, and wait for each other; Ray allows it no searcher
+        head |= {"CPU": cluster["CPU"] / places}
     own = storage.join(recorder.runs, "ray")
     storage.remove_folder(own)
     trainable = ray.tune.with_parameters(
-        run_trial, tree=project.dump(), records=recorder.folder, train=train, shared=shared
-    )
+        run_trial, tree=project.dump(), records=recorder.folder, train=train, shared=shared,
+        population=population,
+    )  # fmt: skip
     with quiet_tune():
         Tuner(
-            ray.tune.with_resources(trainable, need_of(project).head),
+            ray.tune.with_resources(trainable, head),
+            param_space={"trial": ray.tune.grid_search(suggester.configs())}
+            if population
+            else None,
             tune_config=TuneConfig(
-                search_alg=suggester,
+                search_alg=None if population else suggester,
                 scheduler=scheduler or FIFOScheduler(),
-                num_samples=num,
-                max_concurrent_trials=concurrency(project, ray.cluster_resources(), local=local),
+                num_samples=1 if population else num,
+                max_concurrent_trials=None if population else places,
                 reuse_actors=project.search.num_workers == 0,
-                trial_name_creator=lambda trial: trial.config["name"],
-                trial_dirname_creator=lambda trial: trial.config["name"],
+                trial_name_creator=lambda trial: trial.config["trial"]["name"],
+                trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
             ),
             run_config=RunConfig(
                 name="ray",

@@ -19,6 +19,7 @@ from mtrec_ray.learning.front import scenario_scores, task_scores
 from mtrec_ray.learning.host import NO_SCORE
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.local import Tell, train_here
+from mtrec_ray.stages.population import LATEST_SCORE, adopt, checkpoint_of
 from mtrec_ray.stages.space import with_overrides
 from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trials import best_of, load_trial
@@ -61,26 +62,39 @@ def workers(project: Project) -> dict[str, Any]:
 
 
 def run_trial(
-    config: dict[str, Any], tree: dict[str, Any], records: str, train: Train, shared: Any
+    config: dict[str, Any],
+    tree: dict[str, Any],
+    records: str,
+    train: Train,
+    shared: Any,
+    *,
+    population: bool = False,
 ) -> None:
     """What Ray Tune runs: `config` names the trial and its overrides of the project `tree`.
 
+    In a population its checkpoints are passed on, and it goes on from the one that it is given.
     Whatever training raises is reported as the trial's failure, and is not tried again; what a
     trial that goes on has told before stands in its record.
     """
     logging.getLogger().setLevel(logging.WARNING)
-    before = load_trial(records, config["name"])
+    name, overrides = config["trial"]["name"], config["trial"]["overrides"]
+    before = load_trial(records, name)
     curve = list(before.curve) if before else []
 
     def tell(metrics: dict[str, Any]) -> None:
         entry = entry_of(metrics)
         if entry and entry["epoch"] not in {e["epoch"] for e in curve}:
             curve.append(entry)
-            ray.tune.report(report_of(curve, entry))
+            passed_on = checkpoint_of(own) if population else None
+            ray.tune.report(report_of(curve, entry), checkpoint=passed_on)
 
     try:
-        project = with_overrides(parse_project(tree), config["overrides"])
-        result = train(project, config["name"], shared, tell)
+        own = storage.join(shared.folder, name) if population else ""
+        taken = ray.tune.get_checkpoint() if population else None
+        if taken:
+            adopt(taken, own)
+        project = with_overrides(parse_project(tree), overrides)
+        result = train(project, name, shared, tell)
     except Exception as error:  # noqa: BLE001 whatever it is, it ends this trial and no other
         ray.tune.report(report_of(curve, None) | {"failed": f"{type(error).__name__}: {error}"})
         return
@@ -108,6 +122,7 @@ def report_of(curve: list[dict[str, Any]], entry: dict[str, Any] | None) -> dict
     return {
         "epoch": max((e["epoch"] for e in curve), default=0),
         "joint_score": best["joint_score"],
+        LATEST_SCORE: entry["joint_score"] if entry else math.nan,
         "score": known | best["scores"],
         "entry": entry or {},
     }

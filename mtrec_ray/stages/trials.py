@@ -22,6 +22,7 @@ class Trial:
         point: its place in the space of the search; None outside a search.
         status: `stopped` is that of a trial which the scheduler ended early.
         reason: of a failure.
+        moves: in a population: after which epoch it went on from which trial, with what before.
         seconds: from its start to its end, waiting for resources included.
         curve: by epoch: `epoch, joint_score, scores` (by scenario), `tasks` (by scenario/task).
         result: whatever else its training returned.
@@ -32,6 +33,7 @@ class Trial:
     point: Point | None = None
     status: Status = "waiting"
     reason: str = ""
+    moves: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +52,12 @@ class Trial:
         """Put an epoch into the curve, in place of an earlier report of the same one."""
         others = [e for e in self.curve if e["epoch"] != entry["epoch"]]
         self.curve = sorted([*others, entry], key=lambda e: e["epoch"])
+
+    def move(self, source: str, overrides: Overrides, point: Point) -> None:
+        """Go on from another trial, with other values."""
+        epoch = max((e["epoch"] for e in self.curve), default=0)
+        self.moves.append({"after_epoch": epoch, "from": source, "before": self.overrides})
+        self.overrides, self.point = overrides, point
 
     def save(self, folder: str) -> None:
         """Write its file."""

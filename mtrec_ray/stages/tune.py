@@ -22,6 +22,7 @@ from mtrec_ray.stages.choose import outcome_of, write_outcome
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.confirm import confirm
 from mtrec_ray.stages.marks import DONE, begin, find_finished
+from mtrec_ray.stages.population import Population
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
 from mtrec_ray.stages.space import (
     Overrides,
@@ -32,7 +33,7 @@ from mtrec_ray.stages.space import (
     space_problems,
     with_overrides,
 )
-from mtrec_ray.stages.suggest import Halving, Suggester, optuna_search
+from mtrec_ray.stages.suggest import Halving, Suggester, drawn, optuna_search
 from mtrec_ray.stages.sweep import Recorder, run_trials
 from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import joint_made_with
@@ -116,10 +117,15 @@ def search(project: Project, folder: str, train: Train, shared: Any, say: Say) -
         lambda point: added(trials, space.overrides(point), point),
     )
     epochs = options.epochs or project.training.epochs
+    spared = list(references(project))
     scheduler = None
     if options.scheduler == "asha":
-        scheduler = Halving(epochs, options.grace, list(references(project)))
+        scheduler = Halving(epochs, options.grace, spared)
         scheduler.fill(ended)
+    if options.scheduler == "pbt":
+        scheduler = Population(space, epochs, options.grace, spared, options.seed)
+        for point in drawn(space, total - len(trials), options.seed):
+            suggester.waiting.append(added(trials, space.overrides(point), point))
     num = total - len(ended)
     run_trials(
         trial_project(project), suggester, scheduler, recorder,

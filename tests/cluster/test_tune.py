@@ -205,6 +205,25 @@ def test_trials_of_ray_train_workers_never_hang(trained, untrained):
     assert not (untrained / project.run.name / "tune" / "runs").exists()
 
 
+def test_a_population_goes_on_from_its_best(trained, untrained):
+    """All trials have all epochs; worse ones took other values from better ones; own ones stay."""
+    training = {"rows_per_epoch": 2048}
+    project = changed(
+        searching(trained.project, trials=5, epochs=4, scheduler="pbt", num_workers=0),
+        training=training,
+    )
+    record = run_tune(project, str(untrained), say_nothing)
+    trials = load_trials(str(untrained / project.run.name / "tune" / "trials"))
+    assert record["by_status"] == {"finished": 5}
+    assert all([e["epoch"] for e in t.curve][-1] == 4 for t in trials.values())
+    moves = [(t.name, move) for t in trials.values() for move in t.moves]
+    assert moves
+    assert not {name for name, _ in moves} & {"own", "uniform"}
+    for name, move in moves:
+        assert move["from"] != name
+        assert move["before"] != trials[name].overrides
+
+
 @pytest.fixture(scope="module")
 def interrupted(trained, tmp_path_factory) -> tuple[Path, dict[str, bytes], set[str], list[str]]:
     """A tune job that is killed when a trial has ended and another told an epoch; started again.

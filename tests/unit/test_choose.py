@@ -192,7 +192,7 @@ def test_halving_spares_and_remembers():
 
     class Known:
         def __init__(self, name: str) -> None:
-            self.trial_id, self.config = name, {"name": name}
+            self.trial_id, self.config = name, {"trial": {"name": name}}
 
     scheduler = Halving(epochs=4, grace=1, spared=["own"])
     kept = [trial_of(f"t{i}", 0.5 + i / 100, 0.5) for i in range(4)]

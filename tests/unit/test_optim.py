@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtrec_ray.learning.checkpoint import load_model, load_state, save_model, save_state
-from mtrec_ray.learning.optim import build_optimizer, build_schedule
+from mtrec_ray.learning.optim import build_optimizer, build_schedule, restore
 from mtrec_ray.schema import Training
 from tests.builders import FACTS, build, make_catalogues, small_model, stir
 
@@ -191,3 +191,28 @@ def test_training_state_is_not_unpickled_freely(tmp_path):
     torch.save({"project": OPTIONS}, tmp_path / "training.pt")
     with pytest.raises(Exception, match=r"Weights only load failed"):
         load_state(tmp_path)
+
+
+def test_a_run_goes_on_at_its_own_rates():
+    """From a checkpoint of other rates: those of this run, at the schedule's place, are taken."""
+    model = model_of()
+    steps, other = 10, OPTIONS.model_copy(update={"lr": 3e-3, "weight_decay": 0.5})
+    optimizer = build_optimizer(model, OPTIONS)
+    schedule = build_schedule(optimizer, OPTIONS, steps)
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    before = [group["lr"] for group in optimizer.param_groups]
+    for options in (OPTIONS, other):
+        second = build_optimizer(model, options)
+        going = build_schedule(second, options, steps)
+        restore(second, going, state)
+        now = [group["lr"] for group in second.param_groups]
+        wanted = [b * (0.3 if options is other and b == max(before) else 1) for b in before]
+        assert now == pytest.approx(wanted, rel=1e-12)
+        assert options.weight_decay in {g["weight_decay"] for g in second.param_groups}
+        assert going.last_epoch == 4
+        second.step()
+        going.step()
+        assert going.get_last_lr() == [g["lr"] for g in second.param_groups]

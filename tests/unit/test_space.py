@@ -3,17 +3,20 @@
 import math
 import re
 
+import numpy as np
 import pytest
 
 from mtrec_ray.config import parse_project
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.marks import differences
+from mtrec_ray.stages.population import moved
 from mtrec_ray.stages.space import (
     references,
     space_of,
     space_problems,
     with_overrides,
 )
+from mtrec_ray.stages.suggest import drawn
 from tests.builders import two_scenario_project
 
 
@@ -149,3 +152,40 @@ def test_a_grid_has_all_combinations():
     assert len(points) == 5 * 3 * 2
     assert {round(p["training.lr"], 9) for p in points} == {1e-4, 1e-3, 1e-2}
     assert len({repr(space.overrides(p)) for p in points}) == len(points)
+
+
+@pytest.mark.parametrize(
+    ("fields", "search", "line"),
+    [
+        ({}, {"num_workers": 2}, r"search\.num_workers: found 2 with scheduler: pbt; allowed: 0"),
+        ({}, {"algorithm": "grid"}, r"search\.algorithm: found grid with scheduler: pbt"),
+        (
+            {"model.sharing": "choice(mmoe, ple)"},
+            {},
+            r"search\.model\.sharing: .* weights, training",
+        ),
+    ],
+)
+def test_what_a_population_cannot_search(fields, search, line):
+    """Trials go on from each other: in one process each, of the same model."""
+    asked = {"scheduler": "pbt", "num_workers": 0} | search
+    (found,) = space_problems(searching(fields, search=asked))
+    assert re.search(line, found), found
+
+
+def test_a_population_moves_inside_the_ranges():
+    """Moved points stay in their ranges, most of them near, some far; weights have a mean of 1."""
+    fields = {"training.lr": "loguniform(1e-4, 1e-2)", "training.clip_norm": "choice(1, 5)"}
+    space = space_of(searching(fields))
+    point, rng = drawn(space, 1, 0)[0], np.random.default_rng(0)
+    found = [moved(space, point, rng) for _ in range(300)]
+    rates = np.array([p["training.lr"] for p in found])
+    assert rates.min() >= 1e-4
+    assert rates.max() <= 1e-2
+    assert np.median(abs(np.log(rates / point["training.lr"]))) < 0.2 * np.log(100)
+    assert {p["training.clip_norm"] for p in found} == {"1", "5"}
+    for other in found[:20]:
+        changed = space.overrides(other)
+        weights = [v for k, v in changed.items() if k.endswith(".weight")]
+        assert sum(weights) == pytest.approx(len(weights), rel=1e-4)
+        with_overrides(searching(fields), changed)
