@@ -111,9 +111,24 @@ def ablation_block(result: dict[str, Any]) -> str:
 
 
 def quickstart_block(result: dict[str, Any]) -> str:
-    """The table of the quickstart with what it took."""
+    """The tables of the quickstart with what it took."""
+    figures = result["figures"]
+    ranked = [
+        {
+            "scenario": name,
+            **{
+                f"{metric}@20 {model}": f"{figures[f'{name}.{metric}.{model}']:.4f}"
+                for metric in ("recall", "ndcg")
+                for model in ("model", "popularity", "neighbours")
+            },
+        }
+        for name in dict.fromkeys(row["scenario"] for row in result["table"])
+    ]
     return (
         f"{markdown_table(result['table'])}\n\n"
+        "The first task's positives of test among all items of the catalogue, beside popularity "
+        "and nearest neighbours of the history by frozen text vectors:\n\n"
+        f"{markdown_table(ranked)}\n\n"
         f"{result['figures']['seconds'] / 60:.1f} minutes on {result['cores']} cores; "
         f"`{result['command']}` makes it again."
     )

@@ -7,7 +7,7 @@ from mtrec_ray.stages.pipeline import run_pipeline
 
 
 def main(config: Config, storage: Storage = "runs", override: Override = None) -> None:
-    """All stages in order, tune with search.in_pipeline; skip what is done."""
+    """All stages in order, a short search with search.pipeline_trials; skip what is done."""
     project, found = run_job("pipeline", run_pipeline, config, storage, override)
     show(project, found["metrics"])
     show_ranking(project, found["ranking"])

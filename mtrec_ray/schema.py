@@ -396,7 +396,8 @@ class Search(Section):
     (`concurrent`; null: as the cluster has room for). `choose` is the lowest joint score, the best
     worst-case gain over models of one scenario, which are trained, too, or the lowest mean of the
     scores by `preference`. `confirm_seeds`: so many whole runs each of the chosen and of uniform
-    weights, scored on test.
+    weights, scored on test. `pipeline_trials`: a short search that the pipeline makes, without a
+    confirmation, to train with what it chose (0: none); the tune stage goes on with it.
     """
 
     trials: PositiveInt = 16
@@ -414,7 +415,7 @@ class Search(Section):
     choose: Literal["joint", "worst_case", "preference"] = "joint"
     preference: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
     confirm_seeds: NonNegativeInt = 0
-    in_pipeline: bool = False
+    pipeline_trials: NonNegativeInt = 0
     seed: NonNegativeInt = 0
 
     @model_validator(mode="before")

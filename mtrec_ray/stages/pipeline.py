@@ -16,11 +16,12 @@ from mtrec_ray.stages.tune import run_tune
 def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     """Run the stages in order; returns the evaluation, with what was recommended.
 
-    With `search.in_pipeline` the joint model is trained with the values that the search chose.
+    With `search.pipeline_trials` the joint model is trained with what a search of so many chose.
     """
     run_prepare(project, storage_path, say)
-    if project.search.in_pipeline:
-        chosen = run_tune(project, storage_path, say)["chosen"]
+    if project.search.pipeline_trials:
+        short = {"search.trials": project.search.pipeline_trials, "search.confirm_seeds": 0}
+        chosen = run_tune(with_overrides(project, short), storage_path, say)["chosen"]
         project = with_overrides(project, chosen["overrides"])
     run_train(project, storage_path, say)
     tuned = run_finetune(project, storage_path, say)

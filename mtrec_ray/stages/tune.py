@@ -41,7 +41,7 @@ from mtrec_ray.stages.trial import Shared, Train, train_trial, trial_project
 from mtrec_ray.stages.trials import Trial, load_trials
 
 # What may change from one call to the next: more trials, another choice among them.
-FREE = ("trials", "concurrent", "in_pipeline", "choose", "preference", "confirm_seeds")
+FREE = ("trials", "concurrent", "pipeline_trials", "choose", "preference", "confirm_seeds")
 TRIALS, RUNS = "trials", "runs"
 
 
