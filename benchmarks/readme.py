@@ -191,15 +191,20 @@ def inference_block(result: dict[str, Any]) -> str:
 
 def faults_block(result: dict[str, Any]) -> str:
     """What each fault cost."""
-    figures = result["figures"]
+    difference = result["figures"]["weight_difference"]
+    weights = (
+        f"differ by at most {difference:.0e} of the largest"
+        if difference
+        else "are the same to the bit"
+    )
     return (
         f"{markdown_table(result['table'])}\n\n"
-        f"Every fault at a random step of a run of two workers; {len(result['runs'])} seed(s), a "
+        f"Every fault at a random step of a run of two workers, {len(result['runs'])} seed(s), a "
         "Ray of three nodes on one machine of two cores, on which other jobs ran; steps are the "
         "most, seconds the mean over seeds (checkpoint every 20 steps; the longest part is the "
-        "start of Python processes). "
-        "Rows are compared step by step with an undisturbed run; the final weights differ by at "
-        f"most {figures['weight_difference']:.0e} of the largest. "
+        "start of Python processes). After a notice the ranks write a checkpoint and go on until "
+        "the node is gone: those steps are made again. Rows are compared step by step with an "
+        f"undisturbed run; the final weights {weights}. "
         f"`{result['command']}` makes it again."
     )
 
