@@ -282,6 +282,11 @@ def ray_cost_block(result: dict[str, Any]) -> str:
     )
 
 
+def length(epochs: int, rows: int | None) -> str:
+    """How long a run is."""
+    return f"{epochs} epochs of {f'{rows:,} rows' if rows else 'all rows'}"
+
+
 def tune_block(result: dict[str, Any]) -> str:
     """Own, uniform and chosen weights by scenario, and plots of the front."""
     figures, values = result["figures"], result["chosen"]["values"]
@@ -293,9 +298,10 @@ def tune_block(result: dict[str, Any]) -> str:
         f"{markdown_table(result['table'])}\n\n{pictures}\n\n"
         f"{figures['trials']:.0f} trials ({figures['trials_stopped']:.0f} ended early, "
         f"{figures['trials_failed']:.0f} failed); scores are means of NE or relative RMSE, lower "
-        "is better; in the search on valid, of shorter trials; below, whole runs over "
-        f"{result['seeds']} seeds ± half of the spread. Chosen by {result['chosen']['rule']}: "
-        f"{named}. On test it is better than uniform weights by {figures['gain_on_test']:.4f} "
+        f"is better; in the search on valid, of trials of {length(*result['trial'])}; below, runs "
+        f"of {length(*result['whole_run'])}, {result['seeds']} seeds, ± half of the spread. Chosen "
+        f"by {result['chosen']['rule']}: {named}. On test it is better than uniform weights by "
+        f"{figures['gain_on_test']:.4f} "
         f"({verdict}). {figures['seconds'] / 60:.1f} minutes on {result['cores']} cores; "
         f"`{result['command']}` makes it again."
     )
@@ -337,7 +343,9 @@ def joining_block(result: dict[str, Any]) -> str:
         "differences with 95 % intervals (paired bootstrap over users), * where zero lies "
         f"outside.\n\n{markdown_table(result['curves'])}\n\n"
         "Joint training on the other three scenarios; this one joins with so many rows to learn "
-        "from (0: the general head), against training alone with as many; one seed. "
+        "from (0: the general head), against training alone with as many; one seed. Joint training "
+        f"took 2 epochs of {result['rows_per_epoch']:,} rows, a scenario's fine-tuning at most 3 "
+        f"of {result['finetune_rows_per_epoch']:,}: less than `real4.yaml` asks for. "
         f"`{result['command']}` makes both again."
     )
 

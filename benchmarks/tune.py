@@ -3,7 +3,8 @@
 python -m benchmarks.tune [--project quickstart] [--quick] [--out FILE] [--storage DIR] [--root DIR]
 
 The search of a shipped project file, with the confirmation that the file asks for, by default of
-three seeds; the front's plots go beside the JSON (`tune_PROJECT.json`).
+three seeds (real4: of 300,000 rows an epoch, which stand for whole runs); the front's plots go
+beside the JSON (`tune_PROJECT.json`).
 """
 
 import shutil
@@ -21,6 +22,7 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages.tune import run_tune
 
 SEEDS = 3
+BUDGET = {"real4": ("training.rows_per_epoch=300000",)}  # of the runs that confirm
 QUICK = ("search.trials=4", "search.confirm_seeds=1", "search.epochs=1", "training.epochs=1")
 
 
@@ -51,7 +53,8 @@ def figures_of(found: dict[str, Any], seconds: float) -> dict[str, float]:
 
 def project_of(name: str, *, quick: bool, root: str) -> Project:
     """A shipped project, with a confirmation."""
-    words = [*(QUICK if quick else ()), *([f"root={root}"] if root else ())]
+    words = [*BUDGET.get(name, ()), *(QUICK if quick else ())]
+    words += [f"root={root}"] if root else []
     project = load_project(TOP / "jobs" / f"{name}.yaml", words)
     if project.search.confirm_seeds:
         return project
@@ -84,6 +87,8 @@ def main(
     write_result(
         name, figures, out, table=found["comparison"], chosen=found["chosen"],
         importance=found["importance"], seeds=asked.search.confirm_seeds, quick=quick,
+        trial=[asked.search.epochs, asked.search.rows_per_epoch],
+        whole_run=[asked.training.epochs, asked.training.rows_per_epoch],
         plots=keep_plots(found, name, out),
     )  # fmt: skip
 
