@@ -266,6 +266,7 @@ def ray_cost_block(result: dict[str, Any]) -> str:
             "Ray Train": f"{figures[f'{ranks}.ray_rows_per_s']:,.0f} rows/s",
             "`torchrun`": f"{figures[f'{ranks}.torchrun_rows_per_s']:,.0f} rows/s",
             "ratio": f"{figures[f'{ranks}.ray_over_torchrun']:.3f}",
+            "of medians": f"{figures[f'{ranks}.ray_over_torchrun_median']:.3f}",
             "Ray's other processes": f"{figures[f'{ranks}.ray_cores']:.2f} cores",
             "first step": f"{figures[f'{ranks}.ray_start_s']:.0f} s, "
             f"{figures[f'{ranks}.torchrun_start_s']:.0f} s",
@@ -274,8 +275,8 @@ def ray_cost_block(result: dict[str, Any]) -> str:
     ]
     return (
         f"{markdown_table(table)}\n\n"
-        "The same loop on the same rows in the same order, to the same losses; medians of three "
-        f"rounds in turns, {result['cores']} cores, one thread a rank. What Ray Train costs is the "
+        "The same loop on the same rows in the same order, to the same losses: the fastest "
+        f"epoch of three rounds in turns, {result['cores']} cores, one thread a rank. What Ray Train costs is the "
         "time of its other processes (raylet, control store, dashboard, actors), which does not "
         "grow with the ranks of a node: two ranks on two cores leave no core to them. "
         f"`{result['command']}` makes it again."
