@@ -7,7 +7,8 @@ Two tables on the four scenarios of `jobs/real4.yaml`, test rows, everything cho
     three ways    joint, fine-tuned, alone (same budget): means over seeds, differences with 95 %
                   intervals (paired bootstrap over users, the mean over seeds of each resample)
     leave one out joint training on three scenarios; the fourth joins with 0 (general head), 64,
-                  1,024 and all of its rows, against training alone with as many; first seed
+                  1,024 and all of its rows, against training alone with as many; first seed, and
+                  no teacher, which would have seen all rows
 
 Training takes fewer rows than the project file asks for (`BUDGET`). What is found in the
 storage is not trained again.
@@ -33,6 +34,7 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages.finetune import Options, run_finetune
 from mtrec_ray.stages.join import restricted
 from mtrec_ray.stages.prepare import run_prepare
+from mtrec_ray.stages.space import with_overrides
 from mtrec_ray.stages.train import run_train
 
 MODELS = ("joint", "finetuned", "alone")
@@ -125,7 +127,8 @@ def three_way_table(
 
 def leave_out(base: Project, storage: str, name: str) -> dict[str, Any]:
     """The learning curve of a scenario that joins a joint model of the others."""
-    whole = named(base, f"without-{name}", base.training.seed)
+    run = {"run.name": f"without-{name}", "training.teacher.share": 0.0}
+    whole = with_overrides(base, run)
     others = restricted(whole, [n for n in whole.scenarios if n != name])
     run_prepare(others, storage, teller())
     run_train(others, storage, teller())

@@ -11,8 +11,8 @@ these leave none to Ray's own processes.
     RANKS.ray_over_torchrun    rows/s of the fastest epoch, Ray over torchrun; without RANKS: of two
     RANKS.ray_over_torchrun_median    the same of the medians of all epochs but the first
     RANKS.ray_start_s, RANKS.torchrun_start_s    from the command to the first step
-    RANKS.ray_cores            CPU seconds a second, after the first epoch, of Ray's processes that do
-                               not train: raylet, control store, dashboard, log monitor, actors
+    RANKS.ray_cores            CPU seconds a second, after the first epoch, of Ray's processes that
+                               do not train: raylet, control store, dashboard, log monitor, actors
     same_losses                1 if both ended with the same losses, to 1e-5
 """
 

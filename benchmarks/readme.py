@@ -276,8 +276,9 @@ def ray_cost_block(result: dict[str, Any]) -> str:
     return (
         f"{markdown_table(table)}\n\n"
         "The same loop on the same rows in the same order, to the same losses: the fastest "
-        f"epoch of three rounds in turns, {result['cores']} cores, one thread a rank. What Ray Train costs is the "
-        "time of its other processes (raylet, control store, dashboard, actors), which does not "
+        f"epoch of three rounds in turns, {result['cores']} cores, one thread a rank. "
+        "What Ray Train costs is the time of its other processes (raylet, control store, "
+        "dashboard, actors), which does not "
         "grow with the ranks of a node: two ranks on two cores leave no core to them. "
         f"`{result['command']}` makes it again."
     )
@@ -344,7 +345,8 @@ def joining_block(result: dict[str, Any]) -> str:
         "differences with 95 % intervals (paired bootstrap over users), * where zero lies "
         f"outside.\n\n{markdown_table(result['curves'])}\n\n"
         "Joint training on the other three scenarios; this one joins with so many rows to learn "
-        "from (0: the general head), against training alone with as many; one seed. Joint training "
+        "from (0: the general head), against training alone with as many; one seed, no teacher. "
+        "Joint training "
         f"took 2 epochs of {result['rows_per_epoch']:,} rows, a scenario's fine-tuning at most 3 "
         f"of {result['finetune_rows_per_epoch']:,}: less than `real4.yaml` asks for. "
         f"`{result['command']}` makes both again."
