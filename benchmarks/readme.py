@@ -278,8 +278,9 @@ def ray_cost_block(result: dict[str, Any]) -> str:
         "The same loop on the same rows in the same order, to the same losses: the fastest "
         f"epoch of three rounds in turns, {result['cores']} cores, one thread a rank. "
         "What Ray Train costs is the time of its other processes (raylet, control store, "
-        "dashboard, actors), which does not "
-        "grow with the ranks of a node: two ranks on two cores leave no core to them. "
+        "dashboard, actors), which does not grow with the ranks of a node. Where a core is free "
+        "for them, nothing can be told from the machine's noise; two ranks on two cores leave none "
+        "to them, and each waits for whatever holds up the other. "
         f"`{result['command']}` makes it again."
     )
 
