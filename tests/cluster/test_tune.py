@@ -1,6 +1,6 @@
 """The search finds what is planted, never hangs, and loses no finished trial.
 
-`MTREC_TRIALS` is the number of short trials (32 outside CI takes a minute more than the default).
+`MTREC_TRIALS` is the number of short trials (32 outside CI).
 """
 
 import json
@@ -30,10 +30,10 @@ from mtrec_ray.stages.tune import run_tune, search
 from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing, world_tree
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), takes_minutes]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 TOP = Path(__file__).parents[2]
-NUM_SHORT = int(os.environ.get("MTREC_TRIALS", "12"))
+NUM_SHORT = int(os.environ.get("MTREC_TRIALS", "8"))
 BEST_SHARE = 0.8  # of shop, in the planted problem
 EPOCHS = 4
 
@@ -136,6 +136,7 @@ def test_the_front_is_the_trade_off(found):
     assert outcome.volume == pytest.approx(hypervolume(outcome.points, np.ones(2)))
 
 
+@takes_minutes
 def test_more_trials_go_on(found, tmp_path):
     """A finished search with more trials keeps those that are there, and adds the others."""
     project, trials = found
@@ -149,6 +150,7 @@ def test_more_trials_go_on(found, tmp_path):
     assert {n: (folder / n).read_bytes() for n in before} == before
 
 
+@takes_minutes
 def test_a_failed_trial_ends_no_search(world, tmp_path):
     """Trials that raise have their reason in the table in one line; the others end as ever."""
     project = searching(world, trials=8, algorithm="random", scheduler="none", seed=3)
@@ -162,6 +164,7 @@ def test_a_failed_trial_ends_no_search(world, tmp_path):
     assert load_trials(str(tmp_path / "trials"))[failed[0].name] == failed[0]
 
 
+@takes_minutes
 def test_the_rule_of_the_worst_case(world, tmp_path):
     """With worst_case the models of one scenario are trained, whatever their joint score."""
     project = searching(world, trials=10, choose="worst_case")
@@ -192,6 +195,7 @@ def test_short_trials_never_hang(world, tmp_path):
 # --- real trials -----------------------------------------------------------------------------
 
 
+@takes_minutes
 def test_trials_of_ray_train_workers_never_hang(trained, untrained):
     """Trials with a worker group each, two at a time, ended early: all end, nothing is left."""
     training = {"epochs": 3, "rows_per_epoch": 2048}
@@ -205,6 +209,7 @@ def test_trials_of_ray_train_workers_never_hang(trained, untrained):
     assert not (untrained / project.run.name / "tune" / "runs").exists()
 
 
+@takes_minutes
 def test_a_population_goes_on_from_its_best(trained, untrained):
     """All trials have all epochs; worse ones took other values from better ones; own ones stay."""
     training = {"rows_per_epoch": 2048}
@@ -281,6 +286,7 @@ def wait_until(reached: Callable[[], bool], job: subprocess.Popen[bytes], output
         time.sleep(0.05)
 
 
+@takes_minutes
 def test_ended_trials_are_kept(trained, interrupted):
     """After the driver's death no ended trial ran again, and four trials are there."""
     storage, kept, ran, lines = interrupted
@@ -293,6 +299,7 @@ def test_ended_trials_are_kept(trained, interrupted):
     assert json.loads(lines[-1])["trials"] == 4
 
 
+@takes_minutes
 def test_running_trials_go_on(trained, interrupted):
     """Trials that ran have each epoch once, and all of them, without a first one told again."""
     storage, _, ran, _ = interrupted
@@ -302,6 +309,7 @@ def test_running_trials_go_on(trained, interrupted):
         assert trials[name].status == "finished"
 
 
+@takes_minutes
 def test_trials_are_the_train_stage(trained, interrupted):
     """The own trial, in one process, has the scores of the train stage by two workers."""
     storage, *_ = interrupted
@@ -310,6 +318,7 @@ def test_trials_are_the_train_stage(trained, interrupted):
         assert entry["joint_score"] == pytest.approx(record["joint_score"], abs=0.02)
 
 
+@takes_minutes
 def test_what_a_search_leaves(trained, interrupted):
     """Table, front, page, plots, and a project file that only changes what was searched."""
     storage, _, _, lines = interrupted
@@ -337,6 +346,7 @@ def test_what_a_search_leaves(trained, interrupted):
     assert not (folder / "runs").exists()
 
 
+@takes_minutes
 def test_confirmation_has_all_variants(interrupted):
     """Whole runs of chosen, uniform and own weights have scores on test by scenario."""
     _, _, _, lines = interrupted
@@ -348,6 +358,7 @@ def test_confirmation_has_all_variants(interrupted):
         assert all(0 < v["mean"] < 2 for v in variant["test"].values())
 
 
+@takes_minutes
 def test_a_finished_search_is_found(trained, interrupted):
     """The same search once more trains nothing and says the same."""
     storage, _, _, lines = interrupted
