@@ -72,7 +72,8 @@ def stored(shards: list[TrainShard]) -> list[Ref]:
     """The rows of some shards in the object store, a block a shard, in their order."""
     items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
     data = ray.data.from_items(items, override_num_blocks=len(items))
-    data = data.map(read_shard, num_cpus=0, compute=ray.data.TaskPoolStrategy(CONCURRENCY))
+    tasks = ray.data.TaskPoolStrategy(min(CONCURRENCY, len(items)))
+    data = data.map(read_shard, num_cpus=0, compute=tasks)
     data.context.execution_options.preserve_order = True
     return data.materialize().to_arrow_refs()
 
