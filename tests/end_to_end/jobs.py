@@ -18,6 +18,7 @@ SMALL = (
     "sample_world.items=64",
     "training.epochs=1",
     "training.batch_size=512",
+    "search.pipeline_trials=2",
 )
 
 

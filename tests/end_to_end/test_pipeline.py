@@ -1,11 +1,13 @@
 """The quickstart as a user runs it: one command, one JSON line, and nothing is done twice."""
 
+import json
 import time
 from subprocess import CompletedProcess
 
 import pytest
 
 from mtrec_ray.config import load_project
+from mtrec_ray.learning.checkpoint import FACTS
 from tests.end_to_end.jobs import QUICKSTART, SMALL, TOP, last_line, options, run_process
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]
@@ -50,6 +52,17 @@ def test_last_line(first):
     assert line["job"] == "pipeline"
     assert line["run"] == "quickstart"
     assert {n: set(t) for n, t in line["metrics"].items()} == {n: set(t) for n, t in TASKS.items()}
+
+
+def test_training_takes_what_the_search_chose(first, storage):
+    """Weights and rates of the joint model are those of the short search's chosen trial."""
+    assert first[0].returncode == 0
+    folder = storage / "quickstart"
+    chosen = load_project(folder / "tune" / "chosen.yaml").dump()
+    trained = json.loads((folder / "joint" / "best" / FACTS).read_text())["project"]
+    assert trained["scenarios"] == chosen["scenarios"]
+    assert trained["training"] == chosen["training"]
+    assert len(list((folder / "tune" / "trials").iterdir())) == 2
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
