@@ -40,12 +40,12 @@ from mtrec_ray.model.recommender import predictions
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.ground import Ground, check_names, open_ground, with_data
-from mtrec_ray.stages.marks import DONE
 from mtrec_ray.stages.serve import ZERO_SHOT, chosen_model
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 USERS_PER_UNIT = 4096
 NEW_USERS = "new"
+RECORD = "_done.json"  # readers of Parquet folders pass over names that begin like this
 
 # Persons and items.
 Pairs = tuple[np.ndarray, np.ndarray]
@@ -279,7 +279,7 @@ def run_recommend(
             found[name] = finished
             continue
         found[name] = recommend_scenario(ground, name, project, folder, wanted, say)
-        storage.write_json(storage.join(folder, DONE), {"made_with": made_with, **found[name]})
+        storage.write_json(storage.join(folder, RECORD), {"made_with": made_with, **found[name]})
     return {"scenarios": found}
 
 
@@ -300,7 +300,7 @@ def recommended_with(
 
 def find_current(folder: str, made_with: dict[str, Any]) -> dict[str, Any] | None:
     """What was recommended with the same model and options; other ones are made anew."""
-    path = storage.join(folder, DONE)
+    path = storage.join(folder, RECORD)
     if not storage.exists(path):
         return None
     found = storage.read_json(path)

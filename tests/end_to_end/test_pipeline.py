@@ -4,6 +4,7 @@ import json
 import time
 from subprocess import CompletedProcess
 
+import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.config import load_project
@@ -128,7 +129,8 @@ def test_files_of_the_run(first, storage):
         assert (run / file).is_file()
     for name in TASKS:
         assert (run / "scenarios" / name / "decision.json").is_file()
-        assert list((run / "recommendations" / name).glob("*.parquet"))
+        table = pq.read_table(run / "recommendations" / name)
+        assert {"user", "rank", "item", "score"} <= set(table.column_names)
         assert list((run / "evaluation" / "predictions" / name).glob("*.parquet"))
     assert not list(storage.rglob("*.part"))
     assert not (run / "prepared" / "work").exists()
