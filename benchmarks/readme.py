@@ -297,15 +297,18 @@ def tune_block(result: dict[str, Any]) -> str:
     fronts = [p for p in result["plots"] if "_front_" in p]
     pictures = " ".join(f"![{p}](benchmarks/results/{p})" for p in fronts)
     verdict = "on every seed" if figures["better_on_all_seeds"] else "not on every seed"
+    trial = [a or b for a, b in zip(result["trial"], result["whole_run"], strict=True)]
+    weighty = ", ".join(f"`{f}` {v:.2f}" for f, v in list(result["importance"].items())[:3])
     return (
         f"{markdown_table(result['table'])}\n\n{pictures}\n\n"
         f"{figures['trials']:.0f} trials ({figures['trials_stopped']:.0f} ended early, "
         f"{figures['trials_failed']:.0f} failed); scores are means of NE or relative RMSE, lower "
-        f"is better; in the search on valid, of trials of {length(*result['trial'])}; below, runs "
+        f"is better; in the search on valid, of trials of {length(*trial)}; below, runs "
         f"of {length(*result['whole_run'])}, {result['seeds']} seeds, ± half of the spread. Chosen "
         f"by {result['chosen']['rule']}: {named}. On test it is better than uniform weights by "
         f"{figures['gain_on_test']:.4f} "
-        f"({verdict}). {figures['seconds'] / 60:.1f} minutes on {result['cores']} cores; "
+        f"({verdict}); what mattered in the search: {weighty} (importance). "
+        f"{figures['seconds'] / 60:.1f} minutes on {result['cores']} cores; "
         f"`{result['command']}` makes it again."
     )
 

@@ -88,7 +88,10 @@ def main(
     write_result(
         name, figures, out, table=found["comparison"], chosen=found["chosen"],
         importance=found["importance"], seeds=asked.search.confirm_seeds, quick=quick,
-        trial=[asked.search.epochs, asked.search.rows_per_epoch],
+        trial=[
+            asked.search.epochs or asked.training.epochs,
+            asked.search.rows_per_epoch or asked.training.rows_per_epoch,
+        ],
         whole_run=[asked.training.epochs, asked.training.rows_per_epoch],
         plots=keep_plots(found, name, out),
     )  # fmt: skip
