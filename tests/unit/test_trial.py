@@ -4,6 +4,7 @@ Without Ray: Tune's report is a list.
 """
 
 import re
+import shutil
 from functools import partial
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import ray.tune
 import torch
+from ray.train import Checkpoint
 
 from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
@@ -126,14 +128,18 @@ def test_only_the_latest_checkpoint_stays(whole):
 def reports(monkeypatch):
     """What Tune was told."""
     found = []
-    monkeypatch.setattr(ray.tune, "report", found.append)
+    monkeypatch.setattr(ray.tune, "report", lambda metrics, checkpoint=None: found.append(metrics))
     return found
 
 
 def start(project, folder, train, shared=None, name="t001"):
     """Run a trial as Tune does."""
-    config = {"name": name, "overrides": {"training.lr": 0.02}}
-    run_trial(config, project.dump(), str(folder), train, shared)
+    run_trial(config(name, 0.02), project.dump(), str(folder), train, shared)
+
+
+def config(name, rate):
+    """A trial as Tune hands it to its process."""
+    return {"trial": {"name": name, "overrides": {"training.lr": rate}}}
 
 
 def test_a_trial_tells_its_epochs(data, project, reports, tmp_path):
@@ -168,10 +174,34 @@ def test_a_failure_is_reported_and_not_raised(project, reports, tmp_path):
 
     start(project, tmp_path, train)
     assert [r["failed"] for r in reports] == ["RuntimeError: out of luck"]
-    run_trial(
-        {"name": "t002", "overrides": {"training.lr": -1}}, project.dump(), str(tmp_path), train, 0
-    )
+    run_trial(config("t002", -1), project.dump(), str(tmp_path), train, 0)
     assert re.match(r"ProjectError: training\.lr: found -1", reports[-1]["failed"])
+
+
+def test_a_trial_of_a_population_goes_on_from_a_better_one(data, project, monkeypatch, tmp_path):
+    """From the other's first epoch: with its values as that one went on, with others elsewhere."""
+    shared = Shared(data[0], data[1], str(tmp_path / "runs"))
+    kept, told = [], {}
+
+    def report(metrics, checkpoint=None):
+        if metrics["entry"]:
+            told.setdefault(now, []).append(metrics["latest_score"])
+            kept.append(tmp_path / f"kept_{len(kept)}")
+            with checkpoint.as_directory() as folder:
+                shutil.copytree(folder, kept[-1])
+
+    monkeypatch.setattr(ray.tune, "report", report)
+    for now, rate in (("better", 0.02), ("same", 0.02), ("other", 0.05)):
+        given = Checkpoint(kept[0]) if kept else None
+        monkeypatch.setattr(ray.tune, "get_checkpoint", lambda given=given: given)
+        run_trial(
+            config(now, rate), project.dump(), str(tmp_path / "trials"), train_trial, shared,
+            population=True,
+        )  # fmt: skip
+    assert len(told["better"]) == EPOCHS
+    assert told["same"] == pytest.approx(told["better"][1:], rel=1e-6)
+    assert len(told["other"]) == EPOCHS - 1
+    assert abs(np.subtract(told["other"], told["same"])).min() > 1e-4
 
 
 def test_an_interrupted_search_plans_what_is_left(project, tmp_path):
