@@ -318,7 +318,8 @@ def sweep_block(result: dict[str, Any]) -> str:
     figures = result["figures"]
     return (
         f"{markdown_table(result['table'])}\n\n"
-        f"The quickstart on {result['cores']} cores; one full run of the train stage took "
+        f"The quickstart with half of its events, {result['cores']} cores; one full run of the "
+        "train stage took "
         f"{figures['full_run.seconds']:.0f} s. Trials have as many epochs and rows. "
         "`plain` was measured for 4 trials, times four. "
         f"`{result['command']}` makes it again."

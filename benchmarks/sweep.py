@@ -2,7 +2,7 @@
 
 python -m benchmarks.sweep [--quick] [--out FILE] [--storage DIR]
 
-The quickstart's project: one full run of the train stage as jobs.train does it, then searches of 16
+The quickstart's project with half of its events: one full run of the train stage as jobs.train does it, then searches of 16
 trials, each a whole run of as many epochs and rows, on the same prepared data:
 
 plain            trials of Ray Train workers, each with its own outputs of frozen layers, none ended
@@ -42,6 +42,7 @@ from mtrec_ray.stages.trial import Shared, train_trial
 from mtrec_ray.stages.tune import search, with_room
 
 TRIALS, PLAIN_TRIALS = 16, 4
+EVENTS = 15_000  # half of the quickstart's
 QUICK = (
     "sample_world.events=6000", "sample_world.users=400", "sample_world.items=80",
     "training.epochs=2", "search.trials=4",
@@ -118,7 +119,7 @@ def main(
     storage: Annotated[str, typer.Option(help="Folder of the runs.")] = "",
 ) -> None:
     """Measure one full run and the searches."""
-    words = [f"search.trials={TRIALS}", "search.epochs=null", "search.rows_per_epoch=null"]
+    words = [f"search.trials={TRIALS}", f"sample_world.events={EVENTS}"]
     project = load_project(TOP / "jobs" / "quickstart.yaml", [*words, *(QUICK if quick else ())])
     say, place = teller(), absolute(storage or tempfile.mkdtemp())
     room = with_room(project)
