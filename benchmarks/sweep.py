@@ -2,8 +2,9 @@
 
 python -m benchmarks.sweep [--quick] [--out FILE] [--storage DIR]
 
-The quickstart's project with half of its events: one full run of the train stage as jobs.train does it, then searches of 16
-trials, each a whole run of as many epochs and rows, on the same prepared data:
+The quickstart's project with half of its events: one full run of the train stage as jobs.train does
+it, then searches of 16 trials, each a whole run of as many epochs and rows, on the same prepared
+data:
 
 plain            trials of Ray Train workers, each with its own outputs of frozen layers, none ended
                  early: what a loop over `train` costs (but rows lie in the object store once);
