@@ -18,11 +18,12 @@ def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any
 
     With `search.pipeline_trials` the joint model is trained with what a search of so many chose.
     """
-    run_prepare(project, storage_path, say)
-    if project.search.pipeline_trials:
+    if project.search.pipeline_trials:  # the search prepares
         short = {"search.trials": project.search.pipeline_trials, "search.confirm_seeds": 0}
         chosen = run_tune(with_overrides(project, short), storage_path, say)["chosen"]
         project = with_overrides(project, chosen["overrides"])
+    else:
+        run_prepare(project, storage_path, say)
     run_train(project, storage_path, say)
     tuned = run_finetune(project, storage_path, say)
     found = run_evaluate(project, storage_path, say)

@@ -1,5 +1,7 @@
 """One trial of a search: the train stage with overrides, its epochs reported to Ray Tune."""
 
+import ctypes
+import gc
 import logging
 import math
 import threading
@@ -98,7 +100,21 @@ def run_trial(
     except Exception as error:  # noqa: BLE001 whatever it is, it ends this trial and no other
         ray.tune.report(report_of(curve, None) | {"failed": f"{type(error).__name__}: {error}"})
         return
+    finally:
+        give_back()
     ray.tune.report(report_of(curve, None) | {"result": result})
+
+
+def give_back() -> None:
+    """Give the system back what a trial has freed.
+
+    Each trial of a process runs in a thread of its own, for which glibc keeps an arena of its own:
+    without this a process took a gigabyte more with every trial of real4.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def entry_of(metrics: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -107,7 +107,7 @@ def test_output_says_that_the_world_is_generated(first):
 
 def test_progress_names_the_stages(first):
     """The progress says what is prepared, audited, trained and scored."""
-    for words in ("tokenising", "leakage audit", "joint training with 2 workers", "test rows"):
+    for words in ("tokenising", "leakage audit", "chosen: ", "joint training with 2", "test rows"):
         assert words in first[0].stdout
     assert "already done" not in first[0].stdout
 
@@ -140,9 +140,9 @@ def test_nothing_is_done_twice(second):
     """The same command again skips every stage."""
     found, _ = second
     assert found.returncode == 0, found.stderr
-    for stage in ("prepare", "train", "finetune", "evaluate"):
+    for stage in ("prepare", "tune", "train", "finetune", "evaluate"):
         assert f"{stage}: already done" in found.stdout
-    assert found.stdout.count("already done") == 4 + len(TASKS)  # recommending, by scenario
+    assert found.stdout.count("already done") == 5 + len(TASKS)  # recommending, by scenario
     for words in ("tokenising", "writing the GENERATED", "joint training", "scoring"):
         assert words not in found.stdout
 
