@@ -40,7 +40,7 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages.space import with_overrides
 
 SIZES = (1, 4, 16)
-STORE_MB = 80  # near the least that Ray takes: even the smallest data fills it
+STORE_MB = 80  # near the least that Ray takes; the largest data do not fit
 FULL = {"users": 1_500, "items": 1_000, "events": 10_000}
 QUICK = {"users": 1_000, "items": 300, "events": 4_000}
 EVERY = 0.25  # seconds between two looks at the processes

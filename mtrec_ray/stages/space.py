@@ -191,7 +191,7 @@ def space_problems(project: Project) -> list[str]:
         f"search.{line}" for field in search.fields or {} for line in of_field(project, field)
     ]
     epochs = search.epochs or project.training.epochs
-    if search.scheduler == "asha" and search.grace > epochs:
+    if search.scheduler != "none" and search.grace > epochs:
         problems.append(f"search.grace: found {search.grace}; allowed: at most {epochs} epochs")
     if search.scheduler == "pbt":
         problems += pbt_problems(project)

@@ -85,7 +85,7 @@ def known_trial(project: Project, space: Space, trial: Trial) -> optuna.trial.Fr
 
 
 def drawn(space: Space, num: int, seed: int) -> list[Point]:
-    """Random points, that nothing was learned for."""
+    """So many points of the space at random, the same for the same seed."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     return [study.ask(space.distributions()).params for _ in range(num)]
 

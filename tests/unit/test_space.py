@@ -159,6 +159,7 @@ def test_a_grid_has_all_combinations():
     [
         ({}, {"num_workers": 2}, r"search\.num_workers: found 2 with scheduler: pbt; allowed: 0"),
         ({}, {"algorithm": "grid"}, r"search\.algorithm: found grid with scheduler: pbt"),
+        ({}, {"grace": 99}, r"search\.grace: found 99; allowed: at most \d+ epochs"),
         (
             {"model.sharing": "choice(mmoe, ple)"},
             {},
