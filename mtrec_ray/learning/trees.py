@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 from mtrec_ray.data import storage
 from mtrec_ray.data.features import hash_ints
 from mtrec_ray.data.shards import Arrays, Prepared, PreparedScenario, read_rows, write_taught
-from mtrec_ray.learning.build import autocast_for
+from mtrec_ray.learning.build import autocast_for, cache_folder
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.interest import cosines, summary
@@ -42,7 +42,7 @@ def frozen_vectors(project: Project, prepared: Prepared, name: str) -> torch.Ten
     vectors = ItemVectors(
         TextEncoder(options), catalogues, device, autocast_for(device, project.training.precision)
     )
-    vectors.refresh()
+    vectors.compute_frozen(cache_folder(project))
     assert vectors.cache is not None
     return vectors.cache
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mtrec_ray.data.catalogue import Catalogue
-from mtrec_ray.learning.frozen import open_states, states_key
+from mtrec_ray.learning.frozen import open_rows, texts_hash, weights_hash
 from mtrec_ray.learning.ranks import least_over_ranks, sum_over_ranks, world
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Samples
@@ -166,30 +166,52 @@ class ItemVectors:
             return self.states[chunk.index.to(self.states.device)]
         return self.texts.tokens[chunk.index]
 
-    def _share(self, rank: int, size: int) -> Iterator[Chunk]:
-        """Chunks of a rank's share of all items."""
-        own = np.argsort(self.texts.lengths, kind="stable")[rank::size]
+    def _share(self, rank: int, size: int, items: slice = slice(None)) -> Iterator[Chunk]:
+        """Chunks of a rank's share of all items, or of a range of them."""
+        places = np.arange(self.num_items)[items]
+        own = places[np.argsort(self.texts.lengths[places], kind="stable")][rank::size]
         for chunk in chunks(self.texts, own, self.budget):
             yield Chunk(own[chunk.places], chunk.index, chunk.mask)
 
     def compute_frozen(self, folder: Path) -> None:
-        """Have the output of the frozen layers for every token, from a file that a node shares.
+        """Have what the frozen layers make of the items, from files that a node shares.
 
-        Computed where the file is not there yet (of a cut encoder that reads items one by one).
+        Computed where a file is not there yet: of a cut encoder the states of all tokens, of one
+        that is frozen as a whole the vectors of each catalogue.
         """
         encoder = self.encoder
-        if encoder.lower is None or encoder.is_frozen or self.pairs is not None:
+        if encoder.lower is None or self.pairs is not None or self.cache is not None:
             return
         with self.autocast():
             precision = str(torch.get_autocast_dtype(self.device.type))
             if not torch.is_autocast_enabled(self.device.type):
                 precision = "fp32"
-        key = states_key(encoder.lower, self.texts, precision)
+        weights = weights_hash(encoder.lower)
+        if encoder.is_frozen:
+            words = (weights, precision, encoder.options.pooling)
+            parts = [self._stored_vectors(folder, name, words) for name in self.bases]
+            self.cache = torch.cat(parts).to(self.device)
+            return
+        key = texts_hash(self.texts, weights, precision)
         shape = (len(self.texts.tokens), encoder.width)
-        states = open_states(folder / f"{key}.f32", shape, self._write_states)
+        states = open_rows(folder / f"{key}.f32", shape, self._write_states)
         if states.nbytes <= MAX_DEVICE_BYTES:
             states = states.to(self.device)
         self.states = states
+
+    def _stored_vectors(self, folder: Path, name: str, words: tuple[str, ...]) -> Tensor:
+        """f32[n, D]: vectors of a catalogue's items by a frozen encoder."""
+        base, size = self.bases[name], self.sizes[name]
+        items = slice(base, base + size)
+        offsets = self.texts.offsets[base : base + size + 1]
+        texts = Texts(self.texts.tokens[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+        def fill(vectors: Tensor, rank: int, shares: int) -> None:
+            for places, found in self.encode_share(rank, shares, items):
+                vectors[places.cpu() - base] = found.cpu()
+
+        key = texts_hash(texts, "vectors", *words)
+        return open_rows(folder / f"{key}.f32", (size, self.encoder.width), fill)
 
     @torch.no_grad()
     def _write_states(self, states: Tensor, rank: int, size: int) -> None:
@@ -243,11 +265,13 @@ class ItemVectors:
             self.gathered.restore(state)
 
     @torch.no_grad()
-    def encode_share(self, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places i64[u] and vectors f32[u, D] of a share of all items, chunk by chunk."""
+    def encode_share(
+        self, rank: int, size: int, items: slice = slice(None)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places i64[u] and vectors f32[u, D] of a share of all items, or of a range of them."""
         was_training = self.encoder.training
         self.encoder.eval()
-        for chunk in self._share(rank, size):
+        for chunk in self._share(rank, size, items):
             with self.autocast():
                 found = self._run_chunk(self._inputs(chunk), chunk.mask)
             yield torch.from_numpy(chunk.places).to(self.device), found

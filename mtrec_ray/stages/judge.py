@@ -32,7 +32,7 @@ from mtrec_ray.data.state import (
     user_parts,
     users_at_end,
 )
-from mtrec_ray.learning.build import autocast_for
+from mtrec_ray.learning.build import autocast_for, cache_folder
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.schema import Project
@@ -246,7 +246,7 @@ def frozen_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[n
     encoder = TextEncoder(options).to(device).eval()
     catalogues = {name: prepared.catalogue(name)}
     vectors = ItemVectors(encoder, catalogues, device, autocast_for(device, "auto"))
-    vectors.refresh()
+    vectors.compute_frozen(cache_folder(project))
     assert vectors.cache is not None
     return torch.nn.functional.normalize(vectors.cache, dim=1).cpu().numpy()
 

@@ -1,6 +1,8 @@
 """Every distinct text is encoded once, in chunks; frozen layers and LoRA's start change nothing."""
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -358,7 +360,45 @@ def test_frozen_states_are_computed_once_for_all_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(second.encoder, "frozen_states", None)
     second.compute_frozen(tmp_path)
     assert torch.equal(first.states, second.states)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.f32"))) == 1
+
+
+def test_vectors_of_a_frozen_encoder_are_computed_once_for_all_runs(tmp_path, monkeypatch):
+    """A run over one of the catalogues reads what a run over both stored, and encodes nothing."""
+    catalogues = make_catalogues()
+    both = ItemVectors(encoder_of("none"), catalogues, CPU)
+    both.compute_frozen(tmp_path)
+    plain = ItemVectors(encoder_of("none"), catalogues, CPU)
+    plain.refresh()
+    assert_close(both.cache, plain.cache)
+    last = list(catalogues)[-1]
+    one = ItemVectors(encoder_of("none"), {last: catalogues[last]}, CPU)
+    monkeypatch.setattr(one.encoder, "forward", None)
+    one.compute_frozen(tmp_path)
+    one.refresh()
+    assert torch.equal(one.cache, both.cache[both.bases[last] :])
+    assert len(list(tmp_path.glob("*.f32"))) == len(catalogues)
+
+
+def test_runs_that_start_together_compute_once(tmp_path):
+    """Of four runs at once one encodes, the others wait for its file."""
+    seen = []
+
+    def start(vectors):
+        def slow(tokens, mask, forward=vectors.encoder.forward):
+            seen.append(id(vectors))
+            time.sleep(0.05)
+            return forward(tokens, mask)
+
+        vectors.encoder.forward = slow
+        vectors.compute_frozen(tmp_path)
+
+    runs = [vectors_of("none") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start, runs))
+    assert len(set(seen)) == 1
+    for vectors in runs[1:]:
+        assert torch.equal(vectors.cache, runs[0].cache)
 
 
 def test_other_weights_or_texts_have_other_states(tmp_path):
@@ -369,7 +409,7 @@ def test_other_weights_or_texts_have_other_states(tmp_path):
     other = ItemVectors(encoder_of("top_k"), make_catalogues(seed=5), CPU)
     for number, vectors in enumerate((one, moved, other), 1):
         vectors.compute_frozen(tmp_path)
-        assert len(list(tmp_path.iterdir())) == number
+        assert len(list(tmp_path.glob("*.f32"))) == number
 
 
 # --- pairs -----------------------------------------------------------------------------------
