@@ -1,6 +1,7 @@
 """Ranges of searched fields, as they stand in the project file: `loguniform(1e-4, 1e-2)`."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ KINDS: dict[str, Kind] = {
     "choice": "choice",
     "grid": "grid",
 }
+MOST_OPTIONS = 256
 ALLOWED = (
     "allowed: uniform(low, high), loguniform(low, high), randint(low, high), choice(a, b, ...) or "
     "grid(a, b, ...)"
@@ -36,10 +38,16 @@ class Range:
 
     @property
     def options(self) -> list[Any]:
-        """The values of a choice or grid; of others the ends, which show what is possible."""
+        """Values that show what is possible: all, or of many and of numbers ends and some between.
+
+        Of uniform and loguniform one that is no whole number is among them.
+        """
         if self.values:
             return [json.loads(v) for v in self.values]
-        return [int(self.low), int(self.high)] if self.kind == "randint" else [self.low, self.high]
+        if self.kind == "randint":
+            low, high = int(self.low), int(self.high)
+            return [*range(low, high, max((high - low) // MOST_OPTIONS, 1)), high]
+        return [self.low, self.low + (self.high - self.low) / math.pi, self.high]
 
 
 def parse_range(text: str) -> Range:

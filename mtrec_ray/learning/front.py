@@ -49,13 +49,18 @@ def hypervolume(points: Floats, reference: Floats) -> float:
     """Volume of what points [n, k] dominate below the reference [k].
 
     Exact, by slices along the last scenario (HSO, While et al. 2006): between two of its values the
-    cut is the volume, in one dimension less, of all points that are below it.
+    cut is the volume, in one dimension less, of all points that are below it. Dominated points are
+    left out of each cut.
     """
     points = points[(points < reference).all(1)]
+    points = points[pareto_front(points)]
     if not len(points):
         return 0.0
     if points.shape[1] == 1:
         return float(reference[0] - points.min())
+    if points.shape[1] == 2:  # the front falls: each point adds a box below the one before
+        first, second = points[np.lexsort(points.T[::-1])].T
+        return float(((reference[0] - first) * -np.diff(second, prepend=reference[1])).sum())
     points = points[np.argsort(points[:, -1], kind="stable")]
     depths = np.diff(np.append(points[:, -1], reference[-1]))
     volumes = (

@@ -27,22 +27,20 @@ def importances(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     for found, score in rows:
-        params = {f: plain(found[f]) for f in fields}
+        params = {f: as_param(found[f], space[f]) for f in fields}
         study.add_trial(optuna.trial.create_trial(value=score, params=params, distributions=space))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {field: float(share) for field, share in shares.items()}
 
 
-def plain(value: Any) -> Any:
-    """A number as a float, anything else as text."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number else json.dumps(value)
+def as_param(value: Any, space: BaseDistribution) -> Any:
+    """A value as its distribution holds it: a number, or a JSON text."""
+    return json.dumps(value) if isinstance(space, CategoricalDistribution) else float(value)
 
 
 def distribution(values: Sequence[Any]) -> BaseDistribution:
     """The range that the values span, or the texts that they are."""
-    found = [plain(v) for v in values]
-    if all(isinstance(v, float) for v in found):
-        return FloatDistribution(min(found), max(found))
-    return CategoricalDistribution(sorted({str(v) for v in found}))
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return FloatDistribution(float(min(values)), float(max(values)))
+    return CategoricalDistribution(sorted({json.dumps(v) for v in values}))

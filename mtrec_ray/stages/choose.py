@@ -16,7 +16,7 @@ from mtrec_ray.learning.simplex import scaled
 from mtrec_ray.report.page import tune_page
 from mtrec_ray.report.plots import tune_plots
 from mtrec_ray.schema import Project
-from mtrec_ray.stages.space import space_of, value_at, weight_overrides, with_overrides
+from mtrec_ray.stages.space import space_of, tree_with, value_at, weight_overrides, with_overrides
 from mtrec_ray.stages.sweep import score_of
 from mtrec_ray.stages.trials import Trial
 
@@ -65,7 +65,11 @@ def outcome_of(project: Project, trials: Sequence[Trial]) -> Outcome:
         ValueError: no trial has a score.
     """
     names = list(project.scenarios)
-    scored = [t for t in trials if t.best and all(n in t.best["scores"] for n in names)]
+    scored = [
+        t
+        for t in trials
+        if t.status != "failed" and t.best and all(n in t.best["scores"] for n in names)
+    ]
     if not scored:
         reasons = sorted({t.reason for t in trials if t.reason})
         raise ValueError(f"search: found no trial with a score ({'; '.join(reasons)[:300]})")
@@ -87,19 +91,19 @@ def losses(project: Project, scored: Sequence[Trial], points: np.ndarray) -> np.
     if search.choose == "preference":
         return preferred(points, [search.preference.get(n, 0.0) for n in names])
     if search.choose == "worst_case":
-        by_name = {t.name: i for i, t in enumerate(scored)}
-        lost = [n for n in names if f"only_{n}" not in by_name]
+        own = {t.name: t for t in scored}
+        lost = [n for n in names if f"only_{n}" not in own]
         if lost:
             raise ValueError(f"search.choose: found no score of the model of {lost} alone")
-        alone = np.array([points[by_name[f"only_{n}"], i] for i, n in enumerate(names)])
-        return -worst_gains(points, alone)
+        alone = [min(e["scores"][n] for e in own[f"only_{n}"].curve) for n in names]
+        return -worst_gains(points, np.array(alone))
     return np.array([score_of(t) for t in scored])
 
 
 def values_of(project: Project, trial: Trial) -> dict[str, Any]:
     """The searched values by field that a trial really had; weights with a mean of 1."""
     names = tuple(project.scenarios)
-    tree = with_overrides(project, trial.overrides).dump()
+    tree = tree_with(project, trial.overrides)
     weights = scaled([value_at(tree, f"scenarios.{n}.weight") for n in names])
     fields = {field: value_at(tree, field) for field in space_of(project).ranges}
     return weight_overrides(names, weights) | fields

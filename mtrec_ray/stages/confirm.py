@@ -49,9 +49,9 @@ def confirm(
         )  # fmt: skip
     for run in runs.values():
         if run.status == "finished" and "test" not in run.result:
-            run.result["test"] = scores_on_test(project, shared, run.name)
+            own = with_overrides(project, run.overrides)
+            run.result["test"] = scores_on_test(own, shared, run.name)
             run.save(records)
-    storage.remove_folder(shared.folder)
     found = confirmed(outcome, list(runs.values()))
     storage.write_json(storage.join(folder, "confirm.json"), found)
     return found
@@ -115,17 +115,20 @@ def scores_of(project: Project, metrics: Mapping[str, TaskMetrics]) -> dict[str,
 def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
     """By variant and split: mean and spread (largest less smallest) over seeds of all scores.
 
-    `gains`: uniform less chosen, on test, seed by seed; above 0 the chosen weights are better.
+    `gains`: uniform less chosen, on test, of each seed that both have; above 0 the chosen weights
+    are better. `better_on_all_seeds` is false where a run failed.
     """
     found: dict[str, Any] = {}
-    tests: dict[str, list[float]] = {}
+    tests: dict[str, dict[str, float]] = {}
     for name, trial in variants(outcome).items():
         own = [r for r in runs if r.name.rpartition("-seed")[0] == trial.name]
         done = [r for r in own if r.status == "finished" and r.best and "test" in r.result]
         failed = {r.name: r.reason for r in own if r not in done}
         valid = [r.best for r in done if r.best]
         test = [r.result["test"] for r in done]
-        tests[name] = [t["joint_score"] for t in test]
+        tests[name] = {
+            r.name.rpartition("-seed")[2]: t["joint_score"] for r, t in zip(done, test, strict=True)
+        }
         found[name] = {
             "trial": trial.name,
             "seeds": len(done),
@@ -133,12 +136,13 @@ def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
             "valid": spreads(valid),
             "test": spreads(test),
         }
-    pairs = zip(tests["uniform"], tests["chosen"], strict=False)
-    gains = [uniform - chosen for uniform, chosen in pairs]
+    uniform, chosen = tests["uniform"], tests["chosen"]
+    gains = [uniform[seed] - chosen[seed] for seed in uniform if seed in chosen]
+    complete = not found["uniform"]["failed"] and not found["chosen"]["failed"]
     return {
         "variants": found,
         "gains": gains,
-        "better_on_all_seeds": bool(gains) and min(gains) > 0,
+        "better_on_all_seeds": complete and bool(gains) and min(gains) > 0,
     }
 
 

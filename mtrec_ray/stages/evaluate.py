@@ -26,6 +26,7 @@ from mtrec_ray.stages.ground import Ground, open_ground
 from mtrec_ray.stages.judge import judge_all
 from mtrec_ray.stages.marks import DONE, begin, find_finished
 from mtrec_ray.stages.serve import ZERO_SHOT, chosen_model, joint_for_use
+from mtrec_ray.stages.settled import as_settled
 from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
@@ -173,6 +174,7 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
     nothing was fine-tuned. An evaluation of other models, chosen before, is done again.
     """
     storage.check_writable(storage_path)
+    project = as_settled(project, storage_path)
     ground = open_ground(project, storage_path)
     folder, run_name = storage.join(ground.run_folder, "evaluation"), project.run.name
     made_with = joint_made_with(ground.project, ground.prepared)

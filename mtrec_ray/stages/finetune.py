@@ -41,6 +41,7 @@ from mtrec_ray.stages.serve import (
     score_rows_of,
     tuned_model,
 )
+from mtrec_ray.stages.settled import as_settled
 from mtrec_ray.stages.shots import draw_curve
 from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import BEST, TrainingRun, train_model
@@ -73,6 +74,7 @@ def run_finetune(
         RuntimeError: scenarios whose runs failed, after all others have ended.
     """
     storage.check_writable(storage_path)
+    project = as_settled(project, storage_path)
     ground = open_ground(project, storage_path)
     names = check_names(options.names, project)
     for name in names:

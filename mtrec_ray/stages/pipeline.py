@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import run_finetune
+from mtrec_ray.stages.marks import MARK
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.recommend import run_recommend
+from mtrec_ray.stages.settled import is_settled, settle
 from mtrec_ray.stages.space import with_overrides
 from mtrec_ray.stages.train import run_train
 from mtrec_ray.stages.tune import run_tune
@@ -16,12 +19,13 @@ from mtrec_ray.stages.tune import run_tune
 def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     """Run the stages in order; returns the evaluation, with what was recommended.
 
-    With `search.pipeline_trials` the joint model is trained with what a search of so many chose.
+    With `search.pipeline_trials` the joint model, where there is none yet, is trained with what a
+    search of so many chose; the run's other jobs then know of it.
     """
-    if project.search.pipeline_trials:  # the search prepares
+    if searches(project, storage_path):  # the search prepares
         short = {"search.trials": project.search.pipeline_trials, "search.confirm_seeds": 0}
-        chosen = run_tune(with_overrides(project, short), storage_path, say)["chosen"]
-        project = with_overrides(project, chosen["overrides"])
+        found = run_tune(with_overrides(project, short), storage_path, say)
+        settle(project, storage_path, found["chosen"])
     else:
         run_prepare(project, storage_path, say)
     run_train(project, storage_path, say)
@@ -30,3 +34,13 @@ def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any
     recommended = run_recommend(project, storage_path, say)
     chosen = {name: decision["chosen"] for name, decision in tuned["scenarios"].items()}
     return found | {"chosen": chosen, "recommended": recommended["scenarios"]}
+
+
+def searches(project: Project, storage_path: str) -> bool:
+    """Whether a search is still to come before the joint model."""
+    begun = storage.join(storage_path, project.run.name, "joint", MARK)
+    return (
+        project.search.pipeline_trials > 0
+        and not is_settled(project, storage_path)
+        and not storage.exists(begun)
+    )

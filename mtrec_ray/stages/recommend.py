@@ -41,6 +41,7 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.ground import Ground, check_names, open_ground, with_data
 from mtrec_ray.stages.serve import ZERO_SHOT, chosen_model
+from mtrec_ray.stages.settled import as_settled
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 USERS_PER_UNIT = 4096
@@ -263,6 +264,7 @@ def run_recommend(
         ValueError: no joint model, an unknown scenario, or a model that reads pairs.
     """
     storage.check_writable(storage_path)
+    project = as_settled(project, storage_path)
     if project.model.layout == "pair":
         refuse(["model.layout: found pair; allowed for recommending: vectors (each pair a text)"])
     ground = open_ground(project, storage_path)

@@ -4,8 +4,10 @@ A point holds a number or option for each variable: `lambda.NAME` of a scenario 
 `learning/simplex.py`) and the names of searched fields. Its overrides are values by field.
 """
 
+import functools
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -110,10 +112,18 @@ def levels(found: Range) -> list[Any]:
 def nearest(value: Any, found: Range) -> Any:
     """The value itself, or where the range does not hold it the nearest that it holds."""
     if found.values:
-        text = json.dumps(value)
-        return text if text in found.values else found.values[0]
+        near = functools.partial(distance, value)
+        return min(found.values, key=lambda text: near(json.loads(text)))
     inside = min(max(float(value or 0), found.low), found.high)
     return round(inside) if found.kind == "randint" else inside
+
+
+def distance(one: Any, other: Any) -> float:
+    """How far two values are from each other: of others than numbers nothing, or infinitely."""
+    if isinstance(one, bool) == isinstance(other, bool) and one == other:
+        return 0.0
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other))
+    return abs(one - other) if numbers else math.inf
 
 
 def weight_overrides(names: tuple[str, ...], weights: list[float]) -> Overrides:
@@ -155,8 +165,10 @@ def references(project: Project) -> dict[str, Overrides]:
     if len(set(own)) > 1:
         found["uniform"] = weight_overrides(names, [1.0] * len(names))
     if project.search.choose == "worst_case":
-        for name in names:
-            found[f"only_{name}"] = weight_overrides(names, [float(n == name) for n in names])
+        epochs = project.search.epochs or project.training.epochs
+        for name in names:  # its best epoch is judged by this scenario alone: none ends it early
+            weights = weight_overrides(names, [float(n == name) for n in names])
+            found[f"only_{name}"] = weights | {"training.patience": epochs}
     return found
 
 
@@ -166,6 +178,11 @@ def with_overrides(project: Project, overrides: Mapping[str, Any]) -> Project:
     Raises:
         ProjectError: values that the schema does not allow.
     """
+    return parse_project(tree_with(project, overrides))
+
+
+def tree_with(project: Project, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The project's tree with values set by field, whether the schema allows them or not."""
     tree = project.dump()
     for field, value in overrides.items():
         *parents, leaf = field.split(".")
@@ -173,7 +190,7 @@ def with_overrides(project: Project, overrides: Mapping[str, Any]) -> Project:
         for part in parents:
             node = node[part]
         node[leaf] = value
-    return parse_project(tree)
+    return tree
 
 
 def value_at(tree: Mapping[str, Any], field: str) -> Any:

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from mtrec_ray.stages.suggest import JOINT, Suggester
 from mtrec_ray.stages.trial import Train, run_trial
 from mtrec_ray.stages.trials import Trial
 
+Resources = Mapping[str, float]
 HEAD_BYTES = 2**20  # what a trial that only waits for its workers asks for
 
 
@@ -152,26 +153,39 @@ def need_of(project: Project) -> Need:
     return Need(head, ranks * run.cpus_per_worker, ranks * run.use_gpu)
 
 
-def concurrency(project: Project, cluster: Mapping[str, float], *, local: bool) -> int:
+def concurrency(project: Project, nodes: Sequence[Resources], *, local: bool) -> int:
     """How many trials go on at a time: as many as the cluster has room for, and at least one.
 
-    More would not fail, but hold what others need to start. A local Ray has some logical CPUs that
-    are no cores.
+    More would not fail, but hold what others need to start. A trial of one process has to fit a
+    node, one of workers the cluster. A local Ray has some logical CPUs that are no cores.
     """
     if project.search.concurrent:
         return project.search.concurrent
-    need = need_of(project)
-    cpus = cluster.get("CPU", 1.0) - (SPARE_CPUS if local else 0)
-    room = cpus // need.cpus
-    if need.gpus:
-        room = min(room, cluster.get("GPU", 0.0) // need.gpus)
-    return max(int(room), 1)
+    need, spare = need_of(project), SPARE_CPUS if local else 0
+    if project.search.num_workers != 0:
+        nodes = [{kind: sum(n.get(kind, 0.0) for n in nodes) for kind in ("CPU", "GPU")}]
+    room = 0
+    for node in nodes:
+        places = (node.get("CPU", 0.0) - spare) // need.cpus
+        if need.gpus:
+            places = min(places, node.get("GPU", 0.0) // need.gpus)
+        room += max(int(places), 0)
+    return max(room, 1)
+
+
+def resources_of_nodes() -> list[Resources]:
+    """What each living node of the cluster has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager
 def quiet_tune() -> Iterator[None]:
-    """No loggers of Tune's own and no output beside ours, in this process and its workers."""
-    ours = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    """No loggers, output and handling of Ctrl-C of Tune's own, in this process and its workers."""
+    ours = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would let an interrupted search return as if done
+    }
     before = {name: os.environ.get(name) for name in ours}
     logger = logging.getLogger("ray.tune")
     level = logger.level
@@ -204,10 +218,11 @@ def run_trials(
     """
     recorder.scheduler = scheduler
     population = isinstance(scheduler, Population)
-    cluster, local = ray.cluster_resources(), not os.environ.get("RAY_ADDRESS")
-    places, head = concurrency(project, cluster, local=local), need_of(project).head
+    nodes, local = resources_of_nodes(), not os.environ.get("RAY_ADDRESS")
+    places, head = concurrency(project, nodes, local=local), need_of(project).head
     if population:  # all are there at once, and wait for each other; Ray allows it no searcher
-        head |= {"CPU": cluster["CPU"] / places}
+        cpus = [node.get("CPU", 0.0) for node in nodes]
+        head |= {"CPU": max(min(sum(cpus) / places, max(cpus)), head["CPU"])}
     own = storage.join(recorder.runs, "ray")
     storage.remove_folder(own)
     trainable = ray.tune.with_parameters(
@@ -237,4 +252,9 @@ def run_trials(
                 failure_config=FailureConfig(max_failures=project.run.max_failures),
             ),
         ).fit()
-    storage.remove_folder(own if recorder.keep else recorder.runs)
+    storage.remove_folder(own)
+    ended = sum(trial.ended for trial in recorder.trials.values())
+    if ended < recorder.total:
+        raise RuntimeError(
+            f"the search was ended with {ended} of {recorder.total} trials; the same call goes on"
+        )

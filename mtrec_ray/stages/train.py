@@ -38,6 +38,7 @@ from mtrec_ray.schema import Project, Run
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.marks import DONE, begin, find_finished, trained_with
 from mtrec_ray.stages.prepare import open_prepared
+from mtrec_ray.stages.settled import as_settled
 from mtrec_ray.stages.teach import with_teacher
 
 BEST, REACHED = "best", "reached.json"
@@ -239,6 +240,7 @@ def joint_made_with(project: Project, prepared: Prepared) -> dict[str, Any]:
 def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     """Train the joint model, or go on with it, or find it trained; returns the summary."""
     storage.check_writable(storage_path)
+    project = as_settled(project, storage_path)
     run_folder = storage.join(storage_path, project.run.name)
     prepared = open_prepared(project, storage_path)
     folder = storage.join(run_folder, "joint")

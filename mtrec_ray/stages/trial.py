@@ -98,7 +98,9 @@ def run_trial(
         project = with_overrides(parse_project(tree), overrides)
         result = train(project, name, shared, tell)
     except Exception as error:  # noqa: BLE001 whatever it is, it ends this trial and no other
-        ray.tune.report(report_of(curve, None) | {"failed": f"{type(error).__name__}: {error}"})
+        reason = f"{type(error).__name__}: {error}"
+        unscored = {"joint_score": math.nan, "score": {}}  # a searcher counts it as failed
+        ray.tune.report(report_of(curve, None) | unscored | {"failed": reason})
         return
     finally:
         give_back()

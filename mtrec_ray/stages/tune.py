@@ -80,6 +80,7 @@ def run_tune(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
     outcome = outcome_of(project, trials)
     say(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
     confirmed = confirm(project, outcome, folder, shared, say)
+    storage.remove_folder(shared.folder)
     summary = write_outcome(project, outcome, confirmed, folder)
     storage.write_json(storage.join(folder, DONE), summary | {"asked": asked})
     return summary
@@ -124,7 +125,8 @@ def search(project: Project, folder: str, train: Train, shared: Any, say: Say) -
         scheduler.fill(ended)
     if options.scheduler == "pbt":
         scheduler = Population(space, epochs, options.grace, spared, options.seed)
-        for point in drawn(space, total - len(trials), options.seed):
+        begun = last_number(trials)
+        for point in drawn(space, begun + total - len(trials), options.seed)[begun:]:
             suggester.waiting.append(added(trials, space.overrides(point), point))
     num = total - len(ended)
     run_trials(
@@ -160,7 +162,11 @@ def planned(project: Project, space: Space, kept: dict[str, Trial]) -> dict[str,
 
 def added(trials: dict[str, Trial], overrides: Overrides, point: Point) -> Trial:
     """A new trial among the trials."""
-    number = sum(name.startswith("t") and name[1:].isdigit() for name in trials) + 1
-    trial = Trial(f"t{number:03d}", overrides, point)
+    trial = Trial(f"t{last_number(trials) + 1:03d}", overrides, point)
     trials[trial.name] = trial
     return trial
+
+
+def last_number(trials: dict[str, Trial]) -> int:
+    """The number of the last of the trials that are no references; 0 without one."""
+    return max((int(n[1:]) for n in trials if n[0] == "t" and n[1:].isdigit()), default=0)

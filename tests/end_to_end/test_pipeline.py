@@ -140,11 +140,20 @@ def test_nothing_is_done_twice(second):
     """The same command again skips every stage."""
     found, _ = second
     assert found.returncode == 0, found.stderr
-    for stage in ("prepare", "tune", "train", "finetune", "evaluate"):
+    for stage in ("prepare", "train", "finetune", "evaluate"):
         assert f"{stage}: already done" in found.stdout
-    assert found.stdout.count("already done") == 5 + len(TASKS)  # recommending, by scenario
-    for words in ("tokenising", "writing the GENERATED", "joint training", "scoring"):
+    assert found.stdout.count("already done") == 4 + len(TASKS)  # recommending, by scenario
+    for words in ("trials of", "tokenising", "writing the GENERATED", "joint training", "scoring"):
         assert words not in found.stdout
+
+
+def test_other_jobs_take_the_same_file(second, storage):
+    """A job of its own, with the pipeline's file, knows what its search chose."""
+    assert second[0].returncode == 0
+    found = run_process("evaluate", options(QUICKSTART, storage, SMALL))
+    assert found.returncode == 0, found.stderr
+    assert "evaluate: already done" in found.stdout
+    assert last_line(found.stdout)["metrics"] == last_line(second[0].stdout)["metrics"]
 
 
 def test_same_line_again(first, second):

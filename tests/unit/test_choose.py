@@ -9,7 +9,14 @@ import yaml
 
 from mtrec_ray.config import parse_project
 from mtrec_ray.schema import Project
-from mtrec_ray.stages.choose import chosen_yaml, outcome_of, rows_of, table_of, write_outcome
+from mtrec_ray.stages.choose import (
+    chosen_yaml,
+    losses,
+    outcome_of,
+    rows_of,
+    table_of,
+    write_outcome,
+)
 from mtrec_ray.stages.confirm import confirmed
 from mtrec_ray.stages.space import space_of, weight_overrides, with_overrides
 from mtrec_ray.stages.suggest import Halving, known_trial, optuna_search
@@ -19,7 +26,8 @@ from mtrec_ray.stages.trials import Trial, load_trials
 from tests.builders import two_scenario_project
 
 NAMES = ("shop", "video")
-CLUSTER = {"CPU": 8.0, "GPU": 2.0}
+NODES = [{"CPU": 8.0, "GPU": 2.0}]
+SMALL_NODES = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 2.0}]
 
 
 def searching(**search) -> Project:
@@ -69,6 +77,33 @@ TRIALS = [
 def test_the_rule_chooses(search, wanted):
     """Lowest joint score, best worst-case gain, lowest preferred mean; failed trials never."""
     assert outcome_of(searching(**search), TRIALS).chosen.name == wanted
+
+
+def test_a_failed_trial_is_never_chosen():
+    """Not even one with the best epoch of all: training with its values fails."""
+    lost = trial_of("t005", 0.1, 0.1, 0.5, status="failed", reason="NotFiniteError: loss")
+    outcome = outcome_of(searching(), [*TRIALS, lost])
+    assert outcome.chosen.name == "t003"
+    assert lost not in outcome.scored
+
+
+def test_worst_case_compares_with_the_best_epoch_of_a_model_alone():
+    """Of its own scenario, whatever the others' scores are by then."""
+    early = trial_of("only_video", 0.98, 0.50, 0.0)
+    best = {"epoch": 3, "joint_score": 9.0, "scores": {"shop": 17.6, "video": 0.40}, "tasks": {}}
+    early.curve.append(best)
+    trials = [early if t.name == "only_video" else t for t in TRIALS]
+    project = searching(choose="worst_case")
+    found = losses(project, trials[:6], outcome_of(project, trials).points)
+    assert found[5] == pytest.approx(-(1 - 0.52 / 0.40))
+
+
+def test_values_that_no_project_may_have_are_in_the_table():
+    """A trial that failed for its values has a row with them."""
+    wrong = Trial("t006", {"model.width": 40.3}, {}, "failed", "ProjectError: model.width")
+    project = searching(fields={"model.width": "choice(16, 32)"})
+    rows = rows_of(project, outcome_of(project, [*TRIALS, wrong]))
+    assert rows[-1]["model.width"] == 40.3
 
 
 def test_worst_case_needs_its_references():
@@ -135,14 +170,16 @@ def test_confirmation_pairs_seeds():
         test = {"joint_score": joint, "scores": {"shop": joint, "video": joint}}
         return replace(TRIALS[0], name=name, result={"test": test})
 
-    runs = [run("t003-seed0", 0.5), run("t003-seed1", 0.6), run("own-seed0", 0.7)]
-    runs += [replace(run("own-seed1", 0.5), status="failed", reason="lost")]
+    lost = replace(run("own-seed0", 0.5), status="failed", reason="lost")
+    runs = [run("t003-seed0", 0.5), run("t003-seed1", 0.6), lost, run("own-seed1", 0.7)]
     found = confirmed(outcome, runs)
-    assert found["gains"] == pytest.approx([0.2])
+    assert found["gains"] == pytest.approx([0.1])
+    assert not found["better_on_all_seeds"]
     assert found["variants"]["chosen"]["test"]["joint"] == pytest.approx(
         {"mean": 0.55, "spread": 0.1}
     )
-    assert found["variants"]["uniform"]["failed"] == {"own-seed1": "lost"}
+    assert found["variants"]["uniform"]["failed"] == {"own-seed0": "lost"}
+    assert confirmed(outcome, [*runs[:2], run("own-seed0", 0.6), runs[3]])["better_on_all_seeds"]
 
 
 # --- how trials are kept and told ------------------------------------------------------------
@@ -230,7 +267,16 @@ def test_trials_at_a_time(search, run, local, wanted):
     """As many as the cluster has room for, and at least one; a local Ray's spare CPUs are none."""
     project = searching(**search)
     project = with_overrides(project, {f"run.{key}": value for key, value in run.items()})
-    assert concurrency(project, CLUSTER, local=local) == wanted
+    assert concurrency(project, NODES, local=local) == wanted
+
+
+def test_a_trial_of_one_process_fits_a_node():
+    """Two CPUs of two nodes are no place for it; workers may lie on both."""
+    two = {"run.cpus_per_worker": 2}
+    here = with_overrides(searching(num_workers=0), two)
+    assert concurrency(here, SMALL_NODES, local=False) == 3
+    spread = with_overrides(searching(num_workers=1), two)
+    assert concurrency(spread, SMALL_NODES, local=False) == 4
 
 
 def test_a_trial_with_workers_takes_no_cpu_itself():

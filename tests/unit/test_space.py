@@ -125,6 +125,31 @@ def test_own_values_are_a_point():
     assert point["training.lr"] == 5
 
 
+def test_own_values_among_options():
+    """The same number, or the nearest; `1` is `1.0`, and no text."""
+    project = with_overrides(
+        searching({"training.clip_norm": "choice(5, 1)", "training.batch_size": "choice(8, 99)"}),
+        {"training.clip_norm": 1.0, "training.batch_size": 96},
+    )
+    point = space_of(project).point_of(project)
+    assert point["training.clip_norm"] == "1"
+    assert point["training.batch_size"] == "99"
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "found"),
+    [
+        ("model.width", "randint(16, 64)", "17"),
+        ("model.width", "uniform(16, 64)", "31.27"),
+        ("training.batch_size", "loguniform(32, 512)", "184.78"),
+    ],
+)
+def test_ranges_hold_only_what_a_field_may_be(field, text, found):
+    """Whole numbers for a field of whole numbers, and each number that the range holds."""
+    (line,) = space_problems(searching({field: text}))
+    assert line.startswith(f"search.{field}: found {found}")
+
+
 def test_references_begin_a_search():
     """Own values change nothing; uniform weights only where they are others; one-hot on demand."""
     own = two_scenario_project()
@@ -139,7 +164,8 @@ def test_references_begin_a_search():
     assert references(even) == {"own": {}}
     worst = searching(search={"choose": "worst_case"})
     assert references(worst)["only_video"] == {
-        "scenarios.shop.weight": 0.0, "scenarios.video.weight": 1.0
+        "scenarios.shop.weight": 0.0, "scenarios.video.weight": 1.0,
+        "training.patience": worst.training.epochs,
     }  # fmt: skip
     assert set(weights) == {"shop", "video"}
 
