@@ -7,8 +7,8 @@ Two tables on the four scenarios of `jobs/real4.yaml`, test rows, everything cho
     three ways    joint, fine-tuned, alone (same budget): means over seeds, differences with 95 %
                   intervals (paired bootstrap over users, the mean over seeds of each resample)
     leave one out joint training on three scenarios; the fourth joins with 0 (general head), 64,
-                  1,024 and all of its rows, against training alone with as many; first seed, and
-                  no teacher, which would have seen all rows
+                  1,024 and all of its rows, against training alone with as many, both for two
+                  epochs; first seed, and no teacher, which would have seen all rows
 
 Training takes fewer rows than the project file asks for (`BUDGET`). What is found in the
 storage is not trained again.
@@ -53,11 +53,12 @@ def named(project: Project, name: str, seed: int) -> Project:
     return parse_project(tree)
 
 
-def share_prepared(storage: str, first: str, other: str) -> None:
-    """Have a run's prepared data in another run that differs in the seed of training alone."""
-    source, target = (Path(storage, name, "prepared") for name in (first, other))
-    if source.exists() and not target.exists():
-        shutil.copytree(source, target)
+def share_data(storage: str, first: str, other: str) -> None:
+    """Have a run's prepared data and teacher in another run: of another seed of training alone."""
+    for folder in ("prepared", "teacher"):
+        source, target = (Path(storage, name, folder) for name in (first, other))
+        if source.exists() and not target.exists():
+            shutil.copytree(source, target)
 
 
 # --- three ways ------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def three_ways(base: Project, storage: str, seeds: int) -> tuple[dict[str, Score
     rows: dict[str, Any] = {}
     for seed in range(seeds):
         project = named(base, f"three-{seed}", seed)
-        share_prepared(storage, "three-0", project.run.name)
+        share_data(storage, "three-0", project.run.name)
         run_prepare(project, storage, teller())
         run_train(project, storage, teller())
         run_finetune(project, storage, teller(), Options(compare=True))
@@ -127,7 +128,7 @@ def three_way_table(
 
 def leave_out(base: Project, storage: str, name: str) -> dict[str, Any]:
     """The learning curve of a scenario that joins a joint model of the others."""
-    run = {"run.name": f"without-{name}", "training.teacher.share": 0.0}
+    run = {"run.name": f"without-{name}", "training.teacher.share": 0.0, "finetune.epochs": 2}
     whole = with_overrides(base, run)
     others = restricted(whole, [n for n in whole.scenarios if n != name])
     run_prepare(others, storage, teller())

@@ -24,7 +24,7 @@ from mtrec_ray.schema import Project
 from mtrec_ray.stages.fanout import Record, side_by_side
 from mtrec_ray.stages.ground import SCENARIOS, Ground
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.scenario import single
+from mtrec_ray.stages.scenario import single, task_weights
 from mtrec_ray.stages.serve import DECISION, model_before, score_rows_of, tuned_model
 from mtrec_ray.stages.teach import with_teacher
 from mtrec_ray.stages.train import BEST, TrainingRun, train_model
@@ -56,6 +56,7 @@ def compared_with(ground: Ground, name: str, project: Project) -> dict[str, Any]
         "finetune": project.finetune.of(name).model_dump(mode="json"),
         "chosen": decision["chosen"],
         "training": project.dump()["training"],
+        "scenarios": {name: {"tasks": task_weights(project, name)}},
     }
 
 

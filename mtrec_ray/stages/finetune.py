@@ -32,6 +32,7 @@ from mtrec_ray.stages.scenario import (
     scenario_project,
     start_of,
     store_delta,
+    task_weights,
 )
 from mtrec_ray.stages.serve import (
     DECISION,
@@ -134,6 +135,7 @@ def tuned_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:
             **project.finetune.of(name).model_dump(mode="json"),
             "keep": project.finetune.keep,
         },
+        "scenarios": {name: {"tasks": task_weights(project, name)}},
     }
 
 

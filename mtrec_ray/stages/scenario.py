@@ -63,6 +63,11 @@ def single(project: Project, name: str) -> dict[str, Any]:
     return tree
 
 
+def task_weights(project: Project, name: str) -> dict[str, Any]:
+    """The weights of a scenario's tasks, as a tree of marks."""
+    return {n: {"weight": task.weight} for n, task in project.scenarios[name].tasks.items()}
+
+
 def scenario_project(ground: Ground, name: str, tuned: Tuned, project: Project) -> Project:
     """The project of a scenario's fine-tuning."""
     tree = single(project, name)

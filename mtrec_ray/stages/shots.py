@@ -1,8 +1,9 @@
 """A new scenario's learning curve: joined with 0, 64, 1,024, ... of its rows, against alone.
 
-With 0 rows the general head of the joint model scores it (zero-shot); alone there is nothing. The
-statistics and histories of its rows come from the whole log, as a live system has them: a shot is
-a row that is learned from.
+With 0 rows the general head of the joint model scores it (zero-shot); alone there is nothing. Both
+take as many rows, epochs and steps, each with its own learning rate (`finetune.lr`,
+`training.lr`). The statistics and histories of its rows come from the whole log, as a live system
+has them: a shot is a row that is learned from.
 """
 
 import functools
@@ -47,13 +48,18 @@ def draw_curve(
     """Test metrics of a new scenario by number of rows: joined, and alone; also as shots.json."""
     have = ground.data(name).scenarios[name].num_rows("train")
     numbers = {w: have if w == "all" else min(int(w), have) for w in shots}
-    jobs = {
-        f"{w} rows, {how}": functools.partial(one_point, ground, name, project, rows, how)
+    points = {
+        f"{w} rows, {how}": (rows, how)
         for w, rows in numbers.items()
         for how in ("joined", "alone")
         if rows or (how == "joined" and ground.project.model.general)
     }
-    found = side_by_side(jobs, project, say)
+    jobs = {  # one for each that is different: there may be fewer rows than asked for
+        f"{rows:,} rows, {how}": functools.partial(one_point, ground, name, project, rows, how)
+        for rows, how in dict.fromkeys(points.values())
+    }
+    done = side_by_side(jobs, project, say)
+    found = {label: done[f"{rows:,} rows, {how}"] for label, (rows, how) in points.items()}
     storage.write_json(storage.join(ground.folder(name), "shots.json"), found)
     return found
 
@@ -75,6 +81,7 @@ def one_point(ground: Ground, name: str, project: Project, rows: int, how: str) 
     workers = {"num_workers": 1}  # batches may be of a few rows
     if how == "alone":
         tree = few(single(project, name), rows)
+        tree["training"] |= {"epochs": tuned.epochs, "patience": tuned.patience}
         start = None
     else:
         tree = few(scenario_project(ground, name, tuned, project).dump(), rows)
