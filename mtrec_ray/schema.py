@@ -482,12 +482,14 @@ class Tuned(Section):
 class Finetune(Tuned):
     """Fine-tuning: of every scenario as written here, or as its own fields in `scenarios` say.
 
-    Each scenario is a run of `num_workers` workers; as many run at a time as the cluster has CPUs
-    for. The fine-tuned model is kept where it is better than the joint one on validation data, for
-    `certain` (the interval of the difference excludes zero) or by any amount (`better`).
+    Each scenario is a run of `num_workers` workers; as many run at a time (`concurrent`) as the
+    cluster has CPUs and GPUs for (null). The fine-tuned model is kept where it is better than the
+    joint one on validation data, for `certain` (the interval of the difference excludes zero) or by
+    any amount (`better`).
     """
 
     num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers)] = 1
+    concurrent: PositiveInt | None = None
     keep: Literal["certain", "better"] = "certain"
     scenarios: dict[Name, Tuned] = Field(default_factory=dict)
 
@@ -516,7 +518,7 @@ class Finetune(Tuned):
 class Recommend(Section):
     """Recommending: the `k` best items of a scenario for each user.
 
-    `by` weighs, by scenario, the predictions of its tasks (default: its first task alone); those of
+    `by` weighs, by scenario, the predictions of its tasks (default: its first binary one); those of
     a task with `given` are multiplied by its parent's. `exclude_seen` leaves items out that the
     user's log has. `pairs_per_block`: users times items that are scored at a time. `judged_users`:
     of the test split at most, with which recall and NDCG over the catalogue are measured.

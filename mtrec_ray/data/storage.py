@@ -28,6 +28,12 @@ def exists(path: str) -> bool:
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+def is_file(path: str) -> bool:
+    """Whether a file is there."""
+    fs, inner = filesystem(path)
+    return fs.get_file_info(inner).type == pafs.FileType.File
+
+
 def num_bytes(path: str) -> int:
     """Size of a file."""
     fs, inner = filesystem(path)

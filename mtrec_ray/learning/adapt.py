@@ -60,8 +60,12 @@ def read_base(folder: str) -> tuple[dict[str, Tensor], str]:
 
 def base_fingerprint(folder: str) -> str:
     """16 hex digits of the SHA-256 of a joint model's weights."""
-    data = storage.read_bytes(storage.join(folder, WEIGHTS))
-    return hashlib.sha256(data).hexdigest()[:16]
+    return fingerprint(storage.read_bytes(storage.join(folder, WEIGHTS)))
+
+
+def fingerprint(*parts: bytes) -> str:
+    """16 hex digits of the SHA-256 of some bytes."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def begin(model: Recommender, start: Start) -> PeftModel | None:
@@ -174,6 +178,7 @@ def save_delta(
             "scenario": start.name,
             "mode": start.mode,
             "bytes": sum(f.stat().st_size for f in files),
+            "fingerprint": fingerprint(*(f.read_bytes() for f in files)),
             **facts,
         }
         storage.remove_folder(folder)

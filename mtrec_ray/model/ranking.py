@@ -5,7 +5,8 @@ over the history, and the layers above read both. So all items are scored in ful
 the item or the user alone is computed once, histories are projected once a user and not once a
 pair, and cosines and attention are products of a block of users with all items.
 
-Letters: n items, B users, H history items, F numeric columns, W width, D width of texts, T tasks.
+Letters: n items, m of a block of them, B users, H history items, F numeric columns, W width,
+D width of texts, T tasks.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from torch.nn import functional as F  # noqa: N812
 from mtrec_ray.data.state import Entries, Items, Users
 from mtrec_ray.model.interest import kernels
 from mtrec_ray.model.recommender import Recommender, ScenarioInputs
+
+MAX_ROWS = 65_536  # of numeric columns that are taken apart into bins at a time
 
 
 class Ranking:
@@ -32,10 +35,7 @@ class Ranking:
         everything = torch.arange(len(vectors), device=device)
         self.vectors = vectors if model.options.text else torch.zeros_like(vectors)
         self.items = model.item_norm(model.project(self.vectors) + own.item_extras(everything))
-        unit = F.normalize(self.vectors.float(), dim=-1)
-        if torch.is_autocast_enabled(device.type):
-            unit = unit.to(torch.get_autocast_dtype(device.type))
-        self.unit = unit
+        self.unit = F.normalize(self.vectors.float(), dim=-1)
         self.numbers = numbers = torch.tensor(items.numeric).to(device)
         self.item_columns = self._columns(torch.cat([numbers, own.catalogue_raw], 1))
         self.nothing = self._columns(torch.full_like(numbers[:1], torch.nan))
@@ -47,15 +47,15 @@ class Ranking:
         own = self.own
         missing = len(own.kept) - values.shape[1]
         values = F.pad(values, (0, missing), value=torch.nan).masked_fill(~own.kept, torch.nan)
-        with torch.autocast(values.device.type, enabled=False):  # differences are taken of it
-            return own.columns(torch.minimum(values, own.limits))
+        parts = values.split(MAX_ROWS)
+        return torch.cat([own.columns(torch.minimum(part, own.limits)) for part in parts])
 
     def _own_columns(self, values: np.ndarray) -> Tensor:
         """f32[m, W]: what numeric columns [m, F] add to others; the bias is in the items'."""
         return self._columns(torch.tensor(values).to(self.unit.device)) - self.nothing
 
-    def _pair_columns(self, column: str, entries: Entries, num_users: int) -> Tensor:
-        """f32[B, n, W]: what users' rows with the category of each item add."""
+    def _pair_columns(self, column: str, entries: Entries, num_users: int, items: slice) -> Tensor:
+        """f32[B, m, W]: what users' rows with the category of each of some items add."""
         code, nothing = self.codes[column], self.empty[column]
         size = int(code.max()) + 1 if len(code) else 0
         table = nothing.expand(num_users, size + 1, -1).clone()
@@ -64,31 +64,34 @@ class Ranking:
                 entries.numeric
             )
         table[:, size] = 0  # of an item without a value
+        code = code[items]
         return table[:, torch.where(code >= 0, code, size)]
 
-    def _closeness(self, places: Tensor, mask: Tensor) -> Tensor:
-        """f32[B n, 4 K]: kernels of the cosines of each item with each history."""
-        (b, h), n = places.shape, len(self.unit)
-        cosine = torch.einsum("nd,bhd->bnh", self.unit, self.unit[places]).float()
+    def _closeness(self, places: Tensor, mask: Tensor, items: slice) -> Tensor:
+        """f32[B m, 4 K]: kernels of the cosines of each of some items with each history."""
+        unit = self.unit[items]
+        (b, h), n = places.shape, len(unit)
+        cosine = torch.einsum("nd,bhd->bnh", unit, self.unit[places])
         return kernels(
             cosine.reshape(b * n, h), mask.unsqueeze(1).expand(b, n, h).reshape(b * n, h)
         )
 
-    def _user_columns(self, users: Users) -> Tensor:
-        """f32[B, n, W]: the numeric columns of all pairs."""
-        found = self.item_columns + self._own_columns(users.numeric).unsqueeze(1)
+    def _user_columns(self, users: Users, items: slice) -> Tensor:
+        """f32[B, m, W]: the numeric columns of all pairs."""
+        found = self.item_columns[items] + self._own_columns(users.numeric).unsqueeze(1)
         for column, entries in users.entries.items():
-            found = found + self._pair_columns(column, entries, len(users))
+            found = found + self._pair_columns(column, entries, len(users), items)
         return found
 
-    def _general(self, users: Users, closeness: Tensor) -> Tensor:
-        """f32[B n, T]: the general head's logits, from the columns of the item and of the user."""
+    def _general(self, users: Users, closeness: Tensor, items: slice) -> Tensor:
+        """f32[B m, T]: the general head's logits, from the columns of the item and of the user."""
         own = torch.tensor(users.numeric).to(self.unit.device).unsqueeze(1)
-        numeric = torch.where(self.numbers.isnan(), own, self.numbers).flatten(0, 1)
+        numbers = self.numbers[items]
+        numeric = torch.where(numbers.isnan(), own, numbers).flatten(0, 1)
         return self.model.general_logits(self.name, closeness, numeric)
 
-    def logits(self, users: Users) -> Tensor:
-        """f32[B, n, T]: as `Recommender.score` of every user with every item."""
+    def logits(self, users: Users, items: slice = slice(None)) -> Tensor:
+        """f32[B, m, T]: as `Recommender.score` of every user with every item, or with some."""
         model, device = self.model, self.unit.device
         longest = max(int((users.history >= 0).sum(1).max(initial=0)), 1)
         history = torch.tensor(users.history[:, :longest]).to(device)
@@ -97,13 +100,14 @@ class Ranking:
         if not model.options.history:
             mask = torch.zeros_like(mask)
         places = history.clamp(min=0)
-        (b, _), (n, width) = places.shape, self.items.shape
-        candidate = self.items.expand(b, n, width)
-        closeness = self._closeness(places, mask)
+        candidates = self.items[items]
+        (b, _), (n, width) = places.shape, candidates.shape
+        candidate = candidates.expand(b, n, width)
+        closeness = self._closeness(places, mask, items)
         if model.scores_generally:
-            return self._general(users, closeness).view(b, n, -1)
-        user = model.interest.cross(self.items, self.items, places, ages, mask)
-        columns = self._user_columns(users).view(b * n, width) + model.closeness(closeness)
+            return self._general(users, closeness, items).view(b, n, -1)
+        user = model.interest.cross(candidates, self.items, places, ages, mask)
+        columns = self._user_columns(users, items).view(b * n, width) + model.closeness(closeness)
         number = torch.tensor(users.user).to(device)
         identity = model.user_vector(self.name, number, self.items[:1].expand(b, width))
         identity = identity.unsqueeze(1).expand(b, n, width)

@@ -23,7 +23,7 @@ from mtrec_ray.learning.plan import make_plan
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.fanout import Record, side_by_side
 from mtrec_ray.stages.ground import SCENARIOS, Ground
-from mtrec_ray.stages.marks import DONE, begin, find_finished
+from mtrec_ray.stages.marks import DONE, MARK, begin, find_finished
 from mtrec_ray.stages.scenario import single, task_weights
 from mtrec_ray.stages.serve import DECISION, model_before, score_rows_of, tuned_model
 from mtrec_ray.stages.teach import with_teacher
@@ -43,8 +43,23 @@ def compare(ground: Ground, names: list[str], project: Project, say: Say) -> dic
         say("training each scenario alone, with the same budget")
         found |= side_by_side(jobs, project, say)
     tables = {n: f for n, f in found.items() if f}
-    storage.write_json(storage.join(ground.run_folder, SCENARIOS, COMPARISON), tables)
+    path = storage.join(ground.run_folder, SCENARIOS, COMPARISON)
+    storage.write_json(path, earlier(ground) | tables)
     return tables
+
+
+def earlier(ground: Ground) -> dict[str, Any]:
+    """The comparisons of all scenarios that were made with the present joint model."""
+    found = {}
+    for name in ground.facts:
+        folder = storage.join(ground.folder(name), ALONE)
+        path, mark = storage.join(folder, COMPARISON), storage.join(folder, MARK)
+        if (
+            storage.exists(path)
+            and storage.read_json(mark)["joint"]["fingerprint"] == ground.fingerprint
+        ):
+            found[name] = storage.read_json(path)
+    return found
 
 
 def compared_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:
@@ -79,7 +94,8 @@ def alone_project(ground: Ground, name: str, project: Project, rows: int) -> Pro
         plan = make_plan(ground.project, ground.prepared, run.most_workers)
         batch = plan.quotas[name] * run.most_workers * ground.project.training.accumulation
     each = -(-rows // training["epochs"])
-    training |= {"batch_size": max(batch, 1), "accumulation": 1, "rows_per_epoch": each}
+    workers = parse_project(tree).run.most_workers
+    training |= {"batch_size": max(batch, workers), "accumulation": 1, "rows_per_epoch": each}
     return parse_project(tree)
 
 
@@ -132,6 +148,9 @@ def table_of(facts: PreparedScenario, scored: Scored, chosen: str) -> Record:
     """By task the metric of each model and the differences with intervals; and the verdict."""
     pairs = [p for p in PAIRS if set(p) <= set(scored.scores)]
     tasks = [t for i, t in enumerate(facts.tasks) if two_labels(scored.labels[:, i])]
+    if not tasks:
+        words = "cannot be told: no task has two different labels on test"
+        return {"chosen": chosen, "tasks": {}, "scores": {}, "sharing": None, "verdict": words}
     table = {task: task_row(facts, task, scored, pairs) for task in tasks}
     used = "finetuned" if chosen == "finetuned" else "joint"  # of a new one the general head
     gaps = {"-".join(p): score_difference(facts, scored, tasks, p) for p in pairs}

@@ -9,11 +9,9 @@ import pyarrow.parquet as pq
 import ray.data
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
-from mtrec_ray.config import fingerprint
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import PreparedScenario, read_rows
-from mtrec_ray.learning.adapt import DELTA
 from mtrec_ray.learning.bootstrap import metric_interval
 from mtrec_ray.learning.metrics import joint_score, reliability
 from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
@@ -25,7 +23,7 @@ from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.ground import Ground, open_ground
 from mtrec_ray.stages.judge import judge_all
 from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.serve import ZERO_SHOT, chosen_model, joint_for_use
+from mtrec_ray.stages.serve import chosen_model, joint_for_use, version
 from mtrec_ray.stages.settled import as_settled
 from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
@@ -181,7 +179,7 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
     made_with["evaluation"] = project.dump()["evaluation"]
     made_with["recommend"] = project.dump()["recommend"]
     models = {name: chosen_model(ground, name, project) for name in ground.facts}
-    chosen = {name: version(served) for name, served in models.items()}
+    chosen = {name: version(ground, name, served) for name, served in models.items()}
     finished = find_finished(folder, made_with, job="evaluate", run=run_name)
     if finished and finished.get("models") == chosen:
         say("evaluate: already done")
@@ -229,18 +227,3 @@ def measure_models(
         "joint_score": joint_score(joint_metrics, weights),
         "details": more,
     }
-
-
-def version(served: Served) -> str:
-    """Which model it is: `joint`, `zero-shot`, or `finetuned` with a hash of its delta's facts."""
-    if not served.delta:
-        return ZERO_SHOT if served.general else "joint"
-    return f"finetuned {fingerprint(storage.read_json(storage.join(served.delta, DELTA)))}"
-
-
-def joint_predictions(folder: str, name: str) -> str:
-    """Where an evaluation's predictions of the joint model for a scenario lie, below the folder."""
-    other = storage.join(folder, JOINT_PREDICTIONS)
-    if storage.exists(storage.join(other, name)):
-        return other
-    return storage.join(folder, PREDICTIONS)

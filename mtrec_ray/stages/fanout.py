@@ -1,7 +1,8 @@
 """Several training runs side by side on one cluster; the failure of one leaves the others alone.
 
 A thread of the driver waits for each run. As many threads run as the cluster has CPUs (and GPUs)
-for their workers, and a run takes all of its resources at once, so that none waits for another.
+for their workers, or as `finetune.concurrent` says: more than there is room for, where a cluster
+grows. A run takes all of its resources at once, so that no two hold what the other needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,9 @@ Record = dict[str, Any]
 
 
 def places_for(project: Project) -> int:
-    """How many fine-tuning runs the cluster has room for at a time; at least one."""
+    """How many runs go on at a time: as many as the cluster has room for now, and at least one."""
+    if project.finetune.concurrent:
+        return project.finetune.concurrent
     run = project.run.model_copy(update={"num_workers": project.finetune.num_workers})
     have = ray.cluster_resources()
     rooms = [have.get("CPU", 0) // (run.most_workers * run.cpus_per_worker)]

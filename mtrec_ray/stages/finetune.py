@@ -18,7 +18,7 @@ from mtrec_ray.data.prepare import Say, refuse
 from mtrec_ray.data.shards import Prepared, read_rows
 from mtrec_ray.learning.checkpoint import WEIGHTS
 from mtrec_ray.learning.decide import Scored, decide, rare_labels, too_few
-from mtrec_ray.model.encoder import encoder_problems
+from mtrec_ray.model.encoder import encoder_problems, quantise_problems
 from mtrec_ray.schema import Project, Tuned
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.compare import compare
@@ -78,12 +78,20 @@ def run_finetune(
     project = as_settled(project, storage_path)
     ground = open_ground(project, storage_path)
     names = check_names(options.names, project)
+    if options.shots and not any(ground.is_new(n) for n in names):
+        refuse(
+            [
+                f"--shots: found no new scenario among {', '.join(names)}; allowed: with one that "
+                "the joint model does not have"
+            ]
+        )
     for name in names:
         if ground.is_new(name):
             data = prepare_joined(
                 project, ground.prepared, ground.run_folder, storage_path, name, say
             )
             ground = replace(ground, joined=ground.joined | {name: data})
+            refuse(unserved(ground, data, name, project))
     decisions = fine_tune(ground, names, project, say)
     found = summary_of(ground, decisions)
     if options.compare:
@@ -92,6 +100,18 @@ def run_finetune(
         new = [n for n in names if ground.is_new(n)]
         found["shots"] = {n: draw_curve(ground, n, project, options.shots, say) for n in new}
     return found
+
+
+def unserved(ground: Ground, data: Prepared, name: str, project: Project) -> list[str]:
+    """A line for a new scenario that could neither be fine-tuned nor scored zero-shot."""
+    least = project.finetune.of(name).least_labels
+    if ground.project.model.general or max(label_counts(data, name).values()) >= least:
+        return []
+    return [
+        f"scenarios.{name}: found too few labels of its validation split to fine-tune it, and no "
+        f"general head (model.general: false); allowed: {least} of the rarer kind "
+        "(finetune.least_labels)"
+    ]
 
 
 def fine_tune(
@@ -151,13 +171,19 @@ def find_decision(ground: Ground, name: str, project: Project) -> Record | None:
 
 def run_problems(ground: Ground, names: Sequence[str], project: Project) -> list[str]:
     """A line for each scenario whose model could not be built as asked."""
-    problems = []
+    problems = quantise_problems() if project.evaluation.precision == "int8" else []
     for name in names:
         try:
             own = scenario_project(ground, name, project.finetune.of(name), project)
         except ProjectError as error:
             problems += [f"finetune: {name}: {line}" for line in error.problems]
             continue
+        workers, batch = own.run.most_workers, own.training.batch_size
+        if batch < workers * own.training.accumulation:
+            problems.append(
+                f"finetune.batch_size: found {batch} for {name}, whose run has {workers} workers; "
+                f"allowed: at least {workers * own.training.accumulation}"
+            )
         options = own.model.encoder
         if options.source == project.model.encoder.source:
             problems += encoder_problems(options)
@@ -243,15 +269,21 @@ def conclude(folder: str, decision: Record, name: str, say: Say) -> Record:
 
 
 def summary_of(ground: Ground, decisions: dict[str, Record]) -> dict[str, Any]:
-    """The decisions, with the bytes of the base and the deltas beside those of full copies."""
+    """The decisions, and bytes: of the base, of the deltas, of as many copies of the base.
+
+    `encoder_bytes`: the encoder that learned jointly as a plain one, which adapters load on.
+    """
     base = storage.num_bytes(storage.join(ground.joint, WEIGHTS))
+    exported = ground.encoder != ground.project.model.encoder.source
+    encoder = sum(map(storage.num_bytes, storage.files(ground.encoder))) if exported else 0
     deltas = {n: d["bytes"] for n, d in decisions.items() if "bytes" in d}
     return {
         "scenarios": decisions,
         "storage": {
             "base_bytes": base,
+            "encoder_bytes": encoder,
             "delta_bytes": deltas,
-            "all_bytes": base + sum(deltas.values()),
-            "full_copies_bytes": base * (1 + len(deltas)),
+            "all_bytes": base + encoder + sum(deltas.values()),
+            "full_copies_bytes": base * len(deltas),
         },
     }

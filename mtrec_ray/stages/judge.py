@@ -280,14 +280,22 @@ def judge(served: Served, source: Project, name: str, vectors: np.ndarray) -> di
     if not len(asked):
         return None
     ranker = Ranker(served, name, vectors, items)
-    size = max(options.pairs_per_block // len(items.ids), 1)
-    scores = {
-        "model": np.concatenate([ranker.scores(b)[0].cpu().numpy() for b in blocks(users, size)]),
-        "popularity": np.repeat(popularity(prepared, name, task)[None], len(users), 0),
-        "neighbours": neighbours(frozen_vectors(source, prepared, name), users.history),
+    popular = popularity(prepared, name, task)
+    texts = frozen_vectors(source, prepared, name)
+    ranked: dict[str, list[NDArray[np.int64]]] = {"model": [], "popularity": [], "neighbours": []}
+    start = 0
+    for block in blocks(users, ranker.users_per_block):
+        out = left_out[start : start + len(block)]
+        start += len(block)
+        scores, best, _ = ranker.top(block, out)
+        ranked["model"].append(np.where(np.isfinite(scores), best, -1))
+        popular_here = np.repeat(popular[None], len(block), 0)
+        ranked["popularity"].append(top(np.where(out, -np.inf, popular_here), options.k))
+        near = neighbours(texts, block.history)
+        ranked["neighbours"].append(top(np.where(out, -np.inf, near), options.k))
+    found = {
+        model: ranking_metrics(np.concatenate(best), positives) for model, best in ranked.items()
     }
-    ranked = {m: top(np.where(left_out, -np.inf, s), options.k) for m, s in scores.items()}
-    found = {model: ranking_metrics(best, positives) for model, best in ranked.items()}
     return {"task": task, "k": options.k, "users": len(users), "items": len(items.ids), **found}
 
 

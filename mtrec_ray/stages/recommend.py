@@ -8,7 +8,6 @@ actors, which write what they found.
 import json
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -34,19 +33,20 @@ from mtrec_ray.data.state import (
     user_parts,
     users_at_end,
 )
-from mtrec_ray.learning.build import autocast_for
+from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.ranking import Ranking, best_items, blend
 from mtrec_ray.model.recommender import predictions
 from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.ground import Ground, check_names, open_ground, with_data
-from mtrec_ray.stages.serve import ZERO_SHOT, chosen_model
+from mtrec_ray.stages.serve import chosen_model, kind_of, version
 from mtrec_ray.stages.settled import as_settled
 from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
 
 USERS_PER_UNIT = 4096
 NEW_USERS = "new"
-RECORD = "_done.json"  # readers of Parquet folders pass over names that begin like this
+ALL_USERS, LISTED = "recommendations", "recommendations_listed"
+MARK, RECORD = "_mark.json", "_done.json"  # readers of Parquet pass over names that begin so
 
 # Persons and items.
 Pairs = tuple[np.ndarray, np.ndarray]
@@ -62,31 +62,50 @@ class Ranker:
         self.layout = Layout(served.open_prepared(), name, project.scenarios[name])
         self.items, self.options, self.name = items, project.recommend, name
         self.facts = self.model.facts[name]
-        precision = project.evaluation.precision
-        self.autocast = (
-            nullcontext if precision == "int8" else autocast_for(found.device, precision)
-        )
+        self.by = self.options.by.get(name) or {self.facts.main or self.facts.tasks[0]: 1.0}
+        if self.model.scores_generally:  # it tells items apart by the main task alone
+            self.by = {self.facts.main or self.facts.tasks[0]: 1.0}
         start = found.bases[name]
         assert found.cache is not None
         own = found.cache[start : start + self.facts.num_items]
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad():
             self.ranking = Ranking(self.model, name, own, items)
 
+    @property
+    def users_per_block(self) -> int:
+        """Users that are scored at a time; one, where even one has too many pairs."""
+        return max(self.options.pairs_per_block // max(len(self.items.ids), 1), 1)
+
     @torch.no_grad()
-    def scores(self, users: Users) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blended scores f32[B, n] and the tasks' predictions f32[B, n, T]."""
-        with self.autocast():
-            logits = self.ranking.logits(users)
-        b, n, t = logits.shape
-        found = predictions(self.facts, logits.view(b * n, t)).view(b, n, t)
-        by = self.options.by.get(self.name) or {self.facts.tasks[0]: 1.0}
-        return blend(found, self.facts.tasks, self.facts.given, by), found
+    def scores(self, users: Users, items: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Blended scores f32[B, m] of some items and the tasks' predictions f32[B, m, T]."""
+        logits = self.ranking.logits(users, items)
+        b, m, t = logits.shape
+        found = predictions(self.facts, logits.view(b * m, t)).view(b, m, t)
+        return blend(found, self.facts.tasks, self.facts.given, self.by), found
+
+    def top(self, users: Users, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores f32[B, k], items i64[B, k] and predictions f32[B, k, T] of each user's best items.
+
+        Without those that `seen` bool[B, n] marks; minus infinity where fewer are left. Items are
+        scored block by block.
+        """
+        step = max(self.options.pairs_per_block // max(len(users), 1), 1)
+        left_out = torch.from_numpy(seen).to(self.ranking.unit.device)
+        parts = []
+        for start in range(0, len(self.items.ids), step):
+            items = slice(start, min(start + step, len(self.items.ids)))
+            score, predicted = self.scores(users, items)
+            values, best = best_items(score, left_out[:, items], self.options.k)
+            parts.append((values, best + start, taken(predicted, best)))
+        score, items, predicted = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        values, place = score.topk(min(self.options.k, score.shape[1]), dim=1)
+        chosen = taken(predicted, place)
+        return values.cpu().numpy(), items.gather(1, place).cpu().numpy(), chosen.cpu().numpy()
 
     def best(self, users: Users, seen: np.ndarray) -> pa.Table:
         """The k best items of each user but those that `seen` bool[B, n] marks."""
-        score, predicted = self.scores(users)
-        values, best = best_items(score, torch.from_numpy(seen).to(score.device), self.options.k)
-        values, best = values.cpu().numpy(), best.cpu().numpy()
+        values, best, predicted = self.top(users, seen)
         user, rank = np.nonzero(np.isfinite(values))
         item = best[user, rank]
         known = (users.user > 0) & (users.history >= 0).any(1)
@@ -96,7 +115,7 @@ class Ranker:
             "item": pa.array(self.items.ids[item], pa.string()),
             "score": values[user, rank],
         }
-        each = predicted.cpu().numpy()[user, item]
+        each = predicted[user, rank]
         for i, (task, kind) in enumerate(self.facts.kinds.items()):
             word = "probability" if kind == "binary" else "prediction"
             columns[f"{word}.{task}"] = each[:, i]
@@ -108,10 +127,15 @@ class Ranker:
         """The best items of many users, in blocks of like long histories; `seen`: who, what."""
         order = np.argsort((users.history >= 0).sum(1), kind="stable")
         users = users.take(order)
-        size = max(self.options.pairs_per_block // len(self.items.ids), 1)
         num = len(self.items.ids)
-        tables = [self.best(block, marks(block, seen, num)) for block in blocks(users, size)]
+        parts = blocks(users, self.users_per_block)
+        tables = [self.best(block, marks(block, seen, num)) for block in parts]
         return pa.concat_tables(tables)
+
+
+def taken(predicted: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """f32[B, k, T]: predictions f32[B, m, T] of the items i64[B, k]."""
+    return predicted.gather(1, best.unsqueeze(2).expand(-1, -1, predicted.shape[2]))
 
 
 def marks(users: Users, seen: Pairs, num_items: int) -> np.ndarray:
@@ -139,14 +163,23 @@ class Writer:
         self.held: tuple[str, Users, Pairs] | None = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Write a unit's recommendations; returns its users, rows and seconds of ranking."""
+        """Write a unit's recommendations; returns its users, rows and seconds of ranking.
+
+        A unit whose file is there is finished.
+        """
         started = time.monotonic()
+        name = f"{unit['part'].removesuffix('.parquet')}-{unit['start']:08}.parquet"
+        path = storage.join(self.folder, name)
+        if storage.exists(path):
+            fs, inner = storage.filesystem(path)
+            ranked = pq.read_table(inner, filesystem=fs, columns=["user"]).column(0)
+            num = len(ranked.unique())
+            return {"users": num, "rows": len(ranked), "seconds": 0.0}
         users, seen = self.users_of(unit)
         if not len(users):
             return {"users": 0, "rows": 0, "seconds": 0.0}
         table = self.ranker.rank_all(users, seen)
-        name = f"{unit['part'].removesuffix('.parquet')}-{unit['start']:08}.parquet"
-        storage.write_table(storage.join(self.folder, name), table)
+        storage.write_table(path, table)
         seconds = time.monotonic() - started
         return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
 
@@ -198,7 +231,6 @@ def recommend_scenario(
     vectors, items = ray.put(ensure_vectors(served)), ray.put(items_at_end(layout))
     units = units_of(prepared, name, wanted)
     only = ray.put(None if wanted is None else frozenset(wanted))
-    storage.remove_folder(folder)
     run = project.run
     started = time.monotonic()
     rows = (
@@ -214,8 +246,8 @@ def recommend_scenario(
     )
     seconds = time.monotonic() - started
     found = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
-    say(f"{name}: {found['users']:,} users in {seconds:.0f} s, {served_by(served)} model")
-    more = {"model": served_by(served), "items": prepared.scenarios[name].num_items}
+    say(f"{name}: {found['users']:,} users in {seconds:.0f} s, {kind_of(served)} model")
+    more = {"model": kind_of(served), "folder": folder, "items": prepared.scenarios[name].num_items}
     ranking = sum(r["seconds"] for r in rows)  # of all workers, without starting them
     speed = {
         "users_per_s": found["users"] / seconds,
@@ -224,20 +256,13 @@ def recommend_scenario(
     return {**found, **more, "seconds": seconds, **speed}
 
 
-def served_by(served: Served) -> str:
-    """`finetuned`, `zero-shot` or `joint`."""
-    if served.general:
-        return ZERO_SHOT
-    return "finetuned" if served.delta else "joint"
-
-
 def read_users(path: str) -> list[str]:
     """User ids of a file: Parquet (its first column), or text with one id a line.
 
     Raises:
         ValueError: there is no such file, or no user in it.
     """
-    if not storage.exists(path):
+    if not storage.is_file(path):
         raise ValueError(f"--users: found no file {path}; allowed: Parquet, or one id a line")
     fs, inner = storage.filesystem(path)
     if path.endswith(".parquet"):
@@ -260,6 +285,9 @@ def run_recommend(
 ) -> dict[str, Any]:
     """Write the best items for all users or those of a file, by scenario; returns counts.
 
+    Listed users are written into a folder of their own. What is there of the same model and
+    options is kept: a stage that was interrupted goes on.
+
     Raises:
         ValueError: no joint model, an unknown scenario, or a model that reads pairs.
     """
@@ -267,37 +295,57 @@ def run_recommend(
     project = as_settled(project, storage_path)
     if project.model.layout == "pair":
         refuse(["model.layout: found pair; allowed for recommending: vectors (each pair a text)"])
+    if project.evaluation.precision == "int8":
+        refuse(quantise_problems())
     ground = open_ground(project, storage_path)
     names = with_data(check_names(names, project), ground)
+    refuse([line for name in names for line in blend_problems(ground, name, project)])
     wanted = read_users(users) if users else None
     connect(project.run)
     found = {}
     for name in names:
-        folder = storage.join(ground.run_folder, "recommendations", name)
+        folder = storage.join(ground.run_folder, LISTED if wanted else ALL_USERS, name)
         made_with = recommended_with(ground, name, project, wanted)
         finished = find_current(folder, made_with)
         if finished:
             say(f"recommend: {name} already done")
             found[name] = finished
             continue
+        mark = storage.join(folder, MARK)
+        if not storage.exists(mark) or storage.read_json(mark) != made_with:
+            storage.remove_folder(folder)
+            storage.write_json(mark, made_with)
         found[name] = recommend_scenario(ground, name, project, folder, wanted, say)
         storage.write_json(storage.join(folder, RECORD), {"made_with": made_with, **found[name]})
     return {"scenarios": found}
+
+
+def blend_problems(ground: Ground, name: str, project: Project) -> list[str]:
+    """A line where the general head alone scores a scenario, and the blend asks for more."""
+    served = chosen_model(ground, name, project)
+    main, by = ground.facts[name].main, project.recommend.by.get(name)
+    if not served.general or (main and (not by or set(by) == {main})):
+        return []
+    found = ", ".join(by) if by else "no binary task"
+    return [
+        f"recommend.by.{name}: found {found} for a scenario without a model of its own, which the "
+        f"general head scores; allowed: {f'{main} alone, or ' if main else ''}fine-tune it first"
+    ]
 
 
 def recommended_with(
     ground: Ground, name: str, project: Project, wanted: Sequence[str] | None
 ) -> dict[str, Any]:
     """Whatever a scenario's recommendations depend on, as a tree."""
-    served = chosen_model(ground, name, project)
+    served, options = chosen_model(ground, name, project), project.recommend
     return {
-        "prepared": ground.data(name).fingerprint,
-        "joint": ground.fingerprint,
-        "model": served_by(served),
-        "recommend": project.recommend.model_dump(mode="json"),
+        "model": version(ground, name, served),
+        "recommend": {
+            "k": options.k, "exclude_seen": options.exclude_seen, "by": options.by.get(name)
+        },
         "precision": project.evaluation.precision,
         "users": fingerprint(sorted(wanted)) if wanted is not None else "all",
-    }
+    }  # fmt: skip
 
 
 def find_current(folder: str, made_with: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,20 +7,19 @@ from dataclasses import replace
 import numpy as np
 import ray
 
+from mtrec_ray.config import fingerprint
 from mtrec_ray.data import storage
 from mtrec_ray.data.shards import Prepared, read_rows
-from mtrec_ray.learning.adapt import read_delta
+from mtrec_ray.learning.adapt import DELTA, read_delta
 from mtrec_ray.learning.validate import score_rows
-from mtrec_ray.learning.vectors import ItemVectors
-from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Project, Tuned
 from mtrec_ray.stages.ground import Ground
+from mtrec_ray.stages.marks import MARK
 from mtrec_ray.stages.scenario import DELTA_FOLDER, scenario_project, start_of
 from mtrec_ray.stages.vectors import (
     Served,
     ensure_vectors,
     joint_model,
-    load_served,
     load_with_vectors,
 )
 
@@ -80,7 +79,7 @@ def zero_shot_model(ground: Ground, name: str, project: Project) -> Served:
         )
     tuned = project.finetune.of(name).model_copy(update={"mode": "head"})
     own = scenario_project(ground, name, tuned, project)
-    folder = storage.join(ground.folder(name), "general")
+    folder = storage.join(ground.folder(name), f"general-{ground.fingerprint}")
     start = start_of(ground, name, tuned)
     tree, data = json.dumps(own.dump()), ground.data(name).folder
     return Served(tree, data, ground.joint, folder, start, general=True)
@@ -89,11 +88,6 @@ def zero_shot_model(ground: Ground, name: str, project: Project) -> Served:
 def base_model(ground: Ground) -> Served:
     """The joint model for use."""
     return joint_model(ground.project, ground.prepared.folder, ground.joint)
-
-
-def load_scenario_model(ground: Ground, name: str) -> tuple[Recommender, ItemVectors]:
-    """The model of a scenario for use and its item vectors' place: the base and one delta."""
-    return load_served(tuned_model(ground, name, ground.project))
 
 
 def model_before(ground: Ground, name: str, project: Project) -> Served | None:
@@ -110,16 +104,39 @@ def chosen_model(ground: Ground, name: str, project: Project) -> Served:
     """The model of a scenario that fine-tuning chose; without a decision the joint one.
 
     Raises:
-        ValueError: the chosen model belongs to other joint weights.
+        ValueError: it was chosen for other joint weights.
     """
-    path = storage.join(ground.folder(name), DECISION)
-    default = ZERO_SHOT if ground.is_new(name) else "joint"
-    chosen = storage.read_json(path)["chosen"] if storage.exists(path) else default
+    folder = ground.folder(name)
+    path = storage.join(folder, DECISION)
+    chosen = ZERO_SHOT if ground.is_new(name) else "joint"
+    if storage.exists(path):
+        chosen = storage.read_json(path)["chosen"]
+        base = storage.read_json(storage.join(folder, MARK))["joint"]["fingerprint"]
+        if base != ground.fingerprint:
+            raise ValueError(
+                f"scenario {name}: found a model in {folder} that was chosen for other joint "
+                f"weights ({base}, these are {ground.fingerprint}); allowed: delete it, and "
+                "fine-tune again"
+            )
     if chosen == "finetuned":
         return for_use(tuned_model(ground, name, project), project)
     if chosen == ZERO_SHOT:
         return for_use(zero_shot_model(ground, name, project), project)
     return joint_for_use(ground, project)
+
+
+def version(ground: Ground, name: str, served: Served) -> str:
+    """Which model it is: its kind, and a hash of its weights and of the scenario's data."""
+    own = storage.read_json(storage.join(served.delta, DELTA)) if served.delta else {}
+    data = ground.data(name).fingerprint
+    return f"{kind_of(served)} {fingerprint(own, ground.fingerprint, data)}"
+
+
+def kind_of(served: Served) -> str:
+    """`finetuned`, `zero-shot` or `joint`."""
+    if served.general:
+        return ZERO_SHOT
+    return "finetuned" if served.delta else "joint"
 
 
 def joint_for_use(ground: Ground, project: Project) -> Served:

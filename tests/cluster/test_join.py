@@ -1,5 +1,6 @@
 """A new scenario joins a finished joint model by the project file; the others do not change."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ def joined(trained, tmp_path_factory) -> Joined:
     shutil.copytree(trained.folder, storage / trained.project.run.name)
     project = with_news(trained.project)
     before = others(trained.project, storage)
-    record = run_finetune(project, str(storage), say_nothing, Options(("news",), shots=("0", "64")))
+    points = ("0", "64", "all", "99999")
+    record = run_finetune(project, str(storage), say_nothing, Options(("news",), shots=points))
     after = others(project, storage)
     return Joined(project, storage, record, {n: (before[n], after[n]) for n in before})
 
@@ -107,11 +109,48 @@ def test_zero_shot_knows_something(joined):
 
 
 def test_learning_curve(joined):
-    """With no row there is the general head alone; with 64 a joined model and one alone."""
+    """With no row there is the general head alone; with 64 a joined model and one alone.
+
+    More rows than there are is one run with all of them.
+    """
     curve = joined.record["shots"]["news"]
-    assert set(curve) == {"0 rows, joined", "64 rows, joined", "64 rows, alone"}
+    assert set(curve) == {"0 rows, joined"} | {
+        f"{rows} rows, {how}" for rows in ("64", "all", "99999") for how in ("joined", "alone")
+    }
     for point in curve.values():
         assert 0 <= point["click"]["auc"] <= 1
+    assert curve["99999 rows, alone"] == curve["all rows, alone"]
+    folders = list((joined.folder / "scenarios" / "news" / "shots").iterdir())
+    assert len(folders) == 4
+    epochs = {len(json.loads((f / "training" / "done.json").read_text())["curve"]) for f in folders}
+    assert epochs == {1}
+
+
+def test_a_learning_curve_is_of_a_new_scenario(joined):
+    """Of one that the joint model has: one clear line."""
+    with pytest.raises(ProjectError, match=r"--shots: found no new scenario among shop; allowed"):
+        run_finetune(
+            joined.project, str(joined.storage), say_nothing, Options(("shop",), shots=("0",))
+        )
+
+
+def test_other_task_weights_are_another_model(joined):
+    """A joined scenario that was fine-tuned with other weights of its tasks is not taken."""
+    tree = joined.project.dump()
+    tree["scenarios"]["news"]["tasks"]["click"]["weight"] = 0.3
+    with pytest.raises(ProjectError, match=r"finetune stage was made with scenarios\.news\.tasks"):
+        run_finetune(parse_project(tree), str(joined.storage), say_nothing, Options(("news",)))
+
+
+def test_a_choice_for_other_weights(joined, tmp_path):
+    """A decision for other joint weights is refused where the model is used."""
+    shutil.copytree(joined.folder, tmp_path / joined.project.run.name)
+    mark = tmp_path / joined.project.run.name / "scenarios" / "news" / "mark.json"
+    made_with = json.loads(mark.read_text())
+    made_with["joint"]["fingerprint"] = "0123456789abcdef"
+    mark.write_text(json.dumps(made_with))
+    with pytest.raises(ValueError, match=r"scenario news: .*other joint weights \(0123456789abcd"):
+        run_recommend(joined.project, str(tmp_path), say_nothing, ("news",))
 
 
 def test_it_is_evaluated_and_recommended(joined):
@@ -137,6 +176,10 @@ def test_too_few_labels_are_scored_generally(joined, tmp_path):
     assert "too few validation labels" in found["scenarios"]["news"]["reason"]
     served = run_recommend(project, str(tmp_path), say_nothing, ("news",))
     assert served["scenarios"]["news"]["model"] == "zero-shot"
+    tree = project.dump()
+    tree["recommend"]["by"] = {"news": {"like": 1.0}}
+    with pytest.raises(ProjectError, match=r"recommend\.by\.news: found like .*click alone"):
+        run_recommend(parse_project(tree), str(tmp_path), say_nothing, ("news",))
 
 
 def test_unknown_user_space_is_refused(joined, tmp_path):
