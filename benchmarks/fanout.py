@@ -78,8 +78,9 @@ def main(
         "parallel_seconds": parallel,
         "parallel_over_serial": parallel / sum(each.values()),
         "base_megabytes": sizes["base_bytes"] / 1e6,
+        "encoder_megabytes": sizes["encoder_bytes"] / 1e6,
         "delta_megabytes": sum(deltas.values()) / max(len(deltas), 1) / 1e6,
-        "stored_over_full_copies": sizes["all_bytes"] / sizes["full_copies_bytes"],
+        "stored_over_full_copies": sizes["all_bytes"] / max(sizes["full_copies_bytes"], 1),
     }
     table = [
         {"scenario": n, "seconds alone": f"{s:.0f}", "delta KB": f"{deltas.get(n, 0) / 1e3:,.0f}"}

@@ -22,7 +22,7 @@ def table_row(scenario: str, task: str, found: dict[str, float]) -> dict[str, st
         "scenario": scenario,
         "task": task,
         "metric": main.upper(),
-        "joint model": f"{found[main]:.4f}",
+        "chosen model": f"{found[main]:.4f}",
         "popularity (regression: mean)": f"{found[other]:.4f}",
         "test rows": f"{found['rows']:,.0f}",
     }

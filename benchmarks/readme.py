@@ -8,6 +8,7 @@ from benchmarks.common import RESULTS, TOP
 from mtrec_ray.report.tables import markdown_table
 
 README = TOP / "README.md"
+SWEEP_TRIALS = 16
 LEGEND = (
     "Test AUC (GAUC in brackets), higher is better; `video.rating` and `books.score`: RMSE, lower "
     "is better. **Bold: ahead of every other model here.** B0-B4: the best of the reference "
@@ -319,9 +320,10 @@ def sweep_block(result: dict[str, Any]) -> str:
     return (
         f"{markdown_table(result['table'])}\n\n"
         f"The quickstart with half of its events, {result['cores']} cores; one full run of the "
-        "train stage took "
-        f"{figures['full_run.seconds']:.0f} s. Trials have as many epochs and rows. "
-        "`plain` was measured for 4 trials, times four. "
+        f"train stage, of {result['epochs']} epochs, took {figures['full_run.seconds']:.0f} s. "
+        "Trials have as many epochs and rows: the shorter they are, the less there is to end early. "
+        f"`plain` was measured for {figures['plain.trials']:.0f} trials, times "
+        f"{SWEEP_TRIALS / figures['plain.trials']:.0f}. "
         f"`{result['command']}` makes it again."
     )
 
@@ -335,8 +337,10 @@ def fanout_block(result: dict[str, Any]) -> str:
         f"({figures['parallel_seconds']:.0f} and {figures['serial_seconds']:.0f} s; a logical CPU "
         f"for each, but {figures['cores']:.0f} cores: the gain is the waiting of one run behind "
         "the computing of another). Stored are the base once "
-        f"({figures['base_megabytes']:.1f} MB) and {figures['delta_megabytes']:.2f} MB a scenario, "
-        f"{figures['stored_over_full_copies']:.2f} of full copies. "
+        f"({figures['base_megabytes']:.1f} MB, and the encoder that learned jointly as a plain one "
+        f"that adapters load on, {figures['encoder_megabytes']:.1f} MB) and "
+        f"{figures['delta_megabytes']:.2f} MB a scenario; {figures['k']:.0f} copies of the base "
+        f"would be {figures['k'] * figures['base_megabytes']:.1f} MB. "
         f"`{result['command']}` makes it again."
     )
 
@@ -373,6 +377,7 @@ BLOCKS = {
     "tune_quickstart": tune_block,
     "tune_real4": tune_block,
     "sweep": sweep_block,
+    "sweep_2_epochs": sweep_block,
     "fanout": fanout_block,
     "joining": joining_block,
 }

@@ -1,10 +1,10 @@
 """What does a search cost, in units of one full training run? And how long do CPUs idle in it?
 
-python -m benchmarks.sweep [--quick] [--out FILE] [--storage DIR]
+python -m benchmarks.sweep [--epochs 4] [--quick] [--out FILE] [--storage DIR]
 
 The quickstart's project with half of its events: one full run of the train stage as jobs.train does
 it, then searches of 16 trials, each a whole run of as many epochs and rows, on the same prepared
-data:
+data. With 2 epochs, as the quickstart trains, ASHA can end a trial at one point only.
 
 plain            trials of Ray Train workers, each with its own outputs of frozen layers, none ended
                  early: what a loop over `train` costs (but rows lie in the object store once);
@@ -42,11 +42,11 @@ from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trial import Shared, train_trial
 from mtrec_ray.stages.tune import search, with_room
 
-TRIALS, PLAIN_TRIALS = 16, 4
+TRIALS, PLAIN_TRIALS, EPOCHS = 16, 4, 4
 EVENTS = 15_000  # half of the quickstart's
 QUICK = (
     "sample_world.events=6000", "sample_world.users=400", "sample_world.items=80",
-    "training.epochs=2", "search.trials=4",
+    "search.trials=4",
 )  # fmt: skip
 SAMPLE_SECONDS = 0.5
 WAYS = {
@@ -115,12 +115,14 @@ def sweep(
 
 
 def main(
+    epochs: Annotated[int, typer.Option(help="Of the full run and of trials.")] = EPOCHS,
     quick: Annotated[bool, typer.Option(help="Four short trials.")] = False,
     out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
     storage: Annotated[str, typer.Option(help="Folder of the runs.")] = "",
 ) -> None:
     """Measure one full run and the searches."""
     words = [f"search.trials={TRIALS}", f"sample_world.events={EVENTS}"]
+    words += [f"training.epochs={epochs}"]
     project = load_project(TOP / "jobs" / "quickstart.yaml", [*words, *(QUICK if quick else ())])
     say, place = teller(), absolute(storage or tempfile.mkdtemp())
     room = with_room(project)
@@ -147,7 +149,8 @@ def main(
             }
         )
     figures["sweep_over_full_run"] = figures[f"{LAST}.over_full_run"]
-    write_result("sweep", figures, out, table=table, quick=quick)
+    name = "sweep" if epochs == EPOCHS else f"sweep_{epochs}_epochs"
+    write_result(name, figures, out, table=table, epochs=epochs, quick=quick)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,8 @@ def test_blocks_are_the_whole(world):
     mixed = users.take(order)
     parts = [ranking.logits(mixed.of(a, b)) for a, b in ((0, 3), (3, 7))]
     torch.testing.assert_close(torch.cat(parts), ranking.logits(users)[order])
+    items = [ranking.logits(users, slice(a, b)) for a, b in ((0, 5), (5, 6), (6, NUM_ITEMS))]
+    torch.testing.assert_close(torch.cat(items, 1), ranking.logits(users))
 
 
 def test_best_items_are_those_of_a_sort():
