@@ -321,7 +321,7 @@ def sweep_block(result: dict[str, Any]) -> str:
         f"{markdown_table(result['table'])}\n\n"
         f"The quickstart with half of its events, {result['cores']} cores; one full run of the "
         f"train stage, of {result['epochs']} epochs, took {figures['full_run.seconds']:.0f} s. "
-        "Trials have as many epochs and rows: the shorter they are, the less there is to end early. "
+        "Trials have as many epochs and rows: the fewer, the less there is to end early. "
         f"`plain` was measured for {figures['plain.trials']:.0f} trials, times "
         f"{SWEEP_TRIALS / figures['plain.trials']:.0f}. "
         f"`{result['command']}` makes it again."

@@ -4,7 +4,7 @@ python -m benchmarks.sweep [--epochs 4] [--quick] [--out FILE] [--storage DIR]
 
 The quickstart's project with half of its events: one full run of the train stage as jobs.train does
 it, then searches of 16 trials, each a whole run of as many epochs and rows, on the same prepared
-data. With 2 epochs, as the quickstart trains, ASHA can end a trial at one point only.
+data, in three ways. (With 2 epochs, as the quickstart trains, ASHA can end a trial only once.)
 
 plain            trials of Ray Train workers, each with its own outputs of frozen layers, none ended
                  early: what a loop over `train` costs (but rows lie in the object store once);

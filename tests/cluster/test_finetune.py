@@ -22,6 +22,7 @@ from mtrec_ray.data.state import (
     user_parts,
     users_at_end,
 )
+from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Samples, predictions
 from mtrec_ray.schema import Project
 from mtrec_ray.stages import finetune
@@ -341,6 +342,32 @@ def test_interrupted_recommendations_go_on(tuned, recommended, tmp_path):
     other = changed(tuned.project, recommend={"k": 3})
     run_recommend(other, str(tmp_path), say_nothing, ("shop",))
     assert pq.read_table(folder).to_pandas()["rank"].max() == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {"finetune": FIELDS | {"batch_size": 1, "num_workers": 2}},
+            r"finetune\.batch_size: found 1 for shop, whose run has 2 workers; allowed: at least 2",
+        ),
+        ({"evaluation": {"precision": "int8"}}, r"evaluation\.precision: found int8, .*torchao"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_starts(trained, tmp_path, fields, line):
+    """Batches smaller than the workers, a precision that is not to be had: one clear line."""
+    if "evaluation" in fields and not quantise_problems():
+        pytest.skip("torchao is installed")
+    storage = copied(trained, tmp_path)
+    with pytest.raises(ProjectError, match=line):
+        run_finetune(changed(trained.project, **fields), str(storage), say_nothing)
+    assert not (storage / trained.project.run.name / "scenarios").exists()
+
+
+def test_a_folder_is_no_list_of_users(tuned):
+    """One clear line."""
+    with pytest.raises(ValueError, match=r"--users: found no file .*allowed: Parquet"):
+        run_recommend(tuned.project, str(tuned.storage), say_nothing, (), str(tuned.storage))
 
 
 def test_listed_users(tuned, tmp_path):
