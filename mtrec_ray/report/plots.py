@@ -68,7 +68,8 @@ def draw_front(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:
         if row["trial"] in REFERENCES or row["chosen"]:
             note = f"{row['trial']} (chosen)" if row["chosen"] else row["trial"]
             place = (row[f"score.{x}"], row[f"score.{y}"])
-            ax.annotate(note, place, xytext=(6, 5), textcoords="offset points")
+            below = row["trial"] == "own"  # it is often where uniform weights are
+            ax.annotate(note, place, xytext=(6, -12 if below else 5), textcoords="offset points")
         if row["chosen"]:
             ax.plot(row[f"score.{x}"], row[f"score.{y}"], "o", mfc="none", mec=RED, ms=12, mew=2)
     stairs = np.array(list(staircase([(r[f"score.{x}"], r[f"score.{y}"]) for r in rows])))
