@@ -20,7 +20,7 @@ from mtrec_ray.learning.checkpoint import WEIGHTS
 from mtrec_ray.learning.decide import Scored, decide, rare_labels, too_few
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
 from mtrec_ray.schema import Project, Tuned
-from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.compare import compare
 from mtrec_ray.stages.fanout import Record, side_by_side
 from mtrec_ray.stages.ground import Ground, check_names, open_ground
@@ -253,7 +253,7 @@ def write_delta(
     folder = ground.folder(name)
     best = storage.join(folder, TRAINING, BEST)
     sub = scenario_project(ground, name, tuned, project)
-    task = ray.remote(num_cpus=project.run.cpus_per_worker)(store_delta)
+    task = task_of(store_delta, project.run, gpu=False)
     facts = {"tuned": tuned.model_dump(mode="json")}
     delta = storage.join(folder, DELTA_FOLDER)
     return ray.get(task.remote(sub, own, start_of(ground, name, tuned), best, delta, facts))

@@ -36,6 +36,7 @@ from mtrec_ray.learning.build import autocast_for, cache_folder
 from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.schema import Project
+from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.recommend import Ranker, marks
 from mtrec_ray.stages.vectors import Served, ensure_vectors
 
@@ -302,7 +303,7 @@ def judge(served: Served, source: Project, name: str, vectors: np.ndarray) -> di
 def judge_all(models: dict[str, Served], source: Project) -> dict[str, Any]:
     """`judge` of each scenario's model, side by side."""
     run = source.run
-    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=1 if run.use_gpu else 0)(judge)
+    task = task_of(judge, run)
     refs = {
         name: task.remote(served, source, name, ensure_vectors(served))
         for name, served in models.items()

@@ -13,6 +13,7 @@ from mtrec_ray.data.shards import Prepared, read_rows
 from mtrec_ray.learning.adapt import DELTA, read_delta
 from mtrec_ray.learning.validate import score_rows
 from mtrec_ray.schema import Project, Tuned
+from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.ground import Ground
 from mtrec_ray.stages.marks import MARK
 from mtrec_ray.stages.scenario import DELTA_FOLDER, scenario_project, start_of
@@ -159,7 +160,7 @@ def score_rows_of(served: Served, name: str, split: str) -> Rows:
     facts, run = served.open_prepared().scenarios[name], served.parsed.run
     shards = facts.shards[split]
     vectors = ray.put(ensure_vectors(served))
-    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=1 if run.use_gpu else 0)(score_shards)
+    task = task_of(score_shards, run)
     size = min(run.most_workers, len(shards))
     cuts = [(len(shards) * i // size, len(shards) * (i + 1) // size) for i in range(size)]
     parts = [

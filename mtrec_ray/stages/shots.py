@@ -18,6 +18,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepare import Say
 from mtrec_ray.learning.validate import task_metrics
 from mtrec_ray.schema import Project
+from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.fanout import Record, side_by_side
 from mtrec_ray.stages.ground import Ground
 from mtrec_ray.stages.marks import DONE
@@ -95,7 +96,7 @@ def one_point(ground: Ground, name: str, project: Project, rows: int, how: str) 
         return measured(ground, name, joint_model(own, data.folder, best))
     delta = storage.join(folder, DELTA_FOLDER)
     facts = {"tuned": tuned.model_dump(mode="json")}
-    task = ray.remote(num_cpus=project.run.cpus_per_worker)(store_delta)
+    task = task_of(store_delta, project.run, gpu=False)
     ray.get(task.remote(own, data, start, best, delta, facts))
     return measured(ground, name, tuned_in(ground, name, project, delta))
 

@@ -11,7 +11,7 @@ from mtrec_ray.data.prepare import Say
 from mtrec_ray.data.shards import Prepared, Taught, load_prepared
 from mtrec_ray.learning.trees import teach
 from mtrec_ray.schema import Project
-from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.marks import DONE, begin, find_finished
 
 
@@ -32,7 +32,7 @@ def with_teacher(project: Project, prepared: Prepared, run_folder: str, say: Say
     begin(folder, made_with)
     connect(project.run)
     say("fitting the teacher's trees")
-    task = ray.remote(num_cpus=project.run.cpus_per_worker)(teach_scenario)
+    task = task_of(teach_scenario, project.run, gpu=False)
     waiting = {
         task.remote(project.dump(), prepared.folder, name, folder): name
         for name in prepared.scenarios

@@ -1,7 +1,5 @@
 """One trial of a search: the train stage with overrides, its epochs reported to Ray Tune."""
 
-import ctypes
-import gc
 import logging
 import math
 import threading
@@ -20,6 +18,7 @@ from mtrec_ray.data.stream import Source
 from mtrec_ray.learning.front import scenario_scores, task_scores
 from mtrec_ray.learning.host import NO_SCORE
 from mtrec_ray.schema import Project
+from mtrec_ray.stages.cluster import give_back
 from mtrec_ray.stages.local import Tell, train_here
 from mtrec_ray.stages.population import LATEST_SCORE, adopt, checkpoint_of
 from mtrec_ray.stages.space import with_overrides
@@ -105,18 +104,6 @@ def run_trial(
     finally:
         give_back()
     ray.tune.report(report_of(curve, None) | {"result": result})
-
-
-def give_back() -> None:
-    """Give the system back what a trial has freed.
-
-    Each trial of a process runs in a thread of its own, for which glibc keeps an arena of its own:
-    without this a process took a gigabyte more with every trial of real4.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def entry_of(metrics: Mapping[str, Any]) -> dict[str, Any] | None:

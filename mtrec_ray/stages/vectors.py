@@ -22,6 +22,7 @@ from mtrec_ray.learning.vectors import ItemVectors
 from mtrec_ray.model.encoder import quantise
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.schema import Project
+from mtrec_ray.stages.cluster import task_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def ensure_vectors(served: Served) -> np.ndarray:
 def compute_vectors(served: Served) -> np.ndarray:
     """f32[n, D]: each worker encodes its share of the items."""
     run = served.parsed.run
-    task = ray.remote(num_cpus=run.cpus_per_worker, num_gpus=1 if run.use_gpu else 0)(encode_share)
+    task = task_of(encode_share, run)
     size = run.most_workers
     parts = ray.get([task.remote(served, rank, size) for rank in range(size)])
     places = np.concatenate([p for p, _ in parts])
