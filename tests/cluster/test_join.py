@@ -176,10 +176,6 @@ def test_too_few_labels_are_scored_generally(joined, tmp_path):
     assert "too few validation labels" in found["scenarios"]["news"]["reason"]
     served = run_recommend(project, str(tmp_path), say_nothing, ("news",))
     assert served["scenarios"]["news"]["model"] == "zero-shot"
-    tree = project.dump()
-    tree["recommend"]["by"] = {"news": {"like": 1.0}}
-    with pytest.raises(ProjectError, match=r"recommend\.by\.news: found like .*click alone"):
-        run_recommend(parse_project(tree), str(tmp_path), say_nothing, ("news",))
 
 
 def test_unknown_user_space_is_refused(joined, tmp_path):
