@@ -325,6 +325,7 @@ def sweep_block(result: dict[str, Any]) -> str:
         "Trials have as many epochs and rows: the fewer, the less there is to end early. "
         f"`plain` was measured for {figures['plain.trials']:.0f} trials, times "
         f"{SWEEP_TRIALS / figures['plain.trials']:.0f}. "
+        f"The goal was 4 full runs, it is {figures['sweep_over_full_run']:.1f}. "
         f"`{result['command']}` makes it again."
     )
 
@@ -408,7 +409,6 @@ BLOCKS = {
     "tune_quickstart": tune_block,
     "tune_real4": tune_block,
     "sweep": sweep_block,
-    "sweep_2_epochs": sweep_block,
     "fanout": fanout_block,
     "joining": joining_block,
 }

@@ -1,6 +1,6 @@
 """What does a search cost, in units of one full training run? And how long do CPUs idle in it?
 
-python -m benchmarks.sweep [--epochs 4] [--quick] [--out FILE] [--storage DIR]
+python -m benchmarks.sweep [--epochs 2] [--quick] [--out FILE] [--storage DIR]
 
 The quickstart's project with half of its events: one full run of the train stage as jobs.train does
 it, then searches of 16 trials, each a whole run of as many epochs and rows, on the same prepared
@@ -42,7 +42,7 @@ from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trial import Shared, train_trial
 from mtrec_ray.stages.tune import search, with_room
 
-TRIALS, PLAIN_TRIALS, EPOCHS = 16, 4, 4
+TRIALS, PLAIN_TRIALS, EPOCHS = 16, 4, 2
 EVENTS = 15_000  # half of the quickstart's
 QUICK = (
     "sample_world.events=6000", "sample_world.users=400", "sample_world.items=80",

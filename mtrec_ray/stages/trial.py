@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trials import best_of, load_trial
 
 QUEUE_SECONDS = 0.5
+# A process that is to go on with the next trial waits so long for the thread of the one that was
+# ended early; Tune's own 2 seconds lose the next trial where giving memory back takes longer.
+END_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def run_trial(
     trial that goes on has told before stands in its record.
     """
     logging.getLogger().setLevel(logging.WARNING)
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_SECONDS)
     name, overrides = config["trial"]["name"], config["trial"]["overrides"]
     before = load_trial(records, name)
     curve = list(before.curve) if before else []

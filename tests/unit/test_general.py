@@ -1,13 +1,25 @@
 """The general head learns beside the model and changes nothing of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 
+from mtrec_ray.config import parse_project
 from mtrec_ray.learning.losses import general_loss, label_counts
 from mtrec_ray.learning.run import clipped_together
 from mtrec_ray.learning.step import Forward, accumulate
 from mtrec_ray.model.recommender import GENERAL, Samples
-from tests.builders import FACTS, build, make_catalogues, make_rows, small_model
+from mtrec_ray.stages import recommend
+from tests.builders import (
+    FACTS,
+    build,
+    make_catalogues,
+    make_rows,
+    small_model,
+    two_scenario_project,
+)
 
 CATALOGUES = make_catalogues()
 
@@ -87,3 +99,22 @@ def test_scores_generally():
     assert found[:, 0].std() > 0
     rate = FACTS["shop"].label_means["buy"]
     torch.testing.assert_close(found[:, 1].sigmoid(), torch.full((50,), rate))
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "line"),
+    [
+        ("shop", None, None),
+        ("shop", {"click": 1.0}, None),
+        ("shop", {"buy": 1.0}, "recommend.by.shop: found buy for a scenario without a model"),
+        ("video", None, None),
+    ],
+)
+def test_it_ranks_by_the_main_task_alone(monkeypatch, name, by, line):
+    """A blend of other tasks, which it cannot tell apart, is refused."""
+    monkeypatch.setattr(recommend, "chosen_model", lambda *_: SimpleNamespace(general=True))
+    project = two_scenario_project()
+    if by:
+        project = parse_project(project.dump() | {"recommend": {"by": {name: by}}})
+    problems = recommend.blend_problems(SimpleNamespace(facts=FACTS), name, project)
+    assert [p[: len(line or "")] for p in problems] == ([line] if line else [])
