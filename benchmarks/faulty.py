@@ -28,12 +28,12 @@ from unittest import mock
 
 import pyarrow.fs as pafs
 
-from mtrec_ray.config import load_project
-from mtrec_ray.learning import loop
-from mtrec_ray.learning.feed import Feed
-from mtrec_ray.learning.ranks import world
-from mtrec_ray.learning.run import Run
-from mtrec_ray.stages import train
+from mtrec_ray.project.load import load_project
+from mtrec_ray.stages import ray_context, train
+from mtrec_ray.training import loop
+from mtrec_ray.training.batches import Feed
+from mtrec_ray.training.collectives import world
+from mtrec_ray.training.run import Run
 
 FAILURES = 3  # of the storage, in a row
 PAUSE = 0.05  # seconds after each step: in time for a fault from outside to come within the run
@@ -110,14 +110,16 @@ def note_rows(plan: Plan, path: Path, at: dict[str, Any]) -> None:
 
 def note_reports(plan: Plan) -> None:
     """Note the step of each checkpoint that was handed over."""
-    report = train.RayHost.report
+    report = ray_context.RayHost.report
 
-    def noting_report(host: train.RayHost, metrics: dict[str, Any], folder: Path | None) -> None:
+    def noting_report(
+        host: ray_context.RayHost, metrics: dict[str, Any], folder: Path | None
+    ) -> None:
         report(host, metrics, folder)
         if folder:
             (plan.folder / "reported").write_text(str(metrics["step"]))
 
-    mock.patch.object(train.RayHost, "report", noting_report).start()
+    mock.patch.object(ray_context.RayHost, "report", noting_report).start()
 
 
 def fail_in_step(plan: Plan) -> None:

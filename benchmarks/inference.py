@@ -17,12 +17,13 @@ from rich.console import Console
 
 from benchmarks.common import TOP, write_result
 from jobs.common import teller
-from mtrec_ray.config import load_project, parse_project
 from mtrec_ray.data import storage as files
-from mtrec_ray.data.shards import load_prepared
-from mtrec_ray.learning.validate import flat, validate
+from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.evaluation.metrics import flat
+from mtrec_ray.project.load import load_project, parse_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
+from mtrec_ray.training.validation import validate
 
 PRECISIONS = ("fp32", "bf16", "int8")
 QUICK = ("training.epochs=1", "training.rows_per_epoch=65536")
@@ -39,7 +40,7 @@ def train_here(project: Project, storage: str) -> None:
 
 def measure(project: Project, storage: str, precision: str) -> dict[str, float]:
     """Speeds and valid metrics in a precision."""
-    from mtrec_ray.stages.vectors import load_trained
+    from mtrec_ray.stages.trained_model import load_trained
 
     tree = project.dump()
     tree["evaluation"]["precision"] = precision

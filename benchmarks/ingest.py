@@ -37,12 +37,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from benchmarks.common import TOP, write_result
 from benchmarks.local import prepared_by_process
-from mtrec_ray.config import load_project, parse_project
-from mtrec_ray.data.shards import Arrays, Prepared, TrainShard, to_arrays
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import Arrays, TrainShard, to_arrays
 from mtrec_ray.data.stream import training_source
-from mtrec_ray.learning.feed import Feed, quotas
-from mtrec_ray.schema import Project
+from mtrec_ray.project.load import load_project, parse_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.training.batches import Feed, quotas
 
 KINDS = ("object_store", "stream")
 PASSES, BATCH, TRAINED = 3, 2048, 100_000

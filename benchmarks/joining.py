@@ -25,16 +25,15 @@ from safetensors.numpy import load_file
 
 from benchmarks.common import TOP, write_result
 from jobs.common import teller
-from mtrec_ray.config import load_project, parse_project
 from mtrec_ray.data import storage as files
-from mtrec_ray.data.shards import PreparedScenario, load_prepared
-from mtrec_ray.learning.bootstrap import Interval, metric_interval, paired_difference
+from mtrec_ray.data.prepared import PreparedScenario, load_prepared
+from mtrec_ray.evaluation.bootstrap import Interval, metric_interval, paired_difference
+from mtrec_ray.project.load import load_project, parse_project, with_overrides
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
 from mtrec_ray.stages.finetune import Options, run_finetune
-from mtrec_ray.stages.join import restricted
+from mtrec_ray.stages.finetuning.new_scenario import restricted
 from mtrec_ray.stages.prepare import run_prepare
-from mtrec_ray.stages.space import with_overrides
 from mtrec_ray.stages.train import run_train
 
 MODELS = ("joint", "finetuned", "alone")

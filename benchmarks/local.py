@@ -13,15 +13,16 @@ import numpy as np
 import torch
 
 from jobs.common import teller
-from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.order import Piece
-from mtrec_ray.data.shards import Arrays, Prepared, to_arrays
-from mtrec_ray.learning import checkpoint, loop
-from mtrec_ray.learning.build import build_model, cache_folder
-from mtrec_ray.learning.feed import Reader, pick
-from mtrec_ray.learning.validate import score_split
-from mtrec_ray.schema import Project
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import Arrays, to_arrays
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
+from mtrec_ray.training import checkpoint, loop
+from mtrec_ray.training.batches import Reader, pick
+from mtrec_ray.training.build import build_model, cache_folder
+from mtrec_ray.training.validation import score_split
 
 Scores = dict[str, np.ndarray]
 
@@ -144,7 +145,7 @@ def side_by_side(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -
 def prepare_here(project: Project, storage: str, teach: bool) -> Prepared:
     """Prepare the data, and have it taught, in this process."""
     from mtrec_ray.stages.prepare import open_prepared, run_prepare
-    from mtrec_ray.stages.teach import with_teacher
+    from mtrec_ray.stages.teacher import with_teacher
 
     run_prepare(project, storage, teller())
     prepared = open_prepared(project, storage)

@@ -34,10 +34,9 @@ import yaml
 
 from benchmarks.common import TOP, write_result
 from benchmarks.local import prepared_by_process
-from mtrec_ray.config import load_project, parse_project
-from mtrec_ray.data.shards import Prepared
-from mtrec_ray.schema import Project
-from mtrec_ray.stages.space import with_overrides
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.project.load import load_project, parse_project, with_overrides
+from mtrec_ray.project.project import Project
 
 SIZES = (1, 4, 16)
 STORE_MB = 80  # near the least that Ray takes; the largest data do not fit

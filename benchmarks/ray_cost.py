@@ -36,11 +36,10 @@ import yaml
 
 from benchmarks.common import TOP, write_result
 from benchmarks.local import Host, prepared_by_process
-from mtrec_ray.config import load_project, parse_project
-from mtrec_ray.data.shards import load_prepared
-from mtrec_ray.learning import loop
-from mtrec_ray.schema import Project
-from mtrec_ray.stages.space import with_overrides
+from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.project.load import load_project, parse_project, with_overrides
+from mtrec_ray.project.project import Project
+from mtrec_ray.training import loop
 
 Summary = dict[str, Any]
 

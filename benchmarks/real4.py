@@ -34,17 +34,17 @@ from benchmarks.baselines import NAMES, measure, run_baselines
 from benchmarks.common import TOP, write_result
 from benchmarks.local import fit, side_by_side, variant
 from jobs.common import teller
-from mtrec_ray.config import load_project
 from mtrec_ray.data import storage as files
-from mtrec_ray.data.shards import Prepared, PreparedScenario, load_prepared
-from mtrec_ray.learning.bootstrap import Interval, paired_difference
-from mtrec_ray.learning.plan import make_plan
+from mtrec_ray.data.prepared import Prepared, PreparedScenario, load_prepared
+from mtrec_ray.evaluation.bootstrap import Interval, paired_difference
+from mtrec_ray.project.load import load_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
 from mtrec_ray.stages.evaluate import read_predictions, run_evaluate
 from mtrec_ray.stages.prepare import run_prepare
-from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.stages.teacher import with_teacher
 from mtrec_ray.stages.train import run_train
+from mtrec_ray.training.batches import make_plan
 
 REFERENCES = ("B0", "B1", "B2", "B3", "B4")
 QUICK = (

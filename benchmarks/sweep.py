@@ -28,19 +28,18 @@ import typer
 
 from benchmarks.common import TOP, write_result
 from jobs.common import absolute, teller
-from mtrec_ray.config import load_project
 from mtrec_ray.data import storage as files
-from mtrec_ray.data.prepare import Say
-from mtrec_ray.data.shards import Prepared
+from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import training_source
-from mtrec_ray.schema import Project
+from mtrec_ray.progress import Say
+from mtrec_ray.project.load import load_project, with_overrides
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.local import Tell
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
-from mtrec_ray.stages.space import with_overrides
 from mtrec_ray.stages.train import TrainingRun, train_model
-from mtrec_ray.stages.trial import Shared, train_trial
 from mtrec_ray.stages.tune import search, with_room
+from mtrec_ray.stages.tuning.in_process import Tell
+from mtrec_ray.stages.tuning.trial import Shared, train_trial
 
 TRIALS, PLAIN_TRIALS, EPOCHS = 16, 4, 2
 EVENTS = 15_000  # half of the quickstart's

@@ -17,8 +17,8 @@ import typer
 
 from benchmarks.common import RESULTS, TOP, write_result
 from jobs.common import absolute, teller
-from mtrec_ray.config import load_project
-from mtrec_ray.schema import Project
+from mtrec_ray.project.load import load_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.tune import run_tune
 
 SEEDS = 3

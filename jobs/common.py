@@ -12,9 +12,10 @@ import ray
 import typer
 from rich.console import Console
 
-from mtrec_ray.config import ProjectError, load_project
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.load import load_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import metrics_table, ranking_table
-from mtrec_ray.schema import Project
 
 Config = Annotated[str, typer.Option("--config", help="The project file (YAML).")]
 Storage = Annotated[

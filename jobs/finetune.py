@@ -7,10 +7,10 @@ import typer
 from rich.console import Console
 
 from jobs.common import Config, Override, Storage, last_line, run_job
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import comparison_table
-from mtrec_ray.schema import Project
 from mtrec_ray.stages.finetune import Options, run_finetune
-from mtrec_ray.stages.shots import check_shots
+from mtrec_ray.stages.finetuning.few_shot import check_shots
 
 
 def main(

@@ -16,23 +16,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue
-from mtrec_ray.data.events import fixed_list
-from mtrec_ray.data.shards import (
-    LISTS,
-    SCALARS,
-    Arrays,
-    Prepared,
-    PreparedScenario,
-    Shard,
-    load_prepared,
-)
-from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.data.columns import fixed_list
+from mtrec_ray.data.prepared import Prepared, PreparedScenario, Shard, load_prepared
+from mtrec_ray.data.shards import LISTS, SCALARS, Arrays
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.schema import SPLITS, Encoder, Model, Project
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.model import Encoder, Model
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.training.item_vectors import ItemVectors
 
 NUM_USERS, NUM_ITEMS, HISTORY = 12, 30, 4
 VOCABULARY = 97  # of the tiny encoder

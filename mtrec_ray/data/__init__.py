@@ -1,1 +1,1 @@
-"""Layer `data` of the house; see the README."""
+"""Prepared data: files, catalogues, rows in order, snapshots."""

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
-from mtrec_ray.schema import Items
+from mtrec_ray.data.columns import hash_strings, milliseconds
+from mtrec_ray.project.scenario import Items
 
 NO_TIME = np.iinfo(np.int64).min
 
@@ -47,20 +48,6 @@ class Catalogue:
     def lengths(self) -> NDArray[np.int64]:
         """i64[n]: number of tokens of each text."""
         return np.diff(self.offsets)
-
-
-def hash_strings(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """u64[N]: a fixed 64-bit hash of each value as a string."""
-    text = pc.cast(values, pa.string())
-    return pd.util.hash_array(np.asarray(text.to_numpy(zero_copy_only=False), object))
-
-
-def milliseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """i64 with nulls: a time stamp, a date or a number of seconds as milliseconds since 1970."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
-    seconds = pc.cast(column, pa.float64()).to_numpy()
-    return pa.chunked_array([pa.array(np.floor(seconds * 1000), pa.int64(), from_pandas=True)])
 
 
 def encode_categories(
@@ -139,3 +126,24 @@ def _matrix(table: pa.Table, prefix: str, n: int, dtype: type) -> np.ndarray:
         if c.startswith(prefix)
     ]
     return np.stack(columns, 1) if columns else np.zeros((n, 0), dtype)
+
+
+@dataclass(frozen=True)
+class ItemLookup:
+    """Catalogue rows by the hash of the item id: both arrays sorted by hash."""
+
+    hashes: NDArray[np.uint64]
+    rows: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, ids: pa.ChunkedArray) -> "ItemLookup":
+        """Lookup of a catalogue's id column."""
+        hashes = hash_strings(ids)
+        order = np.argsort(hashes)
+        return cls(hashes[order], order.astype(np.int32))
+
+    def find(self, ids: pa.ChunkedArray) -> NDArray[np.int32]:
+        """i32[N]: catalogue rows, -1 where no item has the id."""
+        hashes = hash_strings(ids)
+        place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.where(self.hashes[place] == hashes, self.rows[place], -1).astype(np.int32)

@@ -189,3 +189,24 @@ class PassOrder:
 def window_rows(num_rows: int, size: int) -> int:
     """Rows of a window: at least eight in a rank's part of a pass, within bounds."""
     return min(max(num_rows // (8 * size), MIN_WINDOW), MAX_WINDOW)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows of a scenario that a rank will take.
+
+    Attributes:
+        shard_rows: rows of its shards.
+        pieces: pieces of them, without end.
+        rows_per_batch, num_rows: how many it takes at a time, and in all.
+    """
+
+    shard_rows: tuple[int, ...]
+    pieces: Iterator[Piece]
+    rows_per_batch: int
+    num_rows: int
+
+
+def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The rows start..stop of a rank: all rows exactly once over the ranks."""
+    return num_rows * rank // world_size, num_rows * (rank + 1) // world_size

@@ -1,44 +1,22 @@
-"""Prepared data on disk: the manifest, and rows as numpy arrays.
+"""Shards of prepared rows, and catalogues of predictions beside them, as numpy arrays."""
 
-prepared/manifest.json              what was prepared: tasks, columns, shards, fitted numbers
-prepared/NAME/catalogue.parquet     items
-prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
-prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
-"""
-
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.catalogue import Catalogue, load_catalogue
-from mtrec_ray.data.events import fixed_list, matrix
-from mtrec_ray.data.order import Piece
+from mtrec_ray.data.columns import fixed_list, matrix
 
 LISTS = ("history", "history_age", "numeric", "categorical", "labels")
+
+
 SCALARS = ("row", "user", "person", "item", "time")
 
+
 Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A Parquet file of samples."""
-
-    path: str
-    rows: int
-
-
-@dataclass(frozen=True)
-class Taught:
-    """Where a teacher's predictions lie, `NAME/*.parquet`, and their share in the labels."""
-
-    folder: str
-    share: float
 
 
 @dataclass(frozen=True)
@@ -75,137 +53,6 @@ def mix_labels(
     return np.where(np.isfinite(predicted) & soft, mixed, labels).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class PreparedScenario:
-    """What was prepared for one scenario.
-
-    Attributes:
-        kinds: binary or regression, by task.
-        given: the parent task, by conditional task; `entire` those trained over the whole space.
-        label_means, label_stds: over training rows, by task.
-        numeric_names: of the numeric columns of a row.
-        numeric_mean, numeric_std, numeric_quantiles: fitted on training rows; [F], [F], [F, Q].
-        item_numeric_mean, item_numeric_std, item_numeric_quantiles: the same of the catalogue's
-            numeric columns; [M], [M], [M, Q].
-        item_category_sizes, category_sizes: vocabulary sizes with the unknown one.
-        user_space: the id space of the users, with the number of its known users.
-    """
-
-    name: str
-    kinds: dict[str, str]
-    given: dict[str, str]
-    entire: list[str]
-    history_last: int
-    label_means: dict[str, float]
-    label_stds: dict[str, float]
-    numeric_names: list[str]
-    numeric_mean: list[float]
-    numeric_std: list[float]
-    numeric_quantiles: list[list[float]]
-    item_numeric_mean: list[float]
-    item_numeric_std: list[float]
-    item_numeric_quantiles: list[list[float]]
-    item_category_sizes: list[int]
-    category_sizes: list[int]
-    user_space: str
-    num_users: int
-    num_items: int
-    popularity: dict[str, str]
-    shards: dict[str, list[Shard]]
-
-    @property
-    def tasks(self) -> list[str]:
-        """Task names in the order of the label columns."""
-        return list(self.kinds)
-
-    @property
-    def main(self) -> str | None:
-        """The scenario's main task: its first binary one."""
-        return next((t for t, kind in self.kinds.items() if kind == "binary"), None)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row in memory: columns of 1 (ages), 4, and for three scalars 8 bytes."""
-        four = len(self.numeric_names) + len(self.category_sizes) + len(self.kinds) + 2
-        return 5 * self.history_last + 4 * four + 8 * 3
-
-    def num_rows(self, split: str) -> int:
-        """Number of samples of a split."""
-        return sum(s.rows for s in self.shards[split])
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The prepared data of a run; `made_with` are the fields of the project that it depends on."""
-
-    folder: str
-    fingerprint: str
-    scenarios: dict[str, PreparedScenario]
-    made_with: dict[str, Any] = field(default_factory=dict)
-    taught: "Taught | None" = None
-
-    def only(self, names: Collection[str]) -> "Prepared":
-        """The prepared data of some of the scenarios."""
-        return replace(self, scenarios={n: f for n, f in self.scenarios.items() if n in names})
-
-    def first(self, num_rows: int) -> "Prepared":
-        """The same with the first training rows of each scenario, so many at most."""
-        found = {}
-        for name, facts in self.scenarios.items():
-            left, cut = num_rows, []
-            for shard in facts.shards["train"]:
-                if left > 0:
-                    cut.append(Shard(shard.path, min(shard.rows, left)))
-                left -= shard.rows
-            found[name] = replace(facts, shards=facts.shards | {"train": cut})
-        return replace(self, scenarios=found)
-
-    def train_shards(self, name: str) -> list["TrainShard"]:
-        """A scenario's training shards, with the teacher's predictions where there is one."""
-        facts = self.scenarios[name]
-        parents = {facts.given[task] for task in facts.entire}
-        soft = [task not in parents for task in facts.tasks]
-        return [
-            TrainShard(
-                path,
-                storage.join(self.taught.folder, name, path.rsplit("/", 1)[1])
-                if self.taught
-                else "",
-                self.taught.share if self.taught else 0.0,
-                tuple(soft),
-            )
-            for path in self.shard_paths(name, "train")
-        ]
-
-    def catalogue(self, name: str) -> Catalogue:
-        """The catalogue of a scenario, read from disk."""
-        return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"))
-
-    def shard_paths(self, name: str, split: str) -> list[str]:
-        """Full paths of a split's shards."""
-        return [storage.join(self.folder, s.path) for s in self.scenarios[name].shards[split]]
-
-
-def load_prepared(folder: str) -> Prepared:
-    """The manifest of a prepared folder.
-
-    Raises:
-        ValueError: the folder is not finished.
-    """
-    path = storage.join(folder, "manifest.json")
-    if not storage.exists(path):
-        raise ValueError(f"prepared data: found none in {folder}; run the prepare job first")
-    tree = storage.read_json(path)
-    scenarios = {n: parse_scenario(s) for n, s in tree["scenarios"].items()}
-    return Prepared(folder, tree["fingerprint"], scenarios, tree["made_with"])
-
-
-def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
-    """A scenario of the manifest."""
-    shards = {split: [Shard(**s) for s in found] for split, found in tree["shards"].items()}
-    return PreparedScenario(**{**tree, "shards": shards})
-
-
 def to_arrays(table: pa.Table) -> Arrays:
     """Columns of samples as arrays: [N] for numbers, [N, k] for lists."""
     arrays = {c: table.column(c).to_numpy() for c in SCALARS}
@@ -229,22 +76,6 @@ def read_rows(paths: Sequence[str], batch_rows: int, start: int, stop: int) -> I
                     yield to_arrays(pa.Table.from_batches([batch.slice(low, high - low)]))
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Rows of a scenario that a rank will take.
-
-    Attributes:
-        shard_rows: rows of its shards.
-        pieces: pieces of them, without end.
-        rows_per_batch, num_rows: how many it takes at a time, and in all.
-    """
-
-    shard_rows: tuple[int, ...]
-    pieces: Iterator[Piece]
-    rows_per_batch: int
-    num_rows: int
-
-
 def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
     """Rows start..stop of a Parquet file; only the row groups that hold them are read."""
     fs, inner = storage.filesystem(path)
@@ -262,8 +93,3 @@ def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
 def write_taught(path: str, predicted: np.ndarray) -> None:
     """Write a teacher's predictions f32[N, T] of a shard's rows, in their order."""
     storage.write_table(path, pa.table({"taught": fixed_list(predicted)}))
-
-
-def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rows start..stop of a rank: all rows exactly once over the ranks."""
-    return num_rows * rank // world_size, num_rows * (rank + 1) // world_size

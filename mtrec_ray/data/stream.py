@@ -15,21 +15,25 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 import pyarrow as pa
-import ray
 import ray.data
 from ray.data import ExecutionResources
 
-from mtrec_ray.data.order import Piece
-from mtrec_ray.data.shards import Arrays, Prepared, TrainShard, Wanted, to_arrays
+from mtrec_ray.data.order import Piece, Wanted
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import Arrays, TrainShard, to_arrays
 
 # What of the object store the training rows of all scenarios may fill; above, they are streamed,
 # and what is on its way fills at most as much.
 OBJECT_STORE_SHARE = 0.3
 
+
 # Reading tasks of a stream at a time. They ask for no CPU: training workers may hold them all.
 CONCURRENCY = 2
 
+
 T = TypeVar("T")
+
+
 Ref = Any  # ray.ObjectRef[pa.Table]
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from mtrec_ray.data import storage
-from mtrec_ray.schema import Items
+from mtrec_ray.project.scenario import Items
 
 TINY = "tiny"
 

@@ -1,1 +1,1 @@
-"""Layer `model` of the house; see the README."""
+"""The network, from texts and columns to logits."""

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from mtrec_ray.data.tokens import TINY, resolve_source
-from mtrec_ray.schema import Encoder
+from mtrec_ray.project.model import Encoder
 
 ATTENTION_PROJECTIONS = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "Wqkv"]
 

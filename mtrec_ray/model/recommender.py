@@ -6,154 +6,25 @@ text vectors, W width of item representations, T tasks.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtrec_ray.data.catalogue import Catalogue
-from mtrec_ray.data.shards import PreparedScenario
+from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.general import GeneralHead, common_columns
-from mtrec_ray.model.heads import Head, NumericInputs
-from mtrec_ray.model.interest import NUM_KERNELS, HistoryAttention, cosines, kernels
+from mtrec_ray.model.general_head import GeneralHead, common_columns
+from mtrec_ray.model.heads import Head
+from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, cosines, kernels
+from mtrec_ray.model.inputs import ScenarioInputs, _ids, drop_ids
+from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import build_sharing
-from mtrec_ray.schema import Model
+from mtrec_ray.project.model import Model
 
 GENERAL = "general/"  # before a scenario's name, which cannot hold a slash
+
+
 NUM_CLOSENESS = 4 * NUM_KERNELS
-# The time since the first row of what has always been there is the calendar, and later rows lie
-# outside of what training saw: ages beyond 30 days are read as one.
-AGE, MAX_AGE = ".log_seconds_since_first", math.log1p(30 * 86_400)
-
-
-@dataclass
-class Samples:
-    """Samples of one scenario on the training device.
-
-    Attributes:
-        items: i64[U], the distinct catalogue rows that the samples refer to.
-        candidate: i64[N], places in `items`.
-        history: i64[N, H], places in `items`, -1 where there is none.
-        ages: i64[N, H].
-        user: i64[N]. numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
-    """
-
-    items: Tensor
-    candidate: Tensor
-    history: Tensor
-    ages: Tensor
-    user: Tensor
-    numeric: Tensor
-    categorical: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> "Samples":
-        """Samples from prepared arrays; distinct items are found here."""
-        refs = np.concatenate([arrays["item"][:, None], arrays["history"]], 1)
-        distinct, places = np.unique(refs, return_inverse=True)
-        shift = int(distinct[0] < 0)
-        places = places.reshape(refs.shape).astype(np.int64) - shift
-
-        def put(values: np.ndarray, dtype: type) -> Tensor:
-            return torch.from_numpy(np.array(values, dtype, order="C")).to(
-                device
-            )  # owns its memory
-
-        return cls(
-            items=put(distinct[shift:], np.int64),
-            candidate=put(places[:, 0], np.int64),
-            history=put(places[:, 1:], np.int64),
-            ages=put(arrays["history_age"], np.int64),
-            user=put(arrays["user"], np.int64),
-            numeric=put(arrays["numeric"], np.float32),
-            categorical=put(arrays["categorical"], np.int64),
-            labels=put(arrays["labels"], np.float32),
-        )
-
-
-class ScenarioInputs(nn.Module):
-    """A scenario's own embeddings and columns."""
-
-    catalogue_raw: Tensor
-    catalogue_numeric: Tensor
-    catalogue_ids: Tensor
-    catalogue_categories: Tensor
-    kept: Tensor
-    limits: Tensor
-
-    def __init__(self, facts: PreparedScenario, catalogue: Catalogue, options: Model) -> None:
-        super().__init__()
-        width = options.width
-        num_numeric = len(facts.item_numeric_mean)
-        self.columns = NumericInputs(
-            [*facts.numeric_mean, *facts.item_numeric_mean],
-            [*facts.numeric_std, *facts.item_numeric_std],
-            [*facts.numeric_quantiles, *facts.item_numeric_quantiles],
-            width,
-            options.bins,
-        )
-        kept = [options.statistics or n.startswith("event.") for n in facts.numeric_names]
-        kept += [True] * num_numeric
-        limits = [MAX_AGE if n.endswith(AGE) else math.inf for n in facts.numeric_names]
-        limits += [math.inf] * num_numeric
-        self.register_buffer("limits", torch.tensor(limits), persistent=False)
-        self.register_buffer("kept", torch.tensor(kept, dtype=torch.bool), persistent=False)
-        self.item_ids = _ids(facts.num_items + 1, width) if options.item_ids else None
-        self.item_categories = nn.ModuleList(_ids(n, width) for n in facts.item_category_sizes)
-        self.categories = nn.ModuleList(_ids(n, width) for n in facts.category_sizes)
-        self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
-        self.options = options
-        numbers = torch.from_numpy(catalogue.numeric)
-        self.register_buffer("catalogue_raw", numbers, persistent=False)
-        if numbers.shape[1]:
-            mean = torch.tensor(facts.item_numeric_mean)
-            std = torch.tensor(facts.item_numeric_std)
-            numbers = ((numbers - mean) / std).clamp(-4, 4)
-        numbers = torch.cat([numbers.nan_to_num(0.0), numbers.isnan().float()], 1)
-        ids = np.where(catalogue.known, np.arange(1, catalogue.num_items + 1), 0)
-        self.register_buffer("catalogue_numeric", numbers, persistent=False)
-        self.register_buffer("catalogue_ids", torch.from_numpy(ids), persistent=False)
-        codes = torch.from_numpy(catalogue.categorical.astype(np.int64))
-        self.register_buffer("catalogue_categories", codes, persistent=False)
-
-    def item_extras(self, items: Tensor) -> Tensor:
-        """f32[U, W]: what is added to the text of items: ids, categories, numbers."""
-        extra = torch.zeros(len(items), self.options.width, device=items.device)
-        if self.item_numeric is not None:
-            extra = extra + self.item_numeric(self.catalogue_numeric[items])
-        if self.item_ids is not None:
-            ids = drop_ids(self.catalogue_ids[items], self.options.id_dropout, self.training)
-            extra = extra + self.item_ids(ids)
-        for i, table in enumerate(self.item_categories):
-            extra = extra + table(self.catalogue_categories[items, i])
-        return extra
-
-    def row_columns(self, samples: Samples) -> Tensor:
-        """f32[N, W]: the samples' statistics and categories, and the candidate's numbers."""
-        numbers = self.catalogue_raw[samples.items[samples.candidate]]
-        values = torch.cat([samples.numeric, numbers], 1).masked_fill(~self.kept, math.nan)
-        columns = self.columns(torch.minimum(values, self.limits))
-        for i, table in enumerate(self.categories):
-            columns = columns + table(samples.categorical[:, i])
-        return columns
-
-
-def _ids(number: int, width: int) -> nn.Embedding:
-    table = nn.Embedding(number, width, padding_idx=0)
-    nn.init.normal_(table.weight, std=0.01)
-    with torch.no_grad():
-        table.weight[0] = 0
-    return table
-
-
-def drop_ids(ids: Tensor, share: float, training: bool) -> Tensor:
-    """Ids with a share of them made unknown (0), so that the model learns to do without."""
-    if not training or share == 0:
-        return ids
-    return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, 0)
 
 
 class Recommender(nn.Module):

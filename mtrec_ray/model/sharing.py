@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.model.heads import tower
-from mtrec_ray.schema import Model
+from mtrec_ray.project.model import Model
 
 Tasks = Mapping[str, Sequence[str]]
 

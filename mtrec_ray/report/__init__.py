@@ -1,1 +1,1 @@
-"""Layer `report` of the house; see the README."""
+"""What people look at: tables, plots, a page."""

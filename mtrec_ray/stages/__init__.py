@@ -1,1 +1,1 @@
-"""Layer `stages` of the house; see the README."""
+"""The jobs, one file each; Ray at the edge."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from mtrec_ray.schema import Run
+from mtrec_ray.project.project import Run
 
 # A local Ray on few cores: training workers may take all logical CPUs and starve the read tasks,
 # so that there are always some more than the workers take (fact 10 of Ray 2.60, measured).

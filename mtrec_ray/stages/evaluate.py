@@ -10,26 +10,30 @@ import ray.data
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepare import Say, refuse
-from mtrec_ray.data.shards import PreparedScenario, read_rows
-from mtrec_ray.learning.bootstrap import metric_interval
-from mtrec_ray.learning.metrics import joint_score, reliability
-from mtrec_ray.learning.validate import TaskMetrics, score_rows, task_metrics
-from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.data.shards import read_rows
+from mtrec_ray.evaluation.bootstrap import metric_interval
+from mtrec_ray.evaluation.metrics import TaskMetrics, joint_score, reliability, task_metrics
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.schema import Project, Run
+from mtrec_ray.progress import Say
+from mtrec_ray.project.base import refuse
+from mtrec_ray.project.project import Project, Run
+from mtrec_ray.stages.catalogue_ranking import judge_all
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.ground import Ground, open_ground
-from mtrec_ray.stages.judge import judge_all
-from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.serve import chosen_model, joint_for_use, version
-from mtrec_ray.stages.settled import as_settled
+from mtrec_ray.stages.finetuning.chosen_model import chosen_model, joint_for_use, version
+from mtrec_ray.stages.finetuning.joint_run import Ground, open_ground
+from mtrec_ray.stages.run_folder import DONE, as_settled, begin, find_finished
 from mtrec_ray.stages.train import joint_made_with
-from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
+from mtrec_ray.stages.trained_model import Served, ensure_vectors, load_with_vectors
+from mtrec_ray.training.item_vectors import ItemVectors
+from mtrec_ray.training.validation import score_rows
 
 BATCH_ROWS = 16_384
+
+
 PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
+
 
 Models = dict[str, Served]  # by scenario
 

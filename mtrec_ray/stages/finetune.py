@@ -12,29 +12,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from mtrec_ray.config import ProjectError
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepare import Say, refuse
-from mtrec_ray.data.shards import Prepared, read_rows
-from mtrec_ray.learning.checkpoint import WEIGHTS
-from mtrec_ray.learning.decide import Scored, decide, rare_labels, too_few
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import read_rows
+from mtrec_ray.evaluation.model_choice import Scored, decide, rare_labels, too_few
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
-from mtrec_ray.schema import Project, Tuned
+from mtrec_ray.progress import Say
+from mtrec_ray.project.base import ProjectError, refuse
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.training import Tuned
 from mtrec_ray.stages.cluster import connect, task_of
-from mtrec_ray.stages.compare import compare
-from mtrec_ray.stages.fanout import Record, side_by_side
-from mtrec_ray.stages.ground import Ground, check_names, open_ground
-from mtrec_ray.stages.join import prepare_joined, restricted
-from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.scenario import (
-    DELTA_FOLDER,
-    export_encoder,
-    scenario_project,
-    start_of,
-    store_delta,
-    task_weights,
-)
-from mtrec_ray.stages.serve import (
+from mtrec_ray.stages.finetuning.chosen_model import (
     DECISION,
     ZERO_SHOT,
     base_model,
@@ -42,11 +30,24 @@ from mtrec_ray.stages.serve import (
     score_rows_of,
     tuned_model,
 )
-from mtrec_ray.stages.settled import as_settled
-from mtrec_ray.stages.shots import draw_curve
-from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.stages.finetuning.few_shot import draw_curve
+from mtrec_ray.stages.finetuning.joint_run import Ground, check_names, open_ground
+from mtrec_ray.stages.finetuning.new_scenario import prepare_joined, restricted
+from mtrec_ray.stages.finetuning.recipe import (
+    DELTA_FOLDER,
+    export_encoder,
+    scenario_project,
+    start_of,
+    store_delta,
+    task_weights,
+)
+from mtrec_ray.stages.finetuning.transfer import compare
+from mtrec_ray.stages.parallel_runs import Record, side_by_side
+from mtrec_ray.stages.run_folder import DONE, as_settled, begin, find_finished
+from mtrec_ray.stages.teacher import with_teacher
 from mtrec_ray.stages.train import BEST, TrainingRun, train_model
-from mtrec_ray.stages.vectors import ensure_vectors
+from mtrec_ray.stages.trained_model import ensure_vectors
+from mtrec_ray.training.checkpoint import WEIGHTS
 
 TRAINING = "training"
 

@@ -3,15 +3,14 @@
 from typing import Any
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepare import Say
-from mtrec_ray.schema import Project
+from mtrec_ray.progress import Say
+from mtrec_ray.project.load import with_overrides
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import run_finetune
-from mtrec_ray.stages.marks import MARK
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.recommend import run_recommend
-from mtrec_ray.stages.settled import is_settled, settle
-from mtrec_ray.stages.space import with_overrides
+from mtrec_ray.stages.run_folder import MARK, is_settled, settle
 from mtrec_ray.stages.train import run_train
 from mtrec_ray.stages.tune import run_tune
 

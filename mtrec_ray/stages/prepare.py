@@ -5,17 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from mtrec_ray.config import ProjectError, fingerprint
 from mtrec_ray.data import storage
-from mtrec_ray.data.audit import audit
-from mtrec_ray.data.inputs import input_fingerprint, input_problems
-from mtrec_ray.data.prepare import NO_USERS, Say, prepare, refuse
-from mtrec_ray.data.shards import Prepared, load_prepared, parse_scenario
-from mtrec_ray.data.synthetic import write_sample_world
+from mtrec_ray.data.prepared import Prepared, load_prepared, parse_scenario
+from mtrec_ray.data.preparing.audit import audit
+from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
+from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
+from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.schema import Project
+from mtrec_ray.progress import Say
+from mtrec_ray.project.base import ProjectError, refuse
+from mtrec_ray.project.depends_on import fingerprint, prepare_fingerprint, prepared_with
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.marks import prepare_fingerprint, prepared_with, refuse_changes
+from mtrec_ray.stages.run_folder import refuse_changes
 
 
 def prepared_folder(project: Project, storage_path: str) -> str:

@@ -13,141 +13,40 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import ray.data
-import torch
 
-from mtrec_ray.config import fingerprint
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepare import Say, refuse
-from mtrec_ray.data.shards import Prepared
-from mtrec_ray.data.state import (
-    Items,
-    Layout,
-    Users,
-    blocks,
+from mtrec_ray.data.end_states import (
     items_at_end,
-    new_users,
     read_states,
     seen_pairs,
     user_parts,
     users_at_end,
 )
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.snapshot import Layout, Users, new_users
 from mtrec_ray.model.encoder import quantise_problems
-from mtrec_ray.model.ranking import Ranking, best_items, blend
-from mtrec_ray.model.recommender import predictions
-from mtrec_ray.schema import Project
+from mtrec_ray.progress import Say
+from mtrec_ray.project.base import refuse
+from mtrec_ray.project.depends_on import fingerprint
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.ground import Ground, check_names, open_ground, with_data
-from mtrec_ray.stages.serve import chosen_model, kind_of, version
-from mtrec_ray.stages.settled import as_settled
-from mtrec_ray.stages.vectors import Served, ensure_vectors, load_with_vectors
+from mtrec_ray.stages.finetuning.chosen_model import chosen_model, kind_of, version
+from mtrec_ray.stages.finetuning.joint_run import Ground, check_names, open_ground, with_data
+from mtrec_ray.stages.ranker import NO_PAIRS, Pairs, Ranker
+from mtrec_ray.stages.run_folder import as_settled
+from mtrec_ray.stages.trained_model import Served, ensure_vectors
 
 USERS_PER_UNIT = 4096
+
+
 NEW_USERS = "new"
+
+
 ALL_USERS, LISTED = "recommendations", "recommendations_listed"
+
+
 MARK, RECORD = "_mark.json", "_done.json"  # readers of Parquet pass over names that begin so
-
-# Persons and items.
-Pairs = tuple[np.ndarray, np.ndarray]
-NO_PAIRS: Pairs = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-
-
-class Ranker:
-    """A scenario's model with its whole catalogue, for users of any partition."""
-
-    def __init__(self, served: Served, name: str, vectors: np.ndarray, items: Items) -> None:
-        project = served.parsed
-        self.model, found = load_with_vectors(served, vectors)
-        self.layout = Layout(served.open_prepared(), name, project.scenarios[name])
-        self.items, self.options, self.name = items, project.recommend, name
-        self.facts = self.model.facts[name]
-        self.by = self.options.by.get(name) or {self.facts.main or self.facts.tasks[0]: 1.0}
-        if self.model.scores_generally:  # it tells items apart by the main task alone
-            self.by = {self.facts.main or self.facts.tasks[0]: 1.0}
-        start = found.bases[name]
-        assert found.cache is not None
-        own = found.cache[start : start + self.facts.num_items]
-        with torch.no_grad():
-            self.ranking = Ranking(self.model, name, own, items)
-
-    @property
-    def users_per_block(self) -> int:
-        """Users that are scored at a time; one, where even one has too many pairs."""
-        return max(self.options.pairs_per_block // max(len(self.items.ids), 1), 1)
-
-    @torch.no_grad()
-    def scores(self, users: Users, items: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blended scores f32[B, m] of some items and the tasks' predictions f32[B, m, T]."""
-        logits = self.ranking.logits(users, items)
-        b, m, t = logits.shape
-        found = predictions(self.facts, logits.view(b * m, t)).view(b, m, t)
-        return blend(found, self.facts.tasks, self.facts.given, self.by), found
-
-    def top(self, users: Users, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scores f32[B, k], items i64[B, k] and predictions f32[B, k, T] of each user's best items.
-
-        Without those that `seen` bool[B, n] marks; minus infinity where fewer are left. Items are
-        scored block by block.
-        """
-        step = max(self.options.pairs_per_block // max(len(users), 1), 1)
-        left_out = torch.from_numpy(seen).to(self.ranking.unit.device)
-        parts = []
-        for start in range(0, len(self.items.ids), step):
-            items = slice(start, min(start + step, len(self.items.ids)))
-            score, predicted = self.scores(users, items)
-            values, best = best_items(score, left_out[:, items], self.options.k)
-            parts.append((values, best + start, taken(predicted, best)))
-        score, items, predicted = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-        values, place = score.topk(min(self.options.k, score.shape[1]), dim=1)
-        chosen = taken(predicted, place)
-        return values.cpu().numpy(), items.gather(1, place).cpu().numpy(), chosen.cpu().numpy()
-
-    def best(self, users: Users, seen: np.ndarray) -> pa.Table:
-        """The k best items of each user but those that `seen` bool[B, n] marks."""
-        values, best, predicted = self.top(users, seen)
-        user, rank = np.nonzero(np.isfinite(values))
-        item = best[user, rank]
-        known = (users.user > 0) & (users.history >= 0).any(1)
-        columns: dict[str, Any] = {
-            "user": pa.array(users.ids[user], pa.string()),
-            "rank": (rank + 1).astype(np.int32),
-            "item": pa.array(self.items.ids[item], pa.string()),
-            "score": values[user, rank],
-        }
-        each = predicted[user, rank]
-        for i, (task, kind) in enumerate(self.facts.kinds.items()):
-            word = "probability" if kind == "binary" else "prediction"
-            columns[f"{word}.{task}"] = each[:, i]
-        columns["new_user"] = ~known[user]
-        columns["new_item"] = ~self.items.known[item]
-        return pa.table(columns)
-
-    def rank_all(self, users: Users, seen: Pairs) -> pa.Table:
-        """The best items of many users, in blocks of like long histories; `seen`: who, what."""
-        order = np.argsort((users.history >= 0).sum(1), kind="stable")
-        users = users.take(order)
-        num = len(self.items.ids)
-        parts = blocks(users, self.users_per_block)
-        tables = [self.best(block, marks(block, seen, num)) for block in parts]
-        return pa.concat_tables(tables)
-
-
-def taken(predicted: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """f32[B, k, T]: predictions f32[B, m, T] of the items i64[B, k]."""
-    return predicted.gather(1, best.unsqueeze(2).expand(-1, -1, predicted.shape[2]))
-
-
-def marks(users: Users, seen: Pairs, num_items: int) -> np.ndarray:
-    """bool[B, n]: which items each user has seen, from persons [m] and items [m]."""
-    found = np.zeros((len(users), num_items), bool)
-    persons, items = seen
-    order = np.argsort(users.person, kind="stable")
-    place = np.searchsorted(users.person[order], persons)
-    place = np.minimum(place, len(order) - 1)
-    mine = users.person[order][place] == persons
-    found[order[place[mine]], items[mine]] = True
-    return found
 
 
 class Writer:

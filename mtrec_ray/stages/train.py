@@ -1,170 +1,36 @@
 """The train stage: joint training by Ray Train workers. The only place where a trainer is built."""
 
 import logging
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import ray.train
-import ray.train.torch
 import torch
-from ray.train import (
-    CheckpointConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepare import Say, refuse
-from mtrec_ray.data.shards import Prepared, load_prepared
+from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.stream import Source, training_source
-from mtrec_ray.learning import loop
-from mtrec_ray.learning.adapt import Start
-from mtrec_ray.learning.feed import Reader
-from mtrec_ray.learning.plan import make_plan
-from mtrec_ray.learning.run import NotFiniteError
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.schema import Project, Run
+from mtrec_ray.progress import Say
+from mtrec_ray.project.base import refuse
+from mtrec_ray.project.depends_on import trained_with
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.marks import DONE, begin, find_finished, trained_with
 from mtrec_ray.stages.prepare import open_prepared
-from mtrec_ray.stages.settled import as_settled
-from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.stages.ray_context import RayHost, mend_snapshot
+from mtrec_ray.stages.run_folder import DONE, as_settled, begin, find_finished
+from mtrec_ray.stages.teacher import with_teacher
+from mtrec_ray.training import loop
+from mtrec_ray.training.batches import make_plan
+from mtrec_ray.training.delta import Start
+from mtrec_ray.training.run import NotFiniteError
 
-BEST, REACHED = "best", "reached.json"
-SNAPSHOT, KEPT = "checkpoint_manager_snapshot.json", ".kept"  # Ray Train's, and a copy
-UPLOAD_PAUSES = (1, 2, 4, 8, 16, 32)  # seconds between tries to store a checkpoint
-
-
-class RayHost:
-    """The loop's view of a Ray Train worker."""
-
-    def __init__(self, folder: str, source: Source) -> None:
-        self.folder, self.source = folder, source
-        self.device = ray.train.torch.get_device()
-        self.redone = 0
-        self.copy = tempfile.TemporaryDirectory()  # of the checkpoint to go on from
-
-    @property
-    def reader(self) -> Reader:
-        """The rows from the object store, or streamed."""
-        return self.source.read
-
-    def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
-        """Report to Ray Train (a barrier over ranks)."""
-        held = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
-        if held:
-            with suppress(OSError, ValueError):
-                keep_snapshot(self.folder)
-        ray.train.report(metrics, checkpoint=held, checkpoint_upload_fn=upload)
-
-    def preempted(self) -> bool:
-        """Whether Ray has been told that a node of the workers is about to go (a barrier)."""
-        return ray.train.get_preemption_info() is not None
-
-    def started(self, step: int) -> int:
-        """Compare with the furthest step in the run's folder; returns the steps done again."""
-        path = storage.join(self.folder, REACHED)
-        before = storage.read_json(path) if storage.exists(path) else {"step": 0, "redone": 0}
-        self.redone = before["redone"] + max(before["step"] - step, 0)
-        self.reached(step)
-        return self.redone
-
-    def reached(self, step: int) -> None:
-        """Keep the step in the run's folder; a storage that fails does not stop the run."""
-        with suppress(OSError):
-            note = {"step": step, "redone": self.redone}
-            storage.write_json(storage.join(self.folder, REACHED), note)
-
-    def show_curve(self, curve: list[dict[str, Any]]) -> None:
-        """Write the curves for TensorBoard."""
-        with suppress(OSError):
-            write_curves(curve, storage.join(self.folder, "tensorboard"))
-
-    def restore(self) -> Path | None:
-        """The latest checkpoint of this run's name, copied to this node."""
-        held = ray.train.get_checkpoint()
-        return Path(held.to_directory(self.copy.name)) if held else None
-
-    def say(self, text: str) -> None:
-        """Print on the worker; Ray forwards it to the job.
-
-        Not by `print`, which Ray Train patches: it would come twice.
-        """
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-
-
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs."""
-    for name in (
-        None,
-        "ray.train",
-    ):  # some of Ray Train's loggers are named by file: below the root
-        logging.getLogger(name).setLevel(logging.WARNING)
-    project = parse_project(config["project"])
-    torch.set_num_threads(project.run.cpus_per_worker)
-    host = RayHost(config["folder"], config["source"])
-    try:
-        prepared = load_prepared(config["prepared"]).only(project.scenarios)
-        if config["rows"] is not None:
-            prepared = prepared.first(config["rows"])
-        return loop.train(project, prepared, host, config["start"])
-    except NotFiniteError as error:  # to start again would not help
-        return {"refused": str(error)}
-
-
-def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """Bring a checkpoint into the run's folder; a storage that fails is tried again for a while."""
-    context: Any = ray.train.get_context()
-    place = context.get_storage()
-    target, fs = place.build_checkpoint_path_from_name(name), place.storage_filesystem
-    for pause in (*UPLOAD_PAUSES, None):
-        try:
-            fs.create_dir(target, recursive=True)
-            pafs.copy_files(
-                checkpoint.path, target,
-                source_filesystem=checkpoint.filesystem, destination_filesystem=fs,
-            )  # fmt: skip
-            break
-        except OSError as error:
-            if pause is None:
-                raise
-            sys.stdout.write(f"checkpoint not stored ({error}); tried again in {pause} s\n")
-            time.sleep(pause)
-    return ray.train.Checkpoint(target, fs)
-
-
-def keep_snapshot(folder: str) -> None:
-    """Copy Ray Train's list of checkpoints, which it writes in place, if it is whole."""
-    path = storage.join(folder, SNAPSHOT)
-    if storage.exists(path):
-        storage.write_json(path + KEPT, storage.read_json(path))
-
-
-def mend_snapshot(folder: str) -> None:
-    """Put the copy back, if a job was killed while Ray Train wrote the list."""
-    path = storage.join(folder, SNAPSHOT)
-    if not storage.exists(path):
-        return
-    try:
-        storage.read_json(path)
-    except ValueError:
-        if storage.exists(path + KEPT):
-            storage.write_bytes(path, storage.read_bytes(path + KEPT))
-        else:
-            fs, inner = storage.filesystem(path)
-            fs.delete_file(inner)
+BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -293,20 +159,20 @@ def keep_best(result: ray.train.Result, folder: str) -> None:
             storage.write_bytes(storage.join(folder, BEST, name), (Path(local) / name).read_bytes())
 
 
-def write_curves(curve: list[dict[str, Any]], folder: str) -> None:
-    """Write a run's curves for TensorBoard, in place of those of earlier epochs."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with tempfile.TemporaryDirectory() as local:
-        writer = SummaryWriter(local)
-        for record in curve:
-            step = record["step"]
-            writer.add_scalar("valid/joint_score", record["joint_score"], step)
-            for group in ("train_loss", "valid", "gradient_share", "gradient_cosine"):
-                for key, value in record[group].items():
-                    writer.add_scalar(f"{group}/{key}", value, step)
-        writer.close()
-        storage.remove_folder(folder)
-        fs, inner = storage.filesystem(folder)
-        fs.create_dir(inner, recursive=True)
-        pafs.copy_files(local, inner, destination_filesystem=fs)
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs."""
+    for name in (
+        None,
+        "ray.train",
+    ):  # some of Ray Train's loggers are named by file: below the root
+        logging.getLogger(name).setLevel(logging.WARNING)
+    project = parse_project(config["project"])
+    torch.set_num_threads(project.run.cpus_per_worker)
+    host = RayHost(config["folder"], config["source"])
+    try:
+        prepared = load_prepared(config["prepared"]).only(project.scenarios)
+        if config["rows"] is not None:
+            prepared = prepared.first(config["rows"])
+        return loop.train(project, prepared, host, config["start"])
+    except NotFiniteError as error:  # to start again would not help
+        return {"refused": str(error)}

@@ -12,36 +12,33 @@ import os
 from typing import Any
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepare import Say, refuse
-from mtrec_ray.data.shards import Prepared
+from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import training_source
-from mtrec_ray.learning.plan import make_plan
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.schema import Project
-from mtrec_ray.stages.choose import outcome_of, write_outcome
+from mtrec_ray.progress import Say
+from mtrec_ray.project.base import refuse
+from mtrec_ray.project.load import with_overrides
+from mtrec_ray.project.project import Project
+from mtrec_ray.search.problems import space_problems
+from mtrec_ray.search.records import Trial, load_trials
+from mtrec_ray.search.space import Overrides, Point, Space, references, space_of
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.confirm import confirm
-from mtrec_ray.stages.marks import DONE, begin, find_finished
-from mtrec_ray.stages.population import Population
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
-from mtrec_ray.stages.space import (
-    Overrides,
-    Point,
-    Space,
-    references,
-    space_of,
-    space_problems,
-    with_overrides,
-)
-from mtrec_ray.stages.suggest import Halving, Suggester, drawn, optuna_search
-from mtrec_ray.stages.sweep import Recorder, run_trials
-from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.stages.run_folder import DONE, begin, find_finished
+from mtrec_ray.stages.teacher import with_teacher
 from mtrec_ray.stages.train import joint_made_with
-from mtrec_ray.stages.trial import Shared, Train, train_trial, trial_project
-from mtrec_ray.stages.trials import Trial, load_trials
+from mtrec_ray.stages.tuning.confirm import confirm
+from mtrec_ray.stages.tuning.outcome import outcome_of, write_outcome
+from mtrec_ray.stages.tuning.population import Population
+from mtrec_ray.stages.tuning.runner import Recorder, run_trials
+from mtrec_ray.stages.tuning.searcher import Halving, Suggester, drawn, optuna_search
+from mtrec_ray.stages.tuning.trial import Shared, Train, train_trial, trial_project
+from mtrec_ray.training.batches import make_plan
 
 # What may change from one call to the next: more trials, another choice among them.
 FREE = ("trials", "concurrent", "pipeline_trials", "choose", "preference", "confirm_seeds")
+
+
 TRIALS, RUNS = "trials", "runs"
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.data.shards import Prepared, load_prepared
-from mtrec_ray.schema import Project, Run
+from mtrec_ray.data.prepared import Prepared, load_prepared
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import prepared_folder
 from tests.cluster.logs import NUM_ROWS, Logs, logs_project, make_logs, write_logs

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.data import prepare as data_prepare
-from mtrec_ray.data.shards import Prepared, load_prepared
-from mtrec_ray.data.synthetic import write_sample_world
-from mtrec_ray.schema import Project
+from mtrec_ray.data.prepared import Prepared, load_prepared
+from mtrec_ray.data.preparing import passes as data_prepare
+from mtrec_ray.data.sample_world import write_sample_world
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.prepare import prepared_folder, run_prepare
 from mtrec_ray.stages.train import run_train
 from tests.cluster.logs import ENCODER, scenario_tree

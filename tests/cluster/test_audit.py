@@ -12,13 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import ProjectError, parse_project
-from mtrec_ray.data import partition
-from mtrec_ray.data import prepare as data_prepare
-from mtrec_ray.data.audit import audit, sampled_rows
-from mtrec_ray.data.events import fixed_list, matrix
-from mtrec_ray.data.shards import Arrays, Prepared
-from mtrec_ray.schema import SPLITS, Project
+from mtrec_ray.data.columns import fixed_list, matrix
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.preparing import features
+from mtrec_ray.data.preparing import passes as data_prepare
+from mtrec_ray.data.preparing.audit import audit, sampled_rows
+from mtrec_ray.data.shards import Arrays
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.scenario import SPLITS
 from mtrec_ray.stages.prepare import prepared_folder, run_prepare
 from tests.cluster.logs import NUM_ROWS, Log
 from tests.cluster.runs import say_nothing
@@ -257,18 +260,18 @@ def equal_times_leak() -> Callable[..., object]:
     def user_features(table: pa.Table, layout: object) -> object:
         import numpy as np
 
-        from mtrec_ray.data import features, partition
+        from mtrec_ray.data.preparing import features, statistics
 
         def position(self, delay_ms=0):
             cutoff = np.clip(self.time - self.low - delay_ms, 0, self.span - 1)
             return np.searchsorted(self.codes, self.key * self.span + cutoff, side="right")
 
-        honest = features.Past.position
-        features.Past.position = position
+        honest = statistics.Past.position
+        statistics.Past.position = position
         try:
-            return partition.user_features(table, layout)
+            return features.user_features(table, layout)
         finally:
-            features.Past.position = honest
+            statistics.Past.position = honest
 
     return user_features
 
@@ -279,17 +282,17 @@ def own_fold_leak() -> Callable[..., object]:
     def user_features(table: pa.Table, layout: object) -> object:
         import numpy as np
 
-        from mtrec_ray.data import features, partition
+        from mtrec_ray.data.preparing import features, statistics
 
         def all_folds(rows, fold, values):
             return np.bincount(rows.key, np.where(rows.counts, values, 0.0))[rows.key]
 
-        honest = features._other_folds
-        features._other_folds = all_folds
+        honest = statistics._other_folds
+        statistics._other_folds = all_folds
         try:
-            return partition.user_features(table, layout)
+            return features.user_features(table, layout)
         finally:
-            features._other_folds = honest
+            statistics._other_folds = honest
 
     return user_features
 
@@ -299,7 +302,7 @@ def own_fold_leak() -> Callable[..., object]:
 )
 def test_leaking_preparation_is_refused(project, tmp_path, monkeypatch, name, leak):
     """A preparation that leaks ends in a ProjectError and leaves no prepared folder behind."""
-    parts = {k: v for k, v in vars(partition).items() if not k.startswith("__")}
+    parts = {k: v for k, v in vars(features).items() if not k.startswith("__")}
     monkeypatch.setattr(
         data_prepare, "partition", SimpleNamespace(**parts | {"user_features": leak})
     )

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.stages.evaluate import predict, run_evaluate
 from mtrec_ray.stages.prepare import prepared_folder
-from mtrec_ray.stages.vectors import joint_model
+from mtrec_ray.stages.trained_model import joint_model
 from tests.cluster.runs import changed, say_nothing
 
 pytestmark = pytest.mark.cluster

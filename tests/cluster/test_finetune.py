@@ -13,26 +13,26 @@ import pytest
 import torch
 import yaml
 
-from mtrec_ray.config import ProjectError
-from mtrec_ray.data.state import (
-    Layout,
-    items_at_end,
-    lay_over,
-    seen_pairs,
-    user_parts,
-    users_at_end,
-)
+from mtrec_ray.data.end_states import items_at_end, seen_pairs, user_parts, users_at_end
+from mtrec_ray.data.snapshot import Layout, lay_over
 from mtrec_ray.model.encoder import quantise_problems
-from mtrec_ray.model.recommender import Samples, predictions
-from mtrec_ray.schema import Project
+from mtrec_ray.model.recommender import predictions
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages import finetune
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import Options, run_finetune
-from mtrec_ray.stages.ground import open_ground
+from mtrec_ray.stages.finetuning.chosen_model import (
+    base_model,
+    chosen_model,
+    score_rows_of,
+    tuned_model,
+)
+from mtrec_ray.stages.finetuning.joint_run import open_ground
 from mtrec_ray.stages.recommend import run_recommend
-from mtrec_ray.stages.serve import base_model, chosen_model, score_rows_of, tuned_model
 from mtrec_ray.stages.train import TrainingRun
-from mtrec_ray.stages.vectors import ensure_vectors, load_with_vectors
+from mtrec_ray.stages.trained_model import ensure_vectors, load_with_vectors
 from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing
 from tests.cluster.test_resume import finished_epochs, kill_worker, start_job, wait_until

@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import ProjectError, parse_project
-from mtrec_ray.data.catalogue import hash_strings
-from mtrec_ray.data.state import read_states, stored_users
-from mtrec_ray.schema import Project
+from mtrec_ray.data.columns import hash_strings
+from mtrec_ray.data.end_states import read_states, stored_users
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import Options, run_finetune
-from mtrec_ray.stages.ground import open_ground
+from mtrec_ray.stages.finetuning.chosen_model import base_model, score_rows_of, zero_shot_model
+from mtrec_ray.stages.finetuning.joint_run import open_ground
 from mtrec_ray.stages.recommend import run_recommend
-from mtrec_ray.stages.serve import base_model, score_rows_of, zero_shot_model
 from tests.cluster.logs import scenario_tree
 from tests.cluster.long import takes_minutes
 from tests.cluster.runs import say_nothing

@@ -9,10 +9,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import ProjectError, parse_project
 from mtrec_ray.data import storage
-from mtrec_ray.data.shards import Prepared, load_prepared, read_rows
-from mtrec_ray.schema import SPLITS
+from mtrec_ray.data.prepared import Prepared, load_prepared
+from mtrec_ray.data.shards import read_rows
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.scenario import SPLITS
 from mtrec_ray.stages.prepare import prepared_folder, run_prepare
 from tests.cluster.logs import CUTS, FRACTIONS, NUM_ITEMS, NUM_ROWS, NUM_UNSEEN, Log
 from tests.cluster.runs import say_nothing

@@ -19,7 +19,7 @@ import pytest
 import ray
 import yaml
 
-from mtrec_ray.schema import Project
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.train import run_train
 from tests.cluster.runs import BATCH, EPOCHS, ROWS_PER_EPOCH, Trained, changed, numbers, say_nothing
 

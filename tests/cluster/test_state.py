@@ -5,19 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.data.shards import load_prepared, read_rows
-from mtrec_ray.data.state import (
-    Layout,
-    end_of_data,
-    items_at_end,
-    lay_over,
-    new_users,
-    seen_pairs,
-    user_parts,
-    users_at_end,
-)
-from mtrec_ray.data.synthetic import write_sample_world
+from mtrec_ray.data.end_states import items_at_end, seen_pairs, user_parts, users_at_end
+from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.sample_world import write_sample_world
+from mtrec_ray.data.shards import read_rows
+from mtrec_ray.data.snapshot import Layout, end_of_data, lay_over, new_users
+from mtrec_ray.project.load import parse_project
 from mtrec_ray.stages.prepare import prepared_folder
 from tests.cluster.logs import scenario_tree
 from tests.cluster.runs import prepare_in_partitions, world_tree

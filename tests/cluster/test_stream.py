@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mtrec_ray.data import stream
-from mtrec_ray.data.order import Course, PassOrder
-from mtrec_ray.data.shards import Wanted, to_arrays
+from mtrec_ray.data.order import Course, PassOrder, Wanted
+from mtrec_ray.data.shards import to_arrays
 from mtrec_ray.data.stream import StoredRows, StreamedRows, training_source
-from mtrec_ray.learning.feed import Feed, pick
 from mtrec_ray.stages.train import run_train
+from mtrec_ray.training.batches import Feed, pick
 from tests.cluster.runs import changed, numbers, say_nothing
 
 pytestmark = pytest.mark.cluster

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from mtrec_ray.config import ProjectError
 from mtrec_ray.data.shards import read_cut
-from mtrec_ray.stages import teach
-from mtrec_ray.stages.teach import with_teacher
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.stages import teacher as teacher_stage
+from mtrec_ray.stages.teacher import with_teacher
 from tests.cluster.runs import changed, say_nothing
 
 pytestmark = pytest.mark.cluster
@@ -40,7 +40,7 @@ def test_every_shard_is_taught(taught):
 def test_finished_is_not_repeated(taught, trained, monkeypatch):
     """A second call fits nothing; another teacher under the same name is refused."""
     project, prepared, folder = taught
-    monkeypatch.setattr(teach, "connect", None)
+    monkeypatch.setattr(teacher_stage, "connect", None)
     again = with_teacher(project, trained.prepared, str(folder), say_nothing)
     assert again.taught == prepared.taught
     other = changed(
@@ -52,7 +52,7 @@ def test_finished_is_not_repeated(taught, trained, monkeypatch):
 
 def test_another_share_needs_no_new_trees(taught, trained, monkeypatch):
     """The share is applied where labels are read."""
-    monkeypatch.setattr(teach, "connect", None)
+    monkeypatch.setattr(teacher_stage, "connect", None)
     _, _, folder = taught
     teacher = {"rounds": 20, "least_labels": 30, "share": 0.25}
     project = changed(trained.project, training={"teacher": teacher})

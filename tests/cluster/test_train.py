@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mtrec_ray.config import ProjectError, parse_project
 from mtrec_ray.data.shards import read_rows
-from mtrec_ray.stages import train
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.stages import train as train_stage
 from mtrec_ray.stages.train import run_train
 from tests.cluster.runs import BATCH, EPOCHS, ROWS_PER_EPOCH, changed, numbers, say_nothing
 
@@ -30,7 +31,7 @@ def no_training(monkeypatch):
     def build_trainer(*_: object, **__: object) -> None:
         raise ReachedError
 
-    monkeypatch.setattr(train, "build_trainer", build_trainer)
+    monkeypatch.setattr(train_stage, "build_trainer", build_trainer)
 
 
 # --- what a run leaves -----------------------------------------------------------------------

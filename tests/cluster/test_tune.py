@@ -21,13 +21,13 @@ import pytest
 import ray
 import yaml
 
-from mtrec_ray.config import load_project, parse_project
-from mtrec_ray.learning.front import hypervolume
-from mtrec_ray.schema import Project
-from mtrec_ray.stages.choose import outcome_of
+from mtrec_ray.project.load import load_project, parse_project
+from mtrec_ray.project.project import Project
+from mtrec_ray.search.pareto import hypervolume
+from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.stages.train import joint_made_with
-from mtrec_ray.stages.trials import Trial, load_trials
 from mtrec_ray.stages.tune import run_tune, search
+from mtrec_ray.stages.tuning.outcome import outcome_of
 from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing, world_tree
 

@@ -21,13 +21,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mtrec_ray.data.shards import Arrays, load_prepared
-from mtrec_ray.learning import validate as validation
-from mtrec_ray.learning.losses import loss_weights
-from mtrec_ray.learning.ranks import world
-from mtrec_ray.learning.step import Batch, Forward, accumulate, wrap
-from mtrec_ray.learning.vectors import Gathered
-from mtrec_ray.model.recommender import Samples
+from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.shards import Arrays
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.training import validation
+from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.collectives import world
+from mtrec_ray.training.item_vectors import Batch
+from mtrec_ray.training.losses import loss_weights
+from mtrec_ray.training.step import Forward, accumulate, wrap
 from tests.builders import (
     FACTS,
     build,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from mtrec_ray.schema import Run
+from mtrec_ray.project.project import Run
 from mtrec_ray.stages.cluster import connect
 
 

@@ -7,8 +7,8 @@ from subprocess import CompletedProcess
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import load_project
-from mtrec_ray.learning.checkpoint import FACTS
+from mtrec_ray.project.load import load_project
+from mtrec_ray.training.checkpoint import FACTS
 from tests.end_to_end.jobs import QUICKSTART, SMALL, TOP, last_line, options, run_process
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]

@@ -7,7 +7,12 @@ import pytest
 import torch
 from peft import PeftModel
 
-from mtrec_ray.learning.adapt import (
+from mtrec_ray.model.encoder import TextEncoder, tiny_backbone
+from mtrec_ray.model.recommender import Recommender, is_below, own_parts
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.project.model import Model
+from mtrec_ray.training.checkpoint import save_model
+from mtrec_ray.training.delta import (
     Pull,
     Start,
     apply_delta,
@@ -16,10 +21,6 @@ from mtrec_ray.learning.adapt import (
     read_delta,
     save_delta,
 )
-from mtrec_ray.learning.checkpoint import save_model
-from mtrec_ray.model.encoder import TextEncoder, tiny_backbone
-from mtrec_ray.model.recommender import Recommender, Samples, is_below, own_parts
-from mtrec_ray.schema import Model
 from tests.builders import FACTS, build, make_catalogues, make_rows, small_model, stir
 
 SHARINGS = ("bottom", "mmoe", "ple", "star", "pepnet")

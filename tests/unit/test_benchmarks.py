@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mtrec_ray.data.shards import Prepared
+from mtrec_ray.data.prepared import Prepared
 from tests.builders import SHOP, VIDEO
 
 pytest.importorskip("lightgbm", reason="the extra `benchmarks` is not installed")

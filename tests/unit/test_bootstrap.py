@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
-from mtrec_ray.learning.bootstrap import (
+from mtrec_ray.evaluation.bootstrap import (
     METRICS,
     draw_users,
     interval,
     metric_interval,
     paired_difference,
 )
-from mtrec_ray.learning.metrics import grouped_auc
+from mtrec_ray.evaluation.metrics import grouped_auc
 
 METRIC_NAMES = ["auc", "gauc", "rmse"]
 

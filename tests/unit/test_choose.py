@@ -7,9 +7,12 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.schema import Project
-from mtrec_ray.stages.choose import (
+from mtrec_ray.project.load import parse_project, with_overrides
+from mtrec_ray.project.project import Project
+from mtrec_ray.search.records import Trial, load_trials
+from mtrec_ray.search.space import space_of, weight_overrides
+from mtrec_ray.stages.tuning.confirm import confirmed
+from mtrec_ray.stages.tuning.outcome import (
     chosen_yaml,
     losses,
     outcome_of,
@@ -17,12 +20,9 @@ from mtrec_ray.stages.choose import (
     table_of,
     write_outcome,
 )
-from mtrec_ray.stages.confirm import confirmed
-from mtrec_ray.stages.space import space_of, weight_overrides, with_overrides
-from mtrec_ray.stages.suggest import Halving, known_trial, optuna_search
-from mtrec_ray.stages.sweep import concurrency, need_of
-from mtrec_ray.stages.trial import entry_of, report_of, trial_project
-from mtrec_ray.stages.trials import Trial, load_trials
+from mtrec_ray.stages.tuning.runner import concurrency, need_of
+from mtrec_ray.stages.tuning.searcher import Halving, known_trial, optuna_search
+from mtrec_ray.stages.tuning.trial import entry_of, report_of, trial_project
 from tests.builders import two_scenario_project
 
 NAMES = ("shop", "video")

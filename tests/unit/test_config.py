@@ -7,14 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec_ray.config import (
-    ProjectError,
-    apply_override,
-    fingerprint,
-    load_project,
-    parse_project,
-)
-from mtrec_ray.schema import SECONDS, parse_duration
+from mtrec_ray.project.base import SECONDS, ProjectError, parse_duration
+from mtrec_ray.project.depends_on import fingerprint
+from mtrec_ray.project.load import apply_override, load_project, parse_project
 from tests.builders import project_tree, scenario_tree, two_scenario_project
 
 CLICK = {"click": {"kind": "binary"}}

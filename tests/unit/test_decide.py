@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from mtrec_ray.learning.bootstrap import draw_users
-from mtrec_ray.learning.decide import (
+from mtrec_ray.evaluation.bootstrap import draw_users
+from mtrec_ray.evaluation.metrics import binary_metrics, regression_metrics
+from mtrec_ray.evaluation.model_choice import (
     Scored,
     decide,
     rare_labels,
     score_difference,
     task_scores,
 )
-from mtrec_ray.learning.metrics import binary_metrics, regression_metrics
 from tests.builders import VIDEO
 
 NUM = 1500

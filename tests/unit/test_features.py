@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.data import features, partition
-from mtrec_ray.data.catalogue import NO_TIME, hash_strings
-from mtrec_ray.data.events import Findings, ItemLookup, canonical, matrix
-from mtrec_ray.data.features import DAY_MS, Rows
-from mtrec_ray.data.partition import Layout
-from mtrec_ray.data.scan import Source, scan_rows
-from mtrec_ray.schema import SPLITS, Scenario
+from mtrec_ray.data.catalogue import NO_TIME, ItemLookup
+from mtrec_ray.data.columns import DAY_MS, hash_strings, matrix
+from mtrec_ray.data.preparing import features, statistics
+from mtrec_ray.data.preparing.events import Findings, canonical
+from mtrec_ray.data.preparing.features import Layout
+from mtrec_ray.data.preparing.scan import Source, scan_rows
+from mtrec_ray.data.preparing.statistics import Rows
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.scenario import SPLITS, Scenario
 from tests.builders import project_tree, scenario_tree
 
 nan = math.nan
@@ -51,7 +52,7 @@ def rows_of(table, folded=False) -> Rows:
 
 
 def by_name(values, kind, timed):
-    names = features.feature_names(kind, ["a", "b"], timed)
+    names = statistics.feature_names(kind, ["a", "b"], timed)
     return [dict(zip(names, row, strict=True)) for row in values.tolist()]
 
 
@@ -107,7 +108,7 @@ def looped_fold_statistics(rows, i):
 def test_statistics_equal_the_loop(table, first, second):
     """Counts, windows, ages and label rates are the loop's, with ties, delays and nulls."""
     rows = rows_of(table)
-    found = by_name(features.statistics(rows, [first, second], PRIORS), "item", timed=True)
+    found = by_name(statistics.statistics(rows, [first, second], PRIORS), "item", timed=True)
     for i, mine in enumerate(found):
         wanted = looped_statistics(rows, i, [first, second])
         assert mine == pytest.approx(wanted, nan_ok=True, rel=1e-12, abs=1e-12)
@@ -117,7 +118,7 @@ def test_statistics_equal_the_loop(table, first, second):
 def test_fold_statistics_equal_the_loop(table):
     """Without time, statistics are the loop's over the counting rows of other folds."""
     rows = rows_of(table, folded=True)
-    found = by_name(features.statistics(rows, [0, 0], PRIORS), "item", timed=False)
+    found = by_name(statistics.statistics(rows, [0, 0], PRIORS), "item", timed=False)
     for i, mine in enumerate(found):
         assert mine == pytest.approx(looped_fold_statistics(rows, i), rel=1e-12, abs=1e-12)
 
@@ -127,7 +128,7 @@ def test_histories_equal_the_loop(table, last, delay):
     """A history is the loop's: newest first, at most `last`, ages floor(log2(1 + seconds))."""
     rows = rows_of(table)
     item = np.arange(100, 100 + len(table), dtype=np.int32)
-    history, ages = features.histories(rows, item, last, delay)
+    history, ages = statistics.histories(rows, item, last, delay)
     for i in range(len(table)):
         past = [
             j
@@ -146,7 +147,7 @@ def test_fold_histories_equal_the_loop(table, last):
     """Without time, a history is the first rows, in the order given, of the key's other folds."""
     rows = rows_of(table, folded=True)
     item = np.arange(100, 100 + len(table), dtype=np.int32)
-    history, ages = features.histories(rows, item, last, 0)
+    history, ages = statistics.histories(rows, item, last, 0)
     assert not ages.any()
     for i in range(len(table)):
         first = other_fold_rows(rows, i)[:last]
@@ -156,14 +157,14 @@ def test_fold_histories_equal_the_loop(table, last):
 def test_equal_times_do_not_see_each_other():
     """Rows of one key with one time have neither each other nor themselves in their features."""
     rows = Rows(np.zeros(3, np.int64), np.full(3, 5000), np.ones((3, 1)), counts=np.ones(3, bool))
-    found = features.statistics(rows, [0], [0.25])
-    names = features.feature_names("user", ["buy"], timed=True)
+    found = statistics.statistics(rows, [0], [0.25])
+    names = statistics.feature_names("user", ["buy"], timed=True)
     for row in found:
         values = dict(zip(names, row, strict=True))
         assert values["user.log_count"] == values["user.log_known.buy"] == 0
         assert values["user.rate.buy"] == pytest.approx(0.25)
         assert math.isnan(values["user.log_seconds_since_last"])
-    history, _ = features.histories(rows, np.arange(3, dtype=np.int32), 4, 0)
+    history, _ = statistics.histories(rows, np.arange(3, dtype=np.int32), 4, 0)
     assert (history == -1).all()
 
 
@@ -175,8 +176,8 @@ def test_a_label_is_known_only_after_its_delay():
         np.array([[1.0], [nan], [nan], [nan]]),
         np.array([True, False, False, False]),
     )
-    found = features.statistics(rows, [10], [0.5])
-    names = features.feature_names("item", ["buy"], timed=True)
+    found = statistics.statistics(rows, [10], [0.5])
+    names = statistics.feature_names("item", ["buy"], timed=True)
     np.testing.assert_allclose(np.expm1(found[:, names.index("item.log_count")]), [0, 1, 1, 1])
     np.testing.assert_allclose(np.expm1(found[:, names.index("item.log_known.buy")]), [0, 0, 0, 1])
 
@@ -193,12 +194,14 @@ def test_present_and_future_change_nothing(table, random):
     before, after = rows_of(table), rows_of(changed)
     item = np.arange(len(table), dtype=np.int32)
     np.testing.assert_allclose(
-        features.statistics(before, [0, 1], PRIORS)[i],
-        features.statistics(after, [0, 1], PRIORS)[i],
+        statistics.statistics(before, [0, 1], PRIORS)[i],
+        statistics.statistics(after, [0, 1], PRIORS)[i],
         rtol=1e-12,
     )
     for a, b in zip(
-        features.histories(before, item, 3, 0), features.histories(after, item, 3, 0), strict=True
+        statistics.histories(before, item, 3, 0),
+        statistics.histories(after, item, 3, 0),
+        strict=True,
     ):
         np.testing.assert_array_equal(a[i], b[i])
 
@@ -206,7 +209,7 @@ def test_present_and_future_change_nothing(table, random):
 def test_too_many_keys_are_refused():
     """Keys and times whose product does not fit into 63 bits are an error, not a wrong answer."""
     with pytest.raises(ValueError, match="overflow"):
-        features.Past(np.array([0, 2**40]), np.array([0, 2**40]), np.ones(2, bool))
+        statistics.Past(np.array([0, 2**40]), np.array([0, 2**40]), np.ones(2, bool))
 
 
 # --- partitions: raw events to finished rows -------------------------------------------------
@@ -243,7 +246,7 @@ def canonical_rows(raw, scenario) -> pa.Table:
     table = pa.table({k: pa.array(v.tolist()) for k, v in raw.items()})
     lookup = ItemLookup.of(pa.chunked_array([list(range(NUM_ITEMS))]))
     rows = canonical(table, scenario, 0, lookup, width=3)[0]
-    return partition.carry_nothing(rows, len(partition.carried_names(scenario)))
+    return features.carry_nothing(rows, len(features.carried_names(scenario)))
 
 
 def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> Layout:
@@ -264,8 +267,8 @@ def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> Layout:
 def finish(raw, scenario, end_ms=None):
     """Finished rows in the order of the log, and the states of users and items by id."""
     layout = layout_of(raw, scenario, end_ms)
-    with_items, item_state = partition.item_features(canonical_rows(raw, scenario), layout)
-    finished, states = partition.user_features(with_items, layout)
+    with_items, item_state = features.item_features(canonical_rows(raw, scenario), layout)
+    finished, states = features.user_features(with_items, layout)
     return finished.sort_by("row"), states["users"], item_state
 
 
@@ -324,7 +327,7 @@ def test_user_state_is_that_of_a_row_at_the_end(end_ms):
     raw = raw_events()
     end_ms = int(raw["time"].max()) * 1000 + 1 if end_ms is None else end_ms
     state = finish(raw, TIMED, end_ms)[1]
-    names = partition.numeric_names(TIMED)
+    names = features.numeric_names(TIMED)
     of_user = [i for i, n in enumerate(names) if n.startswith("user.")]
     assert sorted(state.column("user_id").to_pylist()) == list("0123456")
     for i, user in enumerate(state.column("user_id").to_pylist()):
@@ -349,7 +352,7 @@ def test_item_state_is_that_of_a_row_at_the_end():
     end_ms = int(raw["time"].max()) * 1000 + 1
     state = finish(raw, TIMED)[2]
     assert sorted(state.column("item").to_pylist()) == list(range(NUM_ITEMS))
-    of_item = len(features.feature_names("item", list(TASKS), timed=True))
+    of_item = len(statistics.feature_names("item", list(TASKS), timed=True))
     for i, item in enumerate(state.column("item").to_pylist()):
         last = {
             "user_id": 99, "item_id": item, "time": end_ms / 1000, "split": "test",
@@ -364,7 +367,7 @@ def test_state_without_time_uses_all_training_rows():
     """Without time, a user's state counts every training row of the user, unscaled."""
     raw = raw_events()
     state = finish(raw, UNTIMED)[1]
-    names = features.feature_names("user", list(TASKS), timed=False)
+    names = statistics.feature_names("user", list(TASKS), timed=False)
     counts = np.expm1(matrix(state.column("numeric"))[:, names.index("user.log_count")])
     users = np.array(state.column("user_id").to_pylist()).astype(int)
     wanted = [((raw["user_id"] == u) & (raw["split"] == "train")).sum() for u in users]
@@ -402,9 +405,9 @@ def test_order_of_rows_in_a_partition_does_not_matter(scenario):
     """A shuffled partition gives each row the same features, with ties in time and without time."""
     raw = raw_events()
     layout = layout_of(raw, scenario)
-    table = partition.item_features(canonical_rows(raw, scenario), layout)[0]
+    table = features.item_features(canonical_rows(raw, scenario), layout)[0]
     shuffled = table.take(pa.array(np.random.default_rng(2).permutation(table.num_rows)))
-    both = (partition.user_features(t, layout)[0].sort_by("row") for t in (table, shuffled))
+    both = (features.user_features(t, layout)[0].sort_by("row") for t in (table, shuffled))
     assert_same_features(*both)
 
 
@@ -417,7 +420,7 @@ def test_event_categories_have_codes_of_their_own():
     lookup, published = ItemLookup.of(pa.chunked_array([[0]])), np.full(NUM_ITEMS, NO_TIME)
     found = scan_rows(table, Findings(), Source(scenario, lookup, 3, NUM_ITEMS, published))
     layout = layout_of(raw, scenario, vocabularies=tuple(found.categories))
-    codes = partition.event_categories(table, layout)[:, 0]
+    codes = features.event_categories(table, layout)[:, 0]
     train = raw["split"] == "train"
     seen = set(raw["color"][train])
     pairs = set(zip(raw["color"].tolist(), codes.tolist(), strict=True))
@@ -433,8 +436,8 @@ def test_infinite_labels_are_unknown(scenario):
     raw = raw_events()
     raw["rating"] = np.where(np.arange(120) == 3, np.inf, 2.0)
     layout = replace(layout_of(raw, rated), priors=(2.0,))
-    table, _ = partition.item_features(canonical_rows(raw, rated), layout)
-    names = features.feature_names("item", ["rating"], layout.timed)
+    table, _ = features.item_features(canonical_rows(raw, rated), layout)
+    names = statistics.feature_names("item", ["rating"], layout.timed)
     rates = matrix(table.column("carried"))[:, names.index("item.rate.rating")]
     np.testing.assert_allclose(rates, 2.0)
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec_ray.data.order import Course, PassOrder
-from mtrec_ray.data.shards import Prepared, Shard, Wanted
+from mtrec_ray.data.order import Course, PassOrder, Wanted
+from mtrec_ray.data.prepared import Prepared, Shard
 from mtrec_ray.data.stream import ahead, by_need
-from mtrec_ray.learning import feed
-from mtrec_ray.learning.feed import Feed, pick, quotas
+from mtrec_ray.training import batches
+from mtrec_ray.training.batches import Feed, pick, quotas
 from tests.builders import FACTS
 
 sizes = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 10**9), min_size=1)
@@ -49,7 +49,7 @@ PREPARED = Prepared(
 
 def feed_of(rank=0, size=1, seed=0, state=None, quota=3):
     """A feed that takes `quota` rows of shop and 2 of video."""
-    with patch.object(feed, "window_rows", lambda *_: 7):
+    with patch.object(batches, "window_rows", lambda *_: 7):
         found = Feed(PREPARED, {"shop": quota, "video": 2}, seed, (rank, size), state)
     found.open(read, 100)
     return found
@@ -147,10 +147,10 @@ def test_other_numbers_of_ranks_skip_and_repeat_nothing(phases):
         rows += rows_of(feeds, steps)
         state = feeds[0].state()
     total = sum(SHARDS["shop"])
-    left = {s.number: 0 for s in feed.course_of(state["shop"], total).now_left().rests}
-    for span in feed.course_of(state["shop"], total).now_left().rests:
+    left = {s.number: 0 for s in batches.course_of(state["shop"], total).now_left().rests}
+    for span in batches.course_of(state["shop"], total).now_left().rests:
         left[span.number] += len(span)
-    begun = feed.course_of(state["shop"], total).now_left().next_pass
+    begun = batches.course_of(state["shop"], total).now_left().next_pass
     assert len(rows) == begun * total - sum(left.values())
     whole = sum(1 for number in range(begun) if number not in left)
     counts = Counter(rows)

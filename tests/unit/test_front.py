@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import beta, kstest
 
-from mtrec_ray.learning.front import (
-    hypervolume,
-    pareto_front,
-    preferred,
-    scenario_scores,
-    task_scores,
-    worst_gains,
-)
-from mtrec_ray.learning.importance import importances
-from mtrec_ray.learning.simplex import lattice, numbers_of, scaled, weights_of
+from mtrec_ray.evaluation.metrics import scenario_scores, task_scores
+from mtrec_ray.search.importance import importances
+from mtrec_ray.search.pareto import hypervolume, pareto_front, preferred, worst_gains
+from mtrec_ray.search.simplex import lattice, numbers_of, scaled, weights_of
 
 POINTS = arrays(np.float64, st.tuples(st.integers(1, 7), st.just(3)), elements=st.floats(0, 1.2))
 ONE = np.ones(3)

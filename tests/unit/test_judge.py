@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from mtrec_ray.data.state import Users
-from mtrec_ray.stages.judge import latest, neighbours, ranking_metrics, top
-from mtrec_ray.stages.recommend import marks
+from mtrec_ray.data.before_test import latest
+from mtrec_ray.data.snapshot import Users
+from mtrec_ray.evaluation.catalogue_ranking import neighbours, ranking_metrics, top
+from mtrec_ray.stages.ranker import marks
 
 
 def test_recall_and_ndcg_by_hand():

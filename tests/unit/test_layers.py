@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parents[2]
-FLOORS = {"jobs": 5, "stages": 4, "learning": 3, "model": 2, "data": 1, "schema": 0, "config": 0}
-RAY_DATA_MODULES = {"mtrec_ray.data.prepare", "mtrec_ray.data.scan", "mtrec_ray.data.stream"}
+FLOORS = {
+    "jobs": 5, "stages": 4, "search": 3, "training": 3, "model": 2, "evaluation": 2, "data": 1,
+    "project": 0, "progress": 0,
+}  # fmt: skip
+RAY_DATA_MODULES = {
+    "mtrec_ray.data.preparing.passes",
+    "mtrec_ray.data.preparing.prepare",
+    "mtrec_ray.data.preparing.scan",
+    "mtrec_ray.data.stream",
+}
 
 
 def module_name(path: Path) -> str:
@@ -98,10 +106,10 @@ def modules_of(*layers: str) -> list[str]:
 def test_there_are_modules_on_every_floor():
     """The checks below see the project: each floor has modules, and known imports are found."""
     assert {layer(m) for m in MODULES} >= {*FLOORS, "report"}
-    assert "mtrec_ray.learning.losses" in own_imports("mtrec_ray.learning.step")
-    assert "mtrec_ray.schema" in reached("mtrec_ray.learning.step")
+    assert "mtrec_ray.training.losses" in own_imports("mtrec_ray.training.step")
+    assert "mtrec_ray.project.scenario" in reached("mtrec_ray.training.step")
     assert "ray" in foreign_imports("mtrec_ray.data.stream")
-    assert who_reach("mtrec_ray.learning.loop", "torch")
+    assert who_reach("mtrec_ray.training.loop", "torch")
 
 
 @pytest.mark.parametrize(
@@ -138,27 +146,27 @@ def test_reports_are_made_by_stages_and_jobs():
         assert not who_reach(module, "ray")
 
 
-@pytest.mark.parametrize("module", modules_of("learning", "model"))
-def test_learning_and_model_never_reach_ray(module):
-    """No import of learning or model, direct or through any other module, ends in Ray."""
+@pytest.mark.parametrize("module", modules_of("training", "model", "evaluation", "search"))
+def test_what_is_no_stage_never_reaches_ray(module):
+    """No import of training, model, evaluation or search ends in Ray, through whatever module."""
     assert not who_reach(module, "ray")
 
 
-@pytest.mark.parametrize("module", modules_of("schema", "config"))
+@pytest.mark.parametrize("module", modules_of("project"))
 @pytest.mark.parametrize("package", ["torch", "ray", "transformers", "pyarrow", "numpy"])
-def test_schema_and_config_know_nothing_of_torch_or_ray(module, package):
-    """schema.py and config.py reach neither torch nor Ray nor what works on data."""
+def test_the_project_knows_nothing_of_torch_or_ray(module, package):
+    """The project package reaches neither torch nor Ray nor what works on data."""
     assert not who_reach(module, package)
 
 
-@pytest.mark.parametrize("module", modules_of("data"))
-def test_data_never_reaches_torch(module):
-    """Data modules prepare rows without torch."""
+@pytest.mark.parametrize("module", modules_of("data", "evaluation"))
+def test_data_and_evaluation_never_reach_torch(module):
+    """Rows are prepared, and numbers are measured, without torch."""
     assert not who_reach(module, "torch")
 
 
 def test_data_modules_with_ray_are_used_by_stages_only():
-    """Only `prepare`, `scan` and `stream` of the data modules reach Ray; stages alone use them."""
+    """Only four of the data modules reach Ray; stages alone use them."""
     with_ray = {m for m in modules_of("data") if who_reach(m, "ray")}
     assert with_ray <= RAY_DATA_MODULES
     users = {m for m in MODULES if own_imports(m) & with_ray}

@@ -6,14 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.learning import loop, run
-from mtrec_ray.learning.checkpoint import WEIGHTS, load_file, load_state
-from mtrec_ray.learning.feed import pick
-from mtrec_ray.learning.host import NO_SCORE
-from mtrec_ray.learning.plan import make_plan
-from mtrec_ray.learning.run import NotFiniteError, Run
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.training import loop, run
+from mtrec_ray.training.batches import make_plan, pick
+from mtrec_ray.training.checkpoint import WEIGHTS, load_state
+from mtrec_ray.training.context import NO_SCORE
+from mtrec_ray.training.run import NotFiniteError, Run
 from tests.builders import (
     CPU,
     FACTS,

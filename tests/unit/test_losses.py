@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec_ray.learning.losses import (
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.training.losses import (
     joint_loss,
     label_counts,
     loss_sums,
@@ -16,8 +17,7 @@ from mtrec_ray.learning.losses import (
     row_losses,
     target,
 )
-from mtrec_ray.learning.step import Forward, accumulate
-from mtrec_ray.model.recommender import Samples
+from mtrec_ray.training.step import Forward, accumulate
 from tests.builders import (
     FACTS,
     SHOP,

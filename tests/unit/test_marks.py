@@ -2,16 +2,11 @@
 
 import pytest
 
-from mtrec_ray.config import ProjectError, parse_project
-from mtrec_ray.schema import Project
-from mtrec_ray.stages.marks import (
-    begin,
-    differences,
-    find_finished,
-    prepared_with,
-    refuse_changes,
-    trained_with,
-)
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.depends_on import differences, prepared_with, trained_with
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
+from mtrec_ray.stages.run_folder import begin, find_finished, refuse_changes
 from tests.builders import two_scenario_project
 
 

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.learning.metrics import (
+from mtrec_ray.evaluation.metrics import (
     binary_metrics,
     grouped_auc,
     joint_score,
     regression_metrics,
     task_score,
 )
+from mtrec_ray.project.load import parse_project
 
 # Three users, interleaved. User 7: AUC 1 of 3 rows. User 3: AUC 0 of 2 rows. User 5: its positive
 # (0.5) ties with one negative, beats one and loses to one: AUC (0.5 + 1 + 0) / 3 = 0.5 of 4 rows.

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.data.catalogue import Catalogue
-from mtrec_ray.learning.vectors import ItemVectors
+from mtrec_ray.model.chunks import PairLayout
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.heads import NumericInputs
-from mtrec_ray.model.interest import HistoryAttention, cosines, kernels, summary
-from mtrec_ray.model.recommender import Recommender, Samples, drop_ids, predictions
-from mtrec_ray.model.text import PairLayout
+from mtrec_ray.model.history import HistoryAttention, cosines, kernels, summary
+from mtrec_ray.model.inputs import drop_ids
+from mtrec_ray.model.numeric import NumericInputs
+from mtrec_ray.model.recommender import Recommender, predictions
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.training.item_vectors import ItemVectors
 from tests.builders import (
     CPU,
     FACTS,

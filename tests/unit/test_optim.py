@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mtrec_ray.learning.checkpoint import load_model, load_state, save_model, save_state
-from mtrec_ray.learning.optim import build_optimizer, build_schedule, restore
-from mtrec_ray.schema import Training
+from mtrec_ray.project.training import Training
+from mtrec_ray.training.checkpoint import load_model, load_state, save_model, save_state
+from mtrec_ray.training.optim import build_optimizer, build_schedule, restore
 from tests.builders import FACTS, build, make_catalogues, small_model, stir
 
 OPTIONS = Training(lr=1e-2, lr_encoder=1e-4, weight_decay=0.03, id_weight_decay=0.2)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from mtrec_ray.config import ProjectError, parse_project
-from mtrec_ray.ranges import Range, parse_range, rejoin
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.ranges import Range, parse_range, rejoin
 from tests.builders import two_scenario_project
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec_ray.data.state import Entries, Items, Users
-from mtrec_ray.model.ranking import Ranking, best_items, blend
-from mtrec_ray.model.recommender import Samples
+from mtrec_ray.data.snapshot import Entries, Items, Users
+from mtrec_ray.model.catalogue_scorer import Ranking, best_items, blend
+from mtrec_ray.model.samples import Samples
 from tests.builders import SHOP, VIDEO, build, make_catalogues, small_model
 
 NAMES = [

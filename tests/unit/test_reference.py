@@ -7,18 +7,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mtrec_ray.config import load_project, section_classes
-from mtrec_ray.schema import (
-    Evaluation,
-    Finetune,
-    Model,
-    Project,
-    Recommend,
-    Scenario,
-    Search,
-    Training,
-    Tuned,
-)
+from mtrec_ray.project.load import load_project, section_classes
+from mtrec_ray.project.model import Model
+from mtrec_ray.project.project import Evaluation, Project, Recommend
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.search import Search
+from mtrec_ray.project.training import Finetune, Training, Tuned
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TREE = yaml.safe_load((JOBS / "reference.yaml").read_text())

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec_ray.data.shards import LISTS, SCALARS, load_prepared, rank_range, read_rows
+from mtrec_ray.data.order import rank_range
+from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.shards import LISTS, SCALARS, read_rows
 from tests.builders import FACTS, make_catalogues, make_rows, take, write_prepared
 
 SIZES = [3, 1, 7, 2]

@@ -4,16 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec_ray.config import ProjectError, parse_project
-from mtrec_ray.learning.losses import loss_weights
-from mtrec_ray.learning.step import (
-    Forward,
-    gradient_cosines,
-    gradient_shares,
-    scenario_gradients,
-)
-from mtrec_ray.model.recommender import Samples
+from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import build_sharing
+from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.training.losses import loss_weights
+from mtrec_ray.training.step import Forward, gradient_cosines, gradient_shares, scenario_gradients
 from tests.builders import (
     FACTS,
     build,

@@ -6,17 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.schema import Project
-from mtrec_ray.stages.marks import differences
-from mtrec_ray.stages.population import moved
-from mtrec_ray.stages.space import (
-    references,
-    space_of,
-    space_problems,
-    with_overrides,
-)
-from mtrec_ray.stages.suggest import drawn
+from mtrec_ray.project.depends_on import differences
+from mtrec_ray.project.load import parse_project, with_overrides
+from mtrec_ray.project.project import Project
+from mtrec_ray.search.problems import space_problems
+from mtrec_ray.search.space import references, space_of
+from mtrec_ray.stages.tuning.population import moved
+from mtrec_ray.stages.tuning.searcher import drawn
 from tests.builders import two_scenario_project
 
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.data.synthetic import write_sample_world
+from mtrec_ray.data.sample_world import write_sample_world
 
 NAMES = ("shop", "news", "video")
 SIZES = {"users": 60, "items": 24, "events": 500}

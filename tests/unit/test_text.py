@@ -18,11 +18,12 @@ from transformers import (
     RobertaConfig,
 )
 
-from mtrec_ray.learning.vectors import Gathered, ItemVectors
+from mtrec_ray.model.chunks import PairLayout, Texts, chunks
 from mtrec_ray.model.encoder import TextEncoder, pool, tiny_backbone
-from mtrec_ray.model.recommender import Samples
-from mtrec_ray.model.text import PairLayout, Texts, chunks
-from mtrec_ray.schema import Encoder
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.project.model import Encoder
+from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.item_vectors import ItemVectors
 from tests.builders import CPU, FACTS, make_catalogues, make_rows, stir
 
 MODES = ["all", "top_k", "lora", "none"]

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import parse_project
-from mtrec_ray.data.shards import Taught, load_prepared, mix_labels, read_cut
-from mtrec_ray.learning import trees
+from mtrec_ray.data.prepared import Taught, load_prepared
+from mtrec_ray.data.shards import mix_labels, read_cut
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.training import teacher
 from tests.builders import (
     FACTS,
     make_catalogues,
@@ -52,7 +53,7 @@ def write(folder, change=None):
 
 def taught(project, prepared, folder):
     """The teacher's predictions of shop's rows."""
-    trees.teach(project, prepared, "shop", str(folder))
+    teacher.teach(project, prepared, "shop", str(folder))
     tables = [pq.read_table(folder / "shop" / f"part-{i:05}.parquet") for i in range(2)]
     return np.concatenate([np.stack(t.column("taught").to_numpy()) for t in tables])
 

@@ -13,18 +13,19 @@ import pytest
 import ray.tune
 import torch
 from ray.train import Checkpoint
+from safetensors.torch import load_file
 
-from mtrec_ray.config import parse_project
 from mtrec_ray.data import storage
-from mtrec_ray.learning.checkpoint import FACTS as MODEL_FACTS
-from mtrec_ray.learning.checkpoint import WEIGHTS, load_file
-from mtrec_ray.learning.feed import pick
-from mtrec_ray.schema import Project
-from mtrec_ray.stages.local import BEST, train_here
-from mtrec_ray.stages.space import space_of
-from mtrec_ray.stages.trial import Shared, run_trial, train_trial
-from mtrec_ray.stages.trials import Trial, load_trials
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
+from mtrec_ray.search.records import Trial, load_trials
+from mtrec_ray.search.space import space_of
 from mtrec_ray.stages.tune import planned
+from mtrec_ray.stages.tuning.in_process import BEST, train_here
+from mtrec_ray.stages.tuning.trial import Shared, run_trial, train_trial
+from mtrec_ray.training.batches import pick
+from mtrec_ray.training.checkpoint import FACTS as MODEL_FACTS
+from mtrec_ray.training.checkpoint import WEIGHTS
 from tests.builders import (
     FACTS,
     make_catalogues,

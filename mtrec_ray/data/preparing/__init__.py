@@ -1,0 +1,1 @@
+"""Raw logs to samples, with Ray Data."""

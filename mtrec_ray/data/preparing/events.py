@@ -1,0 +1,127 @@
+"""A user's log rows as canonical rows: numbers for items, splits and labels, problems counted.
+
+Canonical columns (T tasks, padded to `width`): row i64, user i64 (hash), user_id string, item i32,
+time i64 (ms; 0 without time), split i8, sampled bool, labels f32[width] (NaN unknown),
+event_numeric f32[width], event_categorical i64[width] (hashes).
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mtrec_ray.data.catalogue import ItemLookup
+from mtrec_ray.data.columns import fixed_list, hash_strings, milliseconds, to_ms
+from mtrec_ray.project.scenario import SPLITS, Scenario
+
+TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
+
+
+@dataclass
+class Findings:
+    """What was met in some rows of a log; `add` merges those of another part."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def note(self, what: str, mask: NDArray[np.bool_], values: Any = None) -> None:
+        """Count the rows of a mask under `what`, keeping one value as an example."""
+        if mask.any():
+            self.counts[what] += int(mask.sum())
+            if values is not None:
+                self.examples.setdefault(what, str(values[int(mask.argmax())]))
+
+    def add(self, other: "Findings") -> None:
+        """Merge the findings of another part."""
+        self.counts.update(other.counts)
+        for what, example in other.examples.items():
+            self.examples.setdefault(what, example)
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    return pc.cast(column, pa.float32(), safe=False).to_numpy().astype(np.float32)
+
+
+def _splits(
+    table: pa.Table, scenario: Scenario, time: NDArray[np.int64], findings: Findings
+) -> NDArray[np.int8]:
+    split = scenario.split
+    if split.time:
+        cuts = np.array([to_ms(t) for t in split.time])
+        return np.searchsorted(cuts, time, side="right").astype(np.int8)
+    if split.fractions:
+        return np.full(table.num_rows, UNSPLIT, np.int8)
+    assert split.column
+    words = np.asarray(pc.cast(table.column(split.column), pa.string()).to_pylist(), object)
+    codes = np.select([words == name for name in SPLITS], [0, 1, 2], -1).astype(np.int8)
+    findings.note("unknown split", codes < 0, words)
+    return codes
+
+
+def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
+    """f32[N, T]: labels, NaN where unknown or where the parent task is not positive."""
+    columns = {t: _floats(table.column(scenario.label_column(t))) for t in scenario.tasks}
+    for name, task in scenario.tasks.items():
+        values = columns[name]
+        if task.kind == "binary":
+            wrong = np.isfinite(values) & (values != 0) & (values != 1) | np.isinf(values)
+            findings.note(f"bad label of {name}", wrong, values)
+        findings.note(f"label of {name} that is infinite", np.isinf(values))
+        values = np.where(np.isinf(values), np.nan, values)
+        if task.given:
+            parent = columns[task.given]
+            outside = np.isfinite(values) & (parent != 1)
+            findings.note(f"label of {name} without a positive {task.given}", outside)
+            values = np.where(parent == 1, values, np.nan)
+        columns[name] = values
+    return np.stack(list(columns.values()), 1)
+
+
+def canonical(
+    table: pa.Table, scenario: Scenario, first_row: int, lookup: ItemLookup, width: int
+) -> tuple[pa.Table, Findings]:
+    """Canonical rows of a piece of the log, and what was found in it.
+
+    Rows without user, item or time, and rows of unknown items, are counted and left out.
+    """
+    findings = Findings()
+    events = scenario.events
+    num = table.num_rows
+    findings.counts["rows"] = num
+    time, has_time = np.zeros(num, np.int64), np.ones(num, bool)
+    if events.time:
+        ms = milliseconds(table.column(events.time))
+        time, has_time = pc.fill_null(ms, 0).to_numpy(), ms.is_valid().to_numpy()
+    item = lookup.find(table.column(events.item))
+    no_user = table.column(events.user).is_null().to_numpy()
+    no_item = table.column(events.item).is_null().to_numpy()
+    findings.note("null user", no_user)
+    findings.note("null item", no_item)
+    findings.note("null time", ~has_time)
+    findings.note("unknown item", (item < 0) & ~no_item, table.column(events.item))
+    numeric = [_floats(table.column(c)) for c in events.numeric]
+    categories = [hash_strings(table.column(c)).view(np.int64) for c in events.categorical]
+    rows = pa.table(
+        {
+            "row": first_row + np.arange(num),
+            "user": hash_strings(table.column(events.user)).view(np.int64),
+            "user_id": pc.cast(table.column(events.user), pa.string()),
+            "item": item,
+            "time": time,
+            "split": _splits(table, scenario, time, findings),
+            "sampled": np.zeros(num, bool),
+            "labels": fixed_list(read_labels(table, scenario, findings), width),
+            "event_numeric": fixed_list(_stack(numeric, num, np.float32), width),
+            "event_categorical": fixed_list(_stack(categories, num, np.int64), width),
+        }
+    )
+    keep = ~no_user & ~no_item & has_time & (item >= 0) & (rows["split"].to_numpy() >= 0)
+    return rows.filter(pa.array(keep)), findings
+
+
+def _stack(columns: list[np.ndarray], num: int, dtype: type) -> np.ndarray:
+    return np.stack(columns, 1).astype(dtype) if columns else np.zeros((num, 0), dtype)

@@ -1,0 +1,149 @@
+"""The manifest of prepared data: fitted numbers, shards, and the report of what was found."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.catalogue import load_catalogue
+from mtrec_ray.data.preparing.features import Layout, numeric_names
+from mtrec_ray.data.shards import read_rows
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.scenario import SPLITS, Scenario
+
+if TYPE_CHECKING:
+    from mtrec_ray.data.preparing.scan import Scan
+
+
+SAMPLE_ROWS = 200_000
+
+
+NUM_QUANTILES = 33
+
+
+def manifest_of(
+    project: Project,
+    scans: Mapping[str, "Scan"],
+    layouts: Mapping[str, Layout],
+    vocabularies: Mapping[str, dict[str, list[str]]],
+    written: list[dict[str, Any]],
+    folder: str,
+) -> dict[str, Any]:
+    """The manifest's `scenarios` and `report`."""
+    scenarios, report = {}, {}
+    for name, scenario in project.scenarios.items():
+        shards = shard_lists(written, name)
+        scenarios[name] = {
+            "name": name,
+            **task_facts(scenario, scans[name]),
+            "history_last": scenario.history.last,
+            "numeric_names": numeric_names(scenario),
+            **fit_numeric(folder, shards["train"]),
+            **fit_items(storage.join(folder, name, "catalogue.parquet")),
+            "item_category_sizes": [len(v) + 1 for v in vocabularies[name].values()],
+            "category_sizes": [len(v) + 1 for v in layouts[name].event_vocabularies],
+            "user_space": scenario.users or name,
+            "num_users": len(layouts[name].users) + 1,
+            "num_items": len(scans[name].item_rows),
+            "popularity": {t: popularity_column(scenario, t) for t in scenario.tasks},
+            "shards": shards,
+        }
+        report[name] = data_report(scenario, scans[name], written, name)
+    return {"scenarios": scenarios, "report": report}
+
+
+def shard_lists(written: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
+    """Shards of each split in a fixed order."""
+    mine = sorted((w for w in written if w["scenario"] == name), key=lambda w: w["path"])
+    return {
+        split: [{"path": w["path"], "rows": int(w["rows"])} for w in mine if w["split"] == split]
+        for split in SPLITS
+    }
+
+
+def task_facts(scenario: Scenario, found: "Scan") -> dict[str, Any]:
+    """Kinds, parents, and mean and standard deviation of the training labels."""
+    known, total, square = found.label_sums
+    mean = total / np.maximum(known, 1)
+    std = np.sqrt(np.maximum(square / np.maximum(known, 1) - mean**2, 1e-12))
+    return {
+        "kinds": {n: t.kind for n, t in scenario.tasks.items()},
+        "given": {n: t.given for n, t in scenario.tasks.items() if t.given},
+        "entire": [n for n, t in scenario.tasks.items() if t.space == "entire"],
+        "label_means": dict(zip(scenario.tasks, mean.tolist(), strict=True)),
+        "label_stds": dict(zip(scenario.tasks, std.tolist(), strict=True)),
+    }
+
+
+def popularity_column(scenario: Scenario, task: str) -> str:
+    """The column that ranks items by popularity for a task.
+
+    The item's smoothed past rate; where negatives are sampled statistics hold only positives of
+    their task, so its popularity is the item's count.
+    """
+    if scenario.negatives and scenario.negatives.of == task:
+        return "item.log_count"
+    return f"item.rate.{task}"
+
+
+def fit_numeric(folder: str, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean, standard deviation and quantiles of the numeric columns, over training rows.
+
+    Over the first rows of each training shard, 200,000 in all: shards hold rows in a
+    pseudo-random order.
+    """
+    each = -(-SAMPLE_ROWS // max(len(shards), 1))
+    parts = [
+        batch["numeric"]
+        for shard in shards
+        for batch in read_rows([storage.join(folder, shard["path"])], each, 0, each)
+    ]
+    return {f"numeric_{k}": v for k, v in scales(np.concatenate(parts).astype(np.float64)).items()}
+
+
+def scales(values: np.ndarray) -> dict[str, Any]:
+    """Mean and standard deviation [F] and quantiles [F, Q] of columns, NaN left out."""
+    empty = ~np.isfinite(values).any(0)
+    values = np.where(empty, 0.0, values)
+    mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
+    quantiles = np.nanquantile(values, np.linspace(0, 1, NUM_QUANTILES), 0).T
+    return {
+        "mean": mean.tolist(),
+        "std": np.where(std < 1e-6, 1.0, std).tolist(),
+        "quantiles": quantiles.tolist(),
+    }
+
+
+def fit_items(path: str) -> dict[str, Any]:
+    """The same of the catalogue's numeric columns, over items known to train."""
+    catalogue = load_catalogue(path)
+    known = catalogue.numeric[catalogue.known].astype(np.float64)
+    return {f"item_numeric_{k}": v for k, v in scales(known).items()}
+
+
+def data_report(
+    scenario: Scenario, found: "Scan", written: list[dict[str, Any]], name: str
+) -> dict[str, Any]:
+    """Rows, nulls, duplicates, label rates, and rows dropped and why."""
+    mine = [w for w in written if w["scenario"] == name]
+    counts = dict(found.findings.counts)
+    known, total, _ = found.label_sums
+    dropped = ("null user", "null item", "null time", "unknown item", "unknown split")
+    report = {
+        "rows_in_log": counts.pop("rows", 0),
+        "samples": {s: sum(int(w["rows"]) for w in mine if w["split"] == s) for s in SPLITS},
+        "duplicates": sum(int(w["duplicates"]) for w in mine),
+        "items": len(found.item_rows),
+        "items_in_train": int((found.item_rows > 0).sum()),
+        "users_in_train": len(found.users),
+        "train_labels": dict(zip(scenario.tasks, known.astype(int).tolist(), strict=True)),
+        "train_label_means": dict(
+            zip(scenario.tasks, (total / np.maximum(known, 1)).round(4).tolist(), strict=True)
+        ),
+        "dropped": {k: counts[k] for k in dropped if k in counts},
+        "ignored_labels": {k: v for k, v in counts.items() if k.startswith("label of")},
+    }
+    if scenario.events.time is None:
+        report["note"] = "no time: out-of-fold statistics, history of other training folds"
+    return report

@@ -1,0 +1,438 @@
+"""A small sample world: shop, news and video events with a preference that is planted in the text.
+
+Eight topics are shared by all scenarios. Every item is written about one topic, sometimes a little
+about a second one; every user prefers one to three topics, the same ones in each scenario. Whether
+a user likes an item depends mostly on whether the topics meet, and little on the item's quality
+and the user's generosity, which no column shows. So a model that reads the text does much better
+than popularity, also on items that it has never seen, and what it learns in one scenario helps in
+the others.
+
+Only numpy and pyarrow: the world can be written without Ray and torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mtrec_ray.data import storage
+
+# Words of a topic overlap in meaning, not in spelling: an encoder must know that a comet and an
+# orbit belong together.
+TOPIC_WORDS: dict[str, tuple[str, ...]] = {
+    "cooking": (
+        "cooking", "recipe", "kitchen", "baking", "pasta", "chef", "spice", "soup", "pastry",
+        "roast", "dessert", "seasoning", "frying pan", "cuisine", "dough", "sauce",
+    ),
+    "outdoors": (
+        "camping", "hiking", "tent", "mountain trail", "backpacking", "campfire", "wilderness",
+        "climbing", "sleeping bag", "kayak", "summit", "trekking", "forest walk", "canyon",
+    ),
+    "space": (
+        "space", "astronaut", "telescope", "galaxy", "rocket", "planet", "orbit", "comet",
+        "astronomy", "Mars", "lunar", "satellite", "asteroid", "nebula", "spacecraft",
+    ),
+    "music": (
+        "music", "guitar", "orchestra", "jazz", "piano", "concert", "melody", "drummer", "violin",
+        "songwriter", "album", "choir", "symphony", "singer", "rhythm",
+    ),
+    "football": (
+        "football", "goalkeeper", "striker", "penalty kick", "league match", "midfielder",
+        "World Cup", "stadium", "dribbling", "soccer", "referee", "free kick", "defender",
+        "offside", "football club",
+    ),
+    "gardening": (
+        "gardening", "roses", "seedling", "compost", "greenhouse", "pruning", "flower bed",
+        "tomato plant", "lawn", "orchard", "tulips", "watering can", "hedge", "potting soil",
+    ),
+    "history": (
+        "history", "medieval", "Roman empire", "castle", "ancient Egypt", "archaeology", "knight",
+        "dynasty", "pharaoh", "Viking", "revolution", "monastery", "crusade", "Renaissance",
+    ),
+    "computing": (
+        "computing", "laptop", "programming", "software", "keyboard", "processor", "algorithm",
+        "coding", "robotics", "circuit board", "database", "open source", "compiler", "server",
+    ),
+}  # fmt: skip
+
+
+TOPICS = tuple(TOPIC_WORDS)
+
+
+# Every text names three words of its topic: {a} and {b} in the title or the description, {c} in the
+# description, where a second topic takes its place. {kind} is an item's own flavour, not a topic.
+SHOP_TITLES = (
+    "{kind} {a} set", "{a} gift box, {kind}", "{kind} {a} poster", "The {kind} book of {a}",
+    "{a} and {b} puzzle", "{kind} {a} starter kit",
+)  # fmt: skip
+
+
+SHOP_DESCRIPTIONS = (
+    "Made for everyone who loves {b}. Goes well with {c}.",
+    "Inspired by {b} and {c}, packed by hand.",
+    "A present for friends of {b}, with a touch of {c}.",
+)
+
+
+SHOP_KINDS = ("sturdy", "classic", "compact", "premium", "everyday", "handmade", "travel-size")
+
+
+NEWS_TITLES = (
+    "{kind}: what {a} tells us today", "{kind}: a new look at {a} and {b}",
+    "{kind}: the year of {a}", "{kind}: why people talk about {a}", "{kind}: {a} in the spotlight",
+)  # fmt: skip
+
+
+NEWS_DESCRIPTIONS = (
+    "Our reporter asked experts about {b} and {c}.",
+    "How {b} changed, and what it means for {c}.",
+    "A story of {b}, {c} and the people behind it.",
+)
+
+
+NEWS_KINDS = ("Report", "Opinion", "Interview", "Analysis", "Briefing", "Feature")
+
+
+VIDEO_TITLES = (
+    "The last {a}", "Beyond {a}", "A night of {a} and {b}", "{a}: the untold story",
+    "My life with {a}", "Return to {a}",
+)  # fmt: skip
+
+
+VIDEO_DESCRIPTIONS = (
+    "A {kind} about {b} and {c}.",
+    "This {kind} follows a family between {b} and {c}.",
+    "Two strangers meet over {b} in a {kind} full of {c}.",
+)
+
+
+VIDEO_KINDS = ("drama", "comedy", "documentary", "thriller", "romance", "animation", "mystery")
+
+
+BRANDS = ("Alder", "Brightway", "Corvo", "Dunmore", "Elmira", "Fenwick", "Granite", "Hollis")
+
+
+MAX_TOPICS_PER_USER = 3
+
+
+SECOND_TOPIC_CHANCE = 0.25
+
+
+SECOND_TOPIC_SHARE = 0.35
+
+
+CHOSEN_EXPOSURE = 0.15  # share of events where the user was shown a preferred topic on purpose
+
+
+USER_ACTIVITY_SKEW = 1.5  # rank = uniform ** skew: 1 is uniform, more favours the first ranks
+
+
+ITEM_POPULARITY_SKEW = 1.7
+
+
+MAX_FILL = 0.5  # of all user-item pairs; above, distinct pairs become hard to draw
+
+
+NO_RATING_CHANCE = 0.15
+
+
+START = np.datetime64("2025-01-01T00:00:00", "ms")
+
+
+MINUTE_MS = 60_000
+
+
+DAY_MS = 24 * 60 * MINUTE_MS
+
+
+WORLD_DAYS = 90
+
+
+PUBLISHED_BEFORE_START_DAYS = 10
+
+
+PUBLISHED_UNTIL_DAY = 85
+
+
+NEWS_LIFETIME_DAYS = 20
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Weights of a label's score: constant, topic match, item quality, user generosity."""
+
+    constant: float
+    match: float
+    quality: float
+    generosity: float
+
+
+POSITIVE = Effects(constant=-2.2, match=3.4, quality=0.45, generosity=0.35)
+
+
+FOLLOW_UP = Effects(
+    constant=-1.95, match=1.1, quality=0.6, generosity=0.4
+)  # buy, like after a click
+
+
+RATING = Effects(constant=2.4, match=1.8, quality=0.35, generosity=0.3)
+
+
+RATING_NOISE = 0.6
+
+
+@dataclass(frozen=True)
+class Users:
+    """Hidden taste of the users, shared by the scenarios: `preference` is 0/1, (users, topics)."""
+
+    preference: np.ndarray
+    generosity: np.ndarray
+
+
+@dataclass(frozen=True)
+class Items:
+    """Hidden traits of one scenario's items: topic, shares (items, topics), quality, birth time."""
+
+    topic: np.ndarray
+    second: np.ndarray
+    shares: np.ndarray
+    quality: np.ndarray
+    published_ms: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Distinct (user, item) pairs, the time of each, and the hidden traits behind its labels."""
+
+    user: np.ndarray
+    item: np.ndarray
+    time_ms: np.ndarray
+    match: np.ndarray
+    quality: np.ndarray
+    generosity: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What differs between scenarios: phrases, further item columns, labels, item lifetime."""
+
+    titles: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    kinds: tuple[str, ...]
+    extra_columns: Callable[[np.random.Generator, Items, np.ndarray], dict[str, pa.Array]]
+    labels: Callable[[np.random.Generator, Pairs], dict[str, pa.Array]]
+    lifetime_days: int | None = None
+
+
+def write_sample_world(root: str, *, seed: int, users: int, items: int, events: int) -> None:
+    """`root/{shop,news,video}/{items,events}.parquet`; the same seed and sizes, the same rows.
+
+    Args:
+        root: Folder or URI, made if missing; files of an earlier world are overwritten.
+        seed: Seed of all random choices.
+        users: Number of users; the scenarios share them.
+        items: Number of items of each scenario.
+        events: Number of events of each scenario, sorted by time, no user-item pair twice.
+
+    Raises:
+        ValueError: fewer items than topics, no user or no event, or events over half of all pairs.
+    """
+    _check_sizes(users, items, events)
+    people = _draw_users(np.random.default_rng([seed, 0]), users)
+    for number, (name, scenario) in enumerate(SCENARIOS.items(), start=1):
+        rng = np.random.default_rng([seed, number])
+        catalogue = _draw_items(rng, items, scenario.lifetime_days)
+        pairs = _draw_pairs(rng, people, catalogue, events, scenario.lifetime_days)
+        for kind, table in (
+            ("items", _items_table(rng, name, scenario, catalogue)),
+            ("events", _events_table(rng, name, scenario, pairs)),
+        ):
+            storage.write_table(storage.join(root, name, f"{kind}.parquet"), table)
+
+
+def _check_sizes(users: int, items: int, events: int) -> None:
+    if items < len(TOPICS):
+        raise ValueError(f"items: found {items}, allowed: {len(TOPICS)} (one a topic) or more")
+    if users < 1 or events < 1:
+        raise ValueError(f"users, events: found {users}, {events}, allowed: 1 or more")
+    most = int(MAX_FILL * users * items)
+    if events > most:
+        raise ValueError(
+            f"events: found {events}, allowed: up to {most} ({MAX_FILL:.0%} of users x items)"
+        )
+
+
+def _draw_users(rng: np.random.Generator, users: int) -> Users:
+    order = rng.random((users, len(TOPICS))).argsort(axis=1).argsort(axis=1)
+    num_preferred = rng.integers(1, MAX_TOPICS_PER_USER + 1, size=(users, 1))
+    return Users((order < num_preferred).astype(np.float64), rng.standard_normal(users))
+
+
+def _draw_items(rng: np.random.Generator, items: int, lifetime_days: int | None) -> Items:
+    topic = rng.permutation(np.arange(items) % len(TOPICS))
+    other = (topic + rng.integers(1, len(TOPICS), size=items)) % len(TOPICS)
+    second = np.where(rng.random(items) < SECOND_TOPIC_CHANCE, other, topic)
+    shares = np.zeros((items, len(TOPICS)))
+    np.add.at(shares, (np.arange(items), topic), 1 - SECOND_TOPIC_SHARE)
+    np.add.at(shares, (np.arange(items), second), SECOND_TOPIC_SHARE)
+    first_ms, last_ms = -PUBLISHED_BEFORE_START_DAYS * DAY_MS, PUBLISHED_UNTIL_DAY * DAY_MS
+    published_ms = rng.integers(first_ms, last_ms, size=items)
+    if lifetime_days is None:
+        published_ms = np.zeros(items, dtype=np.int64)
+    return Items(topic, second, shares, rng.standard_normal(items), published_ms)
+
+
+def _draw_pairs(
+    rng: np.random.Generator, users: Users, items: Items, events: int, lifetime_days: int | None
+) -> Pairs:
+    user_order = rng.permutation(len(users.generosity))
+    item_order = rng.permutation(len(items.topic))
+    keys = np.empty(0, dtype=np.int64)
+    while len(keys) < events:
+        user = user_order[_skewed_ranks(rng, len(user_order), events, USER_ACTIVITY_SKEW)]
+        item = item_order[_skewed_ranks(rng, len(item_order), events, ITEM_POPULARITY_SKEW)]
+        chosen = rng.random(events) < CHOSEN_EXPOSURE
+        item[chosen] = _preferred_items(rng, users.preference[user[chosen]], items.topic)
+        keys = np.concatenate([keys, user * len(item_order) + item])
+        _, first = np.unique(keys, return_index=True)
+        keys = keys[np.sort(first)]
+    user, item = np.divmod(keys[:events], len(item_order))
+    time_ms = _event_times(rng, items.published_ms[item], lifetime_days)
+    order = np.argsort(time_ms, kind="stable")
+    user, item, time_ms = user[order], item[order], time_ms[order]
+    match = (users.preference[user] * items.shares[item]).sum(axis=1)
+    return Pairs(user, item, time_ms, match, items.quality[item], users.generosity[user])
+
+
+def _skewed_ranks(rng: np.random.Generator, size: int, num: int, skew: float) -> np.ndarray:
+    return (size * rng.random(num) ** skew).astype(np.int64)
+
+
+def _preferred_items(
+    rng: np.random.Generator, preference: np.ndarray, topic: np.ndarray
+) -> np.ndarray:
+    """One random item a row, of a topic that the row's user prefers."""
+    wanted = (preference * rng.random(preference.shape)).argmax(axis=1)
+    by_topic = np.argsort(topic, kind="stable")
+    counts = np.bincount(topic, minlength=len(TOPICS))
+    starts = np.cumsum(counts) - counts
+    return by_topic[starts[wanted] + (counts[wanted] * rng.random(len(wanted))).astype(np.int64)]
+
+
+def _event_times(
+    rng: np.random.Generator, published_ms: np.ndarray, lifetime_days: int | None
+) -> np.ndarray:
+    """Milliseconds since `START`; soon after publishing where items have a lifetime."""
+    if lifetime_days is None:
+        return rng.integers(0, WORLD_DAYS * DAY_MS, size=len(published_ms))
+    first = np.maximum(published_ms + MINUTE_MS, 0)
+    last = np.minimum(published_ms + lifetime_days * DAY_MS, WORLD_DAYS * DAY_MS)
+    return first + ((last - first) * rng.beta(1, 4, size=len(first))).astype(np.int64)
+
+
+def _score(pairs: Pairs, effects: Effects) -> np.ndarray:
+    return (
+        effects.constant
+        + effects.match * pairs.match
+        + effects.quality * pairs.quality
+        + effects.generosity * pairs.generosity
+    )
+
+
+def _binary(rng: np.random.Generator, pairs: Pairs, effects: Effects) -> np.ndarray:
+    return rng.random(len(pairs.user)) < 1 / (1 + np.exp(-_score(pairs, effects)))
+
+
+def _label(values: np.ndarray, *, missing: np.ndarray | None = None) -> pa.Array:
+    return pa.array(values.astype(np.float32), mask=missing)
+
+
+def _shop_labels(rng: np.random.Generator, pairs: Pairs) -> dict[str, pa.Array]:
+    click, buy = _binary(rng, pairs, POSITIVE), _binary(rng, pairs, FOLLOW_UP)
+    return {"click": _label(click), "buy": _label(buy, missing=~click)}
+
+
+def _news_labels(rng: np.random.Generator, pairs: Pairs) -> dict[str, pa.Array]:
+    click, like = _binary(rng, pairs, POSITIVE), _binary(rng, pairs, FOLLOW_UP)
+    return {"click": _label(click), "like": _label(like, missing=~click)}
+
+
+def _video_labels(rng: np.random.Generator, pairs: Pairs) -> dict[str, pa.Array]:
+    like = _binary(rng, pairs, POSITIVE)
+    noise = RATING_NOISE * rng.standard_normal(len(like))
+    stars = np.round(2 * (_score(pairs, RATING) + noise)) / 2
+    not_rated = rng.random(len(like)) < NO_RATING_CHANCE
+    return {"like": _label(like), "rating": _label(stars.clip(1, 5), missing=not_rated)}
+
+
+def _shop_columns(rng: np.random.Generator, items: Items, kind: np.ndarray) -> dict[str, pa.Array]:
+    brand = np.array(BRANDS)[rng.integers(0, len(BRANDS), size=len(kind))]
+    price = np.round(np.exp(3 + 0.8 * rng.standard_normal(len(kind))), 2)
+    return {"brand": pa.array(brand.tolist()), "price": pa.array(price.astype(np.float32))}
+
+
+def _news_columns(rng: np.random.Generator, items: Items, kind: np.ndarray) -> dict[str, pa.Array]:
+    return {"published": _timestamps(items.published_ms)}
+
+
+def _video_columns(rng: np.random.Generator, items: Items, kind: np.ndarray) -> dict[str, pa.Array]:
+    year = rng.integers(1975, 2025, size=len(kind))
+    return {"genre": pa.array(kind.tolist()), "year": pa.array(year.astype(np.int32))}
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "shop": Scenario(SHOP_TITLES, SHOP_DESCRIPTIONS, SHOP_KINDS, _shop_columns, _shop_labels),
+    "news": Scenario(
+        NEWS_TITLES, NEWS_DESCRIPTIONS, NEWS_KINDS, _news_columns, _news_labels, NEWS_LIFETIME_DAYS
+    ),
+    "video": Scenario(VIDEO_TITLES, VIDEO_DESCRIPTIONS, VIDEO_KINDS, _video_columns, _video_labels),
+}
+
+
+def _timestamps(since_start_ms: np.ndarray) -> pa.Array:
+    return pa.array(START + since_start_ms.astype("timedelta64[ms]"), pa.timestamp("ms"))
+
+
+def _item_text(
+    rng: np.random.Generator, scenario: Scenario, topic: int, second: int, kind: str
+) -> tuple[str, str]:
+    """Title and description, of three different words of the topic or two and one of the second."""
+    a, b, c = rng.choice(TOPIC_WORDS[TOPICS[topic]], size=3, replace=False)
+    if second != topic:
+        c = rng.choice(TOPIC_WORDS[TOPICS[second]])
+    texts = (
+        str(rng.choice(phrases)).format(a=a, b=b, c=c, kind=kind)
+        for phrases in (scenario.titles, scenario.descriptions)
+    )
+    title, description = (text[:1].upper() + text[1:] for text in texts)
+    return title, description
+
+
+def _items_table(rng: np.random.Generator, name: str, scenario: Scenario, items: Items) -> pa.Table:
+    kind = np.array(scenario.kinds)[rng.integers(0, len(scenario.kinds), size=len(items.topic))]
+    texts = [
+        _item_text(rng, scenario, topic, second, flavour)
+        for topic, second, flavour in zip(items.topic, items.second, kind, strict=True)
+    ]
+    columns = {
+        "item_id": _ids(name, np.arange(len(kind))),
+        "title": pa.array([title for title, _ in texts]),
+        "description": pa.array([description for _, description in texts]),
+    }
+    return pa.table(columns | scenario.extra_columns(rng, items, kind))
+
+
+def _events_table(
+    rng: np.random.Generator, name: str, scenario: Scenario, pairs: Pairs
+) -> pa.Table:
+    columns = {
+        "user_id": _ids("user", pairs.user),
+        "item_id": _ids(name, pairs.item),
+        "time": _timestamps(pairs.time_ms),
+    }
+    return pa.table(columns | scenario.labels(rng, pairs))
+
+
+def _ids(prefix: str, numbers: np.ndarray) -> pa.Array:
+    return pa.array([f"{prefix}_{number:05d}" for number in numbers])

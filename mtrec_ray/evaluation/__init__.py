@@ -1,0 +1,1 @@
+"""Numbers only: metrics, intervals, choices. Knows no torch and no Ray."""

@@ -1,0 +1,146 @@
+"""Intervals by resampling users: how far a metric, or the difference of two models, is chance.
+
+Rows of one user are not independent, so whole users are drawn, with replacement; a resample is a
+weight (how often it was drawn) for every user. A metric of a resample weights rows accordingly.
+Models that are compared see the same resamples (paired).
+
+Letters: N rows, U users, B resamples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrec_ray.evaluation.metrics import Floats, user_aucs
+
+NUM_RESAMPLES = 200
+
+
+LEVEL = 0.95
+
+
+# Metrics f64[B] of resamples from user weights f64[B, U].
+Resampled = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value on all rows, and the central interval of its resamples."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference is told apart from chance."""
+        return self.low > 0 or self.high < 0
+
+
+def draw_users(num_users: int, seed: int, resamples: int = NUM_RESAMPLES) -> Floats:
+    """f64[B, U]: how often each user is drawn; each row sums to U."""
+    rng = np.random.default_rng(seed)
+    share = np.full(num_users, 1 / num_users)
+    return rng.multinomial(num_users, share, size=resamples).astype(np.float64)
+
+
+def auc_of(labels: Floats, scores: Floats, users: NDArray[np.int64]) -> Resampled:
+    """AUC with rows weighted by their users: ties count a half; users are 0..U-1."""
+    order = np.argsort(scores, kind="stable")
+    positive, user = labels[order] == 1, users[order]
+    first = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) != 0]))
+
+    def resampled(weights: Floats) -> Floats:
+        found = []
+        for one in weights:
+            own = one[user]
+            p = np.add.reduceat(np.where(positive, own, 0.0), first)
+            n = np.add.reduceat(np.where(positive, 0.0, own), first)
+            below = np.cumsum(n) - n
+            area, pairs = (p * (below + n / 2)).sum(), p.sum() * n.sum()
+            found.append(area / pairs if pairs else np.nan)
+        return np.array(found)
+
+    return resampled
+
+
+def gauc_of(labels: Floats, scores: Floats, users: NDArray[np.int64]) -> Resampled:
+    """GAUC weighted by rows, over users that have both classes."""
+    auc, rows = user_aucs(labels, scores, users)
+    known = np.isfinite(auc)
+    values, sizes = np.where(known, auc, 0.0), np.where(known, rows, 0.0)
+
+    def resampled(weights: Floats) -> Floats:
+        total = weights @ sizes
+        return np.divide(
+            weights @ (values * sizes), total, out=np.full(len(weights), np.nan), where=total > 0
+        )
+
+    return resampled
+
+
+def rmse_of(labels: Floats, predictions: Floats, users: NDArray[np.int64]) -> Resampled:
+    """RMSE with rows weighted by their users."""
+    square = np.bincount(users, (labels - predictions) ** 2)
+    rows = np.bincount(users)
+    return lambda weights: np.sqrt((weights @ square) / (weights @ rows))
+
+
+def loss_ratio_of(
+    losses: Floats, constant: Floats, users: NDArray[np.int64], num_users: int
+) -> Resampled:
+    """Mean loss of rows over that of a constant prediction, rows weighted by their users (NE)."""
+    own = np.bincount(users, losses, num_users)
+    other = np.bincount(users, constant, num_users)
+
+    def resampled(weights: Floats) -> Floats:
+        total = weights @ other
+        return np.divide(weights @ own, total, out=np.full(len(weights), np.nan), where=total > 0)
+
+    return resampled
+
+
+METRICS = {"auc": auc_of, "gauc": gauc_of, "rmse": rmse_of}
+
+
+def interval(values: Floats, whole: float) -> Interval:
+    """The central interval of resampled values; NaN where there are none."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return Interval(whole, float("nan"), float("nan"))
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(whole, float(low), float(high))
+
+
+def metric_interval(
+    metric: str, labels: Floats, scores: Floats, users: NDArray[np.integer], seed: int = 0
+) -> Interval:
+    """A metric (auc, gauc or rmse) with its interval."""
+    _, code = np.unique(users, return_inverse=True)
+    of = METRICS[metric](labels, scores, code)
+    weights = draw_users(int(code.max()) + 1, seed)
+    return interval(of(weights), float(of(np.ones((1, weights.shape[1])))[0]))
+
+
+def paired_difference(
+    metric: str,
+    labels: Floats,
+    first: list[Floats],
+    second: list[Floats],
+    users: NDArray[np.integer],
+    seed: int = 0,
+) -> Interval:
+    """First less second model in a metric, by the same resampled users.
+
+    A model is given by its scores under one or more seeds: its metric is their mean.
+    """
+    _, code = np.unique(users, return_inverse=True)
+    weights = draw_users(int(code.max()) + 1, seed)
+    whole = np.ones((1, weights.shape[1]))
+    means = []
+    for scores in (first, second):
+        found = [METRICS[metric](labels, s, code) for s in scores]
+        means.append([np.mean([of(w) for of in found], 0) for w in (weights, whole)])
+    return interval(means[0][0] - means[1][0], float(means[0][1][0] - means[1][1][0]))

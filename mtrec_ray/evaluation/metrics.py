@@ -1,0 +1,177 @@
+"""Metrics of record: scikit-learn's definitions, and GAUC, which it lacks.
+
+Letters: N rows.
+
+GAUC is the AUC inside each user's own rows, over users that have both classes: the mean weighted
+by the user's rows (`gauc`), and the plain mean over users (`gauc_unweighted`).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss, mean_absolute_error, roc_auc_score, root_mean_squared_error
+
+from mtrec_ray.data.prepared import PreparedScenario
+
+Floats = NDArray[np.float64]
+
+
+Metrics = dict[str, float]
+
+
+EPSILON = 1e-7
+
+
+def binary_metrics(
+    labels: Floats, scores: Floats, users: NDArray[np.integer], *, base_rate: float
+) -> Metrics:
+    """Metrics of probabilities f64[N] against labels 0/1 f64[N] of users i[N].
+
+    `ne` is the log-loss over that of the constant training `base_rate` on the same rows (1 for a
+    model that knows only that rate); `calibration` is predicted over actual positives.
+    """
+    clipped = np.clip(scores, EPSILON, 1 - EPSILON)
+    constant = np.full(len(labels), np.clip(base_rate, EPSILON, 1 - EPSILON))
+    both = 0 < labels.sum() < len(labels)
+    gauc, unweighted = grouped_auc(labels, scores, users)
+    loss = float(log_loss(labels, clipped, labels=[0, 1]))
+    return {
+        "auc": float(roc_auc_score(labels, scores)) if both else float("nan"),
+        "gauc": gauc,
+        "gauc_unweighted": unweighted,
+        "logloss": loss,
+        "ne": loss / float(log_loss(labels, constant, labels=[0, 1])),
+        "calibration": float(scores.mean() / labels.mean()) if labels.any() else float("nan"),
+        "rows": float(len(labels)),
+    }
+
+
+def grouped_auc(labels: Floats, scores: Floats, users: NDArray[np.integer]) -> tuple[float, float]:
+    """GAUC weighted by rows, and unweighted; NaN where no user has both classes."""
+    auc, rows = user_aucs(labels, scores, users)
+    both = np.isfinite(auc)
+    if not both.any():
+        return float("nan"), float("nan")
+    return float(np.average(auc[both], weights=rows[both])), float(auc[both].mean())
+
+
+def reliability(labels: Floats, scores: Floats, bins: int = 10) -> list[Metrics]:
+    """Mean prediction and share of positives in bins of equal size: calibrated where they agree."""
+    actual, predicted = calibration_curve(labels, scores, n_bins=bins, strategy="quantile")
+    return [
+        {"predicted": float(p), "actual": float(a)} for p, a in zip(predicted, actual, strict=True)
+    ]
+
+
+def user_aucs(
+    labels: Floats, scores: Floats, users: NDArray[np.integer]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """AUC f64[U] inside each user's rows, NaN without both classes, and rows i64[U], by user.
+
+    AUC by ranks (Mann-Whitney): (sum of the positives' ranks - p (p + 1) / 2) / (p n), ties at
+    their mean rank. Ranks inside a user are overall ranks by (user, score) less the rows before.
+    """
+    _, code = np.unique(users, return_inverse=True)
+    order = np.lexsort([scores, code])
+    code, scores, labels = code[order], scores[order], labels[order]
+    new = np.concatenate([[True], (np.diff(code) != 0) | (np.diff(scores) != 0)])
+    rank = rankdata(np.cumsum(new))
+    rows = np.bincount(code)
+    before = np.concatenate([[0], np.cumsum(rows)[:-1]])
+    positives = np.bincount(code, labels)
+    pairs = positives * (rows - positives)
+    rank_sum = np.bincount(code, labels * (rank - before[code]))
+    area = rank_sum - positives * (positives + 1) / 2
+    return np.divide(area, pairs, out=np.full(len(rows), np.nan), where=pairs > 0), rows
+
+
+def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float) -> Metrics:
+    """RMSE and MAE, and RMSE over that of the constant training mean on the same rows."""
+    rmse = float(root_mean_squared_error(labels, predictions))
+    constant = float(root_mean_squared_error(labels, np.full(len(labels), train_mean)))
+    return {
+        "rmse": rmse,
+        "mae": float(mean_absolute_error(labels, predictions)),
+        "mean_rmse": constant,
+        "relative_rmse": rmse / constant if constant else float("nan"),
+        "rows": float(len(labels)),
+    }
+
+
+def task_score(metrics: Mapping[str, float]) -> float:
+    """NE or relative RMSE: 1 for a model that knows only the training mean, lower is better."""
+    return metrics["ne"] if "ne" in metrics else metrics["relative_rmse"]
+
+
+def joint_score(
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
+    weights: Mapping[str, float] | None = None,
+) -> float:
+    """Mean of the task scores of each scenario, then over scenarios by fixed weights.
+
+    NaN tasks (without rows) take no part; NaN where no scenario with a weight is left. The weights
+    are the project's `evaluation.weights`, never the loss weights: else a search would win by
+    moving weight to an easy scenario.
+    """
+    means, shares = [], []
+    for name, tasks in metrics.items():
+        scores = [s for s in map(task_score, tasks.values()) if not np.isnan(s)]
+        if scores:
+            means.append(float(np.mean(scores)))
+            shares.append((weights or {}).get(name, 0.0 if weights else 1.0))
+    return float(np.average(means, weights=shares)) if sum(shares) > 0 else float("nan")
+
+
+def scenario_scores(valid: Mapping[str, float]) -> dict[str, float]:
+    """Mean task score of each scenario, from metrics by `scenario/task/metric`.
+
+    Tasks without rows (NaN) take no part.
+    """
+    tasks: dict[str, dict[str, dict[str, float]]] = {}
+    for key, value in valid.items():
+        scenario, task, metric = key.split("/")
+        tasks.setdefault(scenario, {}).setdefault(task, {})[metric] = value
+    found = {}
+    for name, own in tasks.items():
+        scores = [s for s in map(task_score, own.values()) if np.isfinite(s)]
+        found[name] = float(np.mean(scores)) if scores else float("nan")
+    return found
+
+
+def task_scores(valid: Mapping[str, float]) -> dict[str, float]:
+    """NE or relative RMSE by `scenario/task`, from metrics by `scenario/task/metric`."""
+    wanted = ("ne", "relative_rmse")
+    return {k.rpartition("/")[0]: v for k, v in valid.items() if k.rpartition("/")[2] in wanted}
+
+
+TaskMetrics = dict[str, dict[str, float]]
+
+
+def task_metrics(
+    facts: PreparedScenario, users: np.ndarray, labels: np.ndarray, scores: np.ndarray
+) -> TaskMetrics:
+    """Metrics of each task over its labelled rows; arrays are [N], [N, T], [N, T]."""
+    found: TaskMetrics = {}
+    for i, (task, kind) in enumerate(facts.kinds.items()):
+        known = np.isfinite(labels[:, i])
+        own = (labels[known, i].astype(np.float64), scores[known, i].astype(np.float64))
+        if not known.any():
+            continue
+        if kind == "binary":
+            found[task] = binary_metrics(*own, users[known], base_rate=facts.label_means[task])
+        else:
+            found[task] = regression_metrics(*own, train_mean=facts.label_means[task])
+    return found
+
+
+def flat(metrics: Mapping[str, TaskMetrics]) -> dict[str, float]:
+    """Metrics by `scenario/task/metric`."""
+    return {
+        f"{name}/{task}/{metric}": value
+        for name, tasks in metrics.items()
+        for task, values in tasks.items()
+        for metric, value in values.items()
+    }

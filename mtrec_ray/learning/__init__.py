@@ -1,1 +1,0 @@
-"""Layer `learning` of the house; see the README."""

@@ -1,0 +1,102 @@
+"""A scenario's own embeddings and columns.
+
+Letters: N samples, U distinct items, W width.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.model.numeric import NumericInputs
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.project.model import Model
+
+# The time since the first row of what has always been there is the calendar, and later rows lie
+# outside of what training saw: ages beyond 30 days are read as one.
+AGE, MAX_AGE = ".log_seconds_since_first", math.log1p(30 * 86_400)
+
+
+class ScenarioInputs(nn.Module):
+    """A scenario's own embeddings and columns."""
+
+    catalogue_raw: Tensor
+    catalogue_numeric: Tensor
+    catalogue_ids: Tensor
+    catalogue_categories: Tensor
+    kept: Tensor
+    limits: Tensor
+
+    def __init__(self, facts: PreparedScenario, catalogue: Catalogue, options: Model) -> None:
+        super().__init__()
+        width = options.width
+        num_numeric = len(facts.item_numeric_mean)
+        self.columns = NumericInputs(
+            [*facts.numeric_mean, *facts.item_numeric_mean],
+            [*facts.numeric_std, *facts.item_numeric_std],
+            [*facts.numeric_quantiles, *facts.item_numeric_quantiles],
+            width,
+            options.bins,
+        )
+        kept = [options.statistics or n.startswith("event.") for n in facts.numeric_names]
+        kept += [True] * num_numeric
+        limits = [MAX_AGE if n.endswith(AGE) else math.inf for n in facts.numeric_names]
+        limits += [math.inf] * num_numeric
+        self.register_buffer("limits", torch.tensor(limits), persistent=False)
+        self.register_buffer("kept", torch.tensor(kept, dtype=torch.bool), persistent=False)
+        self.item_ids = _ids(facts.num_items + 1, width) if options.item_ids else None
+        self.item_categories = nn.ModuleList(_ids(n, width) for n in facts.item_category_sizes)
+        self.categories = nn.ModuleList(_ids(n, width) for n in facts.category_sizes)
+        self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
+        self.options = options
+        numbers = torch.from_numpy(catalogue.numeric)
+        self.register_buffer("catalogue_raw", numbers, persistent=False)
+        if numbers.shape[1]:
+            mean = torch.tensor(facts.item_numeric_mean)
+            std = torch.tensor(facts.item_numeric_std)
+            numbers = ((numbers - mean) / std).clamp(-4, 4)
+        numbers = torch.cat([numbers.nan_to_num(0.0), numbers.isnan().float()], 1)
+        ids = np.where(catalogue.known, np.arange(1, catalogue.num_items + 1), 0)
+        self.register_buffer("catalogue_numeric", numbers, persistent=False)
+        self.register_buffer("catalogue_ids", torch.from_numpy(ids), persistent=False)
+        codes = torch.from_numpy(catalogue.categorical.astype(np.int64))
+        self.register_buffer("catalogue_categories", codes, persistent=False)
+
+    def item_extras(self, items: Tensor) -> Tensor:
+        """f32[U, W]: what is added to the text of items: ids, categories, numbers."""
+        extra = torch.zeros(len(items), self.options.width, device=items.device)
+        if self.item_numeric is not None:
+            extra = extra + self.item_numeric(self.catalogue_numeric[items])
+        if self.item_ids is not None:
+            ids = drop_ids(self.catalogue_ids[items], self.options.id_dropout, self.training)
+            extra = extra + self.item_ids(ids)
+        for i, table in enumerate(self.item_categories):
+            extra = extra + table(self.catalogue_categories[items, i])
+        return extra
+
+    def row_columns(self, samples: Samples) -> Tensor:
+        """f32[N, W]: the samples' statistics and categories, and the candidate's numbers."""
+        numbers = self.catalogue_raw[samples.items[samples.candidate]]
+        values = torch.cat([samples.numeric, numbers], 1).masked_fill(~self.kept, math.nan)
+        columns = self.columns(torch.minimum(values, self.limits))
+        for i, table in enumerate(self.categories):
+            columns = columns + table(samples.categorical[:, i])
+        return columns
+
+
+def _ids(number: int, width: int) -> nn.Embedding:
+    table = nn.Embedding(number, width, padding_idx=0)
+    nn.init.normal_(table.weight, std=0.01)
+    with torch.no_grad():
+        table.weight[0] = 0
+    return table
+
+
+def drop_ids(ids: Tensor, share: float, training: bool) -> Tensor:
+    """Ids with a share of them made unknown (0), so that the model learns to do without."""
+    if not training or share == 0:
+        return ids
+    return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, 0)

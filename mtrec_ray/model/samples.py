@@ -1,0 +1,57 @@
+"""Samples of a scenario as tensors on the training device.
+
+Letters: N samples, U distinct items, H history items, F numeric columns, C categories, T tasks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Samples:
+    """Samples of one scenario on the training device.
+
+    Attributes:
+        items: i64[U], the distinct catalogue rows that the samples refer to.
+        candidate: i64[N], places in `items`.
+        history: i64[N, H], places in `items`, -1 where there is none.
+        ages: i64[N, H].
+        user: i64[N]. numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
+    """
+
+    items: Tensor
+    candidate: Tensor
+    history: Tensor
+    ages: Tensor
+    user: Tensor
+    numeric: Tensor
+    categorical: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> "Samples":
+        """Samples from prepared arrays; distinct items are found here."""
+        refs = np.concatenate([arrays["item"][:, None], arrays["history"]], 1)
+        distinct, places = np.unique(refs, return_inverse=True)
+        shift = int(distinct[0] < 0)
+        places = places.reshape(refs.shape).astype(np.int64) - shift
+
+        def put(values: np.ndarray, dtype: type) -> Tensor:
+            return torch.from_numpy(np.array(values, dtype, order="C")).to(
+                device
+            )  # owns its memory
+
+        return cls(
+            items=put(distinct[shift:], np.int64),
+            candidate=put(places[:, 0], np.int64),
+            history=put(places[:, 1:], np.int64),
+            ages=put(arrays["history_age"], np.int64),
+            user=put(arrays["user"], np.int64),
+            numeric=put(arrays["numeric"], np.float32),
+            categorical=put(arrays["categorical"], np.int64),
+            labels=put(arrays["labels"], np.float32),
+        )

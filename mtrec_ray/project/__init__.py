@@ -1,0 +1,1 @@
+"""What a user writes: the project file as frozen, validated sections. Knows no torch and no Ray."""

@@ -1,0 +1,1 @@
+"""What a search tries and what came of it. Knows no Ray."""

@@ -1,0 +1,163 @@
+"""What a search may try: its variables, how a point of them changes the project, what cannot be.
+
+A point holds a number or option for each variable: `lambda.NAME` of a scenario (u of
+`learning/simplex.py`) and the names of searched fields. Its overrides are values by field.
+"""
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from mtrec_ray.project.load import value_at
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.ranges import Range, parse_range
+from mtrec_ray.search.simplex import MARGIN, lattice, numbers_of, scaled, weights_of
+
+LAMBDA = "lambda."
+
+
+FACTOR = 5.0  # of the default ranges, below and above the project's own value
+
+
+Point = dict[str, Any]
+
+
+Overrides = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Scenarios whose weights are searched (none: empty), and the ranges of searched fields."""
+
+    scenarios: tuple[str, ...]
+    ranges: dict[str, Range]
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The variables as Optuna has them."""
+        unit = FloatDistribution(MARGIN, 1 - MARGIN)
+        lambdas: dict[str, BaseDistribution] = {LAMBDA + name: unit for name in self.scenarios}
+        return lambdas | {field: distribution(found) for field, found in self.ranges.items()}
+
+    def overrides(self, point: Mapping[str, Any]) -> Overrides:
+        """The values by field of a point."""
+        weights = weights_of([point[LAMBDA + name] for name in self.scenarios])
+        fields = {f: json.loads(point[f]) if r.values else point[f] for f, r in self.ranges.items()}
+        return weight_overrides(self.scenarios, weights) | fields
+
+    def point_of(self, project: Project) -> Point:
+        """The point of a project's own values, moved into the ranges where they are outside."""
+        weights = [project.scenarios[name].weight for name in self.scenarios]
+        point: Point = {
+            LAMBDA + name: u
+            for name, u in zip(self.scenarios, numbers_of(weights) if weights else [], strict=True)
+        }
+        tree = project.dump()
+        return point | {f: nearest(value_at(tree, f), r) for f, r in self.ranges.items()}
+
+    def grid(self, steps: int) -> Iterator[Point]:
+        """All combinations of the simplex in steps and of the values of grids and choices.
+
+        Other ranges take part with both ends and the middle.
+        """
+        corners = lattice(len(self.scenarios), steps) if self.scenarios else [[]]
+        lambdas = [
+            {LAMBDA + n: u for n, u in zip(self.scenarios, numbers_of(w), strict=True)} if w else {}
+            for w in corners
+        ]
+        for point in lambdas:
+            for values in itertools.product(*map(levels, self.ranges.values())):
+                yield {**point, **dict(zip(self.ranges, values, strict=True))}
+
+
+def distribution(found: Range) -> BaseDistribution:
+    """A range as Optuna has it."""
+    if found.values:
+        return CategoricalDistribution(found.values)
+    if found.kind == "randint":
+        return IntDistribution(int(found.low), int(found.high))
+    return FloatDistribution(found.low, found.high, log=found.kind == "loguniform")
+
+
+def levels(found: Range) -> list[Any]:
+    """The values of a range in a grid: all of them, or both ends and the middle."""
+    if found.values:
+        return list(found.values)
+    if found.kind == "randint":
+        return sorted({int(found.low), int((found.low + found.high) // 2), int(found.high)})
+    log = found.kind == "loguniform"
+    middle = (found.low * found.high) ** 0.5 if log else (found.low + found.high) / 2
+    return [found.low, middle, found.high]
+
+
+def nearest(value: Any, found: Range) -> Any:
+    """The value itself, or where the range does not hold it the nearest that it holds."""
+    if found.values:
+        near = functools.partial(distance, value)
+        return min(found.values, key=lambda text: near(json.loads(text)))
+    inside = min(max(float(value or 0), found.low), found.high)
+    return round(inside) if found.kind == "randint" else inside
+
+
+def distance(one: Any, other: Any) -> float:
+    """How far two values are from each other: of others than numbers nothing, or infinitely."""
+    if isinstance(one, bool) == isinstance(other, bool) and one == other:
+        return 0.0
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other))
+    return abs(one - other) if numbers else math.inf
+
+
+def weight_overrides(names: tuple[str, ...], weights: list[float]) -> Overrides:
+    """Values by field of the scenarios' weights."""
+    return {f"scenarios.{n}.weight": w for n, w in zip(names, weights, strict=True)}
+
+
+def space_of(project: Project) -> Space:
+    """What the project's search tries."""
+    search = project.search
+    names = tuple(project.scenarios) if search.scenario_weights else ()
+    fields = default_fields(project) if search.fields is None else search.fields
+    return Space(
+        scenarios=names if len(names) > 1 else (),
+        ranges={field: parse_range(text) for field, text in fields.items()},
+    )
+
+
+def default_fields(project: Project) -> dict[str, str]:
+    """Both learning rates, or only that of the heads with a frozen encoder, around their values."""
+    options = project.training
+    rates = {"training.lr": options.lr}
+    if project.model.encoder.trainable != "none":
+        rates["training.lr_encoder"] = options.lr_encoder
+    return {
+        field: f"loguniform({rate / FACTOR:.6g}, {rate * FACTOR:.6g})"
+        for field, rate in rates.items()
+    }
+
+
+def references(project: Project) -> dict[str, Overrides]:
+    """Trials that every search begins with: `own`, `uniform`, and for worst_case `only NAME`.
+
+    Where the project's own weights are uniform there is no second trial of them.
+    """
+    names = tuple(project.scenarios)
+    own = scaled([s.weight for s in project.scenarios.values()])
+    found: dict[str, Overrides] = {"own": {}}
+    if len(set(own)) > 1:
+        found["uniform"] = weight_overrides(names, [1.0] * len(names))
+    if project.search.choose == "worst_case":
+        epochs = project.search.epochs or project.training.epochs
+        for name in names:  # its best epoch is judged by this scenario alone: none ends it early
+            weights = weight_overrides(names, [float(n == name) for n in names])
+            found[f"only_{name}"] = weights | {"training.patience": epochs}
+    return found

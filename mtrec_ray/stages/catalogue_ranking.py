@@ -1,0 +1,97 @@
+"""Recall and NDCG over the whole catalogue for test users, by Ray tasks.
+
+A test user asks at the moment of their first test row, with the history and the statistics of that
+row. Beside the model stand popularity (training positives of the item) and nearest neighbours by
+vectors of the frozen, pretrained encoder (cosine with the mean of the history).
+"""
+
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from mtrec_ray.data.before_test import asking_users, before_test
+from mtrec_ray.data.end_states import items_at_end, seen_pairs
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.snapshot import Layout, blocks
+from mtrec_ray.evaluation.catalogue_ranking import (
+    main_task,
+    neighbours,
+    popularity,
+    ranking_metrics,
+    top,
+)
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.project.project import Project
+from mtrec_ray.stages.cluster import task_of
+from mtrec_ray.stages.ranker import Ranker, marks
+from mtrec_ray.stages.trained_model import Served, ensure_vectors
+from mtrec_ray.training.build import autocast_for, cache_folder
+from mtrec_ray.training.item_vectors import ItemVectors
+
+
+@torch.no_grad()
+def frozen_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.float32]:
+    """f32[n, D]: unit vectors of the items' texts by the pretrained encoder as it came."""
+    options = project.model.encoder.model_copy(update={"trainable": "none", "gather": None})
+    device = torch.device("cuda" if project.run.use_gpu else "cpu")
+    encoder = TextEncoder(options).to(device).eval()
+    catalogues = {name: prepared.catalogue(name)}
+    vectors = ItemVectors(encoder, catalogues, device, autocast_for(device, "auto"))
+    vectors.compute_frozen(cache_folder(project))
+    assert vectors.cache is not None
+    return torch.nn.functional.normalize(vectors.cache, dim=1).cpu().numpy()
+
+
+def judge(served: Served, source: Project, name: str, vectors: np.ndarray) -> dict[str, Any] | None:
+    """Recall and NDCG at k of the model, popularity and neighbours; None without a binary task.
+
+    `source` is the project whose encoder is the pretrained one. In a Ray task.
+    """
+    project = served.parsed
+    layout = Layout(served.open_prepared(), name, project.scenarios[name])
+    options, prepared = project.recommend, layout.prepared
+    task = main_task(prepared, name, options.by.get(name, {}))
+    if task is None or not options.judged_users:
+        return None
+    users, positives = asking_users(layout, task, options.judged_users)
+    items, users = before_test(layout, items_at_end(layout), users)
+    seen = seen_pairs(prepared, name, ("train", "valid"))
+    left_out = marks(users, seen, len(items.ids)) & options.exclude_seen
+    positives = [p[~left_out[i, p]] for i, p in enumerate(positives)]
+    asked = np.flatnonzero([len(p) > 0 for p in positives])
+    users, left_out = users.take(asked), left_out[asked]
+    positives = [positives[i] for i in asked]
+    if not len(asked):
+        return None
+    ranker = Ranker(served, name, vectors, items)
+    popular = popularity(prepared, name, task)
+    texts = frozen_vectors(source, prepared, name)
+    ranked: dict[str, list[NDArray[np.int64]]] = {"model": [], "popularity": [], "neighbours": []}
+    start = 0
+    for block in blocks(users, ranker.users_per_block):
+        out = left_out[start : start + len(block)]
+        start += len(block)
+        scores, best, _ = ranker.top(block, out)
+        ranked["model"].append(np.where(np.isfinite(scores), best, -1))
+        popular_here = np.repeat(popular[None], len(block), 0)
+        ranked["popularity"].append(top(np.where(out, -np.inf, popular_here), options.k))
+        near = neighbours(texts, block.history)
+        ranked["neighbours"].append(top(np.where(out, -np.inf, near), options.k))
+    found = {
+        model: ranking_metrics(np.concatenate(best), positives) for model, best in ranked.items()
+    }
+    return {"task": task, "k": options.k, "users": len(users), "items": len(items.ids), **found}
+
+
+def judge_all(models: dict[str, Served], source: Project) -> dict[str, Any]:
+    """`judge` of each scenario's model, side by side."""
+    run = source.run
+    task = task_of(judge, run)
+    refs = {
+        name: task.remote(served, source, name, ensure_vectors(served))
+        for name, served in models.items()
+    }
+    return {name: found for name, ref in refs.items() if (found := ray.get(ref))}

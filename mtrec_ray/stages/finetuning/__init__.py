@@ -1,0 +1,1 @@
+"""What the finetune job is made of."""

@@ -1,0 +1,142 @@
+"""One scenario's training: its project, where it starts from, and what is stored of it."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.tokens import TINY, load_tokenizer
+from mtrec_ray.model.encoder import TextEncoder, load_backbone
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.model import Encoder
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.training import Tuned
+from mtrec_ray.stages.finetuning.joint_run import Ground
+from mtrec_ray.stages.trained_model import local_copy
+from mtrec_ray.training import checkpoint
+from mtrec_ray.training.build import build_model
+from mtrec_ray.training.delta import ENCODER, Start, begin, read_base, save_delta
+
+DELTA_FOLDER = "delta"
+
+
+def encoder_layers(project: Project, tuned: Tuned) -> int:
+    """Top layers of the encoder that adapt to a scenario."""
+    encoder = project.model.encoder
+    if tuned.mode != "lora":
+        return 0
+    if tuned.lora.layers is not None:
+        return tuned.lora.layers
+    learned = {"none": 0, "top_k": encoder.top_k}
+    return learned.get(encoder.trainable, encoder.lora.layers)
+
+
+def encoder_options(ground: Ground, tuned: Tuned) -> dict[str, Any]:
+    """The encoder of a scenario's model: as jointly trained, or that one, frozen or adapted."""
+    options = ground.project.model.encoder.model_dump(mode="json")
+    if tuned.mode == "full":
+        return options
+    layers, lora = encoder_layers(ground.project, tuned), tuned.lora
+    own = {"rank": lora.rank, "alpha": lora.alpha, "layers": layers or 1, "targets": lora.targets}
+    trainable = "lora" if layers else "none"
+    gather = options["gather"] if layers else None
+    return options | {
+        "source": ground.encoder, "trainable": trainable, "lora": own, "gather": gather
+    }  # fmt: skip
+
+
+def single(project: Project, name: str) -> dict[str, Any]:
+    """The project of one scenario, as a tree."""
+    tree = project.dump()
+    tree["scenarios"] = {name: tree["scenarios"][name] | {"weight": 1.0}}
+    tree["evaluation"]["weights"] = {}
+    tree["run"]["num_workers"] = tree["finetune"]["num_workers"]
+    for section in ("finetune", "recommend", "search"):
+        tree.pop(section, None)
+    return tree
+
+
+def task_weights(project: Project, name: str) -> dict[str, Any]:
+    """The weights of a scenario's tasks, as a tree of marks."""
+    return {n: {"weight": task.weight} for n, task in project.scenarios[name].tasks.items()}
+
+
+def scenario_project(ground: Ground, name: str, tuned: Tuned, project: Project) -> Project:
+    """The project of a scenario's fine-tuning."""
+    tree = single(project, name)
+    tree["model"]["encoder"] = encoder_options(ground, tuned)
+    decay = {"weight_decay": 0.0, "id_weight_decay": 0.0} if tuned.l2_sp else {}
+    fields = ("lr", "lr_encoder", "epochs", "patience", "rows_per_epoch")
+    own = {k: getattr(tuned, k) for k in fields}
+    own["batch_size"] = tuned.batch_size or project.training.batch_size
+    tree["training"] |= own | decay
+    return parse_project(tree)
+
+
+def start_of(ground: Ground, name: str, tuned: Tuned) -> Start:
+    """Where a scenario's model starts."""
+    lora = tuned.lora
+    return Start(
+        base=ground.joint,
+        name=name,
+        mode=tuned.mode,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        shared=lora.shared,
+        is_new=ground.is_new(name),
+        l2_sp=tuned.l2_sp,
+    )
+
+
+def export_encoder(ground: Ground) -> None:
+    """Write the encoder that joint training left as a plain one of Hugging Face, if it learned."""
+    folder = ground.encoder
+    options = ground.project.model.encoder
+    if options.trainable == "none" or storage.exists(storage.join(folder, "config.json")):
+        return
+    state, _ = read_base(ground.joint)
+    with tempfile.TemporaryDirectory() as local:
+        plain_encoder(options, state).save_pretrained(local)
+        if options.source != TINY:
+            load_tokenizer(options.source).save_pretrained(local)
+        fs, inner = storage.filesystem(folder)
+        fs.create_dir(inner, recursive=True)
+        names = sorted(p.name for p in Path(local).iterdir())
+        for name in sorted(names, key=lambda n: n == "config.json"):  # it says that all is there
+            storage.write_bytes(storage.join(folder, name), (Path(local) / name).read_bytes())
+
+
+def plain_encoder(options: Encoder, state: dict[str, torch.Tensor]) -> Any:
+    """The pretrained model with the weights of a joint model, its low-rank maps merged."""
+    backbone: Any = load_backbone(options, with_pooler=True)
+    pooler = getattr(backbone, "pooler", None)
+    if pooler is not None:
+        backbone.pooler = None
+    encoder = TextEncoder(options.model_copy(update={"compile": False}), backbone)
+    prefix = ENCODER + "."
+    own = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    encoder.load_state_dict(own)
+    adapted: Any = encoder.adapted
+    plain = backbone if adapted is None else adapted.merge_and_unload()
+    if pooler is not None:  # it is not used; without it a plain model would be told incomplete
+        plain.pooler = pooler
+    return plain
+
+
+def store_delta(
+    project: Project,
+    prepared: Prepared,
+    start: Start,
+    best: str,
+    folder: str,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write what fine-tuning changed, from the weights of its best epoch; in a Ray task."""
+    model, _ = build_model(project, prepared, torch.device("cpu"), "fp32")
+    wrapper = begin(model, start)
+    with local_copy(best) as local:
+        checkpoint.load_model(local, model)
+    return save_delta(model, wrapper, start, folder, **facts)

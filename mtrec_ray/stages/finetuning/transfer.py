@@ -1,0 +1,206 @@
+"""Joint, fine-tuned, or alone? The three models of each scenario on the same test rows.
+
+Alone is trained from the pretrained encoder with the same budget: in the joint model's number of
+epochs as many rows of the scenario as joint training and fine-tuning took of it together, in
+batches of its share of a joint batch.
+"""
+
+import functools
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+from sklearn.metrics import roc_auc_score, root_mean_squared_error
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepared import Prepared, PreparedScenario
+from mtrec_ray.evaluation.bootstrap import paired_difference
+from mtrec_ray.evaluation.model_choice import Scored, score_difference
+from mtrec_ray.progress import Say
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
+from mtrec_ray.stages.finetuning.chosen_model import (
+    DECISION,
+    model_before,
+    score_rows_of,
+    tuned_model,
+)
+from mtrec_ray.stages.finetuning.joint_run import SCENARIOS, Ground
+from mtrec_ray.stages.finetuning.recipe import single, task_weights
+from mtrec_ray.stages.parallel_runs import Record, side_by_side
+from mtrec_ray.stages.run_folder import DONE, MARK, begin, find_finished
+from mtrec_ray.stages.teacher import with_teacher
+from mtrec_ray.stages.train import BEST, TrainingRun, train_model
+from mtrec_ray.stages.trained_model import joint_model
+from mtrec_ray.training.batches import make_plan
+
+COMPARISON, SCORES, ALONE = "comparison.json", "scores.safetensors", "alone"
+
+
+PAIRS = (("finetuned", "joint"), ("finetuned", "alone"), ("joint", "alone"))
+
+
+def compare(ground: Ground, names: list[str], project: Project, say: Say) -> dict[str, Any]:
+    """Train each scenario alone, side by side, and compare on test; also as comparison.json."""
+    found = {n: find_comparison(ground, n, project) for n in names}
+    left = [n for n in names if found[n] is None]
+    jobs = {n: functools.partial(compare_one, ground, n, project, say) for n in left}
+    if left:
+        say("training each scenario alone, with the same budget")
+        found |= side_by_side(jobs, project, say)
+    tables = {n: f for n, f in found.items() if f}
+    path = storage.join(ground.run_folder, SCENARIOS, COMPARISON)
+    storage.write_json(path, earlier(ground) | tables)
+    return tables
+
+
+def earlier(ground: Ground) -> dict[str, Any]:
+    """The comparisons of all scenarios that were made with the present joint model."""
+    found = {}
+    for name in ground.facts:
+        folder = storage.join(ground.folder(name), ALONE)
+        path, mark = storage.join(folder, COMPARISON), storage.join(folder, MARK)
+        if (
+            storage.exists(path)
+            and storage.read_json(mark)["joint"]["fingerprint"] == ground.fingerprint
+        ):
+            found[name] = storage.read_json(path)
+    return found
+
+
+def compared_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:
+    """Whatever a comparison depends on, as a tree."""
+    decision = storage.read_json(storage.join(ground.folder(name), DECISION))
+    return {
+        "prepared": ground.data(name).fingerprint,
+        "joint": {"fingerprint": ground.fingerprint},
+        "finetune": project.finetune.of(name).model_dump(mode="json"),
+        "chosen": decision["chosen"],
+        "training": project.dump()["training"],
+        "scenarios": {name: {"tasks": task_weights(project, name)}},
+    }
+
+
+def find_comparison(ground: Ground, name: str, project: Project) -> Record | None:
+    """The comparison of a scenario that is finished."""
+    folder = storage.join(ground.folder(name), ALONE)
+    made_with = compared_with(ground, name, project)
+    path = storage.join(folder, COMPARISON)
+    find_finished(folder, made_with, job="finetune --compare", run=project.run.name)
+    return storage.read_json(path) if storage.exists(path) else None
+
+
+def alone_project(ground: Ground, name: str, project: Project, rows: int) -> Project:
+    """The project of a scenario by itself, with so many rows over all epochs."""
+    tree = single(project, name)
+    training = tree["training"]
+    batch = training["batch_size"]
+    if not ground.is_new(name):
+        run = ground.project.run
+        plan = make_plan(ground.project, ground.prepared, run.most_workers)
+        batch = plan.quotas[name] * run.most_workers * ground.project.training.accumulation
+    each = -(-rows // training["epochs"])
+    workers = parse_project(tree).run.most_workers
+    training |= {"batch_size": max(batch, workers), "accumulation": 1, "rows_per_epoch": each}
+    return parse_project(tree)
+
+
+def budget(ground: Ground, name: str) -> int:
+    """Rows of a scenario that joint training and its fine-tuning took."""
+    joint = storage.read_json(storage.join(ground.run_folder, "joint", DONE))
+    decision = storage.read_json(storage.join(ground.folder(name), DECISION))
+    tuned = decision.get("training", {}).get("rows_seen", {})
+    return int(joint["rows_seen"].get(name, 0)) + int(tuned.get(name, 0))
+
+
+def compare_one(ground: Ground, name: str, project: Project, say: Say) -> Record:
+    """Train a scenario alone and compare its models on test."""
+    folder = storage.join(ground.folder(name), ALONE)
+    data = ground.data(name).only([name])
+    begin(folder, compared_with(ground, name, project))
+    own = alone_project(ground, name, project, max(budget(ground, name), 1))
+    if not storage.exists(storage.join(folder, "training", DONE)):
+        taught = with_alone_teacher(ground, name, own, say)
+        train_model(TrainingRun(own, taught, folder, "training"))
+    best = storage.join(folder, "training", BEST)
+    models = {"alone": joint_model(own, data.folder, best)}
+    before = model_before(ground, name, project)
+    if before:
+        models["joint"] = before
+    if storage.exists(storage.join(ground.folder(name), "delta")):
+        models["finetuned"] = tuned_model(ground, name, project)
+    scores, users, labels = {}, np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
+    for model, served in models.items():
+        users, labels, scores[model] = score_rows_of(served, name, "test")
+    decision = storage.read_json(storage.join(ground.folder(name), DECISION))
+    scored = Scored(users, labels, scores)
+    arrays = {"users": users, "labels": labels, **scores}
+    storage.write_bytes(storage.join(folder, SCORES), save(arrays))
+    found = table_of(data.scenarios[name], scored, decision["chosen"])
+    storage.write_json(storage.join(folder, COMPARISON), found)
+    say(f"{name}: {found['verdict']}")
+    return found
+
+
+def with_alone_teacher(ground: Ground, name: str, own: Project, say: Say) -> Prepared:
+    """The scenario's data with the same teacher as in joint training."""
+    if ground.is_new(name):
+        return with_teacher(own, ground.data(name), ground.folder(name), say)
+    found = with_teacher(ground.project, ground.prepared, ground.run_folder, say)
+    return found.only([name])
+
+
+def table_of(facts: PreparedScenario, scored: Scored, chosen: str) -> Record:
+    """By task the metric of each model and the differences with intervals; and the verdict."""
+    pairs = [p for p in PAIRS if set(p) <= set(scored.scores)]
+    tasks = [t for i, t in enumerate(facts.tasks) if two_labels(scored.labels[:, i])]
+    if not tasks:
+        words = "cannot be told: no task has two different labels on test"
+        return {"chosen": chosen, "tasks": {}, "scores": {}, "sharing": None, "verdict": words}
+    table = {task: task_row(facts, task, scored, pairs) for task in tasks}
+    used = "finetuned" if chosen == "finetuned" else "joint"  # of a new one the general head
+    gaps = {"-".join(p): score_difference(facts, scored, tasks, p) for p in pairs}
+    sharing = score_difference(facts, scored, tasks, (used, "alone"))
+    words = "neither gains nor loses surely by sharing"
+    if sharing.high < 0:
+        words = "gains from sharing"
+    elif sharing.low > 0:
+        words = "is harmed by sharing (negative transfer)"
+    return {
+        "chosen": chosen,
+        "tasks": table,
+        "scores": {k: asdict(gap) for k, gap in gaps.items()},
+        "sharing": asdict(sharing),
+        "verdict": f"{words}: score {sharing.value:+.4f} [{sharing.low:+.4f}, {sharing.high:+.4f}]",
+    }
+
+
+def two_labels(labels: np.ndarray) -> bool:
+    """Whether a task has two different labels on these rows."""
+    known = labels[np.isfinite(labels)]
+    return len(known) > 1 and known.min() < known.max()
+
+
+def task_row(
+    facts: PreparedScenario, task: str, scored: Scored, pairs: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """AUC or RMSE of each model on a task's rows, and differences with 95 % intervals."""
+    i = facts.tasks.index(task)
+    known = np.isfinite(scored.labels[:, i])
+    metric = "auc" if facts.kinds[task] == "binary" else "rmse"
+    labels, users = scored.labels[known, i].astype(np.float64), scored.users[known]
+    own = {m: [s[known, i].astype(np.float64)] for m, s in scored.scores.items()}
+    row: dict[str, Any] = {"metric": metric, "rows": int(known.sum())}
+    for model, scores in own.items():
+        row[model] = metric_of(metric, labels, scores[0])
+    for first, second in pairs:
+        gap = paired_difference(metric, labels, own[first], own[second], users)
+        row[f"{first}-{second}"] = asdict(gap)
+    return row
+
+
+def metric_of(metric: str, labels: np.ndarray, scores: np.ndarray) -> float:
+    """AUC or RMSE."""
+    of = roc_auc_score if metric == "auc" else root_mean_squared_error
+    return float(of(labels, scores))

@@ -1,0 +1,67 @@
+"""Several training runs side by side on one cluster; the failure of one leaves the others alone.
+
+A thread of the driver waits for each run. As many threads run as the cluster has CPUs (and GPUs)
+for their workers, or as `finetune.concurrent` says: more than there is room for, where a cluster
+grows. A run takes all of its resources at once, so that no two hold what the other needs.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import ray
+
+from mtrec_ray.progress import Say
+from mtrec_ray.project.project import Project
+
+Record = dict[str, Any]
+
+
+def places_for(project: Project) -> int:
+    """How many runs go on at a time: as many as the cluster has room for now, and at least one."""
+    if project.finetune.concurrent:
+        return project.finetune.concurrent
+    run = project.run.model_copy(update={"num_workers": project.finetune.num_workers})
+    have = ray.cluster_resources()
+    rooms = [have.get("CPU", 0) // (run.most_workers * run.cpus_per_worker)]
+    if run.use_gpu:
+        rooms.append(have.get("GPU", 0) // run.most_workers)
+    return max(int(min(rooms)), 1)
+
+
+def side_by_side(
+    jobs: Mapping[str, Callable[[], Record]], project: Project, say: Say, places: int | None = None
+) -> dict[str, Record]:
+    """What each job gave, run in threads.
+
+    Raises:
+        RuntimeError: jobs that failed, after all others have ended.
+    """
+    places = places or places_for(project)
+    say(f"{len(jobs)} runs, {min(places, len(jobs))} at a time: {', '.join(jobs)}")
+    found: dict[str, Record] = {}
+    failed: dict[str, str] = {}
+    pool = ThreadPoolExecutor(places)
+    try:
+        running: dict[Future[Record], str] = {pool.submit(job): n for n, job in jobs.items()}
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    found[name] = future.result()
+                else:
+                    failed[name] = last_words(error)
+                    say(f"{name}: failed, the others go on: {failed[name]}")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        lines = "; ".join(f"{n} ({e})" for n, e in failed.items())
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed: {lines}")
+    return found
+
+
+def last_words(error: BaseException) -> str:
+    """The last line of an error, where a worker's own error stands."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -1,0 +1,154 @@
+"""Trained models for use, and all of their item vectors, computed once over the cluster."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from safetensors.torch import load, save
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepared import Prepared, load_prepared
+from mtrec_ray.model.encoder import quantise
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.project import Project
+from mtrec_ray.stages.cluster import task_of
+from mtrec_ray.training import checkpoint
+from mtrec_ray.training.build import build_model
+from mtrec_ray.training.delta import Start, apply_delta, begin
+from mtrec_ray.training.item_vectors import ItemVectors
+
+
+@dataclass(frozen=True)
+class Served:
+    """A trained model for use: it scores the scenarios of its project.
+
+    Attributes:
+        project: as JSON; its scenarios are those of the model.
+        prepared: folder of the prepared data.
+        weights: folder of its weights; of a scenario's model with `start` the joint ones.
+        start: how a scenario's model is made of the joint one.
+        delta: folder of what fine-tuning changed; empty: nothing.
+        general: whether its general head scores, for a scenario without a model.
+        vectors: folder that keeps its item vectors, of all rows of the file or of `rows`.
+    """
+
+    project: str
+    prepared: str
+    weights: str
+    vectors: str
+    start: Start | None = None
+    delta: str = ""
+    rows: tuple[int, int] | None = None
+    general: bool = False
+
+    @property
+    def parsed(self) -> Project:
+        """The model's project."""
+        return parse_project(json.loads(self.project))
+
+    def open_prepared(self) -> Prepared:
+        """The prepared data of the model's scenarios."""
+        return load_prepared(self.prepared).only(json.loads(self.project)["scenarios"])
+
+
+def joint_model(project: Project, prepared_path: str, model_path: str) -> Served:
+    """The joint model for use, or any other that is stored whole."""
+    return Served(json.dumps(project.dump()), prepared_path, model_path, model_path)
+
+
+def vectors_path(served: Served) -> str:
+    """The file that holds a model's item vectors in the precision of use."""
+    precision = served.parsed.evaluation.precision
+    return storage.join(served.vectors, f"item_vectors-{precision}.safetensors")
+
+
+def ensure_vectors(served: Served) -> np.ndarray:
+    """f32[n, D] of all items of its catalogues: stored beside the model, or computed.
+
+    None of them (f32[0, 0]) for a model that reads pairs: it has no vectors of items.
+    """
+    if served.parsed.model.layout == "pair":
+        return np.zeros((0, 0), np.float32)
+    path = vectors_path(served)
+    if storage.exists(path):
+        vectors = load(storage.read_bytes(path))["vectors"].numpy()
+        return vectors if served.rows is None else vectors[slice(*served.rows)]
+    vectors = compute_vectors(replace(served, rows=None))
+    if served.rows is None:
+        storage.write_bytes(path, save({"vectors": torch.from_numpy(vectors)}))
+    return vectors
+
+
+def compute_vectors(served: Served) -> np.ndarray:
+    """f32[n, D]: each worker encodes its share of the items."""
+    run = served.parsed.run
+    task = task_of(encode_share, run)
+    size = run.most_workers
+    parts = ray.get([task.remote(served, rank, size) for rank in range(size)])
+    places = np.concatenate([p for p, _ in parts])
+    return np.concatenate([v for _, v in parts])[np.argsort(places)]
+
+
+def encode_share(served: Served, rank: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places i64[m] and vectors f32[m, D] of a share of the items, in a Ray task."""
+    _, vectors = load_served(served)
+    found = list(vectors.encode_share(rank, size))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros((0, vectors.encoder.width), np.float32)
+    places, values = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))
+    return places, values
+
+
+def load_served(served: Served) -> tuple[Recommender, ItemVectors]:
+    """A model in evaluation mode, and the place of its item vectors, still empty."""
+    project = served.parsed
+    torch.set_num_threads(project.run.cpus_per_worker)
+    device = torch.device("cuda" if project.run.use_gpu else "cpu")
+    precision = project.evaluation.precision
+    above = "auto" if precision == "int8" else precision
+    model, vectors = build_model(project, served.open_prepared(), device, above)
+    if served.start is None:
+        with local_copy(served.weights) as folder:
+            checkpoint.load_model(folder, model)
+    else:
+        wrapper = begin(model, served.start)
+        if served.delta:
+            apply_delta(model, wrapper, served.delta)
+    model.scores_generally = served.general
+    if precision == "int8":
+        quantise(model.encoder)
+    return model.eval(), vectors
+
+
+def load_with_vectors(served: Served, vectors: np.ndarray) -> tuple[Recommender, ItemVectors]:
+    """A model in evaluation mode with its item vectors f32[n, D]."""
+    model, found = load_served(served)
+    found.cache = torch.from_numpy(vectors.copy()).to(found.device)
+    return model, found
+
+
+def load_trained(
+    project: Project, prepared_path: str, model_path: str
+) -> tuple[Recommender, ItemVectors]:
+    """A model that is stored whole, and the place of its item vectors, still empty."""
+    return load_served(joint_model(project, prepared_path, model_path))
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[Path]:
+    """The folder of a model's files on this node."""
+    if "://" not in path:
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        for name in (checkpoint.WEIGHTS, checkpoint.FACTS):
+            data = storage.read_bytes(storage.join(path, name))
+            (Path(local) / name).write_bytes(data)
+        yield Path(local)

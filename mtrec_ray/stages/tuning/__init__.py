@@ -1,0 +1,1 @@
+"""What the tune job is made of."""

@@ -1,0 +1,163 @@
+"""Does the choice hold? Whole runs of chosen and uniform weights, by seed, scored on test."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtrec_ray.data import storage
+from mtrec_ray.evaluation.metrics import (
+    TaskMetrics,
+    flat,
+    joint_score,
+    scenario_scores,
+    task_scores,
+)
+from mtrec_ray.progress import Say
+from mtrec_ray.project.load import with_overrides
+from mtrec_ray.project.project import Project
+from mtrec_ray.search.records import Trial, load_trials
+from mtrec_ray.stages.evaluate import measure, predict
+from mtrec_ray.stages.trained_model import joint_model, load_trained
+from mtrec_ray.stages.tuning.in_process import BEST, Tell
+from mtrec_ray.stages.tuning.outcome import Outcome
+from mtrec_ray.stages.tuning.runner import Recorder, run_trials
+from mtrec_ray.stages.tuning.searcher import Suggester
+from mtrec_ray.stages.tuning.trial import Shared, train_trial, workers
+from mtrec_ray.training.build import cache_folder
+from mtrec_ray.training.validation import validate
+
+VARIANTS = ("chosen", "uniform", "own")
+
+
+def confirm(
+    project: Project, outcome: Outcome, folder: str, shared: Shared, say: Say
+) -> dict[str, Any] | None:
+    """Train each variant with `search.confirm_seeds` seeds as the train stage would, score on test.
+
+    None without seeds. Runs that are there are not repeated.
+    """
+    if not project.search.confirm_seeds:
+        return None
+    records = storage.join(folder, "confirm")
+    runs = planned_runs(project, outcome, load_trials(records))
+    waiting = [t for t in runs.values() if not t.ended]
+    here = project.search.num_workers == 0
+    if waiting:
+        say(f"confirming on test: {len(waiting)} whole runs")
+        run_trials(
+            with_overrides(project, workers(project)),
+            Suggester(waiting, None, unexpected),
+            None,
+            Recorder(runs, records, shared.folder, len(runs), say, keep=True),
+            num=len(waiting), train=train_and_test if here else train_trial, shared=shared,
+        )  # fmt: skip
+    for run in runs.values():
+        if run.status == "finished" and "test" not in run.result:
+            own = with_overrides(project, run.overrides)
+            run.result["test"] = scores_on_test(own, shared, run.name)
+            run.save(records)
+    found = confirmed(outcome, list(runs.values()))
+    storage.write_json(storage.join(folder, "confirm.json"), found)
+    return found
+
+
+def unexpected(point: Mapping[str, Any]) -> Trial:
+    """Nothing is suggested beside the runs that wait."""
+    raise AssertionError(point)
+
+
+def planned_runs(project: Project, outcome: Outcome, kept: Mapping[str, Trial]) -> dict[str, Trial]:
+    """A run for each seed of each trial that is a variant; a trial that is two is run once."""
+    runs = {}
+    for trial in variants(outcome).values():
+        for seed in range(project.search.confirm_seeds):
+            name = f"{trial.name}-seed{seed}"
+            overrides = {**trial.overrides, "training.seed": project.training.seed + seed}
+            runs[name] = kept.get(name) or Trial(name, overrides)
+    return runs
+
+
+def variants(outcome: Outcome) -> dict[str, Trial]:
+    """The trials to compare."""
+    found = {"chosen": outcome.chosen, **{n: outcome.trial(n) for n in VARIANTS[1:]}}
+    return {name: trial for name, trial in found.items() if trial}
+
+
+def train_and_test(project: Project, name: str, shared: Shared, tell: Tell) -> dict[str, Any]:
+    """Train a run in this process; its result holds the scores of its best model on test."""
+    summary = train_trial(project, name, shared, tell)
+    model, vectors = load_trained(
+        project, shared.prepared.folder, storage.join(shared.folder, name, BEST)
+    )
+    vectors.compute_frozen(cache_folder(project))
+    vectors.refresh()
+    metrics = validate(model, vectors, shared.prepared, "test")
+    return summary | {"test": scores_of(project, metrics)}
+
+
+def scores_on_test(project: Project, shared: Shared, name: str) -> dict[str, Any]:
+    """The scores of a run's best model on test, predicted by workers as in the evaluate stage.
+
+    On the driver: what a trial starts has to fit into the resources that Tune set aside for it.
+    """
+    prepared, folder = shared.prepared, storage.join(shared.folder, name, "predictions")
+    served = joint_model(project, prepared.folder, storage.join(shared.folder, name, BEST))
+    predict(dict.fromkeys(prepared.scenarios, served), folder, project.run)
+    metrics = {n: measure(folder, facts) for n, facts in prepared.scenarios.items()}
+    return scores_of(project, metrics)
+
+
+def scores_of(project: Project, metrics: Mapping[str, TaskMetrics]) -> dict[str, Any]:
+    """Joint score, and scores by scenario and task."""
+    return {
+        "joint_score": joint_score(metrics, project.evaluation.weights or None),
+        "scores": scenario_scores(flat(metrics)),
+        "tasks": task_scores(flat(metrics)),
+    }
+
+
+def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
+    """By variant and split: mean and spread (largest less smallest) over seeds of all scores.
+
+    `gains`: uniform less chosen, on test, of each seed that both have; above 0 the chosen weights
+    are better. `better_on_all_seeds` is false where a run failed.
+    """
+    found: dict[str, Any] = {}
+    tests: dict[str, dict[str, float]] = {}
+    for name, trial in variants(outcome).items():
+        own = [r for r in runs if r.name.rpartition("-seed")[0] == trial.name]
+        done = [r for r in own if r.status == "finished" and r.best and "test" in r.result]
+        failed = {r.name: r.reason for r in own if r not in done}
+        valid = [r.best for r in done if r.best]
+        test = [r.result["test"] for r in done]
+        tests[name] = {
+            r.name.rpartition("-seed")[2]: t["joint_score"] for r, t in zip(done, test, strict=True)
+        }
+        found[name] = {
+            "trial": trial.name,
+            "seeds": len(done),
+            "failed": failed,
+            "valid": spreads(valid),
+            "test": spreads(test),
+        }
+    uniform, chosen = tests["uniform"], tests["chosen"]
+    gains = [uniform[seed] - chosen[seed] for seed in uniform if seed in chosen]
+    complete = not found["uniform"]["failed"] and not found["chosen"]["failed"]
+    return {
+        "variants": found,
+        "gains": gains,
+        "better_on_all_seeds": complete and bool(gains) and min(gains) > 0,
+    }
+
+
+def spreads(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and spread of the joint score and of each scenario's."""
+    if not entries:
+        return {}
+    series = {"joint": [e["joint_score"] for e in entries]}
+    series |= {n: [e["scores"][n] for e in entries] for n in entries[0]["scores"]}
+    return {
+        name: {"mean": float(np.mean(values)), "spread": float(np.ptp(values))}
+        for name, values in series.items()
+    }

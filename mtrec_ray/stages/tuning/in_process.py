@@ -1,0 +1,110 @@
+"""Training in the calling process: one rank, no worker group that would have to start.
+
+R ranks give what one rank gives with as many rows in a batch, so that a search may train its trials
+so: where a trial takes seconds, starting processes for it would take longer than the trial.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.stream import Source
+from mtrec_ray.project.project import Project
+from mtrec_ray.stages.run_folder import DONE
+from mtrec_ray.training import loop
+from mtrec_ray.training.batches import Reader
+from mtrec_ray.training.checkpoint import FACTS, WEIGHTS
+from mtrec_ray.training.context import NO_SCORE
+
+BEST, LATEST = "best", "latest.json"
+
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class LocalHost:
+    """The loop's view of the calling process; checkpoints lie in the model's folder."""
+
+    def __init__(self, project: Project, folder: str, source: Source, tell: Tell) -> None:
+        self.folder, self.source, self.tell = folder, source, tell
+        self.device = torch.device("cuda" if project.run.use_gpu else "cpu")
+        self.copy = tempfile.TemporaryDirectory()  # of the checkpoint to go on from
+        self.latest = read_latest(folder)
+
+    @property
+    def reader(self) -> Reader:
+        """The rows from the object store, or streamed."""
+        return self.source.read
+
+    def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
+        """Store the checkpoint, then tell the metrics; the best model stays in `best`."""
+        assert folder is not None
+        name = f"checkpoint_{metrics['step']:09d}"
+        for file in sorted(folder.iterdir()):
+            storage.write_bytes(storage.join(self.folder, name, file.name), file.read_bytes())
+        before, best = self.latest.get("name"), self.latest.get("best", NO_SCORE)
+        if metrics["joint_score"] < best:
+            best = metrics["joint_score"]
+            for file in (WEIGHTS, FACTS):
+                data = (folder / file).read_bytes()
+                storage.write_bytes(storage.join(self.folder, BEST, file), data)
+        self.latest = {"name": name, "best": best}
+        storage.write_json(storage.join(self.folder, LATEST), self.latest)
+        if before and before != name:
+            with suppress(OSError):
+                storage.remove_folder(storage.join(self.folder, before))
+        self.tell(metrics)
+
+    def preempted(self) -> bool:
+        """Never: Ray tells workers only, and a trial goes on from its last epoch elsewhere."""
+        return False
+
+    def started(self, step: int) -> int:
+        """Steps done again are not counted."""
+        return 0
+
+    def reached(self, step: int) -> None:
+        """The checkpoint says it."""
+
+    def show_curve(self, curve: list[dict[str, Any]]) -> None:
+        """The search shows the curves of all its trials."""
+
+    def restore(self) -> Path | None:
+        """The latest checkpoint of this name, copied to this node."""
+        if not self.latest:
+            return None
+        target = Path(self.copy.name)
+        for path in storage.files(storage.join(self.folder, self.latest["name"])):
+            (target / path.rsplit("/", 1)[-1]).write_bytes(storage.read_bytes(path))
+        return target
+
+    def say(self, text: str) -> None:
+        """Tell nobody: many such runs go on at a time."""
+
+
+def read_latest(folder: str) -> dict[str, Any]:
+    """Name of the latest whole checkpoint of a folder and the best score so far; empty: none."""
+    path = storage.join(folder, LATEST)
+    return storage.read_json(path) if storage.exists(path) else {}
+
+
+def train_here(
+    project: Project, prepared: Prepared, folder: str, source: Source, tell: Tell
+) -> dict[str, Any]:
+    """Train a model in its folder, or go on with it, in this process; returns the summary.
+
+    `tell` gets the metrics of each report after its checkpoint is stored.
+
+    Raises:
+        ValueError: too many steps without a finite loss.
+    """
+    torch.set_num_threads(project.run.cpus_per_worker)
+    summary = loop.train(project, prepared, LocalHost(project, folder, source, tell))
+    storage.write_json(storage.join(folder, DONE), summary)
+    return summary

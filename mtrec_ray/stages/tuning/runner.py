@@ -1,0 +1,261 @@
+"""Trials run by Ray Tune: how many at a time, and who keeps what they told.
+
+An interrupted search goes on from its trials' records, not from Tune's own state: those that ended
+are kept, told to the searcher, and fill the scheduler's rungs; those that ran go on from their
+checkpoints. Lost are the epoch that was on its way, and the state of the random numbers: the trials
+that are still to come differ from those of a search that was not interrupted.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray.tune
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from mtrec_ray.data import storage
+from mtrec_ray.progress import Say
+from mtrec_ray.project.project import Project
+from mtrec_ray.search.records import Trial
+from mtrec_ray.stages.cluster import SPARE_CPUS
+from mtrec_ray.stages.tuning.population import Population
+from mtrec_ray.stages.tuning.searcher import JOINT, Suggester
+from mtrec_ray.stages.tuning.trial import Train, run_trial
+
+Resources = Mapping[str, float]
+
+
+HEAD_BYTES = 2**20  # what a trial that only waits for its workers asks for
+
+
+class Recorder(Callback):
+    """Keeps on the driver what trials tell, and says how far they are.
+
+    `keep`: the models of trials that have ended stay in the folder `runs`, too.
+    """
+
+    def __init__(
+        self,
+        trials: dict[str, Trial],
+        folder: str,
+        runs: str,
+        total: int,
+        say: Say,
+        *,
+        keep: bool = False,
+    ) -> None:
+        self.trials, self.folder, self.runs = trials, folder, runs
+        self.total, self.say, self.keep = total, say, keep
+        self.started: dict[str, float] = {}
+        self.scheduler: TrialScheduler | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, for Tune's own state, which is not read again."""
+        return {}
+
+    def own(self, trial: Any) -> Trial:
+        """Our record of one of Tune's trials."""
+        return self.trials[trial.config["trial"]["name"]]
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A trial starts, or goes on: in a population with other values than before."""
+        own = self.own(trial)
+        own.status = "running"
+        now = trial.config["trial"]
+        if now["overrides"] != own.overrides:
+            own.move(now["from"], now["overrides"], now["point"])
+            self.say(f"{own.name} goes on from {now['from']} with other values")
+        self.started[own.name] = time.monotonic() - own.seconds
+        own.save(self.folder)
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial tells an epoch, how it failed, or what else its training returned."""
+        own = self.own(trial)
+        own.seconds = time.monotonic() - self.started[own.name]
+        if result.get("entry"):
+            own.add(result["entry"])
+        own.reason = " ".join(str(result.get("failed", "")).split())
+        own.result = result.get("result", own.result)
+        own.save(self.folder)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or was ended by the scheduler."""
+        own = self.own(trial)
+        stopped = own.name in getattr(self.scheduler, "stopped", ())
+        if own.best is None:
+            own.reason = own.reason or "no epoch with a finite score"
+        own.status = "failed" if own.reason else "stopped" if stopped else "finished"
+        self.end(own)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A trial's process was lost too often."""
+        own = self.own(trial)
+        own.status, own.reason = "failed", "its process ended, more often than run.max_failures"
+        self.end(own)
+
+    def end(self, own: Trial) -> None:
+        """Keep a trial that ended; but for a confirmation its checkpoints are of no more use."""
+        own.save(self.folder)
+        if not self.keep:
+            with suppress(OSError):
+                storage.remove_folder(storage.join(self.runs, own.name))
+        self.say(self.line(own))
+
+    def line(self, own: Trial) -> str:
+        """How a trial ended, how many have, and the best so far."""
+        ended = [t for t in self.trials.values() if t.ended]
+        best = min((t for t in ended if t.best), key=lambda t: score_of(t), default=None)
+        told = f"{score_of(own):.4f} after {len(own.curve)} epochs" if own.best else own.reason
+        leads = f", best {best.name} {score_of(best):.4f}" if best else ""
+        return (
+            f"{own.name} {own.status}: {told}, {own.seconds:.0f} s "
+            f"({len(ended)} of {self.total}{leads})"
+        )
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A trial's process was lost; it starts again from its checkpoint."""
+        self.say(f"{self.own(trial).name}: its process was lost, it goes on from its checkpoint")
+
+
+def score_of(trial: Trial) -> float:
+    """Lowest joint score of a trial, infinite without one."""
+    return trial.best[JOINT] if trial.best else math.inf
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a trial takes of the cluster: itself, and in all with its workers."""
+
+    head: dict[str, float]
+    cpus: float
+    gpus: float
+
+
+def need_of(project: Project) -> Need:
+    """What a trial of the project takes.
+
+    A trial that trains by workers asks for a little memory and no CPU itself: with a share of a CPU
+    its workers would no more fit where they fill a node. (Tune refuses to ask for nothing.)
+    """
+    run = project.run
+    if project.search.num_workers == 0:
+        head = {"CPU": float(run.cpus_per_worker), "GPU": float(run.use_gpu)}
+        return Need(head, run.cpus_per_worker, run.use_gpu)
+    ranks = project.search.num_workers or run.most_workers
+    head = {"CPU": 0.0, "memory": float(HEAD_BYTES)}
+    return Need(head, ranks * run.cpus_per_worker, ranks * run.use_gpu)
+
+
+def concurrency(project: Project, nodes: Sequence[Resources], *, local: bool) -> int:
+    """How many trials go on at a time: as many as the cluster has room for, and at least one.
+
+    More would not fail, but hold what others need to start. A trial of one process has to fit a
+    node, one of workers the cluster. A local Ray has some logical CPUs that are no cores.
+    """
+    if project.search.concurrent:
+        return project.search.concurrent
+    need, spare = need_of(project), SPARE_CPUS if local else 0
+    if project.search.num_workers != 0:
+        nodes = [{kind: sum(n.get(kind, 0.0) for n in nodes) for kind in ("CPU", "GPU")}]
+    room = 0
+    for node in nodes:
+        places = (node.get("CPU", 0.0) - spare) // need.cpus
+        if need.gpus:
+            places = min(places, node.get("GPU", 0.0) // need.gpus)
+        room += max(int(places), 0)
+    return max(room, 1)
+
+
+def resources_of_nodes() -> list[Resources]:
+    """What each living node of the cluster has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def quiet_tune() -> Iterator[None]:
+    """No loggers, output and handling of Ctrl-C of Tune's own, in this process and its workers."""
+    ours = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would let an interrupted search return as if done
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    os.environ.update(ours)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def run_trials(
+    project: Project,
+    suggester: Suggester,
+    scheduler: TrialScheduler | None,
+    recorder: Recorder,
+    *,
+    num: int,
+    train: Train,
+    shared: Any,
+) -> None:
+    """Run `num` trials; what they tell is in the recorder's records.
+
+    Ray Tune's own files (`ray/` beside the records) are not read again.
+    """
+    recorder.scheduler = scheduler
+    population = isinstance(scheduler, Population)
+    nodes, local = resources_of_nodes(), not os.environ.get("RAY_ADDRESS")
+    places, head = concurrency(project, nodes, local=local), need_of(project).head
+    if population:  # all are there at once, and wait for each other; Ray allows it no searcher
+        cpus = [node.get("CPU", 0.0) for node in nodes]
+        head |= {"CPU": max(min(sum(cpus) / places, max(cpus)), head["CPU"])}
+    own = storage.join(recorder.runs, "ray")
+    storage.remove_folder(own)
+    trainable = ray.tune.with_parameters(
+        run_trial, tree=project.dump(), records=recorder.folder, train=train, shared=shared,
+        population=population,
+    )  # fmt: skip
+    with quiet_tune():
+        Tuner(
+            ray.tune.with_resources(trainable, head),
+            param_space={"trial": ray.tune.grid_search(suggester.configs())}
+            if population
+            else None,
+            tune_config=TuneConfig(
+                search_alg=None if population else suggester,
+                scheduler=scheduler or FIFOScheduler(),
+                num_samples=1 if population else num,
+                max_concurrent_trials=None if population else places,
+                reuse_actors=project.search.num_workers == 0,
+                trial_name_creator=lambda trial: trial.config["trial"]["name"],
+                trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
+            ),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=recorder.runs,
+                callbacks=[recorder],
+                verbose=0,
+                failure_config=FailureConfig(max_failures=project.run.max_failures),
+            ),
+        ).fit()
+    storage.remove_folder(own)
+    ended = sum(trial.ended for trial in recorder.trials.values())
+    if ended < recorder.total:
+        raise RuntimeError(
+            f"the search was ended with {ended} of {recorder.total} trials; the same call goes on"
+        )

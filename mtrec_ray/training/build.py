@@ -1,0 +1,51 @@
+"""A project's model on a device, in its precision, with its item vectors."""
+
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.tokens import special_tokens
+from mtrec_ray.model.chunks import PairLayout
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.project.project import Project
+from mtrec_ray.training.item_vectors import Autocast, ItemVectors
+
+
+def build_model(
+    project: Project, prepared: Prepared, device: torch.device, precision: str
+) -> tuple[Recommender, ItemVectors]:
+    """The model on its device, same initial weights on every rank, and its item vectors."""
+    torch.manual_seed(project.training.seed)
+    catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
+    encoder = TextEncoder(project.model.encoder)
+    model = Recommender(project.model, prepared.scenarios, catalogues, encoder).to(device)
+    autocast = autocast_for(device, precision)
+    pairs = None
+    if project.model.layout == "pair":
+        prefix, suffix = special_tokens(project.model.encoder.source)
+        pairs = PairLayout(prefix, suffix, project.model.pair_tokens)
+    return model, ItemVectors(model.encoder, catalogues, device, autocast, pairs)
+
+
+def autocast_for(device: torch.device, precision: str) -> Autocast:
+    """bf16 autocast where asked for, or (auto) where the device computes in bf16 natively."""
+    native = computes_bf16(device)
+    if precision == "fp32" or (precision == "auto" and not native):
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix products in bf16 (on x86: AMX or AVX512-BF16)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def cache_folder(project: Project) -> Path:
+    """Where this node keeps outputs of frozen layers."""
+    return Path(project.run.cache_folder or Path(tempfile.gettempdir()) / "mtrec_ray" / "frozen")

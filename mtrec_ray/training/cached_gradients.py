@@ -1,0 +1,126 @@
+"""Gradients at cached item vectors, added up over steps, and the encoder's step from them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtrec_ray.model.chunks import chunks
+from mtrec_ray.training.collectives import sum_over_ranks, world
+
+if TYPE_CHECKING:
+    from mtrec_ray.training.item_vectors import ItemVectors
+
+
+class Gathered:
+    """Gradients that cached item vectors get over some steps, and the encoder's step from them.
+
+    The layers above learn in every step from the cache. What their backward pass leaves at the
+    vectors is added up; then one pass over the items that were met, shared among the ranks, takes
+    it into the encoder, however many samples there were. Its vectors are at most that many steps
+    older than its weights.
+
+    Attributes:
+        sums: f32[n, D], mean over ranks of the gradients, added over steps.
+        met: bool[n], items that were met.
+    """
+
+    def __init__(self, vectors: "ItemVectors") -> None:
+        self.vectors = vectors
+        self.sums = torch.zeros(vectors.num_items, vectors.encoder.width, device=vectors.device)
+        self.met = torch.zeros(vectors.num_items, device=vectors.device)
+        self.num_steps = 0
+        self._watched: list[tuple[Tensor, Tensor]] = []
+
+    def state(self) -> dict[str, Tensor]:
+        """Means over ranks of what is gathered; every rank must call this."""
+        met = sum_over_ranks(self.met.clone()).nonzero().squeeze(1)
+        sums = sum_over_ranks(self.sums[met]) / world()[1]
+        return {
+            "gathered_items": met.cpu(),
+            "gathered_sums": sums.cpu(),
+            "gathered_steps": torch.tensor(self.num_steps),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`, whatever the number of ranks: the mean on each."""
+        met = state["gathered_items"].to(self.sums.device)
+        self.sums[met] = state["gathered_sums"].to(self.sums)
+        self.met[met] = 1
+        self.num_steps = int(state["gathered_steps"])
+
+    def watch(self, places: NDArray[np.int64], vectors: Tensor) -> Tensor:
+        """The vectors as a leaf whose gradient `collect` takes."""
+        leaf = vectors.detach().requires_grad_()
+        self._watched.append((torch.from_numpy(places).to(leaf.device), leaf))
+        return leaf
+
+    def is_finite(self) -> bool:
+        """Whether what the backward passes of a step left is finite."""
+        return all(
+            bool(torch.isfinite(leaf.grad.sum()))
+            for _, leaf in self._watched
+            if leaf.grad is not None
+        )
+
+    def forget(self) -> None:
+        """Leave a step out."""
+        self._watched.clear()
+
+    def collect(self) -> None:
+        """Add up what the backward passes of a step left at the watched vectors."""
+        for places, leaf in self._watched:
+            if leaf.grad is not None:
+                self.sums.index_add_(0, places, leaf.grad)
+                self.met[places] = 1
+        self._watched.clear()
+        self.num_steps += 1
+
+    def backward(self) -> None:
+        """Set the encoder's gradient: that of the mean loss of the steps since the last call.
+
+        With `gather_items` only so many items with the longest gradients are encoded; the sums of
+        the others are carried into the next call, as in gradient compression (1712.01887).
+        """
+        size = world()[1]
+        met = sum_over_ranks(self.met).nonzero().squeeze(1)
+        total = sum_over_ranks(self.sums[met])
+        chosen = self._chosen(total)
+        self._encode(met[chosen], total[chosen] / (size * self.num_steps))
+        self.sums[met] = total.masked_fill(chosen.unsqueeze(1), 0) / size
+        self.met[met[chosen]] = 0
+        self.num_steps = 0
+        learning = [p for p in self.vectors.encoder.parameters() if p.requires_grad]
+        for parameter in learning:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            sum_over_ranks(parameter.grad)
+
+    def _chosen(self, total: Tensor) -> Tensor:
+        """bool[m]: which of the met items are encoded, from their summed gradients f32[m, D]."""
+        limit = self.vectors.encoder.options.gather_items
+        if limit is None or limit >= len(total):
+            return torch.ones(len(total), dtype=torch.bool, device=total.device)
+        chosen = torch.zeros(len(total), dtype=torch.bool, device=total.device)
+        chosen[total.norm(dim=1).topk(limit).indices] = True
+        return chosen
+
+    def _encode(self, places: Tensor, wanted: Tensor) -> None:
+        """Encode a rank's share of the items chunk by chunk, and take their gradients back."""
+        vectors, (rank, size) = self.vectors, world()
+        assert vectors.cache is not None
+        everywhere = places.cpu().numpy()
+        order = np.argsort(vectors.texts.lengths[everywhere], kind="stable")[rank::size]
+        fresh = torch.zeros_like(wanted)
+        for chunk in chunks(vectors.texts, everywhere[order], vectors.budget):
+            mine = torch.from_numpy(order[chunk.places]).to(wanted.device)
+            with vectors.autocast():
+                found = vectors.encoder(
+                    vectors._inputs(chunk).to(vectors.device), chunk.mask.to(vectors.device)
+                ).float()
+            found.backward(wanted[mine])
+            fresh[mine] = found.detach()
+        vectors.cache[places] = sum_over_ranks(fresh)

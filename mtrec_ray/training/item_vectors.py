@@ -1,0 +1,282 @@
+"""Item vectors: each distinct text of a batch encoded once, frozen layers computed once for all.
+
+All catalogues lie one after another; an item's place in them is its base plus its catalogue row.
+
+Letters: n items in all, U distinct items of a batch, N samples, D encoder width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.model.chunks import Chunk, PairLayout, Texts, chunks
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.collectives import least_over_ranks, sum_over_ranks, world
+from mtrec_ray.training.node_cache import open_rows, texts_hash, weights_hash
+
+# Frozen states are moved to a GPU up to this size; above, each step takes its own from the file.
+MAX_DEVICE_BYTES = 4 * 2**30
+
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+Batch = Mapping[str, Samples]
+
+
+class ItemVectors:
+    """Text vectors of the catalogues' items, with and without gradients.
+
+    Attributes:
+        cache: f32[n, D], the vectors of all items by the weights of the last `refresh`, or of a
+            later step that encoded the item.
+        states: f32[tokens, D], what the frozen layers make of every token.
+        pairs: how history and candidate are laid into one text (layout `pair`).
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        catalogues: Mapping[str, Catalogue],
+        device: torch.device,
+        autocast: Autocast = nullcontext,
+        pairs: PairLayout | None = None,
+    ) -> None:
+        parts = [c.lengths for c in catalogues.values()]
+        lengths = np.concatenate(parts)
+        tokens = np.concatenate([c.tokens for c in catalogues.values()]).astype(np.int64)
+        self.texts = Texts(torch.from_numpy(tokens), np.concatenate([[0], np.cumsum(lengths)]))
+        bases = np.concatenate([[0], np.cumsum([len(p) for p in parts])])
+        self.bases = dict(zip(catalogues, bases.tolist(), strict=False))
+        self.sizes = {name: c.num_items for name, c in catalogues.items()}
+        self.encoder = encoder
+        self.autocast = autocast
+        self.device = device
+        self.pairs = pairs
+        self.budget = encoder.options.tokens_per_chunk
+        self.states: Tensor | None = None
+        self.cache: Tensor | None = None
+        self.ages = torch.zeros(len(lengths), dtype=torch.int64)
+        self.changed = torch.zeros(len(lengths), dtype=torch.bool)
+        self.gathered: Gathered | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Items of all catalogues."""
+        return len(self.texts.offsets) - 1
+
+    def places(self, name: str, rows: Tensor) -> NDArray[np.int64]:
+        """Places of a scenario's catalogue rows."""
+        return rows.cpu().numpy() + self.bases[name]
+
+    def of_batch(self, batch: Batch, *, encode: bool) -> dict[str, Tensor]:
+        """Text vectors by scenario: f32[U, D] of its distinct items, or f32[N, D] of its pairs.
+
+        With `encode` they carry gradients into the encoder, and the cache takes them in.
+        """
+        if self.pairs is not None:
+            return {name: self._pair_vectors(name, s) for name, s in batch.items()}
+        places = np.concatenate([self.places(n, s.items) for n, s in batch.items()])
+        if encode:
+            vectors = self._encode(places, self._chosen(batch, places))
+        else:
+            assert self.cache is not None
+            vectors = self.cache[torch.from_numpy(places).to(self.device)]
+            if self.gathered is not None and torch.is_grad_enabled():
+                vectors = self.gathered.watch(places, vectors)
+        sizes = [len(s.items) for s in batch.values()]
+        return dict(zip(batch, vectors.split(sizes), strict=True))
+
+    def _chosen(self, batch: Batch, places: NDArray[np.int64]) -> Tensor:
+        """bool[U]: which items are encoded: candidates, a share of the others, and old ones."""
+        options = self.encoder.options
+        self.ages += 1
+        if options.history_share >= 1 or self.cache is None:
+            return torch.ones(len(places), dtype=torch.bool)
+        chosen = torch.rand(len(places)) < options.history_share
+        start = 0
+        for samples in batch.values():
+            chosen[start + samples.candidate.cpu()] = True
+            start += len(samples.items)
+        if options.max_age is not None:
+            chosen |= self.ages[places] > options.max_age
+        return chosen
+
+    def _encode(self, places: NDArray[np.int64], chosen: Tensor) -> Tensor:
+        mine = places[chosen.numpy()]
+        found = self.run(mine)
+        if self.cache is None:
+            return found
+        self.ages[mine] = 0
+        self.changed[mine] = True
+        old = self.cache[torch.from_numpy(places).to(self.device)]
+        self.cache[torch.from_numpy(mine).to(self.device)] = found.detach()
+        if chosen.all():
+            return found
+        return old.index_copy(0, chosen.nonzero().squeeze(1).to(self.device), found)
+
+    def _pair_vectors(self, name: str, samples: Samples) -> Tensor:
+        """f32[N, D]: the vector of each sample's history and candidate read together."""
+        assert self.pairs is not None
+        places = self.places(name, samples.items)
+        history = samples.history.cpu().numpy()
+        texts = self.pairs.texts(
+            self.texts,
+            places[samples.candidate.cpu().numpy()],
+            np.where(history >= 0, places[history.clip(0)], -1),
+        )
+        rows = np.arange(len(history))
+        return self._in_chunks(
+            rows, [(c, texts.tokens[c.index]) for c in chunks(texts, rows, self.budget)]
+        )
+
+    def run(self, places: NDArray[np.int64]) -> Tensor:
+        """f32[U, D]: vectors of some items with the present weights."""
+        found = [(c, self._inputs(c)) for c in chunks(self.texts, places, self.budget)]
+        return self._in_chunks(places, found)
+
+    def _in_chunks(self, rows: NDArray[np.int64], parts: list[tuple[Chunk, Tensor]]) -> Tensor:
+        if not parts:
+            return torch.zeros(0, self.encoder.width, device=self.device)
+        vectors = [self._run_chunk(inputs, chunk.mask) for chunk, inputs in parts]
+        back = np.argsort(np.concatenate([chunk.places for chunk, _ in parts]), kind="stable")
+        assert len(back) == len(rows)
+        return torch.cat(vectors)[torch.from_numpy(back).to(self.device)]
+
+    def _run_chunk(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """f32[u, D] of a chunk.
+
+        With `rerun` only its vectors are kept, and the backward pass, which by then has their
+        gradients, runs it again: the gradient cache of 2101.06983 by torch's own checkpointing.
+        """
+        inputs, mask = inputs.to(self.device), mask.to(self.device)
+        if self.encoder.options.rerun and torch.is_grad_enabled():
+            found = checkpoint(self.encoder, inputs, mask, use_reentrant=False)
+            assert isinstance(found, Tensor)
+            return found.float()
+        return self.encoder(inputs, mask).float()
+
+    def _inputs(self, chunk: Chunk) -> Tensor:
+        if self.states is not None:
+            return self.states[chunk.index.to(self.states.device)]
+        return self.texts.tokens[chunk.index]
+
+    def _share(self, rank: int, size: int, items: slice = slice(None)) -> Iterator[Chunk]:
+        """Chunks of a rank's share of all items, or of a range of them."""
+        places = np.arange(self.num_items)[items]
+        own = places[np.argsort(self.texts.lengths[places], kind="stable")][rank::size]
+        for chunk in chunks(self.texts, own, self.budget):
+            yield Chunk(own[chunk.places], chunk.index, chunk.mask)
+
+    def compute_frozen(self, folder: Path) -> None:
+        """Have what the frozen layers make of the items, from files that a node shares.
+
+        Computed where a file is not there yet: of a cut encoder the states of all tokens, of one
+        that is frozen as a whole the vectors of each catalogue.
+        """
+        encoder = self.encoder
+        if encoder.lower is None or self.pairs is not None or self.cache is not None:
+            return
+        with self.autocast():
+            precision = str(torch.get_autocast_dtype(self.device.type))
+            if not torch.is_autocast_enabled(self.device.type):
+                precision = "fp32"
+        weights = weights_hash(encoder.lower)
+        if encoder.is_frozen:
+            words = (weights, precision, encoder.options.pooling)
+            parts = [self._stored_vectors(folder, name, words) for name in self.bases]
+            self.cache = torch.cat(parts).to(self.device)
+            return
+        key = texts_hash(self.texts, weights, precision)
+        shape = (len(self.texts.tokens), encoder.width)
+        states = open_rows(folder / f"{key}.f32", shape, self._write_states)
+        if states.nbytes <= MAX_DEVICE_BYTES:
+            states = states.to(self.device)
+        self.states = states
+
+    def _stored_vectors(self, folder: Path, name: str, words: tuple[str, ...]) -> Tensor:
+        """f32[n, D]: vectors of a catalogue's items by a frozen encoder."""
+        base, size = self.bases[name], self.sizes[name]
+        items = slice(base, base + size)
+        offsets = self.texts.offsets[base : base + size + 1]
+        texts = Texts(self.texts.tokens[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+        def fill(vectors: Tensor, rank: int, shares: int) -> None:
+            for places, found in self.encode_share(rank, shares, items):
+                vectors[places.cpu() - base] = found.cpu()
+
+        key = texts_hash(texts, "vectors", *words)
+        return open_rows(folder / f"{key}.f32", (size, self.encoder.width), fill)
+
+    @torch.no_grad()
+    def _write_states(self, states: Tensor, rank: int, size: int) -> None:
+        """Fill a share of the rows of `states`."""
+        for chunk in self._share(rank, size):
+            mask = chunk.mask
+            tokens = self.texts.tokens[chunk.index].to(self.device)
+            with self.autocast():
+                found = self.encoder.frozen_states(tokens, mask.to(self.device))
+            states[chunk.index[mask]] = found.cpu()[mask].float()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Compute the cached vector of every item with the present weights, each rank its share."""
+        if self.pairs is not None or (self.cache is not None and self.encoder.is_frozen):
+            return
+        cache = torch.zeros(self.num_items, self.encoder.width, device=self.device)
+        for places, vectors in self.encode_share(*world()):
+            cache[places] = vectors
+        self.cache = sum_over_ranks(cache)
+        self.ages.zero_()
+        self.changed.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """What the present vectors are made of beside the weights; every rank must call this."""
+        if self.cache is None or self.encoder.is_frozen:
+            return {}
+        if self.gathered is None:
+            self._agree()
+        found = {"cache": self.cache.cpu(), "ages": self.ages}
+        return found | (self.gathered.state() if self.gathered else {})
+
+    def _agree(self) -> None:
+        """Have the same cache on all ranks: of an item, the mean of those that encoded it."""
+        assert self.cache is not None
+        if world()[1] == 1:
+            return
+        changed = self.changed.to(self.device)
+        count = sum_over_ranks(changed.float()).unsqueeze(1)
+        mean = sum_over_ranks(self.cache * changed.unsqueeze(1)) / count.clamp(min=1)
+        self.cache = torch.where(count > 0, mean, self.cache)
+        self.ages = least_over_ranks(self.ages)
+        self.changed.zero_()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        if not state:
+            return
+        self.cache, self.ages = state["cache"].to(self.device), state["ages"]
+        if self.gathered:
+            self.gathered.restore(state)
+
+    @torch.no_grad()
+    def encode_share(
+        self, rank: int, size: int, items: slice = slice(None)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places i64[u] and vectors f32[u, D] of a share of all items, or of a range of them."""
+        was_training = self.encoder.training
+        self.encoder.eval()
+        for chunk in self._share(rank, size, items):
+            with self.autocast():
+                found = self._run_chunk(self._inputs(chunk), chunk.mask)
+            yield torch.from_numpy(chunk.places).to(self.device), found
+        self.encoder.train(was_training)

@@ -1,0 +1,123 @@
+"""The joint loss as sums and counts, divided once by the global counts.
+
+    L_it = sum over labelled rows of loss / N_it
+    L_i  = sum_t w_it L_it / sum_t w_it
+    L    = sum_i lambda_i L_i / sum_i lambda_i
+
+With c_it = lambda_i w_it / (sum lambda * sum_t w_it) and R ranks each rank backpropagates
+R * sum_it c_it * S_it_local / N_it_global. DDP averages gradients over ranks, and
+1/R * sum_r R * S_it_r / N_it = S_it / N_it: exactly the gradient of L on the union batch, wherever
+the rows (and missing labels) fell.
+
+Letters: N rows, T tasks of a scenario.
+"""
+
+from collections.abc import Mapping
+from math import nan
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.project.scenario import Scenario
+
+Key = tuple[str, str]
+
+
+def loss_weights(scenarios: Mapping[str, Scenario]) -> dict[Key, float]:
+    """c_it by (scenario, task): normalised, they sum to 1."""
+    total = sum(s.weight for s in scenarios.values())
+    weights: dict[Key, float] = {}
+    for name, scenario in scenarios.items():
+        inside = sum(t.weight for t in scenario.tasks.values())
+        for task, spec in scenario.tasks.items():
+            weights[name, task] = scenario.weight / total * spec.weight / inside
+    return weights
+
+
+def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
+    """f32[N]: what the task's loss compares with, NaN where the row takes no part.
+
+    Regression labels are standardised by the training mean and deviation. A task over the entire
+    space (ESMM, 1804.07931) has label 0 where its parent is 0 and null where its parent is null.
+    """
+    own = labels[:, facts.tasks.index(task)]
+    if facts.kinds[task] == "regression":
+        return (own - facts.label_means[task]) / facts.label_stds[task]
+    if task in facts.entire:
+        parent = labels[:, facts.tasks.index(facts.given[task])]
+        return torch.where(parent == 0, torch.zeros_like(own), own.masked_fill(parent.isnan(), nan))
+    return own
+
+
+def row_losses(facts: PreparedScenario, task: str, logits: Tensor, wanted: Tensor) -> Tensor:
+    """f32[N]: loss of each row for targets without NaN."""
+    own = logits[:, facts.tasks.index(task)].float()
+    if facts.kinds[task] == "regression":
+        return (own - wanted) ** 2
+    if task not in facts.entire:
+        return F.binary_cross_entropy_with_logits(own, wanted, reduction="none")
+    parent = logits[:, facts.tasks.index(facts.given[task])].float()
+    log_joint = F.logsigmoid(parent) + F.logsigmoid(own)
+    # 1 - pq = (1 - p) + p (1 - q): exact where both are near 1, so that no gradient is lost
+    log_rest = torch.logaddexp(F.logsigmoid(-parent), F.logsigmoid(parent) + F.logsigmoid(-own))
+    return -(wanted * log_joint + (1 - wanted) * log_rest)
+
+
+def label_counts(scenarios: Mapping[str, PreparedScenario], labels: Mapping[str, Tensor]) -> Tensor:
+    """f64[K]: labelled rows of every scenario and task, in order."""
+    counts = [
+        target(facts, task, labels[name]).isfinite().sum()
+        for name, facts in scenarios.items()
+        for task in facts.tasks
+    ]
+    return torch.stack(counts).double()
+
+
+def loss_sums(
+    scenarios: Mapping[str, PreparedScenario],
+    logits: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+) -> Tensor:
+    """f32[K]: sum of the row losses of every scenario and task, in order."""
+    sums = []
+    for name, facts in scenarios.items():
+        for task in facts.tasks:
+            wanted = target(facts, task, labels[name])
+            known = wanted.isfinite()
+            losses = row_losses(facts, task, logits[name], wanted.nan_to_num(0.0))
+            sums.append(losses.masked_fill(~known, 0.0).sum())
+    return torch.stack(sums)
+
+
+def joint_loss(sums: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
+    """Sum of c_it * S_it / N_it; a task without a labelled row adds 0."""
+    return (weights * sums / counts.clamp(min=1).to(sums.dtype)).sum()
+
+
+def general_loss(
+    scenarios: Mapping[str, PreparedScenario],
+    logits: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    counts: Tensor,
+) -> Tensor:
+    """The general head's loss: the mean over scenarios of S_i / N_i of their main task.
+
+    Logits are those by `general/NAME`; `counts` f64[K] are global, as for the joint loss.
+    """
+    total, start, num = counts.new_zeros(()), 0, 0
+    for name, facts in scenarios.items():
+        own = logits.get(f"general/{name}")
+        if own is not None and facts.main:
+            place = facts.tasks.index(facts.main)
+            wanted = labels[name][:, place]
+            known = wanted.isfinite()
+            losses = F.binary_cross_entropy_with_logits(
+                own.float(), wanted.nan_to_num(0.0), reduction="none"
+            )
+            mine = losses.masked_fill(~known, 0.0).sum()
+            total = total + mine / counts[start + place].clamp(min=1).to(mine)
+            num += 1
+        start += len(facts.tasks)
+    return total / max(num, 1)

@@ -1,0 +1,137 @@
+"""One optimizer step: the joint loss of a global batch, exact over ranks and micro-batches."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.training.collectives import sum_over_ranks, world
+from mtrec_ray.training.item_vectors import Autocast, Batch, ItemVectors
+from mtrec_ray.training.losses import general_loss, joint_loss, label_counts, loss_sums
+
+
+class Forward(nn.Module):
+    """Texts to logits, as one module, so that DDP sees every parameter of a step."""
+
+    vectors: ItemVectors
+
+    def __init__(self, model: Recommender, vectors: ItemVectors) -> None:
+        super().__init__()
+        self.model = model
+        object.__setattr__(self, "vectors", vectors)
+
+    def forward(self, batch: Batch, encode: bool) -> dict[str, Tensor]:
+        """f32[N, T] logits by scenario; the encoder learns from this batch where `encode`."""
+        return self.model(batch, self.vectors.of_batch(batch, encode=encode))
+
+
+def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
+    """DDP around the module, where there are several ranks."""
+    if world()[1] == 1:
+        return forward
+    device = next(forward.parameters()).device
+    if forward.vectors.gathered is not None:  # the encoder's gradient does not come by DDP
+        names = {f"model.encoder.{n}" for n, _ in forward.model.encoder.named_parameters()}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(forward, names)
+    return DistributedDataParallel(
+        forward,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=some_unused,
+        forward_sync_buffers=False,  # they are constants of the data, the same on every rank
+        gradient_as_bucket_view=True,
+    )
+
+
+@dataclass
+class StepResult:
+    """Global sums of a step: loss sums and label counts of each scenario and task, f64[K]."""
+
+    sums: Tensor
+    counts: Tensor
+    loss: float
+
+
+def accumulate(
+    module: nn.Module,
+    facts: Mapping[str, PreparedScenario],
+    batches: Sequence[Batch],
+    weights: Tensor,
+    *,
+    encode: bool,
+    autocast: Autocast = nullcontext,
+) -> StepResult:
+    """Add the gradient of the joint loss of the union batch to the parameters' gradients.
+
+    The counts of the whole step (all ranks, all micro-batches) are known before the first
+    backward; only the last micro-batch synchronises gradients.
+    """
+    labels = [{name: s.labels for name, s in batch.items()} for batch in batches]
+    counts = sum_over_ranks(torch.stack([label_counts(facts, x) for x in labels]).sum(0))
+    size = world()[1]
+    total = torch.zeros_like(counts)
+    for i, batch in enumerate(batches):
+        last = i == len(batches) - 1
+        is_ddp = isinstance(module, DistributedDataParallel)
+        quiet = (
+            nullcontext()
+            if last or not is_ddp
+            else cast("DistributedDataParallel", module).no_sync()
+        )
+        with quiet:
+            with autocast():
+                logits = module(batch, encode)
+            sums = loss_sums(facts, logits, labels[i])
+            apart = general_loss(facts, logits, labels[i], counts)
+            (size * (joint_loss(sums, counts, weights.to(sums)) + apart)).backward()
+        total += sums.detach().double()
+    sum_over_ranks(total)
+    loss = joint_loss(total, counts, weights.double()).item()
+    return StepResult(total, counts, loss)
+
+
+def scenario_gradients(
+    module: Forward, facts: Mapping[str, PreparedScenario], batch: Batch, weights: Tensor
+) -> dict[str, Tensor]:
+    """The gradient of each scenario's lambda_i L_i at the first weight that all share, flat.
+
+    None where that weight does not learn.
+    """
+    if not module.model.sharing.first_weight.requires_grad:
+        return {}
+    labels = {name: s.labels for name, s in batch.items()}
+    counts = sum_over_ranks(label_counts(facts, labels))
+    shared = module.model.sharing.first_weight
+    module.eval()
+    sums = loss_sums(facts, module(batch, encode=False), labels)
+    module.train()
+    found: dict[str, Tensor] = {}
+    start = 0
+    for name, scenario in facts.items():
+        mine = slice(start, start + len(scenario.tasks))
+        start += len(scenario.tasks)
+        loss = joint_loss(sums[mine], counts[mine], weights[mine].to(sums))
+        (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True)
+        found[name] = sum_over_ranks(gradient.clone()).flatten()
+    return found
+
+
+def gradient_shares(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of each scenario in the lengths of the gradients: its norm over the sum of norms."""
+    norms = {name: gradient.norm().item() for name, gradient in gradients.items()}
+    total = sum(norms.values()) or 1.0
+    return {name: norm / total for name, norm in norms.items()}
+
+
+def gradient_cosines(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    """Cosine of the gradients of each two scenarios, by `first/second`: below 0 they conflict."""
+    return {
+        f"{a}/{b}": torch.nn.functional.cosine_similarity(gradients[a], gradients[b], 0).item()
+        for a, b in itertools.combinations(gradients, 2)
+    }

@@ -1,0 +1,237 @@
+"""Gradient-boosted trees on prepared rows: what a user would build instead, and a teacher.
+
+As a teacher (1503.02531) their predictions are mixed into the labels that the network learns from:
+trees read thresholds of statistics well, and a prediction says more of a row than a 0 or 1. No
+row's teacher has seen a label of its user: users are split into folds, and the trees of the other
+folds predict.
+
+Letters: N rows, T tasks, F columns, D width of text vectors.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightgbm
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.columns import hash_ints
+from mtrec_ray.data.prepared import Prepared, PreparedScenario
+from mtrec_ray.data.shards import Arrays, read_rows, write_taught
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.history import cosines, summary
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.training import Teacher
+from mtrec_ray.training.build import autocast_for, cache_folder
+from mtrec_ray.training.item_vectors import ItemVectors
+
+NUM_COMPONENTS = 32
+
+
+PATIENCE = 50
+
+
+BATCH_ROWS = 65_536
+
+
+PARAMETERS = {
+    "learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 50, "lambda_l2": 1.0,
+    "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "verbosity": -1,
+}  # fmt: skip
+
+
+def frozen_vectors(project: Project, prepared: Prepared, name: str) -> torch.Tensor:
+    """f32[n, D]: vectors of a scenario's items by the pretrained encoder."""
+    options = project.model.encoder.model_copy(update={"trainable": "none"})
+    device = torch.device("cpu")
+    catalogues = {name: prepared.catalogue(name)}
+    vectors = ItemVectors(
+        TextEncoder(options), catalogues, device, autocast_for(device, project.training.precision)
+    )
+    vectors.compute_frozen(cache_folder(project))
+    assert vectors.cache is not None
+    return vectors.cache
+
+
+class Columns:
+    """What trees read of a scenario's rows.
+
+    Attributes:
+        num_categorical: so many of the plain columns, the first ones, are codes of categories.
+    """
+
+    def __init__(self, project: Project, prepared: Prepared, name: str) -> None:
+        self.facts, self.catalogue = prepared.scenarios[name], prepared.catalogue(name)
+        self.vectors = frozen_vectors(project, prepared, name)
+        known = self.vectors.numpy()[self.catalogue.known]
+        number = min(NUM_COMPONENTS, *known.shape)
+        components = PCA(number, random_state=0).fit(known)
+        self.reduced = components.transform(self.vectors.numpy()).astype(np.float32)
+        self.num_categorical = self.catalogue.categorical.shape[1] + len(self.facts.category_sizes)
+
+    def plain(self, rows: Arrays) -> np.ndarray:
+        """f32[N, F]: categories, statistics and numbers."""
+        item = rows["item"]
+        codes = [self.catalogue.categorical[item], rows["categorical"]]
+        found = [*codes, rows["numeric"], self.catalogue.numeric[item]]
+        return np.concatenate(found, 1).astype(np.float32)
+
+    def text(self, rows: Arrays) -> np.ndarray:
+        """f32[N, 3 + 32]: cosines of the candidate with the history, and principal components."""
+        return np.concatenate([self.closeness(rows), self.reduced[rows["item"]]], 1)
+
+    def closeness(self, rows: Arrays) -> np.ndarray:
+        """f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
+        parts = []
+        for start in range(0, len(rows["item"]), 8192):
+            candidate = torch.from_numpy(rows["item"][start : start + 8192].astype(np.int64))
+            places = torch.from_numpy(rows["history"][start : start + 8192].astype(np.int64))
+            cosine = cosines(self.vectors, candidate, places.clamp(min=0))
+            parts.append(summary(cosine, places >= 0))
+        return torch.cat(parts).numpy()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows as trees are fitted on them: f32[N, F] inputs, f32[N, T] labels, i64[N] users."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    user: np.ndarray
+
+    def of_task(self, task: int, chosen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels of the (chosen) rows that have a label of the task."""
+        known = np.isfinite(self.labels[:, task])
+        known = known if chosen is None else known & chosen
+        return self.inputs[known], self.labels[known, task]
+
+
+def fit(
+    kind: str,
+    train: tuple[np.ndarray, np.ndarray],
+    valid: tuple[np.ndarray, np.ndarray],
+    num_categorical: int,
+    *,
+    seed: int,
+    num_threads: int,
+    rounds: int = 1500,
+) -> lightgbm.Booster:
+    """Trees for a task, as many as are best on valid."""
+    parameters = PARAMETERS | {
+        "objective": "binary" if kind == "binary" else "regression",
+        "seed": seed,
+        "num_threads": num_threads,
+    }
+    codes = list(range(num_categorical))
+    first = lightgbm.Dataset(*train, categorical_feature=codes)
+    second = lightgbm.Dataset(*valid, categorical_feature=codes, reference=first)
+    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+    return lightgbm.train(parameters, first, rounds, valid_sets=[second], callbacks=[stop])
+
+
+def teach(
+    project: Project, prepared: Prepared, name: str, folder: str, num_threads: int = 1
+) -> dict[str, int]:
+    """Write the teacher's predictions of a scenario's training rows, a file for each shard.
+
+    Returns the number of trees of each task, summed over folds. A task that has too few labels to
+    be split stays without a teacher.
+    """
+    options = project.training.teacher
+    facts, columns = prepared.scenarios[name], Columns(project, prepared, name)
+    train = examples(prepared, columns, name, "train", options.rows)
+    valid = examples(prepared, columns, name, "valid", options.rows)
+    boosters, trees = {}, {}
+    for task, kind in enumerate(facts.kinds.values()):
+        own = fit_folds(kind, task, train, valid, columns.num_categorical, options, num_threads)
+        if own:
+            boosters[task] = own
+            trees[facts.tasks[task]] = sum(b.best_iteration for b in own)
+    for shard in prepared.train_shards(name):
+        found = [
+            predict(columns, rows, boosters, options.folds)
+            for rows in read_rows([shard.path], BATCH_ROWS, 0, 10**12)
+        ]
+        path = storage.join(folder, name, shard.path.rsplit("/", 1)[1])
+        write_taught(path, np.concatenate(found))
+    return trees
+
+
+def examples(
+    prepared: Prepared, columns: Columns, name: str, split: str, num_rows: int
+) -> Examples:
+    """Rows of a split, at most so many: the first ones of each shard (their order is random)."""
+    paths = prepared.shard_paths(name, split)
+    each = -(-num_rows // max(len(paths), 1))
+    parts = [
+        (np.concatenate([columns.plain(r), columns.text(r)], 1), r["labels"], r["person"])
+        for path in paths
+        for r in read_rows([path], BATCH_ROWS, 0, each)
+    ]
+    inputs, labels, user = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return Examples(inputs, labels, user)
+
+
+def fold_of(user: np.ndarray, folds: int) -> np.ndarray:
+    """i64[N]: the fold of each row's user."""
+    return (hash_ints(user.astype(np.int64), 5) % np.uint64(folds)).astype(np.int64)
+
+
+def fit_folds(
+    kind: str,
+    task: int,
+    train: Examples,
+    valid: Examples,
+    num_categorical: int,
+    options: Teacher,
+    num_threads: int,
+) -> list[lightgbm.Booster]:
+    """Trees without each fold; none where there are too few labels."""
+    fold = fold_of(train.user, options.folds)
+    measured = valid.of_task(task)
+    if rarer(kind, train.of_task(task)[1]) < options.least_labels or not rarer(kind, measured[1]):
+        return []
+    rest = [train.of_task(task, fold != f) for f in range(options.folds)]
+    return [
+        fit(
+            kind, part, measured, num_categorical,
+            seed=f, num_threads=num_threads, rounds=options.rounds,
+        )
+        for f, part in enumerate(rest)
+    ]  # fmt: skip
+
+
+def rarer(kind: str, labels: np.ndarray) -> int:
+    """Number of labels, of a binary task those of the rarer kind."""
+    if kind == "regression":
+        return len(labels)
+    return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))
+
+
+def predict(
+    columns: Columns, rows: Arrays, boosters: dict[int, list[lightgbm.Booster]], folds: int
+) -> np.ndarray:
+    """f32[N, T]: predictions of labelled rows by the trees that have not seen their user."""
+    labels = rows["labels"]
+    found = np.full(labels.shape, np.nan, np.float32)
+    inputs = np.concatenate([columns.plain(rows), columns.text(rows)], 1)
+    fold = fold_of(rows["person"], folds)
+    for task, own in boosters.items():
+        for f, booster in enumerate(own):
+            chosen = (fold == f) & np.isfinite(labels[:, task])
+            if chosen.any():
+                found[chosen, task] = np.asarray(booster.predict(inputs[chosen], num_threads=1))
+    return found
+
+
+def batches(prepared: Prepared, name: str, split: str) -> Iterator[Arrays]:
+    """Rows of a split of a scenario."""
+    return read_rows(prepared.shard_paths(name, split), BATCH_ROWS, 0, 10**12)
+
+
+def popularity(facts: PreparedScenario, rows: Arrays) -> np.ndarray:
+    """f32[N, T]: the column that ranks items by popularity for each task."""
+    places = [facts.numeric_names.index(facts.popularity[t]) for t in facts.tasks]
+    return rows["numeric"][:, places]
