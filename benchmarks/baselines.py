@@ -32,11 +32,11 @@ from mtrec_ray.data import storage as files
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.evaluation.metrics import binary_metrics, regression_metrics
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.load import load_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.training.teacher import Columns, Examples, batches, fit, popularity
+from mtrec_ray.training.teacher import Columns, Examples, batches, fit_trees, popularity
 
 MEASURED = ("valid", "test")
 NAMES = ("popularity", "lightgbm", "lightgbm_text")
@@ -96,7 +96,7 @@ def fit_one(
         Examples(t.inputs(name), t.labels, t.user).of_task(task) for t in (train, valid)
     )
     threads = multiprocessing.cpu_count()
-    return fit(kind, first, second, train.num_categorical, seed=seed, num_threads=threads)
+    return fit_trees(kind, first, second, train.num_categorical, seed=seed, num_threads=threads)
 
 
 def measure(
@@ -116,7 +116,7 @@ def run_scenario(
     name: str,
     seeds: int,
     folder: str,
-    say: Say,
+    log: Log,
     rows: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores f32[N, T] of valid and test by `SPLIT.BASELINE.SEED`, with users and labels.
@@ -140,7 +140,7 @@ def run_scenario(
                 booster = fit_one(kind, split["train"], split["valid"], baseline, task, seed)
                 for part, scores in columns.items():
                     scores.append(np.asarray(booster.predict(split[part].inputs(baseline))))
-                say(f"{name}.{facts.tasks[task]} {baseline} seed {seed}: "
+                log(f"{name}.{facts.tasks[task]} {baseline} seed {seed}: "
                          f"{booster.best_iteration} trees")  # fmt: skip
             found |= {
                 f"{part}.{baseline}.{seed}": np.stack(scores, 1).astype(np.float32)
@@ -190,9 +190,9 @@ def run_baselines(
     `rows`: they are fitted on about so many training rows of a scenario at most.
     """
     prepared = prepared_by_process(project, storage)
-    folder, say = files.join(storage, project.run.name, "baselines"), teller()
+    folder, log = files.join(storage, project.run.name, "baselines"), teller()
     return prepared, {
-        name: run_scenario(project, prepared, name, seeds, folder, say, rows)
+        name: run_scenario(project, prepared, name, seeds, folder, log, rows)
         for name in prepared.scenarios
     }
 

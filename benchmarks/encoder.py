@@ -57,7 +57,7 @@ from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.training.build import autocast_for
-from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.item_vectors import ItemVectors
 from mtrec_ray.training.losses import loss_weights
 from mtrec_ray.training.optim import build_optimizer
@@ -231,7 +231,7 @@ class Measured:
         ):
             self.vectors.refresh()
         if options.gathers:
-            self.vectors.gathered = Gathered(self.vectors)
+            self.vectors.gathered = CachedGradients(self.vectors)
         self.optimizer = build_optimizer(self.model, self.project.training)
         self.module = wrap(Forward(self.model, self.vectors), some_unused=options.encoder_every > 1)
         self.weights = torch.tensor(list(loss_weights(self.project.scenarios).values()))

@@ -31,9 +31,9 @@ import pyarrow.fs as pafs
 from mtrec_ray.project.load import load_project
 from mtrec_ray.stages import ray_context, train
 from mtrec_ray.training import loop
-from mtrec_ray.training.batches import Feed
+from mtrec_ray.training.batches import BatchComposer
 from mtrec_ray.training.collectives import world
-from mtrec_ray.training.run import Run
+from mtrec_ray.training.run import RankRun
 
 FAILURES = 3  # of the storage, in a row
 PAUSE = 0.05  # seconds after each step: in time for a fault from outside to come within the run
@@ -85,15 +85,15 @@ def faulty_worker(folder: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def note_rows(plan: Plan, path: Path, at: dict[str, Any]) -> None:
     """Note the rows of each step once it is done."""
-    take, train_step = Feed.take, Run.train_step
+    take, train_step = BatchComposer.take, RankRun.train_step
 
-    def noting_take(feed: Feed) -> Any:
+    def noting_take(feed: BatchComposer) -> Any:
         found = take(feed)
         for name, rows in found.items():
             at["rows"].setdefault(name, []).extend(rows["row"].tolist())
         return found
 
-    def noting_step(run: Run) -> Any:
+    def noting_step(run: RankRun) -> Any:
         at.update(step=run.step, rows={})
         result = train_step(run)
         line = {"time": time.time(), "size": run.size, "rank": run.rank, **at}
@@ -104,35 +104,35 @@ def note_rows(plan: Plan, path: Path, at: dict[str, Any]) -> None:
         time.sleep(PAUSE)
         return result
 
-    mock.patch.object(Feed, "take", noting_take).start()
-    mock.patch.object(Run, "train_step", noting_step).start()
+    mock.patch.object(BatchComposer, "take", noting_take).start()
+    mock.patch.object(RankRun, "train_step", noting_step).start()
 
 
 def note_reports(plan: Plan) -> None:
     """Note the step of each checkpoint that was handed over."""
-    report = ray_context.RayHost.report
+    report = ray_context.RayTrainContext.report
 
     def noting_report(
-        host: ray_context.RayHost, metrics: dict[str, Any], folder: Path | None
+        host: ray_context.RayTrainContext, metrics: dict[str, Any], folder: Path | None
     ) -> None:
         report(host, metrics, folder)
         if folder:
             (plan.folder / "reported").write_text(str(metrics["step"]))
 
-    mock.patch.object(ray_context.RayHost, "report", noting_report).start()
+    mock.patch.object(ray_context.RayTrainContext, "report", noting_report).start()
 
 
 def fail_in_step(plan: Plan) -> None:
     """Die after the gradient was computed and before the weights change."""
-    learn = Run.learn
+    learn = RankRun.learn
 
-    def failing_learn(run: Run, result: Any) -> None:
+    def failing_learn(run: RankRun, result: Any) -> None:
         number = plan.due("step", run.step, run.rank)
         if number is not None:
             die(plan, number)
         learn(run, result)
 
-    mock.patch.object(Run, "learn", failing_learn).start()
+    mock.patch.object(RankRun, "learn", failing_learn).start()
 
 
 def fail_in_validation(plan: Plan, at: dict[str, Any]) -> None:

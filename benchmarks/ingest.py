@@ -43,7 +43,7 @@ from mtrec_ray.data.stream import training_source
 from mtrec_ray.project.load import load_project, parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.training.batches import Feed, quotas
+from mtrec_ray.training.batches import BatchComposer, quotas
 
 KINDS = ("object_store", "stream")
 PASSES, BATCH, TRAINED = 3, 2048, 100_000
@@ -75,7 +75,7 @@ def timed(batches: Iterator[Any], number: int) -> np.ndarray:
 def of_feed(prepared: Prepared, kind: str, own: dict[str, int], number: int) -> Iterator[Any]:
     """Composed batches as a training worker takes them, from nothing."""
     source = training_source(prepared, kind, 1)
-    feed = Feed(prepared, own, 0, (0, 1))
+    feed = BatchComposer(prepared, own, 0, (0, 1))
     feed.open(source.read, number)
     while True:
         yield feed.take()

@@ -14,13 +14,13 @@ import torch
 
 from jobs.common import teller
 from mtrec_ray.data import storage as files
-from mtrec_ray.data.order import Piece
+from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays, to_arrays
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint, loop
-from mtrec_ray.training.batches import Reader, pick
+from mtrec_ray.training.batches import OpenRows, pick
 from mtrec_ray.training.build import build_model, cache_folder
 from mtrec_ray.training.validation import score_split
 
@@ -38,11 +38,11 @@ class Host:
         self.best = float("inf")
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> OpenRows:
         """Training rows from memory."""
         return lambda wanted: {n: self._parts(n, own.pieces) for n, own in wanted.items()}
 
-    def _parts(self, scenario: str, pieces: Iterator[Piece]) -> Iterator[Arrays]:
+    def _parts(self, scenario: str, pieces: Iterator[Slice]) -> Iterator[Arrays]:
         shards = self.shards(scenario)
         return (pick(shards, piece) for piece in pieces)
 
@@ -77,7 +77,7 @@ class Host:
         """There is nothing to go on from."""
         return None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Nobody is told."""
 
 
@@ -145,12 +145,12 @@ def side_by_side(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -
 def prepare_here(project: Project, storage: str, teach: bool) -> Prepared:
     """Prepare the data, and have it taught, in this process."""
     from mtrec_ray.stages.prepare import open_prepared, run_prepare
-    from mtrec_ray.stages.teacher import with_teacher
+    from mtrec_ray.stages.teacher import add_teacher_labels
 
     run_prepare(project, storage, teller())
     prepared = open_prepared(project, storage)
     folder = files.join(storage, project.run.name)
-    return with_teacher(project, prepared, folder, teller()) if teach else prepared
+    return add_teacher_labels(project, prepared, folder, teller()) if teach else prepared
 
 
 def prepared_by_process(project: Project, storage: str, *, teach: bool = False) -> Prepared:

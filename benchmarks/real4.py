@@ -42,7 +42,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.stages.evaluate import read_predictions, run_evaluate
 from mtrec_ray.stages.prepare import run_prepare
-from mtrec_ray.stages.teacher import with_teacher
+from mtrec_ray.stages.teacher import add_teacher_labels
 from mtrec_ray.stages.train import run_train
 from mtrec_ray.training.batches import make_plan
 
@@ -368,7 +368,7 @@ def main(
     pipeline_seconds = spent.before["pipeline"]
     run = files.join(folder, project.run.name)
     prepared = load_prepared(files.join(run, "prepared"))
-    prepared = with_teacher(project, prepared, run, teller())  # found finished
+    prepared = add_teacher_labels(project, prepared, run, teller())  # found finished
     try:
         found = all_scores(project, prepared, run, folder, 1 if quick else seeds, quick=quick)
     finally:

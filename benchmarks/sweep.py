@@ -31,15 +31,15 @@ from jobs.common import absolute, teller
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import training_source
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.load import load_project, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
 from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.tune import search, with_room
-from mtrec_ray.stages.tuning.in_process import Tell
-from mtrec_ray.stages.tuning.trial import Shared, train_trial
+from mtrec_ray.stages.tuning.in_process import ReportEpoch
+from mtrec_ray.stages.tuning.trial import TrialInputs, train_trial
 
 TRIALS, PLAIN_TRIALS, EPOCHS = 16, 4, 2
 EVENTS = 15_000  # half of the quickstart's
@@ -80,7 +80,7 @@ def idle_share() -> Iterator[dict[str, float]]:
         found["idle"] = sum(samples) / max(len(samples), 1)
 
 
-def alone(project: Project, name: str, shared: Shared, tell: Tell) -> dict[str, Any]:
+def alone(project: Project, name: str, shared: TrialInputs, tell: ReportEpoch) -> dict[str, Any]:
     """Train a trial that computes the outputs of frozen layers for itself."""
     own = with_overrides(project, {"run.cache_folder": tempfile.mkdtemp()})
     return train_trial(own, name, shared, tell)
@@ -95,7 +95,7 @@ def full_run(project: Project, prepared: Prepared, folder: str) -> dict[str, flo
 
 
 def sweep(
-    project: Project, prepared: Prepared, folder: str, way: str, say: Say
+    project: Project, prepared: Prepared, folder: str, way: str, log: Log
 ) -> dict[str, float]:
     """A search in one of the ways."""
     options = {f"search.{key}": value for key, value in WAYS[way].items()}
@@ -105,9 +105,9 @@ def sweep(
     own = files.join(folder, way.replace(", ", "_"))
     with idle_share() as found:
         source = training_source(prepared, project.run.cache, project.run.most_workers)
-        shared = Shared(prepared, source, files.join(own, "runs"))
+        shared = TrialInputs(prepared, source, files.join(own, "runs"))
         shares = WAYS[way]["num_workers"] == 0
-        trials = search(asked, own, train_trial if shares else alone, shared, say)
+        trials = search(asked, own, train_trial if shares else alone, shared, log)
     epochs = sum(len(t.curve) for t in trials)
     failed = sum(t.status == "failed" for t in trials)
     return found | {"trials": float(len(trials)), "epochs": float(epochs), "failed": float(failed)}
@@ -123,9 +123,9 @@ def main(
     words = [f"search.trials={TRIALS}", f"sample_world.events={EVENTS}"]
     words += [f"training.epochs={epochs}"]
     project = load_project(TOP / "jobs" / "quickstart.yaml", [*words, *(QUICK if quick else ())])
-    say, place = teller(), absolute(storage or tempfile.mkdtemp())
+    log, place = teller(), absolute(storage or tempfile.mkdtemp())
     room = with_room(project)
-    run_prepare(room, place, say)
+    run_prepare(room, place, log)
     connect(room.run)
     prepared = open_prepared(project, place)
     folder = files.join(place, "sweep")
@@ -133,8 +133,8 @@ def main(
     figures = {"full_run.seconds": full["seconds"], "full_run.idle": full["idle"]}
     table = []
     for way in WAYS:
-        say(f"way: {way}")
-        found = sweep(project, prepared, folder, way, say)
+        log(f"way: {way}")
+        found = sweep(project, prepared, folder, way, log)
         times = project.search.trials / found["trials"]
         over = found["seconds"] * times / full["seconds"]
         figures |= {f"{way}.{key}": value for key, value in found.items()}

@@ -32,10 +32,10 @@ def teller() -> Callable[[str], None]:
     """Prints a line with the seconds since the start."""
     console, started = Console(stderr=False, highlight=False), time.monotonic()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         console.print(f"[{time.monotonic() - started:6.0f} s] {text}", markup=False, soft_wrap=True)
 
-    return say
+    return log
 
 
 def absolute(path: str) -> str:

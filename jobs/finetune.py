@@ -29,9 +29,9 @@ def main(
 ) -> None:
     """Fine-tune every scenario from the joint model, side by side."""
 
-    def stage(project: Project, path: str, say: Callable[[str], None]) -> dict[str, Any]:
+    def stage(project: Project, path: str, log: Callable[[str], None]) -> dict[str, Any]:
         points = check_shots(shots.split(",")) if shots else ()
-        return run_finetune(project, path, say, Options(tuple(scenario or ()), compare, points))
+        return run_finetune(project, path, log, Options(tuple(scenario or ()), compare, points))
 
     project, found = run_job("finetune", stage, config, storage, override)
     if compare:

@@ -12,12 +12,20 @@ from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS
 from mtrec_ray.data.shards import Arrays, read_rows
-from mtrec_ray.data.snapshot import PUBLISHED, Entries, Items, Layout, Users, lay_over, no_entries
+from mtrec_ray.data.snapshot import (
+    PUBLISHED,
+    ItemSnapshot,
+    SnapshotColumns,
+    UserCategoryStatistics,
+    UserSnapshot,
+    no_category_statistics,
+    overlay,
+)
 
 BATCH_ROWS = 65_536
 
 
-def rows_of(prepared: Prepared, name: str, split: str) -> Arrays:
+def read_split(prepared: Prepared, name: str, split: str) -> Arrays:
     """All rows of a split, without their numbers."""
     parts = [
         {k: a[k] for k in ("row", "person", "item", "time", "labels")}
@@ -26,11 +34,13 @@ def rows_of(prepared: Prepared, name: str, split: str) -> Arrays:
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
-def asking_users(layout: Layout, task: str, limit: int) -> tuple[Users, list[NDArray[np.int64]]]:
+def first_test_moments(
+    layout: SnapshotColumns, task: str, limit: int
+) -> tuple[UserSnapshot, list[NDArray[np.int64]]]:
     """At most so many test users with positives (drawn by a fixed hash), and these, as items."""
     prepared, name = layout.prepared, layout.name
     facts = prepared.scenarios[name]
-    rows = rows_of(prepared, name, "test")
+    rows = read_split(prepared, name, "test")
     hit = (rows["labels"][:, facts.tasks.index(task)] == 1) & (rows["row"] < FIRST_NEGATIVE)
     who = np.unique(rows["person"][hit])
     who = np.sort(who[np.argsort(hash_ints(who, 0), kind="stable")][:limit])
@@ -56,7 +66,9 @@ def first_rows(rows: Arrays, who: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows["row"][order][start]
 
 
-def users_of_rows(layout: Layout, who: NDArray[np.int64], row: NDArray[np.int64]) -> Users:
+def users_of_rows(
+    layout: SnapshotColumns, who: NDArray[np.int64], row: NDArray[np.int64]
+) -> UserSnapshot:
     """The users as some rows of test say that they were."""
     prepared, name = layout.prepared, layout.name
     wanted = np.sort(row)
@@ -70,7 +82,7 @@ def users_of_rows(layout: Layout, who: NDArray[np.int64], row: NDArray[np.int64]
     found = {k: v[order] for k, v in found.items()}
     assert (found["person"] == who).all()
     mine = layout.group(("user.", *statistics.CALENDAR_NAMES))
-    return Users(
+    return UserSnapshot(
         ids=who.astype(str).astype(object),
         person=who,
         user=found["user"].astype(np.int64),
@@ -87,7 +99,9 @@ def latest(keys: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64
     return order[last]
 
 
-def before_test(layout: Layout, items: Items, users: Users) -> tuple[Items, Users]:
+def before_test(
+    layout: SnapshotColumns, items: ItemSnapshot, users: UserSnapshot
+) -> tuple[ItemSnapshot, UserSnapshot]:
     """Items and users' categories as their last rows before test left them."""
     if not layout.timed:
         return items, users_with_end_entries(layout, users)
@@ -95,7 +109,7 @@ def before_test(layout: Layout, items: Items, users: Users) -> tuple[Items, User
     nothing = layout.spread("item", WINDOWS_MS, layout.nothing(WINDOWS_MS))
     for column in items.codes:
         key = f"category.{column}"
-        nothing = lay_over(nothing, layout.spread(key, NO_WINDOWS, layout.nothing(NO_WINDOWS)))
+        nothing = overlay(nothing, layout.spread(key, NO_WINDOWS, layout.nothing(NO_WINDOWS)))
     numeric = np.repeat(nothing, len(items.ids), 0)
     seen = np.full(len(items.ids), np.iinfo(np.int64).min)
     entries: dict[str, list[tuple[Any, ...]]] = {c: [] for c in items.codes}
@@ -112,7 +126,7 @@ def before_test(layout: Layout, items: Items, users: Users) -> tuple[Items, User
     if PUBLISHED in layout.names:  # of the moment: the end's is near enough for all users
         numeric[:, layout.names.index(PUBLISHED)] = items.numeric[:, layout.names.index(PUBLISHED)]
     found = {c: newest_entries(layout, c, parts) for c, parts in entries.items()}
-    before = Items(items.ids, items.known, numeric, items.codes, items.empty)
+    before = ItemSnapshot(items.ids, items.known, numeric, items.codes, items.empty)
     return before, with_entries(users, found)
 
 
@@ -126,36 +140,42 @@ def entry_rows(
     return place[mine], category[mine], arrays["time"][mine], arrays["numeric"][mine]
 
 
-def newest_entries(layout: Layout, column: str, parts: list[tuple[Any, ...]]) -> Entries:
+def newest_entries(
+    layout: SnapshotColumns, column: str, parts: list[tuple[Any, ...]]
+) -> UserCategoryStatistics:
     """The latest of the rows of each user and category."""
     user, category, time, numeric = (np.concatenate(x) for x in zip(*parts, strict=True))
     if not len(user):
-        return no_entries(layout)
+        return no_category_statistics(layout)
     key = user * (int(category.max()) + 1) + category
     last = latest(key, time)
     mine = layout.group((f"user_category.{column}.",))
     values = np.where(mine, numeric[last], np.nan).astype(np.float32)
-    return Entries(user[last].astype(np.int64), category[last].astype(np.int64), values)
+    return UserCategoryStatistics(
+        user[last].astype(np.int64), category[last].astype(np.int64), values
+    )
 
 
-def with_entries(users: Users, entries: dict[str, Entries]) -> Users:
+def with_entries(users: UserSnapshot, entries: dict[str, UserCategoryStatistics]) -> UserSnapshot:
     """The users with what they have of categories."""
-    return Users(
+    return UserSnapshot(
         users.ids, users.person, users.user, users.history, users.ages, users.numeric, entries
     )
 
 
-def users_with_end_entries(layout: Layout, users: Users) -> Users:
+def users_with_end_entries(layout: SnapshotColumns, users: UserSnapshot) -> UserSnapshot:
     """The users with their categories at the end, which without time is training alone."""
-    found: dict[str, list[Entries]] = {c: [] for c in layout.scenario.items.counted}
+    found: dict[str, list[UserCategoryStatistics]] = {c: [] for c in layout.scenario.items.counted}
     for part in user_parts(layout.prepared, layout.name):
         state = users_at_end(layout, part)
         place = np.minimum(np.searchsorted(users.person, state.person), len(users) - 1)
         mine = np.flatnonzero(users.person[place] == state.person)
         for column, own in state.take(mine).entries.items():
-            found[column].append(Entries(place[mine][own.user], own.category, own.numeric))
+            found[column].append(
+                UserCategoryStatistics(place[mine][own.user], own.category, own.numeric)
+            )
     joined = {
-        c: Entries(
+        c: UserCategoryStatistics(
             np.concatenate([e.user for e in parts]),
             np.concatenate([e.category for e in parts]),
             np.concatenate([e.numeric for e in parts]),

@@ -14,14 +14,14 @@ from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS
 from mtrec_ray.data.snapshot import (
     PUBLISHED,
-    Entries,
     Floats,
     Ints,
-    Items,
-    Layout,
-    Users,
-    lay_over,
-    no_entries,
+    ItemSnapshot,
+    SnapshotColumns,
+    UserCategoryStatistics,
+    UserSnapshot,
+    no_category_statistics,
+    overlay,
 )
 from mtrec_ray.project.scenario import SPLITS
 
@@ -41,7 +41,7 @@ def read_states(
     return pa.concat_tables(tables).combine_chunks() if tables else None
 
 
-def items_at_end(layout: Layout) -> Items:
+def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
     """The catalogue at the end of the data.
 
     Raises:
@@ -66,11 +66,11 @@ def items_at_end(layout: Layout) -> Items:
         c: layout.spread(f"user_category.{c}", NO_WINDOWS, layout.nothing(NO_WINDOWS))[0]
         for c in codes
     }
-    return Items(ids, known, lay_over(*parts), codes, empty)
+    return ItemSnapshot(ids, known, overlay(*parts), codes, empty)
 
 
 def read_catalogue(
-    layout: Layout,
+    layout: SnapshotColumns,
 ) -> tuple[NDArray[np.object_], NDArray[np.bool_], dict[str, Ints], Ints]:
     """Ids, whether training knows them, numbers of categories, and when they were published."""
     path = storage.join(layout.prepared.folder, layout.name, "catalogue.parquet")
@@ -88,7 +88,7 @@ def read_catalogue(
     return ids, table.column("known").to_numpy(), codes, load_catalogue(path).published
 
 
-def category_columns(layout: Layout, column: str, code: Ints) -> Floats:
+def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Floats:
     """f32[n, F]: statistics of each item's category at the end; NaN for an item without one."""
     nothing = layout.nothing(NO_WINDOWS)
     stats = np.repeat(nothing, int(code.max(initial=-1)) + 2, 0)
@@ -118,7 +118,7 @@ def user_parts(prepared: Prepared, name: str) -> list[str]:
     return [path.rsplit("/", 1)[1] for path in storage.parquet_files(folder)]
 
 
-def users_at_end(layout: Layout, part: str) -> Users:
+def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
     """The users of a partition at the end of the data."""
     prepared, name = layout.prepared, layout.name
     state = read_states(prepared, name, "users", part)
@@ -128,25 +128,30 @@ def users_at_end(layout: Layout, part: str) -> Users:
     own = layout.spread("user", WINDOWS_MS, matrix(state.column("numeric")))
     person = hash_strings(state.column("user_id")).view(np.int64)
     places = dict(zip(person.tolist(), range(len(person)), strict=True))
-    return Users(
+    return UserSnapshot(
         ids=ids,
         person=person,
         user=state.column("user").to_numpy().astype(np.int64),
         history=matrix(state.column("history")).astype(np.int64),
         ages=matrix(state.column("history_age")).astype(np.int64),
-        numeric=lay_over(own, layout.calendar(end)),
-        entries={c: end_entries(layout, c, part, places) for c in layout.scenario.items.counted},
+        numeric=overlay(own, layout.calendar(end)),
+        entries={
+            c: category_statistics_at_end(layout, c, part, places)
+            for c in layout.scenario.items.counted
+        },
     )
 
 
-def end_entries(layout: Layout, column: str, part: str, places: dict[int, int]) -> Entries:
+def category_statistics_at_end(
+    layout: SnapshotColumns, column: str, part: str, places: dict[int, int]
+) -> UserCategoryStatistics:
     """What the users of a partition have of a column's categories at the end of the data."""
     key = f"user_category.{column}"
     state = read_states(layout.prepared, layout.name, key, part)
     if state is None:
-        return no_entries(layout)
+        return no_category_statistics(layout)
     person = hash_strings(state.column("user_id")).view(np.int64)
-    return Entries(
+    return UserCategoryStatistics(
         np.array([places[p] for p in person.tolist()], np.int64),
         state.column("category").to_numpy().astype(np.int64),
         layout.spread(key, NO_WINDOWS, matrix(state.column("numeric"))),

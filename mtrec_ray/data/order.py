@@ -32,7 +32,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Left:
+class Remaining:
     """What is still to be taken: the rests of begun passes, and every pass from `next_pass` on."""
 
     rests: tuple[Span, ...] = ()
@@ -40,25 +40,25 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Course:
+class RankProgress:
     """Where `size` ranks stand that began with `left` and took `taken` rows each of `num_rows`."""
 
     num_rows: int
     size: int
     taken: int = 0
-    left: Left = field(default_factory=Left)
+    left: Remaining = field(default_factory=Remaining)
 
     def spans(self, rank: int) -> Iterator[Span]:
         """What a rank takes from where it stands, without end."""
-        return skip(self._spans(rank), self.taken)
+        return skip_rows(self._spans(rank), self.taken)
 
     def _spans(self, rank: int) -> Iterator[Span]:
-        yield from share(self.left.rests, rank, self.size)
+        yield from share_spans(self.left.rests, rank, self.size)
         for number in itertools.count(self.left.next_pass):
             whole = Span(number, 0, self.num_rows)
-            yield from share([whole], (rank + number) % self.size, self.size)
+            yield from share_spans([whole], (rank + number) % self.size, self.size)
 
-    def now_left(self) -> Left:
+    def now_left(self) -> Remaining:
         """What is left of the begun passes, and the first pass that no rank has begun."""
         begun = [self._begun(rank) for rank in range(self.size)]
         next_pass = max(self.left.next_pass, *(number + 1 for number in begun))
@@ -67,7 +67,7 @@ class Course:
             for rank in range(self.size)
             for span in itertools.takewhile(lambda s: s.number < next_pass, self.spans(rank))
         ]
-        return Left(joined(rests), next_pass)
+        return Remaining(merge_spans(rests), next_pass)
 
     def _begun(self, rank: int) -> int:
         """The last pass of which a rank has taken a row, -1 if none."""
@@ -78,12 +78,12 @@ class Course:
             number, before = span.number, before + len(span)
         raise AssertionError("spans have no end")
 
-    def taken_up(self, size: int) -> "Course":
+    def taken_up(self, size: int) -> "RankProgress":
         """The course of another number of ranks that goes on from here."""
-        return self if size == self.size else Course(self.num_rows, size, 0, self.now_left())
+        return self if size == self.size else RankProgress(self.num_rows, size, 0, self.now_left())
 
 
-def share(spans: Sequence[Span], part: int, parts: int) -> Iterator[Span]:
+def share_spans(spans: Sequence[Span], part: int, parts: int) -> Iterator[Span]:
     """One of some near-equal contiguous parts of spans laid one after another."""
     total = sum(map(len, spans))
     low, high = total * part // parts, total * (part + 1) // parts
@@ -95,7 +95,7 @@ def share(spans: Sequence[Span], part: int, parts: int) -> Iterator[Span]:
             yield Span(span.number, span.low + first, span.low + last)
 
 
-def skip(spans: Iterator[Span], num_rows: int) -> Iterator[Span]:
+def skip_rows(spans: Iterator[Span], num_rows: int) -> Iterator[Span]:
     """Spans without their first rows."""
     for span in spans:
         if num_rows < len(span):
@@ -103,7 +103,7 @@ def skip(spans: Iterator[Span], num_rows: int) -> Iterator[Span]:
         num_rows = max(num_rows - len(span), 0)
 
 
-def joined(spans: Sequence[Span]) -> tuple[Span, ...]:
+def merge_spans(spans: Sequence[Span]) -> tuple[Span, ...]:
     """Spans in order, those that touch made one."""
     found: list[Span] = []
     for span in sorted(spans, key=lambda s: (s.number, s.low)):
@@ -115,7 +115,7 @@ def joined(spans: Sequence[Span]) -> tuple[Span, ...]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Slice:
     """Rows of a window, which holds the rows of `segments` (shard, start, stop).
 
     Those at places `low` to `high` of the window's order, which follows from the three numbers of
@@ -141,7 +141,7 @@ class Piece:
         return asdict(self)
 
     @classmethod
-    def of(cls, spec: Mapping[str, Any]) -> "Piece":
+    def of(cls, spec: Mapping[str, Any]) -> "Slice":
         """The piece of `spec`, which may hold more."""
         segments = tuple((shard, start, stop) for shard, start, stop in spec["segments"])
         return cls(segments, tuple(spec["key"]), spec["low"], spec["high"])
@@ -160,7 +160,7 @@ class PassOrder:
         """Rows of a pass."""
         return sum(self.shard_rows)
 
-    def pieces(self, spans: Iterator[Span]) -> Iterator[Piece]:
+    def pieces(self, spans: Iterator[Span]) -> Iterator[Slice]:
         """The rows of spans, window by window."""
         for span in spans:
             place = span.low
@@ -171,7 +171,7 @@ class PassOrder:
                 last = min(stop, span.high)
                 segments = self.segments(span.number, start, stop)
                 key = (self.seed, span.number, window)
-                yield Piece(segments, key, place - start, last - start)
+                yield Slice(segments, key, place - start, last - start)
                 place = last
 
     def segments(self, number: int, start: int, stop: int) -> tuple[tuple[int, int, int], ...]:
@@ -192,7 +192,7 @@ def window_rows(num_rows: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReadPlan:
     """Rows of a scenario that a rank will take.
 
     Attributes:
@@ -202,7 +202,7 @@ class Wanted:
     """
 
     shard_rows: tuple[int, ...]
-    pieces: Iterator[Piece]
+    pieces: Iterator[Slice]
     rows_per_batch: int
     num_rows: int
 

@@ -24,7 +24,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherLabels:
     """Where a teacher's predictions lie, `NAME/*.parquet`, and their share in the labels."""
 
     folder: str
@@ -98,7 +98,7 @@ class Prepared:
     fingerprint: str
     scenarios: dict[str, PreparedScenario]
     made_with: dict[str, Any] = field(default_factory=dict)
-    taught: "Taught | None" = None
+    taught: "TeacherLabels | None" = None
 
     def only(self, names: Collection[str]) -> "Prepared":
         """The prepared data of some of the scenarios."""

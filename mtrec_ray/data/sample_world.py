@@ -183,7 +183,7 @@ RATING_NOISE = 0.6
 
 
 @dataclass(frozen=True)
-class Users:
+class WorldUsers:
     """Hidden taste of the users, shared by the scenarios: `preference` is 0/1, (users, topics)."""
 
     preference: np.ndarray
@@ -191,7 +191,7 @@ class Users:
 
 
 @dataclass(frozen=True)
-class Items:
+class WorldItems:
     """Hidden traits of one scenario's items: topic, shares (items, topics), quality, birth time."""
 
     topic: np.ndarray
@@ -202,7 +202,7 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class WorldPairs:
     """Distinct (user, item) pairs, the time of each, and the hidden traits behind its labels."""
 
     user: np.ndarray
@@ -214,14 +214,14 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Scenario:
+class WorldScenario:
     """What differs between scenarios: phrases, further item columns, labels, item lifetime."""
 
     titles: tuple[str, ...]
     descriptions: tuple[str, ...]
     kinds: tuple[str, ...]
-    extra_columns: Callable[[np.random.Generator, Items, np.ndarray], dict[str, pa.Array]]
-    labels: Callable[[np.random.Generator, Pairs], dict[str, pa.Array]]
+    extra_columns: Callable[[np.random.Generator, WorldItems, np.ndarray], dict[str, pa.Array]]
+    labels: Callable[[np.random.Generator, WorldPairs], dict[str, pa.Array]]
     lifetime_days: int | None = None
 
 
@@ -263,13 +263,13 @@ def _check_sizes(users: int, items: int, events: int) -> None:
         )
 
 
-def _draw_users(rng: np.random.Generator, users: int) -> Users:
+def _draw_users(rng: np.random.Generator, users: int) -> WorldUsers:
     order = rng.random((users, len(TOPICS))).argsort(axis=1).argsort(axis=1)
     num_preferred = rng.integers(1, MAX_TOPICS_PER_USER + 1, size=(users, 1))
-    return Users((order < num_preferred).astype(np.float64), rng.standard_normal(users))
+    return WorldUsers((order < num_preferred).astype(np.float64), rng.standard_normal(users))
 
 
-def _draw_items(rng: np.random.Generator, items: int, lifetime_days: int | None) -> Items:
+def _draw_items(rng: np.random.Generator, items: int, lifetime_days: int | None) -> WorldItems:
     topic = rng.permutation(np.arange(items) % len(TOPICS))
     other = (topic + rng.integers(1, len(TOPICS), size=items)) % len(TOPICS)
     second = np.where(rng.random(items) < SECOND_TOPIC_CHANCE, other, topic)
@@ -280,12 +280,16 @@ def _draw_items(rng: np.random.Generator, items: int, lifetime_days: int | None)
     published_ms = rng.integers(first_ms, last_ms, size=items)
     if lifetime_days is None:
         published_ms = np.zeros(items, dtype=np.int64)
-    return Items(topic, second, shares, rng.standard_normal(items), published_ms)
+    return WorldItems(topic, second, shares, rng.standard_normal(items), published_ms)
 
 
 def _draw_pairs(
-    rng: np.random.Generator, users: Users, items: Items, events: int, lifetime_days: int | None
-) -> Pairs:
+    rng: np.random.Generator,
+    users: WorldUsers,
+    items: WorldItems,
+    events: int,
+    lifetime_days: int | None,
+) -> WorldPairs:
     user_order = rng.permutation(len(users.generosity))
     item_order = rng.permutation(len(items.topic))
     keys = np.empty(0, dtype=np.int64)
@@ -302,7 +306,7 @@ def _draw_pairs(
     order = np.argsort(time_ms, kind="stable")
     user, item, time_ms = user[order], item[order], time_ms[order]
     match = (users.preference[user] * items.shares[item]).sum(axis=1)
-    return Pairs(user, item, time_ms, match, items.quality[item], users.generosity[user])
+    return WorldPairs(user, item, time_ms, match, items.quality[item], users.generosity[user])
 
 
 def _skewed_ranks(rng: np.random.Generator, size: int, num: int, skew: float) -> np.ndarray:
@@ -331,7 +335,7 @@ def _event_times(
     return first + ((last - first) * rng.beta(1, 4, size=len(first))).astype(np.int64)
 
 
-def _score(pairs: Pairs, effects: Effects) -> np.ndarray:
+def _score(pairs: WorldPairs, effects: Effects) -> np.ndarray:
     return (
         effects.constant
         + effects.match * pairs.match
@@ -340,7 +344,7 @@ def _score(pairs: Pairs, effects: Effects) -> np.ndarray:
     )
 
 
-def _binary(rng: np.random.Generator, pairs: Pairs, effects: Effects) -> np.ndarray:
+def _binary(rng: np.random.Generator, pairs: WorldPairs, effects: Effects) -> np.ndarray:
     return rng.random(len(pairs.user)) < 1 / (1 + np.exp(-_score(pairs, effects)))
 
 
@@ -348,17 +352,17 @@ def _label(values: np.ndarray, *, missing: np.ndarray | None = None) -> pa.Array
     return pa.array(values.astype(np.float32), mask=missing)
 
 
-def _shop_labels(rng: np.random.Generator, pairs: Pairs) -> dict[str, pa.Array]:
+def _shop_labels(rng: np.random.Generator, pairs: WorldPairs) -> dict[str, pa.Array]:
     click, buy = _binary(rng, pairs, POSITIVE), _binary(rng, pairs, FOLLOW_UP)
     return {"click": _label(click), "buy": _label(buy, missing=~click)}
 
 
-def _news_labels(rng: np.random.Generator, pairs: Pairs) -> dict[str, pa.Array]:
+def _news_labels(rng: np.random.Generator, pairs: WorldPairs) -> dict[str, pa.Array]:
     click, like = _binary(rng, pairs, POSITIVE), _binary(rng, pairs, FOLLOW_UP)
     return {"click": _label(click), "like": _label(like, missing=~click)}
 
 
-def _video_labels(rng: np.random.Generator, pairs: Pairs) -> dict[str, pa.Array]:
+def _video_labels(rng: np.random.Generator, pairs: WorldPairs) -> dict[str, pa.Array]:
     like = _binary(rng, pairs, POSITIVE)
     noise = RATING_NOISE * rng.standard_normal(len(like))
     stars = np.round(2 * (_score(pairs, RATING) + noise)) / 2
@@ -366,27 +370,35 @@ def _video_labels(rng: np.random.Generator, pairs: Pairs) -> dict[str, pa.Array]
     return {"like": _label(like), "rating": _label(stars.clip(1, 5), missing=not_rated)}
 
 
-def _shop_columns(rng: np.random.Generator, items: Items, kind: np.ndarray) -> dict[str, pa.Array]:
+def _shop_columns(
+    rng: np.random.Generator, items: WorldItems, kind: np.ndarray
+) -> dict[str, pa.Array]:
     brand = np.array(BRANDS)[rng.integers(0, len(BRANDS), size=len(kind))]
     price = np.round(np.exp(3 + 0.8 * rng.standard_normal(len(kind))), 2)
     return {"brand": pa.array(brand.tolist()), "price": pa.array(price.astype(np.float32))}
 
 
-def _news_columns(rng: np.random.Generator, items: Items, kind: np.ndarray) -> dict[str, pa.Array]:
+def _news_columns(
+    rng: np.random.Generator, items: WorldItems, kind: np.ndarray
+) -> dict[str, pa.Array]:
     return {"published": _timestamps(items.published_ms)}
 
 
-def _video_columns(rng: np.random.Generator, items: Items, kind: np.ndarray) -> dict[str, pa.Array]:
+def _video_columns(
+    rng: np.random.Generator, items: WorldItems, kind: np.ndarray
+) -> dict[str, pa.Array]:
     year = rng.integers(1975, 2025, size=len(kind))
     return {"genre": pa.array(kind.tolist()), "year": pa.array(year.astype(np.int32))}
 
 
-SCENARIOS: dict[str, Scenario] = {
-    "shop": Scenario(SHOP_TITLES, SHOP_DESCRIPTIONS, SHOP_KINDS, _shop_columns, _shop_labels),
-    "news": Scenario(
+SCENARIOS: dict[str, WorldScenario] = {
+    "shop": WorldScenario(SHOP_TITLES, SHOP_DESCRIPTIONS, SHOP_KINDS, _shop_columns, _shop_labels),
+    "news": WorldScenario(
         NEWS_TITLES, NEWS_DESCRIPTIONS, NEWS_KINDS, _news_columns, _news_labels, NEWS_LIFETIME_DAYS
     ),
-    "video": Scenario(VIDEO_TITLES, VIDEO_DESCRIPTIONS, VIDEO_KINDS, _video_columns, _video_labels),
+    "video": WorldScenario(
+        VIDEO_TITLES, VIDEO_DESCRIPTIONS, VIDEO_KINDS, _video_columns, _video_labels
+    ),
 }
 
 
@@ -395,7 +407,7 @@ def _timestamps(since_start_ms: np.ndarray) -> pa.Array:
 
 
 def _item_text(
-    rng: np.random.Generator, scenario: Scenario, topic: int, second: int, kind: str
+    rng: np.random.Generator, scenario: WorldScenario, topic: int, second: int, kind: str
 ) -> tuple[str, str]:
     """Title and description, of three different words of the topic or two and one of the second."""
     a, b, c = rng.choice(TOPIC_WORDS[TOPICS[topic]], size=3, replace=False)
@@ -409,7 +421,9 @@ def _item_text(
     return title, description
 
 
-def _items_table(rng: np.random.Generator, name: str, scenario: Scenario, items: Items) -> pa.Table:
+def _items_table(
+    rng: np.random.Generator, name: str, scenario: WorldScenario, items: WorldItems
+) -> pa.Table:
     kind = np.array(scenario.kinds)[rng.integers(0, len(scenario.kinds), size=len(items.topic))]
     texts = [
         _item_text(rng, scenario, topic, second, flavour)
@@ -424,7 +438,7 @@ def _items_table(rng: np.random.Generator, name: str, scenario: Scenario, items:
 
 
 def _events_table(
-    rng: np.random.Generator, name: str, scenario: Scenario, pairs: Pairs
+    rng: np.random.Generator, name: str, scenario: WorldScenario, pairs: WorldPairs
 ) -> pa.Table:
     columns = {
         "user_id": _ids("user", pairs.user),

@@ -90,6 +90,6 @@ def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
         return table.slice(start - int(ends[first]) + sizes[first], stop - start)
 
 
-def write_taught(path: str, predicted: np.ndarray) -> None:
+def write_teacher_labels(path: str, predicted: np.ndarray) -> None:
     """Write a teacher's predictions f32[N, T] of a shard's rows, in their order."""
     storage.write_table(path, pa.table({"taught": fixed_list(predicted)}))

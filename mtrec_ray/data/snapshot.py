@@ -21,7 +21,7 @@ from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
-from mtrec_ray.data.preparing.statistics import WINDOWS_MS, Rows, Windows
+from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
 from mtrec_ray.project.scenario import SPLITS, Scenario
 
 Floats = NDArray[np.float32]
@@ -34,21 +34,23 @@ PUBLISHED = "item.log_seconds_since_published"
 
 
 @dataclass(frozen=True)
-class Entries:
+class UserCategoryStatistics:
     """What users have of categories: columns f32[m, F] for pairs `user` [m], `category` [m]."""
 
     user: Ints
     category: Ints
     numeric: Floats
 
-    def of(self, start: int, stop: int) -> "Entries":
+    def of(self, start: int, stop: int) -> "UserCategoryStatistics":
         """The entries of the users start..stop, who are counted from 0 then."""
         mine = (self.user >= start) & (self.user < stop)
-        return Entries(self.user[mine] - start, self.category[mine], self.numeric[mine])
+        return UserCategoryStatistics(
+            self.user[mine] - start, self.category[mine], self.numeric[mine]
+        )
 
 
 @dataclass(frozen=True)
-class Users:
+class UserSnapshot:
     """Users at a moment.
 
     Attributes:
@@ -65,36 +67,38 @@ class Users:
     history: Ints
     ages: Ints
     numeric: Floats
-    entries: dict[str, Entries] = field(default_factory=dict)
+    entries: dict[str, UserCategoryStatistics] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of users."""
         return len(self.user)
 
-    def of(self, start: int, stop: int) -> "Users":
+    def of(self, start: int, stop: int) -> "UserSnapshot":
         """The users start..stop."""
         cut = slice(start, stop)
-        return Users(
+        return UserSnapshot(
             self.ids[cut], self.person[cut], self.user[cut], self.history[cut], self.ages[cut],
             self.numeric[cut], {c: e.of(start, stop) for c, e in self.entries.items()},
         )  # fmt: skip
 
-    def take(self, rows: Ints) -> "Users":
+    def take(self, rows: Ints) -> "UserSnapshot":
         """Some of the users, in the order of `rows`."""
         place = np.full(len(self), -1)
         place[rows] = np.arange(len(rows))
         entries = {}
         for column, own in self.entries.items():
             kept = place[own.user] >= 0
-            entries[column] = Entries(place[own.user[kept]], own.category[kept], own.numeric[kept])
-        return Users(
+            entries[column] = UserCategoryStatistics(
+                place[own.user[kept]], own.category[kept], own.numeric[kept]
+            )
+        return UserSnapshot(
             self.ids[rows], self.person[rows], self.user[rows], self.history[rows],
             self.ages[rows], self.numeric[rows], entries,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Items:
+class ItemSnapshot:
     """The catalogue at a moment.
 
     Attributes:
@@ -111,7 +115,7 @@ class Items:
     empty: dict[str, Floats]
 
 
-class Layout:
+class SnapshotColumns:
     """Where the columns of a scenario's rows stand."""
 
     def __init__(self, prepared: Prepared, name: str, scenario: Scenario) -> None:
@@ -145,7 +149,7 @@ class Layout:
     def nothing(self, windows: Windows) -> Floats:
         """f32[1, f]: the statistics of what has no past."""
         facts = self.prepared.scenarios[self.name]
-        rows = Rows(
+        rows = KeyedRows(
             key=np.zeros(1, np.int64),
             time=np.zeros(1, np.int64),
             labels=np.full((1, len(facts.tasks)), np.nan),
@@ -169,7 +173,7 @@ class Layout:
         return np.array([n.startswith(prefixes) for n in self.names])
 
 
-def lay_over(*parts: Floats) -> Floats:
+def overlay(*parts: Floats) -> Floats:
     """The columns of several parts, each NaN where it does not speak."""
     found = parts[0].copy()
     for part in parts[1:]:
@@ -191,30 +195,30 @@ def end_of_data(prepared: Prepared, name: str) -> int:
     return last + 1
 
 
-def no_entries(layout: Layout) -> Entries:
+def no_category_statistics(layout: SnapshotColumns) -> UserCategoryStatistics:
     """Nothing of any category."""
     nobody = np.zeros(0, np.int64)
-    return Entries(nobody, nobody, np.zeros((0, layout.width), np.float32))
+    return UserCategoryStatistics(nobody, nobody, np.zeros((0, layout.width), np.float32))
 
 
-def new_users(layout: Layout, ids: list[str]) -> Users:
+def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
     """Users of whom the data has no row."""
     num = len(ids)
     own = layout.spread("user", WINDOWS_MS, np.repeat(layout.nothing(WINDOWS_MS), num, 0))
     end = np.full(num, layout.end)
     none = np.full((num, layout.prepared.scenarios[layout.name].history_last), -1)
-    return Users(
+    return UserSnapshot(
         ids=np.array(ids, object),
         person=hash_strings(pa.array(ids, pa.string())).view(np.int64),
         user=np.zeros(num, np.int64),
         history=none,
         ages=np.zeros_like(none),
-        numeric=lay_over(own, layout.calendar(end)),
-        entries={c: no_entries(layout) for c in layout.scenario.items.counted},
+        numeric=overlay(own, layout.calendar(end)),
+        entries={c: no_category_statistics(layout) for c in layout.scenario.items.counted},
     )
 
 
-def blocks(users: Users, size: int) -> Iterator[Users]:
+def blocks(users: UserSnapshot, size: int) -> Iterator[UserSnapshot]:
     """The users in blocks of so many."""
     for start in range(0, len(users), size):
         yield users.of(start, min(start + size, len(users)))

@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ExecutionResources
 
-from mtrec_ray.data.order import Piece, Wanted
+from mtrec_ray.data.order import ReadPlan, Slice
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays, TrainShard, to_arrays
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 Ref = Any  # ray.ObjectRef[pa.Table]
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Where workers get their rows; can be pickled."""
 
     @property
@@ -45,12 +45,12 @@ class Source(Protocol):
         """`object_store` or `stream`."""
         ...
 
-    def read(self, wanted: Mapping[str, Wanted]) -> Mapping[str, Iterator[Arrays]]:
+    def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
         """The rows of each piece of each scenario, in order."""
         ...
 
 
-def training_source(prepared: Prepared, cache: str, num_ranks: int) -> Source:
+def training_source(prepared: Prepared, cache: str, num_ranks: int) -> RowSource:
     """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed.
 
     Streams of at most `num_ranks` ranks share the budget.
@@ -58,7 +58,7 @@ def training_source(prepared: Prepared, cache: str, num_ranks: int) -> Source:
     shards = {n: prepared.train_shards(n) for n in prepared.scenarios}
     fits = rows_in_memory(prepared) < OBJECT_STORE_SHARE * object_store_bytes()
     if cache == "object_store" or (cache == "auto" and fits):
-        return StoredRows({n: stored(found) for n, found in shards.items()})
+        return StoredRows({n: store_shards(found) for n, found in shards.items()})
     return StreamedRows(shards, OBJECT_STORE_SHARE * object_store_bytes() / num_ranks)
 
 
@@ -72,7 +72,7 @@ def rows_in_memory(prepared: Prepared) -> int:
     return sum(f.num_rows("train") * f.row_bytes for f in prepared.scenarios.values())
 
 
-def stored(shards: list[TrainShard]) -> list[Ref]:
+def store_shards(shards: list[TrainShard]) -> list[Ref]:
     """The rows of some shards in the object store, a block a shard, in their order."""
     items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
     data = ray.data.from_items(items, override_num_blocks=len(items))
@@ -99,11 +99,11 @@ class StoredRows:
     blocks: dict[str, list[Ref]]
     kind: str = "object_store"
 
-    def read(self, wanted: Mapping[str, Wanted]) -> Mapping[str, Iterator[Arrays]]:
+    def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
         """The rows of each piece; the next one is made while the present one is taken."""
-        return {name: ahead(self._parts(name, own.pieces)) for name, own in wanted.items()}
+        return {name: prefetch(self._parts(name, own.pieces)) for name, own in wanted.items()}
 
-    def _parts(self, name: str, pieces: Iterator[Piece]) -> Iterator[Arrays]:
+    def _parts(self, name: str, pieces: Iterator[Slice]) -> Iterator[Arrays]:
         for piece in pieces:
             cuts = [self._shard(name, i).slice(a, b - a) for i, a, b in piece.segments]
             rows, order = to_arrays(pa.concat_tables(cuts).combine_chunks()), piece.order
@@ -127,9 +127,9 @@ class StreamedRows:
     budget: float
     kind: str = "stream"
 
-    def read(self, wanted: Mapping[str, Wanted]) -> Mapping[str, Iterator[Arrays]]:
+    def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
         """The rows of each piece, out of one stream of all of them."""
-        arriving = ahead(self._stream(wanted))
+        arriving = prefetch(self._stream(wanted))
         waiting: dict[str, list[Arrays]] = {name: [] for name in wanted}
 
         def parts(name: str) -> Iterator[Arrays]:
@@ -141,10 +141,10 @@ class StreamedRows:
 
         return {name: parts(name) for name in wanted}
 
-    def _stream(self, wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Arrays]]:
-        specs = [{"spec": self._spec(name, piece)} for name, piece in by_need(wanted)]
+    def _stream(self, wanted: Mapping[str, ReadPlan]) -> Iterator[tuple[str, Arrays]]:
+        specs = [{"spec": self._spec(name, piece)} for name, piece in in_order_of_use(wanted)]
         data = ray.data.from_items(specs, override_num_blocks=len(specs))
-        data = data.map(read_piece, num_cpus=0, compute=ray.data.TaskPoolStrategy(CONCURRENCY))
+        data = data.map(read_slice, num_cpus=0, compute=ray.data.TaskPoolStrategy(CONCURRENCY))
         options = data.context.execution_options
         options.preserve_order = True
         options.resource_limits = ExecutionResources(object_store_memory=self.budget)
@@ -154,16 +154,16 @@ class StreamedRows:
         for batch in batches:
             yield batch.column("scenario")[0].as_py(), to_arrays(unpacked(batch))
 
-    def _spec(self, name: str, piece: Piece) -> str:
+    def _spec(self, name: str, piece: Slice) -> str:
         """What a task needs to read a piece: the shards of its own segments only."""
         own = {str(i): asdict(self.shards[name][i]) for i, _, _ in piece.segments}
         return json.dumps({"scenario": name, "shards": own, **piece.spec()})
 
 
-def read_piece(row: dict[str, Any]) -> dict[str, Any]:
+def read_slice(row: dict[str, Any]) -> dict[str, Any]:
     """The rows of a piece as an Arrow stream, in a Ray task."""
     spec = json.loads(row["spec"])
-    piece = Piece.of(spec)
+    piece = Slice.of(spec)
     cuts = [shard_of(spec["shards"][str(i)]).read(a, b) for i, a, b in piece.segments]
     table = pa.concat_tables(cuts).take(piece.order).combine_chunks()
     return {"scenario": spec["scenario"], "payload": packed(table)}
@@ -182,10 +182,10 @@ def unpacked(block: pa.Table) -> pa.Table:
     return pa.ipc.open_stream(block.column("payload")[0].as_buffer()).read_all()
 
 
-def by_need(wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Piece]]:
+def in_order_of_use(wanted: Mapping[str, ReadPlan]) -> Iterator[tuple[str, Slice]]:
     """The pieces of all scenarios up to the last batch, in the order in which batches need them."""
 
-    def needed(name: str, own: Wanted) -> Iterator[tuple[float, str, Piece]]:
+    def needed(name: str, own: ReadPlan) -> Iterator[tuple[float, str, Slice]]:
         before = 0
         for piece in own.pieces:
             if before >= own.num_rows:
@@ -197,7 +197,7 @@ def by_need(wanted: Mapping[str, Wanted]) -> Iterator[tuple[str, Piece]]:
     return ((name, piece) for _, name, piece in merged)
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The same items, the next of which is made in a thread while the present one is used."""
     end = object()
     with ThreadPoolExecutor(1) as pool:

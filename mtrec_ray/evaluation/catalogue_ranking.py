@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrec_ray.data.before_test import rows_of
+from mtrec_ray.data.before_test import read_split
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 
@@ -45,7 +45,7 @@ def top(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
 def popularity(prepared: Prepared, name: str, task: str) -> NDArray[np.float64]:
     """f64[n]: training positives of each item."""
     facts = prepared.scenarios[name]
-    rows = rows_of(prepared, name, "train")
+    rows = read_split(prepared, name, "train")
     positive = (rows["labels"][:, facts.tasks.index(task)] == 1) & (rows["row"] < FIRST_NEGATIVE)
     return np.bincount(rows["item"][positive], minlength=facts.num_items).astype(np.float64)
 

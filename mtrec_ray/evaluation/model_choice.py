@@ -24,7 +24,7 @@ from mtrec_ray.evaluation.metrics import EPSILON, Floats
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRows:
     """Rows of a split: persons i64[N], labels f32[N, T], and predictions f32[N, T] by model."""
 
     users: NDArray[np.int64]
@@ -43,7 +43,7 @@ def rare_labels(facts: PreparedScenario, labels: NDArray[np.float32]) -> dict[st
     return counts
 
 
-def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
+def prediction_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
     """f64[N]: log-loss or squared error of each row."""
     if kind == "regression":
         return (labels - scores) ** 2
@@ -51,8 +51,8 @@ def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
     return -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
 
 
-def task_scores(
-    facts: PreparedScenario, task: str, scored: Scored, model: str, weights: Floats
+def resampled_task_scores(
+    facts: PreparedScenario, task: str, scored: ScoredRows, model: str, weights: Floats
 ) -> Floats:
     """f64[B]: NE or relative RMSE of a task in each resample, from user weights f64[B, U]."""
     i = facts.tasks.index(task)
@@ -61,26 +61,29 @@ def task_scores(
     _, codes = np.unique(scored.users, return_inverse=True)
     mean = np.full(len(labels), facts.label_means[task])
     kind = facts.kinds[task]
-    losses = row_losses(kind, labels, scored.scores[model][known, i].astype(np.float64))
-    constant = row_losses(kind, labels, mean)
+    losses = prediction_losses(kind, labels, scored.scores[model][known, i].astype(np.float64))
+    constant = prediction_losses(kind, labels, mean)
     found = loss_ratio_of(losses, constant, codes[known], weights.shape[1])(weights)
     return np.sqrt(found) if kind == "regression" else found
 
 
 def score_difference(
-    facts: PreparedScenario, scored: Scored, tasks: list[str], models: tuple[str, str]
+    facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> Interval:
     """Score of the first model less that of the second over some tasks: below 0 it is better."""
     num_users = len(np.unique(scored.users))
     weights = np.concatenate([np.ones((1, num_users)), draw_users(num_users, seed=0)])
     first, second = (
-        np.nanmean([task_scores(facts, t, scored, m, weights) for t in tasks], 0) for m in models
+        np.nanmean([resampled_task_scores(facts, t, scored, m, weights) for t in tasks], 0)
+        for m in models
     )
     difference = first - second
     return interval(difference[1:], float(difference[0]))
 
 
-def decide(facts: PreparedScenario, scored: Scored, least_labels: int, keep: str) -> dict[str, Any]:
+def choose_model(
+    facts: PreparedScenario, scored: ScoredRows, least_labels: int, keep: str
+) -> dict[str, Any]:
     """Whether the model `finetuned` is kept in place of `joint`, and why."""
     counts = rare_labels(facts, scored.labels)
     tasks = [t for t, n in counts.items() if n >= least_labels]
@@ -110,7 +113,7 @@ def too_few(counts: dict[str, int], least: int) -> str:
 
 
 def task_differences(
-    facts: PreparedScenario, scored: Scored, tasks: list[str], models: tuple[str, str]
+    facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> dict[str, dict[str, float]]:
     """By task: the first model's AUC (RMSE) less the second's, with its interval."""
     found = {}

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from mtrec_ray.data.snapshot import Entries, Items, Users
-from mtrec_ray.model.history import kernels
+from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
+from mtrec_ray.model.history import similarity_kernels
 from mtrec_ray.model.inputs import ScenarioInputs
 from mtrec_ray.model.recommender import Recommender
 
 MAX_ROWS = 65_536  # of numeric columns that are taken apart into bins at a time
 
 
-class Ranking:
+class CatalogueScorer:
     """A scenario's whole catalogue, ready to be scored for users."""
 
-    def __init__(self, model: Recommender, name: str, vectors: Tensor, items: Items) -> None:
+    def __init__(self, model: Recommender, name: str, vectors: Tensor, items: ItemSnapshot) -> None:
         """`vectors` f32[n, D] are the text vectors of the scenario's items."""
         own = model.inputs[name]
         assert isinstance(own, ScenarioInputs)
@@ -55,7 +55,9 @@ class Ranking:
         """f32[m, W]: what numeric columns [m, F] add to others; the bias is in the items'."""
         return self._columns(torch.tensor(values).to(self.unit.device)) - self.nothing
 
-    def _pair_columns(self, column: str, entries: Entries, num_users: int, items: slice) -> Tensor:
+    def _pair_columns(
+        self, column: str, entries: UserCategoryStatistics, num_users: int, items: slice
+    ) -> Tensor:
         """f32[B, m, W]: what users' rows with the category of each of some items add."""
         code, nothing = self.codes[column], self.empty[column]
         size = int(code.max()) + 1 if len(code) else 0
@@ -68,30 +70,30 @@ class Ranking:
         code = code[items]
         return table[:, torch.where(code >= 0, code, size)]
 
-    def _closeness(self, places: Tensor, mask: Tensor, items: slice) -> Tensor:
+    def _similarity(self, places: Tensor, mask: Tensor, items: slice) -> Tensor:
         """f32[B m, 4 K]: kernels of the cosines of each of some items with each history."""
         unit = self.unit[items]
         (b, h), n = places.shape, len(unit)
         cosine = torch.einsum("nd,bhd->bnh", unit, self.unit[places])
-        return kernels(
+        return similarity_kernels(
             cosine.reshape(b * n, h), mask.unsqueeze(1).expand(b, n, h).reshape(b * n, h)
         )
 
-    def _user_columns(self, users: Users, items: slice) -> Tensor:
+    def _user_columns(self, users: UserSnapshot, items: slice) -> Tensor:
         """f32[B, m, W]: the numeric columns of all pairs."""
         found = self.item_columns[items] + self._own_columns(users.numeric).unsqueeze(1)
         for column, entries in users.entries.items():
             found = found + self._pair_columns(column, entries, len(users), items)
         return found
 
-    def _general(self, users: Users, closeness: Tensor, items: slice) -> Tensor:
+    def _general(self, users: UserSnapshot, similarity: Tensor, items: slice) -> Tensor:
         """f32[B m, T]: the general head's logits, from the columns of the item and of the user."""
         own = torch.tensor(users.numeric).to(self.unit.device).unsqueeze(1)
         numbers = self.numbers[items]
         numeric = torch.where(numbers.isnan(), own, numbers).flatten(0, 1)
-        return self.model.general_logits(self.name, closeness, numeric)
+        return self.model.general_logits(self.name, similarity, numeric)
 
-    def logits(self, users: Users, items: slice = slice(None)) -> Tensor:
+    def logits(self, users: UserSnapshot, items: slice = slice(None)) -> Tensor:
         """f32[B, m, T]: as `Recommender.score` of every user with every item, or with some."""
         model, device = self.model, self.unit.device
         longest = max(int((users.history >= 0).sum(1).max(initial=0)), 1)
@@ -104,11 +106,11 @@ class Ranking:
         candidates = self.items[items]
         (b, _), (n, width) = places.shape, candidates.shape
         candidate = candidates.expand(b, n, width)
-        closeness = self._closeness(places, mask, items)
-        if model.scores_generally:
-            return self._general(users, closeness, items).view(b, n, -1)
+        similarity = self._similarity(places, mask, items)
+        if model.use_general_head:
+            return self._general(users, similarity, items).view(b, n, -1)
         user = model.interest.cross(candidates, self.items, places, ages, mask)
-        columns = self._user_columns(users, items).view(b * n, width) + model.closeness(closeness)
+        columns = self._user_columns(users, items).view(b * n, width) + model.similarity(similarity)
         number = torch.tensor(users.user).to(device)
         identity = model.user_vector(self.name, number, self.items[:1].expand(b, width))
         identity = identity.unsqueeze(1).expand(b, n, width)
@@ -116,7 +118,7 @@ class Ranking:
         flat = [user, candidate, user * candidate]
         flat = [x.reshape(b * n, width) for x in flat]
         rest = [x.reshape(b * n, width) for x in (scenario, identity)]
-        inputs = torch.cat([*flat, columns, *rest, closeness], 1)
+        inputs = torch.cat([*flat, columns, *rest, similarity], 1)
         found = model.sharing(self.name, inputs, torch.cat([rest[1], flat[1]], 1))
         heads = model.heads[self.name]
         assert isinstance(heads, nn.ModuleDict)

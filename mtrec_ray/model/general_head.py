@@ -45,14 +45,14 @@ class GeneralHead(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(
-        self, closeness: Tensor, columns: NumericInputs, numeric: Tensor, places: list[int]
+        self, similarity: Tensor, columns: NumericInputs, numeric: Tensor, places: list[int]
     ) -> Tensor:
         """f32[N] from closeness f32[N, 4 K] and a scenario's numeric columns f32[N, F]."""
         known = torch.tensor([p for p in places if p >= 0], device=numeric.device)
-        readings = numeric.new_zeros(len(numeric), 2, len(places))
+        encodings = numeric.new_zeros(len(numeric), 2, len(places))
         if len(known):
             where = [i for i, p in enumerate(places) if p >= 0]
-            found = columns.some_readings(numeric[:, known], known)
-            readings[:, :, where] = found.view(len(numeric), 2, len(known)).to(readings)
-        inputs = torch.cat([closeness.detach(), readings.flatten(1)], 1)
+            found = columns.some_encodings(numeric[:, known], known)
+            encodings[:, :, where] = found.view(len(numeric), 2, len(known)).to(encodings)
+        inputs = torch.cat([similarity.detach(), encodings.flatten(1)], 1)
         return self.layers(inputs).squeeze(1)

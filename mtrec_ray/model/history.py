@@ -64,7 +64,7 @@ class HistoryAttention(nn.Module):
         return torch.einsum("bnha,bhad->bnad", weights, values).reshape(b, n, heads * each)
 
 
-def summary(cosine: Tensor, mask: Tensor) -> Tensor:
+def similarity_summary(cosine: Tensor, mask: Tensor) -> Tensor:
     """f32[N, 3]: mean, maximum and latest of cosines [N, H] where the mask has them, else 0."""
     cosine = cosine.masked_fill(~mask, 0.0)
     count = mask.sum(1).clamp(min=1)
@@ -72,7 +72,7 @@ def summary(cosine: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([cosine.sum(1) / count, best, cosine[:, 0]], 1)
 
 
-def kernels(cosine: Tensor, mask: Tensor) -> Tensor:
+def similarity_kernels(cosine: Tensor, mask: Tensor) -> Tensor:
     """f32[N, 4 K]: how much of a history is how like the candidate, by K Gaussian kernels.
 
     Kernel pooling (1706.06613): the mean over the history of each kernel of the cosine, and each
@@ -83,7 +83,9 @@ def kernels(cosine: Tensor, mask: Tensor) -> Tensor:
     each = torch.exp(-0.5 * ((cosine.unsqueeze(-1) - centres) / width) ** 2)
     each = each * mask.unsqueeze(-1)
     pooled = each.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-    whole = torch.exp(-0.5 * ((summary(cosine, mask).unsqueeze(-1) - centres) / width) ** 2)
+    whole = torch.exp(
+        -0.5 * ((similarity_summary(cosine, mask).unsqueeze(-1) - centres) / width) ** 2
+    )
     whole = whole * mask.any(1).view(-1, 1, 1)
     return torch.cat([pooled, whole.flatten(1)], 1)
 

@@ -46,21 +46,23 @@ class NumericInputs(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """f32[N, W] from f32[N, F]."""
-        readings = self.readings(values)
-        found = self.plain(readings)
+        encodings = self.encodings(values)
+        found = self.plain(encodings)
         if self.bins is None:
             return found
-        return found + self.bins(self.hats(readings[:, len(self.mean) :], values.isfinite()))
+        return found + self.bins(
+            self.piecewise_linear(encodings[:, len(self.mean) :], values.isfinite())
+        )
 
-    def readings(self, values: Tensor) -> Tensor:
+    def encodings(self, values: Tensor) -> Tensor:
         """f32[N, 2F]: standardised columns, then ranks."""
         return read_numbers(values, self.mean, self.std, self.edges)
 
-    def some_readings(self, values: Tensor, columns: Tensor) -> Tensor:
+    def some_encodings(self, values: Tensor, columns: Tensor) -> Tensor:
         """f32[N, 2G]: the same of some columns, by their places i64[G]."""
         return read_numbers(values, self.mean[columns], self.std[columns], self.edges[columns])
 
-    def hats(self, ranks: Tensor, known: Tensor) -> Tensor:
+    def piecewise_linear(self, ranks: Tensor, known: Tensor) -> Tensor:
         """f32[N, F (K + 1)]: nearness of ranks f32[N, F] to each knot: 1 there, 0 at the next."""
         place = (ranks + 1) * (self.num_bins / 2)
         knots = torch.arange(self.num_bins + 1, device=ranks.device)

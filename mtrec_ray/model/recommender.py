@@ -15,7 +15,7 @@ from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.general_head import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head
-from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, cosines, kernels
+from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, cosines, similarity_kernels
 from mtrec_ray.model.inputs import ScenarioInputs, _ids, drop_ids
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import build_sharing
@@ -24,7 +24,7 @@ from mtrec_ray.project.model import Model
 GENERAL = "general/"  # before a scenario's name, which cannot hold a slash
 
 
-NUM_CLOSENESS = 4 * NUM_KERNELS
+NUM_SIMILARITIES = 4 * NUM_KERNELS
 
 
 class Recommender(nn.Module):
@@ -55,8 +55,8 @@ class Recommender(nn.Module):
         self.users = nn.ModuleDict(
             {n: _ids(number, width) for n, number in spaces.items()} if options.user_ids else {}
         )
-        num_inputs = 6 * width + NUM_CLOSENESS
-        self.closeness = nn.Linear(NUM_CLOSENESS, width, bias=False)
+        num_inputs = 6 * width + NUM_SIMILARITIES
+        self.similarity = nn.Linear(NUM_SIMILARITIES, width, bias=False)
         tasks = {n: f.tasks for n, f in scenarios.items()}
         self.sharing = build_sharing(options, num_inputs, 2 * width, tasks)
         self.heads = nn.ModuleDict(
@@ -64,7 +64,7 @@ class Recommender(nn.Module):
         )
         has_main = any(f.main for f in scenarios.values())
         self.general = GeneralHead() if options.general and has_main else None
-        self.scores_generally = False
+        self.use_general_head = False
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
         """Heads that start at the training base rate (binary) or mean (regression)."""
@@ -72,7 +72,7 @@ class Recommender(nn.Module):
         return nn.ModuleDict(
             {
                 task: Head(
-                    num_inputs, options.head_hidden, start_bias(facts, task), options.dropout
+                    num_inputs, options.head_hidden, base_rate_logit(facts, task), options.dropout
                 )
                 for task in facts.tasks
             }
@@ -89,7 +89,7 @@ class Recommender(nn.Module):
         their mean. While the general head learns, its f32[N] by `general/NAME` as well.
         """
         found = {name: self.score(name, samples[name], vectors[name]) for name in samples}
-        if self.training and self.learns_generally:
+        if self.training and self.general_head_learns:
             for name, facts in self.facts.items():
                 if name in samples and facts.main:
                     own = self.general_score(name, samples[name], vectors[name])
@@ -97,25 +97,25 @@ class Recommender(nn.Module):
         return found
 
     @property
-    def learns_generally(self) -> bool:
+    def general_head_learns(self) -> bool:
         """Whether the general head learns."""
         return self.general is not None and next(self.general.parameters()).requires_grad
 
     def general_score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
         """f32[N]: the general head's logits of a scenario's main task."""
         mask = samples.history >= 0
-        closeness = self._closeness(samples, vectors, samples.history.clamp(min=0), mask)
-        return self._general(name, closeness, samples.numeric)
+        similarity = self._similarity(samples, vectors, samples.history.clamp(min=0), mask)
+        return self._general(name, similarity, samples.numeric)
 
-    def _general(self, name: str, closeness: Tensor, numeric: Tensor) -> Tensor:
+    def _general(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
         own, facts = self.inputs[name], self.facts[name]
         assert isinstance(own, ScenarioInputs)
         assert self.general is not None
         assert facts.main
-        found = self.general(closeness, own.columns, numeric, common_columns(facts))
-        return found + start_bias(facts, facts.main)
+        found = self.general(similarity, own.columns, numeric, common_columns(facts))
+        return found + base_rate_logit(facts, facts.main)
 
-    def general_logits(self, name: str, closeness: Tensor, numeric: Tensor) -> Tensor:
+    def general_logits(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
         """f32[N, T]: logits without a model of the scenario, from closeness and numeric columns.
 
         The general head's for its main task; of other tasks the base rate or the mean.
@@ -123,19 +123,19 @@ class Recommender(nn.Module):
         facts = self.facts[name]
         size = (len(numeric),)
         found = [
-            self._general(name, closeness, numeric)
+            self._general(name, similarity, numeric)
             if task == facts.main
-            else torch.full(size, start_bias(facts, task), device=numeric.device)
+            else torch.full(size, base_rate_logit(facts, task), device=numeric.device)
             for task in facts.tasks
         ]
         return torch.stack(found, 1)
 
     def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
         """f32[N, T]: logits of one scenario."""
-        if self.scores_generally:
+        if self.use_general_head:
             mask, places = samples.history >= 0, samples.history.clamp(min=0)
-            closeness = self._closeness(samples, vectors, places, mask)
-            return self.general_logits(name, closeness, samples.numeric)
+            similarity = self._similarity(samples, vectors, places, mask)
+            return self.general_logits(name, similarity, samples.numeric)
         own = self.inputs[name]
         assert isinstance(own, ScenarioInputs)
         extras = own.item_extras(samples.items)
@@ -152,11 +152,11 @@ class Recommender(nn.Module):
             items = self.item_norm(self.project(vectors) + extras)
             candidate = items[samples.candidate]
         user = self.interest(candidate, items, places, samples.ages, mask)
-        closeness = self._closeness(samples, vectors, places, mask)
-        columns = own.row_columns(samples) + self.closeness(closeness)
+        similarity = self._similarity(samples, vectors, places, mask)
+        columns = own.row_columns(samples) + self.similarity(similarity)
         scenario = self.scenario_vectors[name].expand_as(candidate)
         identity = self.user_vector(name, samples.user, candidate)
-        parts = [user, candidate, user * candidate, columns, scenario, identity, closeness]
+        parts = [user, candidate, user * candidate, columns, scenario, identity, similarity]
         found = self.sharing(name, torch.cat(parts, 1), torch.cat([identity, candidate], 1))
         heads = self.heads[name]
         assert isinstance(heads, nn.ModuleDict)
@@ -165,11 +165,13 @@ class Recommender(nn.Module):
         ]
         return torch.stack(logits, 1)
 
-    def _closeness(self, samples: Samples, vectors: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+    def _similarity(
+        self, samples: Samples, vectors: Tensor, places: Tensor, mask: Tensor
+    ) -> Tensor:
         """f32[N, 4 K]: likeness of candidate and history; 0 where one text holds both."""
         if self.options.layout == "pair":
-            return vectors.new_zeros(len(vectors), NUM_CLOSENESS)
-        return kernels(cosines(vectors.detach(), samples.candidate, places), mask)
+            return vectors.new_zeros(len(vectors), NUM_SIMILARITIES)
+        return similarity_kernels(cosines(vectors.detach(), samples.candidate, places), mask)
 
     def user_vector(self, name: str, user: Tensor, like: Tensor) -> Tensor:
         """f32[N, W]: of users i64[N] in a scenario; zeros as `like` without a table of them."""
@@ -179,7 +181,7 @@ class Recommender(nn.Module):
         return self.users[space](drop_ids(user, self.options.id_dropout, self.training))
 
 
-def own_parts(model: Recommender, name: str) -> list[str]:
+def scenario_parameters(model: Recommender, name: str) -> list[str]:
     """Full names of the modules and parameters that a scenario has for itself.
 
     Whatever a module or parameter holds by the names of scenarios; a table of users that no other
@@ -197,7 +199,7 @@ def is_below(full: str, parts: Sequence[str]) -> bool:
     return any(full == part or full.startswith(part + ".") for part in parts)
 
 
-def start_bias(facts: PreparedScenario, task: str) -> float:
+def base_rate_logit(facts: PreparedScenario, task: str) -> float:
     """The logit of the training base rate; 0 for a regression, which predicts around the mean."""
     if facts.kinds[task] == "regression":
         return 0.0

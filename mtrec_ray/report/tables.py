@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
+MetricsByTask = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 COLUMNS = {
     "rows": "rows",
@@ -31,7 +31,7 @@ def number(metric: str, value: float | None) -> str:
     return f"{value:,.0f}" if metric == "rows" else f"{value:.4f}"
 
 
-def metrics_table(title: str, metrics: Metrics) -> Table:
+def metrics_table(title: str, metrics: MetricsByTask) -> Table:
     """One row a scenario and task; an AUC that is not above popularity is marked with `!`."""
     table = Table(title=title, title_justify="left")
     table.add_column("scenario", no_wrap=True)

@@ -23,7 +23,7 @@ def importances(
     fields = [f for f in (rows[0][0] if rows else {}) if len({repr(v[f]) for v, _ in rows}) > 1]
     if len(rows) < LEAST_TRIALS or not fields or len({s for _, s in rows}) < 2:
         return {}
-    space = {f: distribution([v[f] for v, _ in rows]) for f in fields}
+    space = {f: spanned_distribution([v[f] for v, _ in rows]) for f in fields}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     for found, score in rows:
@@ -39,7 +39,7 @@ def as_param(value: Any, space: BaseDistribution) -> Any:
     return json.dumps(value) if isinstance(space, CategoricalDistribution) else float(value)
 
 
-def distribution(values: Sequence[Any]) -> BaseDistribution:
+def spanned_distribution(values: Sequence[Any]) -> BaseDistribution:
     """The range that the values span, or the texts that they are."""
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         return FloatDistribution(float(min(values)), float(max(values)))

@@ -11,7 +11,7 @@ from mtrec_ray.project.ranges import parse_range
 from mtrec_ray.search.space import space_of
 
 # Fields that are the same in all trials, and why.
-SAME = {
+FIXED_FIELDS = {
     "root": "where data lies",
     "run": "resources",
     "search": "the search itself",
@@ -23,14 +23,14 @@ SAME = {
 
 
 # Fields that may change in the middle of a run.
-MOVING = ("training.lr", "training.lr_encoder", "training.weight_decay", "training.clip_norm")
+PBT_FIELDS = ("training.lr", "training.lr_encoder", "training.weight_decay", "training.clip_norm")
 
 
 def space_problems(project: Project) -> list[str]:
     """One line for each searched field that cannot be searched."""
     search = project.search
     problems = [
-        f"search.{line}" for field in search.fields or {} for line in of_field(project, field)
+        f"search.{line}" for field in search.fields or {} for line in field_problems(project, field)
     ]
     epochs = search.epochs or project.training.epochs
     if search.scheduler != "none" and search.grace > epochs:
@@ -55,21 +55,23 @@ def pbt_problems(project: Project) -> list[str]:
         )
     if search.algorithm == "grid":
         problems.append("search.algorithm: found grid with scheduler: pbt; allowed: random, optuna")
-    fixed = [f for f in search.fields or {} if not f.startswith("scenarios.") and f not in MOVING]
+    fixed = [
+        f for f in search.fields or {} if not f.startswith("scenarios.") and f not in PBT_FIELDS
+    ]
     problems += [
         f"search.{field}: found with scheduler: pbt, whose trials go on with other values; "
-        f"allowed: weights, {', '.join(MOVING)}"
+        f"allowed: weights, {', '.join(PBT_FIELDS)}"
         for field in fixed
     ]
     return problems
 
 
-def of_field(project: Project, field: str) -> list[str]:
+def field_problems(project: Project, field: str) -> list[str]:
     """What is wrong with a searched field; the lines begin with it."""
     known = unknown_part(project.dump(), field)
     if known:
         return [f"{field}: found {known}"]
-    fixed = [why for name, why in SAME.items() if f"{field}.".startswith(f"{name}.")]
+    fixed = [why for name, why in FIXED_FIELDS.items() if f"{field}.".startswith(f"{name}.")]
     if fixed:
         return [f"{field}: found a field that all trials share ({fixed[0]}); allowed: others"]
     if project.search.scenario_weights and field in {

@@ -47,7 +47,7 @@ class Space:
         """The variables as Optuna has them."""
         unit = FloatDistribution(MARGIN, 1 - MARGIN)
         lambdas: dict[str, BaseDistribution] = {LAMBDA + name: unit for name in self.scenarios}
-        return lambdas | {field: distribution(found) for field, found in self.ranges.items()}
+        return lambdas | {field: optuna_distribution(found) for field, found in self.ranges.items()}
 
     def overrides(self, point: Mapping[str, Any]) -> Overrides:
         """The values by field of a point."""
@@ -80,7 +80,7 @@ class Space:
                 yield {**point, **dict(zip(self.ranges, values, strict=True))}
 
 
-def distribution(found: Range) -> BaseDistribution:
+def optuna_distribution(found: Range) -> BaseDistribution:
     """A range as Optuna has it."""
     if found.values:
         return CategoricalDistribution(found.values)

@@ -12,10 +12,10 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from mtrec_ray.data.before_test import asking_users, before_test
+from mtrec_ray.data.before_test import before_test, first_test_moments
 from mtrec_ray.data.end_states import items_at_end, seen_pairs
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.snapshot import Layout, blocks
+from mtrec_ray.data.snapshot import SnapshotColumns, blocks
 from mtrec_ray.evaluation.catalogue_ranking import (
     main_task,
     neighbours,
@@ -26,8 +26,8 @@ from mtrec_ray.evaluation.catalogue_ranking import (
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
-from mtrec_ray.stages.ranker import Ranker, marks
-from mtrec_ray.stages.trained_model import Served, ensure_vectors
+from mtrec_ray.stages.ranker import Ranker, seen_mask
+from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
 from mtrec_ray.training.build import autocast_for, cache_folder
 from mtrec_ray.training.item_vectors import ItemVectors
 
@@ -45,28 +45,30 @@ def frozen_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[n
     return torch.nn.functional.normalize(vectors.cache, dim=1).cpu().numpy()
 
 
-def judge(served: Served, source: Project, name: str, vectors: np.ndarray) -> dict[str, Any] | None:
+def rank_for_test_users(
+    trained_model: TrainedModel, source: Project, name: str, vectors: np.ndarray
+) -> dict[str, Any] | None:
     """Recall and NDCG at k of the model, popularity and neighbours; None without a binary task.
 
     `source` is the project whose encoder is the pretrained one. In a Ray task.
     """
-    project = served.parsed
-    layout = Layout(served.open_prepared(), name, project.scenarios[name])
+    project = trained_model.parsed
+    layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
     options, prepared = project.recommend, layout.prepared
     task = main_task(prepared, name, options.by.get(name, {}))
     if task is None or not options.judged_users:
         return None
-    users, positives = asking_users(layout, task, options.judged_users)
+    users, positives = first_test_moments(layout, task, options.judged_users)
     items, users = before_test(layout, items_at_end(layout), users)
     seen = seen_pairs(prepared, name, ("train", "valid"))
-    left_out = marks(users, seen, len(items.ids)) & options.exclude_seen
+    left_out = seen_mask(users, seen, len(items.ids)) & options.exclude_seen
     positives = [p[~left_out[i, p]] for i, p in enumerate(positives)]
     asked = np.flatnonzero([len(p) > 0 for p in positives])
     users, left_out = users.take(asked), left_out[asked]
     positives = [positives[i] for i in asked]
     if not len(asked):
         return None
-    ranker = Ranker(served, name, vectors, items)
+    ranker = Ranker(trained_model, name, vectors, items)
     popular = popularity(prepared, name, task)
     texts = frozen_vectors(source, prepared, name)
     ranked: dict[str, list[NDArray[np.int64]]] = {"model": [], "popularity": [], "neighbours": []}
@@ -86,12 +88,12 @@ def judge(served: Served, source: Project, name: str, vectors: np.ndarray) -> di
     return {"task": task, "k": options.k, "users": len(users), "items": len(items.ids), **found}
 
 
-def judge_all(models: dict[str, Served], source: Project) -> dict[str, Any]:
+def rank_all_scenarios(models: dict[str, TrainedModel], source: Project) -> dict[str, Any]:
     """`judge` of each scenario's model, side by side."""
     run = source.run
-    task = task_of(judge, run)
+    task = task_of(rank_for_test_users, run)
     refs = {
-        name: task.remote(served, source, name, ensure_vectors(served))
-        for name, served in models.items()
+        name: task.remote(trained_model, source, name, ensure_vectors(trained_model))
+        for name, trained_model in models.items()
     }
     return {name: found for name, ref in refs.items() if (found := ray.get(ref))}

@@ -16,16 +16,16 @@ from mtrec_ray.evaluation.bootstrap import metric_interval
 from mtrec_ray.evaluation.metrics import TaskMetrics, joint_score, reliability, task_metrics
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.project import Project, Run
-from mtrec_ray.stages.catalogue_ranking import judge_all
+from mtrec_ray.stages.catalogue_ranking import rank_all_scenarios
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, joint_for_use, version
-from mtrec_ray.stages.finetuning.joint_run import Ground, open_ground
-from mtrec_ray.stages.run_folder import DONE, as_settled, begin, find_finished
+from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
+from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started, with_search_choice
 from mtrec_ray.stages.train import joint_made_with
-from mtrec_ray.stages.trained_model import Served, ensure_vectors, load_with_vectors
+from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 from mtrec_ray.training.item_vectors import ItemVectors
 from mtrec_ray.training.validation import score_rows
 
@@ -35,22 +35,26 @@ BATCH_ROWS = 16_384
 PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
 
 
-Models = dict[str, Served]  # by scenario
+ModelByScenario = dict[str, TrainedModel]  # by scenario
 
 
 class Predictor:
     """Scores shards of samples with trained models and writes what it found; a Ray Data actor."""
 
-    def __init__(self, models: Models, vectors: dict[str, ray.ObjectRef], folder: str) -> None:
+    def __init__(
+        self, models: ModelByScenario, vectors: dict[str, ray.ObjectRef], folder: str
+    ) -> None:
         self.models, self.vectors, self.folder = models, vectors, folder
-        self.loaded: dict[Served, tuple[Recommender, ItemVectors]] = {}
+        self.loaded: dict[TrainedModel, tuple[Recommender, ItemVectors]] = {}
 
     def model_of(self, name: str) -> tuple[Recommender, ItemVectors]:
         """The model of a scenario; one that serves several is loaded once."""
-        served = self.models[name]
-        if served not in self.loaded:
-            self.loaded[served] = load_with_vectors(served, ray.get(self.vectors[name]))
-        return self.loaded[served]
+        trained_model = self.models[name]
+        if trained_model not in self.loaded:
+            self.loaded[trained_model] = load_with_vectors(
+                trained_model, ray.get(self.vectors[name])
+            )
+        return self.loaded[trained_model]
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         """Write the predictions of a shard: row, user, item; label, score, popularity by task."""
@@ -86,15 +90,18 @@ def prediction_table(
     return pa.table(columns)
 
 
-def predict(models: Models, folder: str, run: Run, split: str = "test") -> None:
+def predict_split(models: ModelByScenario, folder: str, run: Run, split: str = "test") -> None:
     """Write `NAME/*.parquet` for each scenario's rows of a split, a file for each shard."""
     shards = [
         {"scenario": name, "path": shard.path, "rows": shard.rows}
-        for name, served in models.items()
-        for shard in served.open_prepared().scenarios[name].shards[split]
+        for name, trained_model in models.items()
+        for shard in trained_model.open_prepared().scenarios[name].shards[split]
     ]
-    refs = {served: ray.put(ensure_vectors(served)) for served in dict.fromkeys(models.values())}
-    vectors = {name: refs[served] for name, served in models.items()}
+    refs = {
+        trained_model: ray.put(ensure_vectors(trained_model))
+        for trained_model in dict.fromkeys(models.values())
+    }
+    vectors = {name: refs[trained_model] for name, trained_model in models.items()}
     scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         cast("Any", Predictor),  # Ray types the class as its own result
         fn_constructor_args=(models, vectors, folder),
@@ -120,7 +127,7 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
     return found
 
 
-def measure(folder: str, facts: PreparedScenario) -> TaskMetrics:
+def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
     """Metrics of each task, with those of item popularity beside them."""
     found = read_predictions(folder, facts.name, len(facts.tasks))
     metrics = task_metrics(facts, found["person"], found["label"], found["score"])
@@ -169,32 +176,34 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
     return result
 
 
-def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
+def run_evaluate(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
     """Predict and measure on test: each scenario's chosen model, and the joint one beside it.
 
     Returns `metrics` of the chosen models and, of the joint one, `joint_metrics`; the same where
     nothing was fine-tuned. An evaluation of other models, chosen before, is done again.
     """
     storage.check_writable(storage_path)
-    project = as_settled(project, storage_path)
-    ground = open_ground(project, storage_path)
-    folder, run_name = storage.join(ground.run_folder, "evaluation"), project.run.name
-    made_with = joint_made_with(ground.project, ground.prepared)
+    project = with_search_choice(project, storage_path)
+    joint_run = open_joint_run(project, storage_path)
+    folder, run_name = storage.join(joint_run.run_folder, "evaluation"), project.run.name
+    made_with = joint_made_with(joint_run.project, joint_run.prepared)
     made_with["evaluation"] = project.dump()["evaluation"]
     made_with["recommend"] = project.dump()["recommend"]
-    models = {name: chosen_model(ground, name, project) for name in ground.facts}
-    chosen = {name: version(ground, name, served) for name, served in models.items()}
+    models = {name: chosen_model(joint_run, name, project) for name in joint_run.facts}
+    chosen = {
+        name: version(joint_run, name, trained_model) for name, trained_model in models.items()
+    }
     finished = find_finished(folder, made_with, job="evaluate", run=run_name)
     if finished and finished.get("models") == chosen:
-        say("evaluate: already done")
+        log("evaluate: already done")
         return finished
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
-    begin(folder, made_with)
+    mark_started(folder, made_with)
     connect(project.run)
-    rows = sum(f.num_rows("test") for f in ground.facts.values())
-    say(f"scoring {rows:,} test rows")
-    record = measure_models(ground, models, folder, project, say)
+    rows = sum(f.num_rows("test") for f in joint_run.facts.values())
+    log(f"scoring {rows:,} test rows")
+    record = measure_models(joint_run, models, folder, project, log)
     record["models"] = chosen
     storage.write_json(storage.join(folder, "metrics.json"), record)
     storage.write_json(storage.join(folder, DONE), record)
@@ -202,31 +211,35 @@ def run_evaluate(project: Project, storage_path: str, say: Say) -> dict[str, Any
 
 
 def measure_models(
-    ground: Ground, models: Models, folder: str, project: Project, say: Say
+    joint_run: JointRun, models: ModelByScenario, folder: str, project: Project, log: Log
 ) -> dict[str, Any]:
     """Predict by each scenario's model, and by the joint one where it is another; measure both."""
-    scenarios = ground.facts
+    scenarios = joint_run.facts
     predictions, joint = (storage.join(folder, name) for name in (PREDICTIONS, JOINT_PREDICTIONS))
     storage.remove_folder(predictions)
     storage.remove_folder(joint)
-    predict(models, predictions, project.run)
-    tuned = [n for n, served in models.items() if served.delta and not ground.is_new(n)]
+    predict_split(models, predictions, project.run)
+    tuned = [
+        n for n, trained_model in models.items() if trained_model.delta and not joint_run.is_new(n)
+    ]
     if tuned:
-        base = joint_for_use(ground, project)
-        predict(dict.fromkeys(tuned, base), joint, project.run)
-    metrics = {n: measure(predictions, f) for n, f in scenarios.items()}
-    old = ground.prepared.scenarios
-    joint_metrics = {n: measure(joint, f) if n in tuned else metrics[n] for n, f in old.items()}
+        base = joint_for_use(joint_run, project)
+        predict_split(dict.fromkeys(tuned, base), joint, project.run)
+    metrics = {n: measure_predictions(predictions, f) for n, f in scenarios.items()}
+    old = joint_run.prepared.scenarios
+    joint_metrics = {
+        n: measure_predictions(joint, f) if n in tuned else metrics[n] for n, f in old.items()
+    }
     weights = project.evaluation.weights or None
     more = {
-        name: details(predictions, facts, ground.data(name).catalogue(name).known)
+        name: details(predictions, facts, joint_run.data(name).catalogue(name).known)
         for name, facts in scenarios.items()
     }
-    say("recall and NDCG over the catalogue")
+    log("recall and NDCG over the catalogue")
     return {
         "metrics": metrics,
         "joint_metrics": joint_metrics,
-        "ranking": judge_all(models, project) if project.model.layout == "vectors" else {},
+        "ranking": rank_all_scenarios(models, project) if project.model.layout == "vectors" else {},
         "score": joint_score(metrics, weights),
         "joint_score": joint_score(joint_metrics, weights),
         "details": more,

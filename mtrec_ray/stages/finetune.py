@@ -15,9 +15,9 @@ import ray
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import read_rows
-from mtrec_ray.evaluation.model_choice import Scored, decide, rare_labels, too_few
+from mtrec_ray.evaluation.model_choice import ScoredRows, choose_model, rare_labels, too_few
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Tuned
@@ -26,12 +26,12 @@ from mtrec_ray.stages.finetuning.chosen_model import (
     DECISION,
     ZERO_SHOT,
     base_model,
+    finetuned_model,
     model_before,
-    score_rows_of,
-    tuned_model,
+    score_split_by_tasks,
 )
 from mtrec_ray.stages.finetuning.few_shot import draw_curve
-from mtrec_ray.stages.finetuning.joint_run import Ground, check_names, open_ground
+from mtrec_ray.stages.finetuning.joint_run import JointRun, check_names, open_joint_run
 from mtrec_ray.stages.finetuning.new_scenario import prepare_joined, restricted
 from mtrec_ray.stages.finetuning.recipe import (
     DELTA_FOLDER,
@@ -41,10 +41,10 @@ from mtrec_ray.stages.finetuning.recipe import (
     store_delta,
     task_weights,
 )
-from mtrec_ray.stages.finetuning.transfer import compare
-from mtrec_ray.stages.parallel_runs import Record, side_by_side
-from mtrec_ray.stages.run_folder import DONE, as_settled, begin, find_finished
-from mtrec_ray.stages.teacher import with_teacher
+from mtrec_ray.stages.finetuning.transfer import compare_models
+from mtrec_ray.stages.parallel_runs import Record, run_in_parallel
+from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started, with_search_choice
+from mtrec_ray.stages.teacher import add_teacher_labels
 from mtrec_ray.stages.train import BEST, TrainingRun, train_model
 from mtrec_ray.stages.trained_model import ensure_vectors
 from mtrec_ray.training.checkpoint import WEIGHTS
@@ -65,7 +65,7 @@ EVERYTHING = Options()
 
 
 def run_finetune(
-    project: Project, storage_path: str, say: Say, options: Options = EVERYTHING
+    project: Project, storage_path: str, log: Log, options: Options = EVERYTHING
 ) -> dict[str, Any]:
     """Fine-tune all scenarios, or those named, side by side; returns the decisions.
 
@@ -76,10 +76,10 @@ def run_finetune(
         RuntimeError: scenarios whose runs failed, after all others have ended.
     """
     storage.check_writable(storage_path)
-    project = as_settled(project, storage_path)
-    ground = open_ground(project, storage_path)
+    project = with_search_choice(project, storage_path)
+    joint_run = open_joint_run(project, storage_path)
     names = check_names(options.names, project)
-    if options.shots and not any(ground.is_new(n) for n in names):
+    if options.shots and not any(joint_run.is_new(n) for n in names):
         refuse(
             [
                 f"--shots: found no new scenario among {', '.join(names)}; allowed: with one that "
@@ -87,26 +87,26 @@ def run_finetune(
             ]
         )
     for name in names:
-        if ground.is_new(name):
+        if joint_run.is_new(name):
             data = prepare_joined(
-                project, ground.prepared, ground.run_folder, storage_path, name, say
+                project, joint_run.prepared, joint_run.run_folder, storage_path, name, log
             )
-            ground = replace(ground, joined=ground.joined | {name: data})
-            refuse(unserved(ground, data, name, project))
-    decisions = fine_tune(ground, names, project, say)
-    found = summary_of(ground, decisions)
+            joint_run = replace(joint_run, joined=joint_run.joined | {name: data})
+            refuse(unserved(joint_run, data, name, project))
+    decisions = fine_tune(joint_run, names, project, log)
+    found = summary_of(joint_run, decisions)
     if options.compare:
-        found["comparison"] = compare(ground, names, project, say)
+        found["comparison"] = compare_models(joint_run, names, project, log)
     if options.shots:
-        new = [n for n in names if ground.is_new(n)]
-        found["shots"] = {n: draw_curve(ground, n, project, options.shots, say) for n in new}
+        new = [n for n in names if joint_run.is_new(n)]
+        found["shots"] = {n: draw_curve(joint_run, n, project, options.shots, log) for n in new}
     return found
 
 
-def unserved(ground: Ground, data: Prepared, name: str, project: Project) -> list[str]:
+def unserved(joint_run: JointRun, data: Prepared, name: str, project: Project) -> list[str]:
     """A line for a new scenario that could neither be fine-tuned nor scored zero-shot."""
     least = project.finetune.of(name).least_labels
-    if ground.project.model.general or max(label_counts(data, name).values()) >= least:
+    if joint_run.project.model.general or max(rare_label_counts(data, name).values()) >= least:
         return []
     return [
         f"scenarios.{name}: found too few labels of its validation split to fine-tune it, and no "
@@ -116,42 +116,42 @@ def unserved(ground: Ground, data: Prepared, name: str, project: Project) -> lis
 
 
 def fine_tune(
-    ground: Ground, names: Sequence[str], project: Project, say: Say
+    joint_run: JointRun, names: Sequence[str], project: Project, log: Log
 ) -> dict[str, Record]:
     """The decision of each scenario; those that are finished are not repeated.
 
     Raises:
         RuntimeError: scenarios whose runs failed, after all others have ended.
     """
-    finished = {n: find_decision(ground, n, project) for n in names}
+    finished = {n: find_decision(joint_run, n, project) for n in names}
     left = [n for n in names if finished[n] is None]
     if not left:
-        say("finetune: already done")
+        log("finetune: already done")
         return {n: d for n, d in finished.items() if d}
-    refuse(run_problems(ground, left, project))
+    refuse(run_problems(joint_run, left, project))
     connect(project.run)
-    export_encoder(ground)
-    data = {n: taught(ground, n, project, say) for n in left}
-    ensure_vectors(base_model(ground))
-    jobs = {n: functools.partial(finetune_one, ground, data[n], n, project, say) for n in left}
-    found = side_by_side(jobs, project, say)
+    export_encoder(joint_run)
+    data = {n: with_teacher_labels(joint_run, n, project, log) for n in left}
+    ensure_vectors(base_model(joint_run))
+    jobs = {n: functools.partial(finetune_one, joint_run, data[n], n, project, log) for n in left}
+    found = run_in_parallel(jobs, project, log)
     return {n: found.get(n) or finished[n] or {} for n in names}
 
 
-def taught(ground: Ground, name: str, project: Project, say: Say) -> Prepared:
+def with_teacher_labels(joint_run: JointRun, name: str, project: Project, log: Log) -> Prepared:
     """A scenario's data, with the teacher's predictions where training has a teacher."""
-    if ground.is_new(name):
+    if joint_run.is_new(name):
         own = restricted(project, [name])
-        return with_teacher(own, ground.data(name), ground.folder(name), say)
-    found = with_teacher(ground.project, ground.prepared, ground.run_folder, say)
+        return add_teacher_labels(own, joint_run.data(name), joint_run.folder(name), log)
+    found = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run_folder, log)
     return found.only([name])
 
 
-def tuned_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:
+def finetune_depends_on(joint_run: JointRun, name: str, project: Project) -> dict[str, Any]:
     """Whatever a scenario's model depends on, as a tree."""
     return {
-        "prepared": ground.data(name).fingerprint,
-        "joint": {"fingerprint": ground.fingerprint},
+        "prepared": joint_run.data(name).fingerprint,
+        "joint": {"fingerprint": joint_run.fingerprint},
         "finetune": {
             **project.finetune.of(name).model_dump(mode="json"),
             "keep": project.finetune.keep,
@@ -160,22 +160,22 @@ def tuned_with(ground: Ground, name: str, project: Project) -> dict[str, Any]:
     }
 
 
-def find_decision(ground: Ground, name: str, project: Project) -> Record | None:
+def find_decision(joint_run: JointRun, name: str, project: Project) -> Record | None:
     """The record of a scenario that is finished.
 
     Raises:
         ProjectError: it was made with another configuration or from other joint weights.
     """
-    made_with = tuned_with(ground, name, project)
-    return find_finished(ground.folder(name), made_with, job="finetune", run=project.run.name)
+    made_with = finetune_depends_on(joint_run, name, project)
+    return find_finished(joint_run.folder(name), made_with, job="finetune", run=project.run.name)
 
 
-def run_problems(ground: Ground, names: Sequence[str], project: Project) -> list[str]:
+def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) -> list[str]:
     """A line for each scenario whose model could not be built as asked."""
     problems = quantise_problems() if project.evaluation.precision == "int8" else []
     for name in names:
         try:
-            own = scenario_project(ground, name, project.finetune.of(name), project)
+            own = scenario_project(joint_run, name, project.finetune.of(name), project)
         except ProjectError as error:
             problems += [f"finetune: {name}: {line}" for line in error.problems]
             continue
@@ -194,40 +194,46 @@ def run_problems(ground: Ground, names: Sequence[str], project: Project) -> list
     return list(dict.fromkeys(p.replace("model.encoder.lora", "finetune.lora") for p in problems))
 
 
-def finetune_one(ground: Ground, own: Prepared, name: str, project: Project, say: Say) -> Record:
+def finetune_one(
+    joint_run: JointRun, own: Prepared, name: str, project: Project, log: Log
+) -> Record:
     """Fine-tune a scenario, decide, and store its delta; returns the decision."""
-    tuned, folder = project.finetune.of(name), ground.folder(name)
-    begin(folder, tuned_with(ground, name, project))
-    counts = label_counts(own, name)
+    tuned, folder = project.finetune.of(name), joint_run.folder(name)
+    mark_started(folder, finetune_depends_on(joint_run, name, project))
+    counts = rare_label_counts(own, name)
     if max(counts.values()) < tuned.least_labels:
-        chosen = ZERO_SHOT if ground.is_new(name) else "joint"
+        chosen = ZERO_SHOT if joint_run.is_new(name) else "joint"
         reason = too_few(counts, tuned.least_labels)
-        return conclude(folder, {"labels": counts, "chosen": chosen, "reason": reason}, name, say)
-    say(f"{name}: fine-tuning ({tuned.mode})")
-    summary = train_scenario(ground, own, name, project)
-    delta = write_delta(ground, own, name, tuned, project)
-    decision = {"labels": counts} | choose(ground, own, name, project)
+        return record_decision(
+            folder, {"labels": counts, "chosen": chosen, "reason": reason}, name, log
+        )
+    log(f"{name}: fine-tuning ({tuned.mode})")
+    summary = train_scenario(joint_run, own, name, project)
+    delta = write_delta(joint_run, own, name, tuned, project)
+    decision = {"labels": counts} | choose(joint_run, own, name, project)
     told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
     decision |= {"mode": tuned.mode, "bytes": delta["bytes"]}
     decision["training"] = {k: summary[k] for k in told}
-    return conclude(folder, decision, name, say)
+    return record_decision(folder, decision, name, log)
 
 
-def choose(ground: Ground, own: Prepared, name: str, project: Project) -> Record:
+def choose(joint_run: JointRun, own: Prepared, name: str, project: Project) -> Record:
     """Which model a scenario uses, by validation: the fine-tuned one, or the one before it."""
-    before = model_before(ground, name, project)
+    before = model_before(joint_run, name, project)
     if before is None:
         return {"chosen": "finetuned", "reason": "nothing scored the new scenario before"}
-    users, labels, after = score_rows_of(tuned_model(ground, name, project), name, "valid")
-    scores = {"finetuned": after, "joint": score_rows_of(before, name, "valid")[2]}
+    users, labels, after = score_split_by_tasks(
+        finetuned_model(joint_run, name, project), name, "valid"
+    )
+    scores = {"finetuned": after, "joint": score_split_by_tasks(before, name, "valid")[2]}
     least, keep = project.finetune.of(name).least_labels, project.finetune.keep
-    found = decide(own.scenarios[name], Scored(users, labels, scores), least, keep)
-    if ground.is_new(name) and found["chosen"] == "joint":
+    found = choose_model(own.scenarios[name], ScoredRows(users, labels, scores), least, keep)
+    if joint_run.is_new(name) and found["chosen"] == "joint":
         found["chosen"] = ZERO_SHOT
     return found
 
 
-def label_counts(prepared: Prepared, name: str) -> dict[str, int]:
+def rare_label_counts(prepared: Prepared, name: str) -> dict[str, int]:
     """By task: validation labels of its rarer kind."""
     facts = prepared.scenarios[name]
     rows = facts.num_rows("valid")
@@ -235,48 +241,50 @@ def label_counts(prepared: Prepared, name: str) -> dict[str, int]:
     return rare_labels(facts, np.concatenate(parts))
 
 
-def train_scenario(ground: Ground, own: Prepared, name: str, project: Project) -> dict[str, Any]:
+def train_scenario(
+    joint_run: JointRun, own: Prepared, name: str, project: Project
+) -> dict[str, Any]:
     """The summary of a scenario's training run, which is started, or gone on with, or finished."""
-    folder = ground.folder(name)
+    folder = joint_run.folder(name)
     done = storage.join(folder, TRAINING, DONE)
     if storage.exists(done):
         return storage.read_json(done)
     tuned = project.finetune.of(name)
-    sub = scenario_project(ground, name, tuned, project)
-    start = start_of(ground, name, tuned)
+    sub = scenario_project(joint_run, name, tuned, project)
+    start = start_of(joint_run, name, tuned)
     return train_model(TrainingRun(sub, own, folder, TRAINING, start=start))
 
 
 def write_delta(
-    ground: Ground, own: Prepared, name: str, tuned: Tuned, project: Project
+    joint_run: JointRun, own: Prepared, name: str, tuned: Tuned, project: Project
 ) -> dict[str, Any]:
     """Store what a scenario's best epoch changed, in a Ray task; returns the delta's facts."""
-    folder = ground.folder(name)
+    folder = joint_run.folder(name)
     best = storage.join(folder, TRAINING, BEST)
-    sub = scenario_project(ground, name, tuned, project)
+    sub = scenario_project(joint_run, name, tuned, project)
     task = task_of(store_delta, project.run, gpu=False)
     facts = {"tuned": tuned.model_dump(mode="json")}
     delta = storage.join(folder, DELTA_FOLDER)
-    return ray.get(task.remote(sub, own, start_of(ground, name, tuned), best, delta, facts))
+    return ray.get(task.remote(sub, own, start_of(joint_run, name, tuned), best, delta, facts))
 
 
-def conclude(folder: str, decision: Record, name: str, say: Say) -> Record:
+def record_decision(folder: str, decision: Record, name: str, log: Log) -> Record:
     """Write a decision, say it, and delete the run's checkpoints."""
     storage.write_json(storage.join(folder, DECISION), decision)
     storage.write_json(storage.join(folder, DONE), decision)
     storage.remove_folder(storage.join(folder, TRAINING))
-    say(f"{name}: {decision['chosen']} ({decision['reason']})")
+    log(f"{name}: {decision['chosen']} ({decision['reason']})")
     return decision
 
 
-def summary_of(ground: Ground, decisions: dict[str, Record]) -> dict[str, Any]:
+def summary_of(joint_run: JointRun, decisions: dict[str, Record]) -> dict[str, Any]:
     """The decisions, and bytes: of the base, of the deltas, of as many copies of the base.
 
     `encoder_bytes`: the encoder that learned jointly as a plain one, which adapters load on.
     """
-    base = storage.num_bytes(storage.join(ground.joint, WEIGHTS))
-    exported = ground.encoder != ground.project.model.encoder.source
-    encoder = sum(map(storage.num_bytes, storage.files(ground.encoder))) if exported else 0
+    base = storage.num_bytes(storage.join(joint_run.joint, WEIGHTS))
+    exported = joint_run.encoder != joint_run.project.model.encoder.source
+    encoder = sum(map(storage.num_bytes, storage.files(joint_run.encoder))) if exported else 0
     deltas = {n: d["bytes"] for n, d in decisions.items() if "bytes" in d}
     return {
         "scenarios": decisions,

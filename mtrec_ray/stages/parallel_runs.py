@@ -11,13 +11,13 @@ from typing import Any
 
 import ray
 
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.project import Project
 
 Record = dict[str, Any]
 
 
-def places_for(project: Project) -> int:
+def num_slots(project: Project) -> int:
     """How many runs go on at a time: as many as the cluster has room for now, and at least one."""
     if project.finetune.concurrent:
         return project.finetune.concurrent
@@ -29,16 +29,16 @@ def places_for(project: Project) -> int:
     return max(int(min(rooms)), 1)
 
 
-def side_by_side(
-    jobs: Mapping[str, Callable[[], Record]], project: Project, say: Say, places: int | None = None
+def run_in_parallel(
+    jobs: Mapping[str, Callable[[], Record]], project: Project, log: Log, places: int | None = None
 ) -> dict[str, Record]:
     """What each job gave, run in threads.
 
     Raises:
         RuntimeError: jobs that failed, after all others have ended.
     """
-    places = places or places_for(project)
-    say(f"{len(jobs)} runs, {min(places, len(jobs))} at a time: {', '.join(jobs)}")
+    places = places or num_slots(project)
+    log(f"{len(jobs)} runs, {min(places, len(jobs))} at a time: {', '.join(jobs)}")
     found: dict[str, Record] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(places)
@@ -51,8 +51,8 @@ def side_by_side(
                 if error is None:
                     found[name] = future.result()
                 else:
-                    failed[name] = last_words(error)
-                    say(f"{name}: failed, the others go on: {failed[name]}")
+                    failed[name] = last_line_of(error)
+                    log(f"{name}: failed, the others go on: {failed[name]}")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:
@@ -61,7 +61,7 @@ def side_by_side(
     return found
 
 
-def last_words(error: BaseException) -> str:
+def last_line_of(error: BaseException) -> str:
     """The last line of an error, where a worker's own error stands."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

@@ -3,19 +3,19 @@
 from typing import Any
 
 from mtrec_ray.data import storage
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import run_finetune
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.recommend import run_recommend
-from mtrec_ray.stages.run_folder import MARK, is_settled, settle
+from mtrec_ray.stages.run_folder import MARK, has_search_choice, keep_search_choice
 from mtrec_ray.stages.train import run_train
 from mtrec_ray.stages.tune import run_tune
 
 
-def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
+def run_pipeline(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
     """Run the stages in order; returns the evaluation, with what was recommended.
 
     With `search.pipeline_trials` the joint model, where there is none yet, is trained with what a
@@ -23,14 +23,14 @@ def run_pipeline(project: Project, storage_path: str, say: Say) -> dict[str, Any
     """
     if searches(project, storage_path):  # the search prepares
         short = {"search.trials": project.search.pipeline_trials, "search.confirm_seeds": 0}
-        found = run_tune(with_overrides(project, short), storage_path, say)
-        settle(project, storage_path, found["chosen"])
+        found = run_tune(with_overrides(project, short), storage_path, log)
+        keep_search_choice(project, storage_path, found["chosen"])
     else:
-        run_prepare(project, storage_path, say)
-    run_train(project, storage_path, say)
-    tuned = run_finetune(project, storage_path, say)
-    found = run_evaluate(project, storage_path, say)
-    recommended = run_recommend(project, storage_path, say)
+        run_prepare(project, storage_path, log)
+    run_train(project, storage_path, log)
+    tuned = run_finetune(project, storage_path, log)
+    found = run_evaluate(project, storage_path, log)
+    recommended = run_recommend(project, storage_path, log)
     chosen = {name: decision["chosen"] for name, decision in tuned["scenarios"].items()}
     return found | {"chosen": chosen, "recommended": recommended["scenarios"]}
 
@@ -40,6 +40,6 @@ def searches(project: Project, storage_path: str) -> bool:
     begun = storage.join(storage_path, project.run.name, "joint", MARK)
     return (
         project.search.pipeline_trials > 0
-        and not is_settled(project, storage_path)
+        and not has_search_choice(project, storage_path)
         and not storage.exists(begun)
     )

@@ -12,7 +12,7 @@ from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import fingerprint, prepare_fingerprint, prepared_with
 from mtrec_ray.project.project import Project
@@ -38,7 +38,7 @@ def open_prepared(project: Project, storage_path: str) -> Prepared:
     return prepared
 
 
-def with_sample_world(project: Project, storage_path: str, say: Say) -> Project:
+def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
     """The project itself, or one whose root is the generated sample world that it asks for.
 
     The world lies in the storage, which every node reaches, once for each seed and size.
@@ -49,7 +49,7 @@ def with_sample_world(project: Project, storage_path: str, say: Say) -> Project:
     root = storage.join(storage_path, f"sample_world-{fingerprint(world.model_dump())}")
     marker = storage.join(root, "sample_world.json")
     if not storage.exists(marker):
-        say(f"writing the GENERATED sample world (not real data) to {root}")
+        log(f"writing the GENERATED sample world (not real data) to {root}")
         write_sample_world(
             root, seed=world.seed, users=world.users, items=world.items, events=world.events
         )
@@ -57,21 +57,21 @@ def with_sample_world(project: Project, storage_path: str, say: Say) -> Project:
     return project.model_copy(update={"root": root})
 
 
-def run_prepare(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
+def run_prepare(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
     """Prepare a project's data, or find it prepared; returns the data report.
 
     Raises:
         ProjectError: unusable inputs, a changed configuration, or a failed leakage audit.
     """
     storage.check_writable(storage_path)
-    project = with_sample_world(project, storage_path, say)
+    project = with_sample_world(project, storage_path, log)
     refuse(input_problems(project) + encoder_problems(project.model.encoder))
     folder = prepared_folder(project, storage_path)
     mark = prepare_fingerprint(project, input_fingerprint(project))
     if storage.exists(storage.join(folder, "manifest.json")):
         found = open_prepared(project, storage_path)
         if found.fingerprint == mark:
-            say("prepare: already done")
+            log("prepare: already done")
             return storage.read_json(storage.join(folder, "manifest.json"))["report"]
         raise ProjectError(
             [
@@ -80,22 +80,22 @@ def run_prepare(project: Project, storage_path: str, say: Say) -> dict[str, Any]
                 f"another name, or delete {folder}"
             ]
         )
-    return prepare_into(project, folder, mark, say)
+    return prepare_into(project, folder, mark, log)
 
 
 def prepare_into(
     project: Project,
     folder: str,
     mark: str,
-    say: Say,
+    log: Log,
     stored_users: Mapping[str, np.ndarray] = NO_USERS,
 ) -> dict[str, Any]:
     """Prepare a project's data in a folder and audit it; returns the data report."""
     connect(project.run)
     storage.remove_folder(folder)
     try:
-        manifest = prepare(project, folder, say, stored_users)
-        check_leakage(project, folder, mark, manifest, say)
+        manifest = prepare(project, folder, log, stored_users)
+        check_leakage(project, folder, mark, manifest, log)
     except ProjectError:
         storage.remove_folder(folder)
         raise
@@ -104,10 +104,10 @@ def prepare_into(
 
 
 def check_leakage(
-    project: Project, folder: str, mark: str, manifest: dict[str, Any], say: Say
+    project: Project, folder: str, mark: str, manifest: dict[str, Any], log: Log
 ) -> None:
     """Audit the prepared data; the manifest is written only where the audit passes."""
-    say("leakage audit")
+    log("leakage audit")
     scenarios = {n: parse_scenario(s) for n, s in manifest["scenarios"].items()}
     problems = audit(project, Prepared(folder, mark, scenarios))
     refuse([f"leakage audit: {line}" for line in problems[:20]])

@@ -6,35 +6,37 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mtrec_ray.data.snapshot import Items, Layout, Users, blocks
-from mtrec_ray.model.catalogue_scorer import Ranking, best_items, blend
+from mtrec_ray.data.snapshot import ItemSnapshot, SnapshotColumns, UserSnapshot, blocks
+from mtrec_ray.model.catalogue_scorer import CatalogueScorer, best_items, blend
 from mtrec_ray.model.recommender import predictions
-from mtrec_ray.stages.trained_model import Served, load_with_vectors
+from mtrec_ray.stages.trained_model import TrainedModel, load_with_vectors
 
 # Persons and items.
-Pairs = tuple[np.ndarray, np.ndarray]
+SeenPairs = tuple[np.ndarray, np.ndarray]
 
 
-NO_PAIRS: Pairs = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+NO_PAIRS: SeenPairs = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 class Ranker:
     """A scenario's model with its whole catalogue, for users of any partition."""
 
-    def __init__(self, served: Served, name: str, vectors: np.ndarray, items: Items) -> None:
-        project = served.parsed
-        self.model, found = load_with_vectors(served, vectors)
-        self.layout = Layout(served.open_prepared(), name, project.scenarios[name])
+    def __init__(
+        self, trained_model: TrainedModel, name: str, vectors: np.ndarray, items: ItemSnapshot
+    ) -> None:
+        project = trained_model.parsed
+        self.model, found = load_with_vectors(trained_model, vectors)
+        self.layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
         self.items, self.options, self.name = items, project.recommend, name
         self.facts = self.model.facts[name]
         self.by = self.options.by.get(name) or {self.facts.main or self.facts.tasks[0]: 1.0}
-        if self.model.scores_generally:  # it tells items apart by the main task alone
+        if self.model.use_general_head:  # it tells items apart by the main task alone
             self.by = {self.facts.main or self.facts.tasks[0]: 1.0}
         start = found.bases[name]
         assert found.cache is not None
         own = found.cache[start : start + self.facts.num_items]
         with torch.no_grad():
-            self.ranking = Ranking(self.model, name, own, items)
+            self.ranking = CatalogueScorer(self.model, name, own, items)
 
     @property
     def users_per_block(self) -> int:
@@ -42,14 +44,16 @@ class Ranker:
         return max(self.options.pairs_per_block // max(len(self.items.ids), 1), 1)
 
     @torch.no_grad()
-    def scores(self, users: Users, items: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def scores(self, users: UserSnapshot, items: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Blended scores f32[B, m] of some items and the tasks' predictions f32[B, m, T]."""
         logits = self.ranking.logits(users, items)
         b, m, t = logits.shape
         found = predictions(self.facts, logits.view(b * m, t)).view(b, m, t)
         return blend(found, self.facts.tasks, self.facts.given, self.by), found
 
-    def top(self, users: Users, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def top(
+        self, users: UserSnapshot, seen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores f32[B, k], items i64[B, k] and predictions f32[B, k, T] of each user's best items.
 
         Without those that `seen` bool[B, n] marks; minus infinity where fewer are left. Items are
@@ -62,13 +66,13 @@ class Ranker:
             items = slice(start, min(start + step, len(self.items.ids)))
             score, predicted = self.scores(users, items)
             values, best = best_items(score, left_out[:, items], self.options.k)
-            parts.append((values, best + start, taken(predicted, best)))
+            parts.append((values, best + start, gather_items(predicted, best)))
         score, items, predicted = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         values, place = score.topk(min(self.options.k, score.shape[1]), dim=1)
-        chosen = taken(predicted, place)
+        chosen = gather_items(predicted, place)
         return values.cpu().numpy(), items.gather(1, place).cpu().numpy(), chosen.cpu().numpy()
 
-    def best(self, users: Users, seen: np.ndarray) -> pa.Table:
+    def best(self, users: UserSnapshot, seen: np.ndarray) -> pa.Table:
         """The k best items of each user but those that `seen` bool[B, n] marks."""
         values, best, predicted = self.top(users, seen)
         user, rank = np.nonzero(np.isfinite(values))
@@ -88,22 +92,22 @@ class Ranker:
         columns["new_item"] = ~self.items.known[item]
         return pa.table(columns)
 
-    def rank_all(self, users: Users, seen: Pairs) -> pa.Table:
+    def rank_all(self, users: UserSnapshot, seen: SeenPairs) -> pa.Table:
         """The best items of many users, in blocks of like long histories; `seen`: who, what."""
         order = np.argsort((users.history >= 0).sum(1), kind="stable")
         users = users.take(order)
         num = len(self.items.ids)
         parts = blocks(users, self.users_per_block)
-        tables = [self.best(block, marks(block, seen, num)) for block in parts]
+        tables = [self.best(block, seen_mask(block, seen, num)) for block in parts]
         return pa.concat_tables(tables)
 
 
-def taken(predicted: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+def gather_items(predicted: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     """f32[B, k, T]: predictions f32[B, m, T] of the items i64[B, k]."""
     return predicted.gather(1, best.unsqueeze(2).expand(-1, -1, predicted.shape[2]))
 
 
-def marks(users: Users, seen: Pairs, num_items: int) -> np.ndarray:
+def seen_mask(users: UserSnapshot, seen: SeenPairs, num_items: int) -> np.ndarray:
     """bool[B, n]: which items each user has seen, from persons [m] and items [m]."""
     found = np.zeros((len(users), num_items), bool)
     persons, items = seen

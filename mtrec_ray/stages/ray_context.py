@@ -12,8 +12,8 @@ import ray.train
 import ray.train.torch
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.stream import Source
-from mtrec_ray.training.batches import Reader
+from mtrec_ray.data.stream import RowSource
+from mtrec_ray.training.batches import OpenRows
 
 REACHED = "reached.json"
 
@@ -24,17 +24,17 @@ SNAPSHOT, KEPT = "checkpoint_manager_snapshot.json", ".kept"  # Ray Train's, and
 UPLOAD_PAUSES = (1, 2, 4, 8, 16, 32)  # seconds between tries to store a checkpoint
 
 
-class RayHost:
+class RayTrainContext:
     """The loop's view of a Ray Train worker."""
 
-    def __init__(self, folder: str, source: Source) -> None:
+    def __init__(self, folder: str, source: RowSource) -> None:
         self.folder, self.source = folder, source
         self.device = ray.train.torch.get_device()
         self.redone = 0
         self.copy = tempfile.TemporaryDirectory()  # of the checkpoint to go on from
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> OpenRows:
         """The rows from the object store, or streamed."""
         return self.source.read
 
@@ -74,7 +74,7 @@ class RayHost:
         held = ray.train.get_checkpoint()
         return Path(held.to_directory(self.copy.name)) if held else None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print on the worker; Ray forwards it to the job.
 
         Not by `print`, which Ray Train patches: it would come twice.

@@ -24,18 +24,18 @@ from mtrec_ray.data.end_states import (
     users_at_end,
 )
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.snapshot import Layout, Users, new_users
+from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot, new_users
 from mtrec_ray.model.encoder import quantise_problems
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.finetuning.chosen_model import chosen_model, kind_of, version
-from mtrec_ray.stages.finetuning.joint_run import Ground, check_names, open_ground, with_data
-from mtrec_ray.stages.ranker import NO_PAIRS, Pairs, Ranker
-from mtrec_ray.stages.run_folder import as_settled
-from mtrec_ray.stages.trained_model import Served, ensure_vectors
+from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
+from mtrec_ray.stages.finetuning.joint_run import JointRun, check_names, open_joint_run, with_data
+from mtrec_ray.stages.ranker import NO_PAIRS, Ranker, SeenPairs
+from mtrec_ray.stages.run_folder import with_search_choice
+from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
 
 USERS_PER_UNIT = 4096
 
@@ -53,13 +53,13 @@ class Writer:
     """Ranks the items for units of users and writes Parquet files; a Ray Data actor."""
 
     def __init__(
-        self, served: Served, name: str, vectors: ray.ObjectRef, items: ray.ObjectRef,
+        self, trained_model: TrainedModel, name: str, vectors: ray.ObjectRef, items: ray.ObjectRef,
         wanted: ray.ObjectRef, folder: str,
     ) -> None:  # fmt: skip
-        self.ranker = Ranker(served, name, ray.get(vectors), ray.get(items))
+        self.ranker = Ranker(trained_model, name, ray.get(vectors), ray.get(items))
         self.wanted: frozenset[str] | None = ray.get(wanted)
         self.folder, self.name = folder, name
-        self.held: tuple[str, Users, Pairs] | None = None
+        self.held: tuple[str, UserSnapshot, SeenPairs] | None = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write a unit's recommendations; returns its users, rows and seconds of ranking.
@@ -82,7 +82,7 @@ class Writer:
         seconds = time.monotonic() - started
         return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
 
-    def users_of(self, unit: dict[str, Any]) -> tuple[Users, Pairs]:
+    def users_of(self, unit: dict[str, Any]) -> tuple[UserSnapshot, SeenPairs]:
         """The users of a unit that are wanted, and what they have seen."""
         if unit["part"] == NEW_USERS:
             return new_users(self.ranker.layout, json.loads(unit["users"])), NO_PAIRS
@@ -92,7 +92,7 @@ class Writer:
             users = users.take(np.flatnonzero([i in self.wanted for i in users.ids]))
         return users, seen
 
-    def partition(self, part: str) -> tuple[Users, Pairs]:
+    def partition(self, part: str) -> tuple[UserSnapshot, SeenPairs]:
         """A partition's users and what they have seen; the last one is kept."""
         if self.held is None or self.held[0] != part:
             layout, seen = self.ranker.layout, NO_PAIRS
@@ -121,13 +121,18 @@ def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> lis
 
 
 def recommend_scenario(
-    ground: Ground, name: str, project: Project, folder: str, wanted: Sequence[str] | None, say: Say
+    joint_run: JointRun,
+    name: str,
+    project: Project,
+    folder: str,
+    wanted: Sequence[str] | None,
+    log: Log,
 ) -> dict[str, Any]:
     """Write a scenario's recommendations; returns counts and speed."""
-    served = chosen_model(ground, name, project)
-    prepared = served.open_prepared()
-    layout = Layout(prepared, name, project.scenarios[name])
-    vectors, items = ray.put(ensure_vectors(served)), ray.put(items_at_end(layout))
+    trained_model = chosen_model(joint_run, name, project)
+    prepared = trained_model.open_prepared()
+    layout = SnapshotColumns(prepared, name, project.scenarios[name])
+    vectors, items = ray.put(ensure_vectors(trained_model)), ray.put(items_at_end(layout))
     units = units_of(prepared, name, wanted)
     only = ray.put(None if wanted is None else frozenset(wanted))
     run = project.run
@@ -136,7 +141,7 @@ def recommend_scenario(
         ray.data.from_items(units, override_num_blocks=len(units))
         .map(
             cast("Any", Writer),  # Ray types the class as its own result
-            fn_constructor_args=(served, name, vectors, items, only, folder),
+            fn_constructor_args=(trained_model, name, vectors, items, only, folder),
             compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(units))),
             num_cpus=run.cpus_per_worker,
             num_gpus=1 if run.use_gpu else 0,
@@ -145,8 +150,12 @@ def recommend_scenario(
     )
     seconds = time.monotonic() - started
     found = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
-    say(f"{name}: {found['users']:,} users in {seconds:.0f} s, {kind_of(served)} model")
-    more = {"model": kind_of(served), "folder": folder, "items": prepared.scenarios[name].num_items}
+    log(f"{name}: {found['users']:,} users in {seconds:.0f} s, {model_kind(trained_model)} model")
+    more = {
+        "model": model_kind(trained_model),
+        "folder": folder,
+        "items": prepared.scenarios[name].num_items,
+    }
     ranking = sum(r["seconds"] for r in rows)  # of all workers, without starting them
     speed = {
         "users_per_s": found["users"] / seconds,
@@ -178,7 +187,7 @@ def read_users(path: str) -> list[str]:
 def run_recommend(
     project: Project,
     storage_path: str,
-    say: Say,
+    log: Log,
     names: Sequence[str] = (),
     users: str | None = None,
 ) -> dict[str, Any]:
@@ -191,39 +200,39 @@ def run_recommend(
         ValueError: no joint model, an unknown scenario, or a model that reads pairs.
     """
     storage.check_writable(storage_path)
-    project = as_settled(project, storage_path)
+    project = with_search_choice(project, storage_path)
     if project.model.layout == "pair":
         refuse(["model.layout: found pair; allowed for recommending: vectors (each pair a text)"])
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
-    ground = open_ground(project, storage_path)
-    names = with_data(check_names(names, project), ground)
-    refuse([line for name in names for line in blend_problems(ground, name, project)])
+    joint_run = open_joint_run(project, storage_path)
+    names = with_data(check_names(names, project), joint_run)
+    refuse([line for name in names for line in blend_problems(joint_run, name, project)])
     wanted = read_users(users) if users else None
     connect(project.run)
     found = {}
     for name in names:
-        folder = storage.join(ground.run_folder, LISTED if wanted else ALL_USERS, name)
-        made_with = recommended_with(ground, name, project, wanted)
+        folder = storage.join(joint_run.run_folder, LISTED if wanted else ALL_USERS, name)
+        made_with = recommended_with(joint_run, name, project, wanted)
         finished = find_current(folder, made_with)
         if finished:
-            say(f"recommend: {name} already done")
+            log(f"recommend: {name} already done")
             found[name] = finished
             continue
         mark = storage.join(folder, MARK)
         if not storage.exists(mark) or storage.read_json(mark) != made_with:
             storage.remove_folder(folder)
             storage.write_json(mark, made_with)
-        found[name] = recommend_scenario(ground, name, project, folder, wanted, say)
+        found[name] = recommend_scenario(joint_run, name, project, folder, wanted, log)
         storage.write_json(storage.join(folder, RECORD), {"made_with": made_with, **found[name]})
     return {"scenarios": found}
 
 
-def blend_problems(ground: Ground, name: str, project: Project) -> list[str]:
+def blend_problems(joint_run: JointRun, name: str, project: Project) -> list[str]:
     """A line where the general head alone scores a scenario, and the blend asks for more."""
-    served = chosen_model(ground, name, project)
-    main, by = ground.facts[name].main, project.recommend.by.get(name)
-    if not served.general or (main and (not by or set(by) == {main})):
+    trained_model = chosen_model(joint_run, name, project)
+    main, by = joint_run.facts[name].main, project.recommend.by.get(name)
+    if not trained_model.general or (main and (not by or set(by) == {main})):
         return []
     found = ", ".join(by) if by else "no binary task"
     return [
@@ -233,12 +242,12 @@ def blend_problems(ground: Ground, name: str, project: Project) -> list[str]:
 
 
 def recommended_with(
-    ground: Ground, name: str, project: Project, wanted: Sequence[str] | None
+    joint_run: JointRun, name: str, project: Project, wanted: Sequence[str] | None
 ) -> dict[str, Any]:
     """Whatever a scenario's recommendations depend on, as a tree."""
-    served, options = chosen_model(ground, name, project), project.recommend
+    trained_model, options = chosen_model(joint_run, name, project), project.recommend
     return {
-        "model": version(ground, name, served),
+        "model": version(joint_run, name, trained_model),
         "recommend": {
             "k": options.k, "exclude_seen": options.exclude_seen, "by": options.by.get(name)
         },

@@ -50,7 +50,7 @@ def find_finished(folder: str, made_with: Tree, *, job: str, run: str) -> dict[s
     return storage.read_json(finished) if storage.exists(finished) else None
 
 
-def begin(folder: str, made_with: Tree) -> None:
+def mark_started(folder: str, made_with: Tree) -> None:
     """Note what a stage is being made with; after this its folder belongs to it."""
     storage.write_json(storage.join(folder, MARK), made_with)
 
@@ -58,20 +58,20 @@ def begin(folder: str, made_with: Tree) -> None:
 FILE = "settled.json"
 
 
-def settle(project: Project, storage_path: str, chosen: Mapping[str, Any]) -> None:
+def keep_search_choice(project: Project, storage_path: str, chosen: Mapping[str, Any]) -> None:
     """Keep a search's chosen trial for all jobs of the run."""
     kept = {"trial": chosen["trial"], "overrides": chosen["overrides"]}
     storage.write_json(path_of(project, storage_path), kept)
 
 
-def is_settled(project: Project, storage_path: str) -> bool:
+def has_search_choice(project: Project, storage_path: str) -> bool:
     """Whether the run's pipeline has searched, and kept what it chose."""
     return storage.exists(path_of(project, storage_path))
 
 
-def as_settled(project: Project, storage_path: str) -> Project:
+def with_search_choice(project: Project, storage_path: str) -> Project:
     """The project with the values that its pipeline chose; as it is where it chose none."""
-    if not project.search.pipeline_trials or not is_settled(project, storage_path):
+    if not project.search.pipeline_trials or not has_search_choice(project, storage_path):
         return project
     return with_overrides(project, storage.read_json(path_of(project, storage_path))["overrides"])
 

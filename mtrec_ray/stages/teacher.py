@@ -6,16 +6,16 @@ from typing import Any
 import ray
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepared import Prepared, Taught, load_prepared
-from mtrec_ray.progress import Say
+from mtrec_ray.data.prepared import Prepared, TeacherLabels, load_prepared
+from mtrec_ray.progress import Log
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect, task_of
-from mtrec_ray.stages.run_folder import DONE, begin, find_finished
-from mtrec_ray.training.teacher import teach
+from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started
+from mtrec_ray.training.teacher import fit_teacher
 
 
-def with_teacher(project: Project, prepared: Prepared, run_folder: str, say: Say) -> Prepared:
+def add_teacher_labels(project: Project, prepared: Prepared, run_folder: str, log: Log) -> Prepared:
     """The prepared data with the teacher's predictions, if the project wants one.
 
     They lie in the run's folder; scenarios that are finished are not repeated.
@@ -26,13 +26,13 @@ def with_teacher(project: Project, prepared: Prepared, run_folder: str, say: Say
     folder = storage.join(run_folder, "teacher")
     fitted = {k: v for k, v in options.model_dump().items() if k != "share"}
     made_with = {"prepared": prepared.fingerprint, "training": {"teacher": fitted}}
-    taught = replace(prepared, taught=Taught(folder, options.share))
+    taught = replace(prepared, taught=TeacherLabels(folder, options.share))
     if find_finished(folder, made_with, job="train", run=project.run.name):
         return taught
-    begin(folder, made_with)
+    mark_started(folder, made_with)
     connect(project.run)
-    say("fitting the teacher's trees")
-    task = task_of(teach_scenario, project.run, gpu=False)
+    log("fitting the teacher's trees")
+    task = task_of(fit_scenario_teacher, project.run, gpu=False)
     waiting = {
         task.remote(project.dump(), prepared.folder, name, folder): name
         for name in prepared.scenarios
@@ -43,15 +43,15 @@ def with_teacher(project: Project, prepared: Prepared, run_folder: str, say: Say
         trees = ray.get(ready[0])
         name = waiting.pop(ready[0])
         storage.write_json(storage.join(folder, name, DONE), trees)
-        say(f"teacher of {name}: " + ", ".join(f"{t} {n} trees" for t, n in trees.items()))
+        log(f"teacher of {name}: " + ", ".join(f"{t} {n} trees" for t, n in trees.items()))
     storage.write_json(storage.join(folder, DONE), {"scenarios": list(prepared.scenarios)})
     return taught
 
 
-def teach_scenario(
+def fit_scenario_teacher(
     project_tree: dict[str, Any], prepared_path: str, name: str, folder: str
 ) -> dict[str, int]:
     """Fit and predict for a scenario, in a Ray task."""
     project = parse_project(project_tree)
     threads = project.run.cpus_per_worker
-    return teach(project, load_prepared(prepared_path), name, folder, threads)
+    return fit_teacher(project, load_prepared(prepared_path), name, folder, threads)

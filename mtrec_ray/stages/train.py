@@ -13,21 +13,21 @@ from ray.train.torch import TorchTrainer
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, load_prepared
-from mtrec_ray.data.stream import Source, training_source
+from mtrec_ray.data.stream import RowSource, training_source
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.depends_on import trained_with
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared
-from mtrec_ray.stages.ray_context import RayHost, mend_snapshot
-from mtrec_ray.stages.run_folder import DONE, as_settled, begin, find_finished
-from mtrec_ray.stages.teacher import with_teacher
+from mtrec_ray.stages.ray_context import RayTrainContext, mend_snapshot
+from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started, with_search_choice
+from mtrec_ray.stages.teacher import add_teacher_labels
 from mtrec_ray.training import loop
 from mtrec_ray.training.batches import make_plan
-from mtrec_ray.training.delta import Start
+from mtrec_ray.training.delta import FineTuneStart
 from mtrec_ray.training.run import NotFiniteError
 
 BEST = "best"
@@ -52,8 +52,8 @@ class TrainingRun:
     folder: str
     name: str
     callbacks: Sequence[UserCallback] = ()
-    source: Source | None = None
-    start: Start | None = None
+    source: RowSource | None = None
+    start: FineTuneStart | None = None
     rows: int | None = None
 
     @property
@@ -103,24 +103,24 @@ def joint_made_with(project: Project, prepared: Prepared) -> dict[str, Any]:
     return {"prepared": prepared.fingerprint, **trained_with(project)}
 
 
-def run_train(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
+def run_train(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
     """Train the joint model, or go on with it, or find it trained; returns the summary."""
     storage.check_writable(storage_path)
-    project = as_settled(project, storage_path)
+    project = with_search_choice(project, storage_path)
     run_folder = storage.join(storage_path, project.run.name)
     prepared = open_prepared(project, storage_path)
     folder = storage.join(run_folder, "joint")
     made_with = joint_made_with(project, prepared)
     finished = find_finished(folder, made_with, job="train", run=project.run.name)
     if finished:
-        say("train: already done")
+        log("train: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
     make_plan(project, prepared, project.run.most_workers)
-    begin(folder, made_with)
+    mark_started(folder, made_with)
     connect(project.run)
-    prepared = with_teacher(project, prepared, run_folder, say)
-    say(f"joint training with {workers_text(project.run)} workers")
+    prepared = add_teacher_labels(project, prepared, run_folder, log)
+    log(f"joint training with {workers_text(project.run)} workers")
     return train_model(TrainingRun(project, prepared, run_folder, "joint"))
 
 
@@ -168,7 +168,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         logging.getLogger(name).setLevel(logging.WARNING)
     project = parse_project(config["project"])
     torch.set_num_threads(project.run.cpus_per_worker)
-    host = RayHost(config["folder"], config["source"])
+    host = RayTrainContext(config["folder"], config["source"])
     try:
         prepared = load_prepared(config["prepared"]).only(project.scenarios)
         if config["rows"] is not None:

@@ -21,12 +21,12 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.training import checkpoint
 from mtrec_ray.training.build import build_model
-from mtrec_ray.training.delta import Start, apply_delta, begin
+from mtrec_ray.training.delta import FineTuneStart, apply_delta, load_joint_weights
 from mtrec_ray.training.item_vectors import ItemVectors
 
 
 @dataclass(frozen=True)
-class Served:
+class TrainedModel:
     """A trained model for use: it scores the scenarios of its project.
 
     Attributes:
@@ -43,7 +43,7 @@ class Served:
     prepared: str
     weights: str
     vectors: str
-    start: Start | None = None
+    start: FineTuneStart | None = None
     delta: str = ""
     rows: tuple[int, int] | None = None
     general: bool = False
@@ -58,47 +58,49 @@ class Served:
         return load_prepared(self.prepared).only(json.loads(self.project)["scenarios"])
 
 
-def joint_model(project: Project, prepared_path: str, model_path: str) -> Served:
+def joint_model(project: Project, prepared_path: str, model_path: str) -> TrainedModel:
     """The joint model for use, or any other that is stored whole."""
-    return Served(json.dumps(project.dump()), prepared_path, model_path, model_path)
+    return TrainedModel(json.dumps(project.dump()), prepared_path, model_path, model_path)
 
 
-def vectors_path(served: Served) -> str:
+def vectors_path(trained_model: TrainedModel) -> str:
     """The file that holds a model's item vectors in the precision of use."""
-    precision = served.parsed.evaluation.precision
-    return storage.join(served.vectors, f"item_vectors-{precision}.safetensors")
+    precision = trained_model.parsed.evaluation.precision
+    return storage.join(trained_model.vectors, f"item_vectors-{precision}.safetensors")
 
 
-def ensure_vectors(served: Served) -> np.ndarray:
+def ensure_vectors(trained_model: TrainedModel) -> np.ndarray:
     """f32[n, D] of all items of its catalogues: stored beside the model, or computed.
 
     None of them (f32[0, 0]) for a model that reads pairs: it has no vectors of items.
     """
-    if served.parsed.model.layout == "pair":
+    if trained_model.parsed.model.layout == "pair":
         return np.zeros((0, 0), np.float32)
-    path = vectors_path(served)
+    path = vectors_path(trained_model)
     if storage.exists(path):
         vectors = load(storage.read_bytes(path))["vectors"].numpy()
-        return vectors if served.rows is None else vectors[slice(*served.rows)]
-    vectors = compute_vectors(replace(served, rows=None))
-    if served.rows is None:
+        return vectors if trained_model.rows is None else vectors[slice(*trained_model.rows)]
+    vectors = compute_vectors(replace(trained_model, rows=None))
+    if trained_model.rows is None:
         storage.write_bytes(path, save({"vectors": torch.from_numpy(vectors)}))
     return vectors
 
 
-def compute_vectors(served: Served) -> np.ndarray:
+def compute_vectors(trained_model: TrainedModel) -> np.ndarray:
     """f32[n, D]: each worker encodes its share of the items."""
-    run = served.parsed.run
+    run = trained_model.parsed.run
     task = task_of(encode_share, run)
     size = run.most_workers
-    parts = ray.get([task.remote(served, rank, size) for rank in range(size)])
+    parts = ray.get([task.remote(trained_model, rank, size) for rank in range(size)])
     places = np.concatenate([p for p, _ in parts])
     return np.concatenate([v for _, v in parts])[np.argsort(places)]
 
 
-def encode_share(served: Served, rank: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def encode_share(
+    trained_model: TrainedModel, rank: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Places i64[m] and vectors f32[m, D] of a share of the items, in a Ray task."""
-    _, vectors = load_served(served)
+    _, vectors = load_model_for_use(trained_model)
     found = list(vectors.encode_share(rank, size))
     if not found:
         return np.zeros(0, np.int64), np.zeros((0, vectors.encoder.width), np.float32)
@@ -106,30 +108,32 @@ def encode_share(served: Served, rank: int, size: int) -> tuple[np.ndarray, np.n
     return places, values
 
 
-def load_served(served: Served) -> tuple[Recommender, ItemVectors]:
+def load_model_for_use(trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
     """A model in evaluation mode, and the place of its item vectors, still empty."""
-    project = served.parsed
+    project = trained_model.parsed
     torch.set_num_threads(project.run.cpus_per_worker)
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
     precision = project.evaluation.precision
     above = "auto" if precision == "int8" else precision
-    model, vectors = build_model(project, served.open_prepared(), device, above)
-    if served.start is None:
-        with local_copy(served.weights) as folder:
+    model, vectors = build_model(project, trained_model.open_prepared(), device, above)
+    if trained_model.start is None:
+        with local_copy(trained_model.weights) as folder:
             checkpoint.load_model(folder, model)
     else:
-        wrapper = begin(model, served.start)
-        if served.delta:
-            apply_delta(model, wrapper, served.delta)
-    model.scores_generally = served.general
+        wrapper = load_joint_weights(model, trained_model.start)
+        if trained_model.delta:
+            apply_delta(model, wrapper, trained_model.delta)
+    model.use_general_head = trained_model.general
     if precision == "int8":
         quantise(model.encoder)
     return model.eval(), vectors
 
 
-def load_with_vectors(served: Served, vectors: np.ndarray) -> tuple[Recommender, ItemVectors]:
+def load_with_vectors(
+    trained_model: TrainedModel, vectors: np.ndarray
+) -> tuple[Recommender, ItemVectors]:
     """A model in evaluation mode with its item vectors f32[n, D]."""
-    model, found = load_served(served)
+    model, found = load_model_for_use(trained_model)
     found.cache = torch.from_numpy(vectors.copy()).to(found.device)
     return model, found
 
@@ -138,7 +142,7 @@ def load_trained(
     project: Project, prepared_path: str, model_path: str
 ) -> tuple[Recommender, ItemVectors]:
     """A model that is stored whole, and the place of its item vectors, still empty."""
-    return load_served(joint_model(project, prepared_path, model_path))
+    return load_model_for_use(joint_model(project, prepared_path, model_path))
 
 
 @contextmanager

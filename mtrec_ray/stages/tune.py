@@ -15,7 +15,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import training_source
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
@@ -24,59 +24,66 @@ from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.search.space import Overrides, Point, Space, references, space_of
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
-from mtrec_ray.stages.run_folder import DONE, begin, find_finished
-from mtrec_ray.stages.teacher import with_teacher
+from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started
+from mtrec_ray.stages.teacher import add_teacher_labels
 from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.tuning.confirm import confirm
 from mtrec_ray.stages.tuning.outcome import outcome_of, write_outcome
 from mtrec_ray.stages.tuning.population import Population
 from mtrec_ray.stages.tuning.runner import Recorder, run_trials
 from mtrec_ray.stages.tuning.searcher import Halving, Suggester, drawn, optuna_search
-from mtrec_ray.stages.tuning.trial import Shared, Train, train_trial, trial_project
+from mtrec_ray.stages.tuning.trial import Train, TrialInputs, train_trial, trial_project
 from mtrec_ray.training.batches import make_plan
 
 # What may change from one call to the next: more trials, another choice among them.
-FREE = ("trials", "concurrent", "pipeline_trials", "choose", "preference", "confirm_seeds")
+RESUMABLE_FIELDS = (
+    "trials",
+    "concurrent",
+    "pipeline_trials",
+    "choose",
+    "preference",
+    "confirm_seeds",
+)
 
 
 TRIALS, RUNS = "trials", "runs"
 
 
-def tuned_with(project: Project, prepared: Prepared) -> dict[str, Any]:
+def search_depends_on(project: Project, prepared: Prepared) -> dict[str, Any]:
     """Whatever the trials of a search depend on, as a tree."""
     search = project.search.model_dump(mode="json")
     return {
         **joint_made_with(project, prepared),
-        "search": {k: v for k, v in search.items() if k not in FREE},
+        "search": {k: v for k, v in search.items() if k not in RESUMABLE_FIELDS},
     }
 
 
-def run_tune(project: Project, storage_path: str, say: Say) -> dict[str, Any]:
+def run_tune(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
     """Search, or go on searching, or find it done; prepares the data where that is still to do."""
     refuse(space_problems(project))
     storage.check_writable(storage_path)
     room = with_room(project)
-    run_prepare(room, storage_path, say)
+    run_prepare(room, storage_path, log)
     prepared = open_prepared(project, storage_path)
     run_folder = storage.join(storage_path, project.run.name)
     folder = storage.join(run_folder, "tune")
-    made_with = tuned_with(project, prepared)
-    asked = {key: project.dump()["search"][key] for key in FREE}
+    made_with = search_depends_on(project, prepared)
+    asked = {key: project.dump()["search"][key] for key in RESUMABLE_FIELDS}
     finished = find_finished(folder, made_with, job="tune", run=project.run.name)
     if finished and finished["asked"] == asked:
-        say("tune: already done")
+        log("tune: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
     make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
-    begin(folder, made_with)
+    mark_started(folder, made_with)
     connect(room.run)
-    prepared = with_teacher(room, prepared, run_folder, say)
+    prepared = add_teacher_labels(room, prepared, run_folder, log)
     source = training_source(prepared, project.run.cache, room.run.most_workers)
-    shared = Shared(prepared, source, runs_folder(folder))
-    trials = search(project, folder, train_trial, shared, say)
+    shared = TrialInputs(prepared, source, runs_folder(folder))
+    trials = search(project, folder, train_trial, shared, log)
     outcome = outcome_of(project, trials)
-    say(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
-    confirmed = confirm(project, outcome, folder, shared, say)
+    log(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
+    confirmed = confirm(project, outcome, folder, shared, log)
     storage.remove_folder(shared.folder)
     summary = write_outcome(project, outcome, confirmed, folder)
     storage.write_json(storage.join(folder, DONE), summary | {"asked": asked})
@@ -90,7 +97,7 @@ def with_room(project: Project) -> Project:
     return with_overrides(project, {"run.num_workers": most})
 
 
-def search(project: Project, folder: str, train: Train, shared: Any, say: Say) -> list[Trial]:
+def search(project: Project, folder: str, train: Train, shared: Any, log: Log) -> list[Trial]:
     """All trials of the project's search, those that an earlier call left undone included.
 
     `train` trains one; `shared` is handed to it as it is.
@@ -101,18 +108,18 @@ def search(project: Project, folder: str, train: Train, shared: Any, say: Say) -
     grid = options.algorithm == "grid"
     total = len(trials) if grid else max(options.trials, len(trials))
     ended = [t for t in trials.values() if t.ended]
-    recorder = Recorder(trials, records, runs_folder(folder), total, say)
+    recorder = Recorder(trials, records, runs_folder(folder), total, log)
     if len(ended) == total:
         return list(trials.values())
     waiting = [t for t in trials.values() if not t.ended]
-    say(
+    log(
         f"{total - len(ended)} trials of {', '.join(space.distributions())}"
         + (f"; {len(ended)} are there already" if ended else "")
     )
     suggester = Suggester(
         waiting,
         None if grid else optuna_search(project, space, list(trials.values())),
-        lambda point: added(trials, space.overrides(point), point),
+        lambda point: add_trial(trials, space.overrides(point), point),
     )
     epochs = options.epochs or project.training.epochs
     spared = list(references(project))
@@ -124,7 +131,7 @@ def search(project: Project, folder: str, train: Train, shared: Any, say: Say) -
         scheduler = Population(space, epochs, options.grace, spared, options.seed)
         begun = last_number(trials)
         for point in drawn(space, begun + total - len(trials), options.seed)[begun:]:
-            suggester.waiting.append(added(trials, space.overrides(point), point))
+            suggester.waiting.append(add_trial(trials, space.overrides(point), point))
     num = total - len(ended)
     run_trials(
         trial_project(project), suggester, scheduler, recorder,
@@ -153,11 +160,11 @@ def planned(project: Project, space: Space, kept: dict[str, Trial]) -> dict[str,
         for point in space.grid(project.search.grid_steps):
             overrides = space.overrides(point)
             if overrides not in known:
-                added(trials, overrides, point)
+                add_trial(trials, overrides, point)
     return trials
 
 
-def added(trials: dict[str, Trial], overrides: Overrides, point: Point) -> Trial:
+def add_trial(trials: dict[str, Trial], overrides: Overrides, point: Point) -> Trial:
     """A new trial among the trials."""
     trial = Trial(f"t{last_number(trials) + 1:03d}", overrides, point)
     trials[trial.name] = trial

@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from mtrec_ray.data.order import Course, Left, PassOrder, Piece, Span, Wanted, window_rows
+from mtrec_ray.data.order import (
+    PassOrder,
+    RankProgress,
+    ReadPlan,
+    Remaining,
+    Slice,
+    Span,
+    window_rows,
+)
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.project.project import Project
@@ -45,7 +53,7 @@ def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
 
 
 # Opens the wanted rows of each scenario: the rows of each piece, in its order.
-Reader = Callable[[Mapping[str, Wanted]], Mapping[str, Iterator[Arrays]]]
+OpenRows = Callable[[Mapping[str, ReadPlan]], Mapping[str, Iterator[Arrays]]]
 
 
 class Stream:
@@ -68,7 +76,7 @@ class Stream:
         return concatenate(found)
 
 
-class Feed:
+class BatchComposer:
     """The streams of a rank, and where all ranks stand in each scenario.
 
     Attributes:
@@ -86,20 +94,24 @@ class Feed:
         self.quotas = dict(quotas)
         self.rank, self.size = world
         self.orders: dict[str, PassOrder] = {}
-        self.courses: dict[str, Course] = {}
+        self.courses: dict[str, RankProgress] = {}
         self.streams: dict[str, Stream] = {}
         for name, facts in prepared.scenarios.items():
             shard_rows = tuple(s.rows for s in facts.shards["train"])
             num_rows, stands = sum(shard_rows), (state or {}).get(name)
             window = stands["window"] if stands else window_rows(num_rows, self.size)
             self.orders[name] = PassOrder(shard_rows, seed, window)
-            course = course_of(stands, num_rows) if stands else Course(num_rows, self.size)
+            course = (
+                progress_from_state(stands, num_rows)
+                if stands
+                else RankProgress(num_rows, self.size)
+            )
             self.courses[name] = course.taken_up(self.size)
 
-    def open(self, reader: Reader, num_batches: int) -> None:
+    def open(self, reader: OpenRows, num_batches: int) -> None:
         """Open the streams where the courses stand, for so many batches."""
         wanted = {
-            name: Wanted(
+            name: ReadPlan(
                 order.shard_rows,
                 order.pieces(self.courses[name].spans(self.rank)),
                 self.quotas[name],
@@ -131,13 +143,15 @@ class Feed:
         }
 
 
-def course_of(state: Mapping[str, Any], num_rows: int) -> Course:
+def progress_from_state(state: Mapping[str, Any], num_rows: int) -> RankProgress:
     """The course of `Feed.state`."""
     rests = tuple(Span(*span) for span in state["rests"])
-    return Course(num_rows, state["size"], state["taken"], Left(rests, state["next_pass"]))
+    return RankProgress(
+        num_rows, state["size"], state["taken"], Remaining(rests, state["next_pass"])
+    )
 
 
-def pick(shards: Sequence[Arrays], piece: Piece) -> Arrays:
+def pick(shards: Sequence[Arrays], piece: Slice) -> Arrays:
     """The rows of a piece, of shards in memory."""
     parts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in piece.segments]
     return {k: v[piece.order] for k, v in concatenate(parts).items()}

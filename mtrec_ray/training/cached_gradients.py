@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mtrec_ray.training.item_vectors import ItemVectors
 
 
-class Gathered:
+class CachedGradients:
     """Gradients that cached item vectors get over some steps, and the encoder's step from them.
 
     The layers above learn in every step from the cache. What their backward pass leaves at the

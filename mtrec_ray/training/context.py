@@ -6,19 +6,19 @@ from typing import Any, Protocol
 
 import torch
 
-from mtrec_ray.training.batches import Reader
+from mtrec_ray.training.batches import OpenRows
 
 # The score of a checkpoint that has none. (Ray Train keeps scores as JSON: infinity is lost in it.)
 NO_SCORE = sys.float_info.max
 
 
-class Host(Protocol):
+class TrainContext(Protocol):
     """What surrounds the loop."""
 
     device: torch.device
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> OpenRows:
         """How to open the rows that this rank will take."""
         ...
 
@@ -49,6 +49,6 @@ class Host(Protocol):
         """The folder of the checkpoint to go on from, if there is one."""
         ...
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Tell a person."""
         ...

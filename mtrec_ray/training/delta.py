@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mtrec_ray.data import storage
 from mtrec_ray.model.encoder import shallow
-from mtrec_ray.model.recommender import Recommender, is_below, own_parts
+from mtrec_ray.model.recommender import Recommender, is_below, scenario_parameters
 from mtrec_ray.model.sharing import StarLayer
 from mtrec_ray.training.checkpoint import WEIGHTS, load_part
 
@@ -31,7 +31,7 @@ OWN, DELTA, ENCODER, SHARED = "own.safetensors", "delta.json", "encoder", "share
 
 
 @dataclass(frozen=True)
-class Start:
+class FineTuneStart:
     """Where a scenario's model starts, and what of it learns.
 
     Attributes:
@@ -60,15 +60,15 @@ def read_base(folder: str) -> tuple[dict[str, Tensor], str]:
 
 def base_fingerprint(folder: str) -> str:
     """16 hex digits of the SHA-256 of a joint model's weights."""
-    return fingerprint(storage.read_bytes(storage.join(folder, WEIGHTS)))
+    return bytes_fingerprint(storage.read_bytes(storage.join(folder, WEIGHTS)))
 
 
-def fingerprint(*parts: bytes) -> str:
+def bytes_fingerprint(*parts: bytes) -> str:
     """16 hex digits of the SHA-256 of some bytes."""
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
-def begin(model: Recommender, start: Start) -> PeftModel | None:
+def load_joint_weights(model: Recommender, start: FineTuneStart) -> PeftModel | None:
     """Give a scenario's model the joint weights, and let learn what its mode says.
 
     Except in mode `full` the encoder is that of the joint model already, whatever adapts it at zero
@@ -78,7 +78,7 @@ def begin(model: Recommender, start: Start) -> PeftModel | None:
         ValueError: the joint weights belong to another build.
     """
     state, _ = read_base(start.base)
-    own = own_parts(model, start.name)
+    own = scenario_parameters(model, start.name)
     new = [*own, "general"] if start.is_new else []
     if start.mode == "full":
         load_part(state, model, new)
@@ -88,7 +88,9 @@ def begin(model: Recommender, start: Start) -> PeftModel | None:
     above = {n: v for n, v in state.items() if not is_below(n, ["encoder"])}
     load_part(above, model, [*new, "encoder"])
     learning = [p for p in model.encoder.parameters() if p.requires_grad]
-    wrapper = add_shared(model, own, start) if start.mode == "lora" and start.shared else None
+    wrapper = (
+        add_shared_adapter(model, own, start) if start.mode == "lora" and start.shared else None
+    )
     learning += [p for n, p in model.named_parameters() if is_below(n, own) or ".lora_" in n]
     model.requires_grad_(False)
     for parameter in learning:
@@ -109,7 +111,9 @@ def shared_maps(model: Recommender, own: list[str]) -> list[str]:
     ]
 
 
-def add_shared(model: Recommender, own: list[str], start: Start) -> PeftModel | None:
+def add_shared_adapter(
+    model: Recommender, own: list[str], start: FineTuneStart
+) -> PeftModel | None:
     """Put low-rank maps beside the shared ones, in place."""
     names = shared_maps(model, own)
     if not names:
@@ -127,7 +131,7 @@ def add_shared(model: Recommender, own: list[str], start: Start) -> PeftModel | 
     return found
 
 
-class Pull:
+class L2SP:
     """L2-SP (1802.01483): what learns is pulled towards where it started, apart from Adam's step.
 
     w <- w - lr * strength * (w - w0), as AdamW (1711.05101) pulls towards zero. Of the low-rank
@@ -151,10 +155,14 @@ class Pull:
 
 
 def save_delta(
-    model: Recommender, wrapper: PeftModel | None, start: Start, folder: str, **facts: object
+    model: Recommender,
+    wrapper: PeftModel | None,
+    start: FineTuneStart,
+    folder: str,
+    **facts: object,
 ) -> dict[str, Any]:
     """Write what fine-tuning made of a model beside the joint weights; returns its facts."""
-    own = own_parts(model, start.name)
+    own = scenario_parameters(model, start.name)
     state = model.state_dict()
     whole = {n: v for n, v in state.items() if not is_below(n, ["general"])}
     kept = {n: v for n, v in whole.items() if start.mode == "full" or is_below(n, own)}
@@ -175,7 +183,7 @@ def save_delta(
             "scenario": start.name,
             "mode": start.mode,
             "bytes": sum(f.stat().st_size for f in files),
-            "fingerprint": fingerprint(*(f.read_bytes() for f in files)),
+            "fingerprint": bytes_fingerprint(*(f.read_bytes() for f in files)),
             **facts,
         }
         storage.remove_folder(folder)

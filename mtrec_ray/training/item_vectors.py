@@ -19,7 +19,7 @@ from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.model.chunks import Chunk, PairLayout, Texts, chunks
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.samples import Samples
-from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import least_over_ranks, sum_over_ranks, world
 from mtrec_ray.training.node_cache import open_rows, texts_hash, weights_hash
 
@@ -67,7 +67,7 @@ class ItemVectors:
         self.cache: Tensor | None = None
         self.ages = torch.zeros(len(lengths), dtype=torch.int64)
         self.changed = torch.zeros(len(lengths), dtype=torch.bool)
-        self.gathered: Gathered | None = None
+        self.gathered: CachedGradients | None = None
 
     @property
     def num_items(self) -> int:

@@ -1,6 +1,6 @@
 """The training loop: epochs of composed batches, validation, checkpoints. Knows no Ray.
 
-`run.py` has the run and its steps, `host.py` what it sees of the world around it.
+`run.py` has the run and its steps, `context.py` what it sees of the world around it.
 """
 
 import math
@@ -14,10 +14,10 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.evaluation.metrics import flat, joint_score
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint
-from mtrec_ray.training.context import NO_SCORE, Host
-from mtrec_ray.training.delta import Start
+from mtrec_ray.training.context import NO_SCORE, TrainContext
+from mtrec_ray.training.delta import FineTuneStart
 from mtrec_ray.training.losses import loss_weights
-from mtrec_ray.training.run import Run, rows_accounted
+from mtrec_ray.training.run import RankRun, rows_accounted
 from mtrec_ray.training.step import (
     StepResult,
     gradient_cosines,
@@ -30,36 +30,36 @@ PROGRESS_SECONDS = 5.0
 
 
 def train(
-    project: Project, prepared: Prepared, host: Host, start: Start | None = None
+    project: Project, prepared: Prepared, context: TrainContext, start: FineTuneStart | None = None
 ) -> dict[str, Any]:
     """Train to the last epoch or until the joint score stops falling; returns the summary.
 
     From initial weights, or from where a scenario's model starts. Every rank must call it; the
     summary is the same on all.
     """
-    run = Run(project, prepared, host, start)
+    run = RankRun(project, prepared, context, start)
     if run.rank == 0:
-        host.say(
+        context.log(
             f"plan: {run.plan.steps_per_epoch} steps an epoch, "
             f"rows of each rank's batch {run.plan.quotas}"
         )
     started = time.monotonic()
     run.start()
     if run.rank == 0:
-        host.say(
+        context.log(
             f"{run.vectors.num_items:,} item texts encoded in {time.monotonic() - started:.0f} s"
         )
     patience = project.training.patience
     while run.epoch < project.training.epochs and run.since_best < patience:
         losses = train_epoch(run)
         finish_epoch(run, losses)
-    return summary(run)
+    return run_summary(run)
 
 
-def train_epoch(run: Run) -> dict[str, float]:
+def train_epoch(run: RankRun) -> dict[str, float]:
     """The steps of one epoch that are left; returns the mean loss of each scenario and task."""
     run.module.train()
-    progress = Progress(run)
+    progress = ProgressLines(run)
     last = (run.epoch + 1) * run.steps_per_epoch
     told = False
     first, started, run.waited = run.step, time.time(), 0.0
@@ -69,7 +69,7 @@ def train_epoch(run: Run) -> dict[str, float]:
         going = not told and run.preempted()
         told = told or going
         if run.step < last and (going or run.step % run.project.run.checkpoint_steps == 0):
-            hand_over(run, {"joint_score": NO_SCORE})
+            report_checkpoint(run, {"joint_score": NO_SCORE})
     note_speed(run, run.step - first, started)
     means = (run.loss_sums / run.loss_counts.clamp(min=1)).tolist()
     run.loss_sums.zero_()
@@ -77,7 +77,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     return dict(zip(("/".join(k) for k in loss_weights(run.project.scenarios)), means, strict=True))
 
 
-def note_speed(run: Run, steps: int, started: float) -> None:
+def note_speed(run: RankRun, steps: int, started: float) -> None:
     """Note when an epoch started, its rows/s over all ranks and this rank's share of waiting."""
     seconds = time.time() - started
     rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
@@ -92,10 +92,10 @@ def note_speed(run: Run, steps: int, started: float) -> None:
     )
 
 
-class Progress:
+class ProgressLines:
     """A line every few seconds: epoch, step, rows/s, loss of each scenario, time left."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RankRun) -> None:
         self.run = run
         self.started = self.last = time.monotonic()
         self.first_step = run.step
@@ -107,19 +107,19 @@ class Progress:
         if run.rank or now - self.last < PROGRESS_SECONDS:
             return
         self.last = now
-        run.host.reached(run.step)
+        run.context.reached(run.step)
         done = run.step - self.first_step
         each = (now - self.started) / done
         rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
         left = (run.num_steps - run.step) * each
-        run.host.say(
+        run.context.log(
             f"epoch {run.epoch + 1}/{run.project.training.epochs} "
             f"step {run.step}/{run.num_steps}  {rows / each:,.0f} rows/s  "
             f"loss {scenario_losses(run, result)}  {left / 60:.1f} min left"
         )
 
 
-def scenario_losses(run: Run, result: StepResult) -> str:
+def scenario_losses(run: RankRun, result: StepResult) -> str:
     """The loss L_i of each scenario in a step, for a person."""
     means = (result.sums / result.counts.clamp(min=1)).tolist()
     keyed = dict(zip(loss_weights(run.project.scenarios), means, strict=True))
@@ -131,7 +131,7 @@ def scenario_losses(run: Run, result: StepResult) -> str:
     return " ".join(words)
 
 
-def finish_epoch(run: Run, losses: Mapping[str, float]) -> None:
+def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
     """Validate on all rows, remember the best score, write and report a checkpoint."""
     run.vectors.refresh()
     judged = run.project.evaluation
@@ -155,30 +155,32 @@ def finish_epoch(run: Run, losses: Mapping[str, float]) -> None:
     }
     run.curve.append(record)
     if run.rank == 0:
-        run.host.show_curve(run.curve)
-        run.host.say(f"epoch {run.epoch}: joint validation score {score:.4f} (best {run.best:.4f})")
+        run.context.show_curve(run.curve)
+        run.context.log(
+            f"epoch {run.epoch}: joint validation score {score:.4f} (best {run.best:.4f})"
+        )
     ranked = score if math.isfinite(score) else NO_SCORE
-    hand_over(run, {"joint_score": ranked, **record["valid"]}, record)
+    report_checkpoint(run, {"joint_score": ranked, **record["valid"]}, record)
 
 
-def hand_over(
-    run: Run, metrics: Mapping[str, float], record: Mapping[str, Any] | None = None
+def report_checkpoint(
+    run: RankRun, metrics: Mapping[str, float], record: Mapping[str, Any] | None = None
 ) -> None:
     """Report metrics; rank 0 brings the checkpoint. Every rank must call this."""
     told = {"epoch": run.epoch, "step": run.step, **metrics}
     state = run.state()
     if run.rank:
-        run.host.report(told, None)
+        run.context.report(told, None)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         checkpoint.save_model(path, run.model, {"project": run.project.dump(), "record": record})
         checkpoint.save_state(path, state)
-        run.host.reached(run.step)
-        run.host.report(told, path)
+        run.context.reached(run.step)
+        run.context.report(told, path)
 
 
-def summary(run: Run) -> dict[str, Any]:
+def run_summary(run: RankRun) -> dict[str, Any]:
     """What the run did, the same on all ranks but for `speed`: of the epochs since its start."""
     return {
         "best_joint_score": run.best,

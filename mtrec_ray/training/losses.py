@@ -22,13 +22,13 @@ from torch.nn import functional as F  # noqa: N812
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.project.scenario import Scenario
 
-Key = tuple[str, str]
+TaskKey = tuple[str, str]
 
 
-def loss_weights(scenarios: Mapping[str, Scenario]) -> dict[Key, float]:
+def loss_weights(scenarios: Mapping[str, Scenario]) -> dict[TaskKey, float]:
     """c_it by (scenario, task): normalised, they sum to 1."""
     total = sum(s.weight for s in scenarios.values())
-    weights: dict[Key, float] = {}
+    weights: dict[TaskKey, float] = {}
     for name, scenario in scenarios.items():
         inside = sum(t.weight for t in scenario.tasks.values())
         for task, spec in scenario.tasks.items():

@@ -11,12 +11,12 @@ from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint
-from mtrec_ray.training.batches import Feed, make_plan
+from mtrec_ray.training.batches import BatchComposer, make_plan
 from mtrec_ray.training.build import build_model, cache_folder
-from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import any_rank, world
-from mtrec_ray.training.context import Host
-from mtrec_ray.training.delta import Pull, Start, begin
+from mtrec_ray.training.context import TrainContext
+from mtrec_ray.training.delta import L2SP, FineTuneStart, load_joint_weights
 from mtrec_ray.training.item_vectors import Batch
 from mtrec_ray.training.losses import loss_weights
 from mtrec_ray.training.optim import build_optimizer, build_schedule, restore
@@ -37,23 +37,27 @@ class NotFiniteError(ValueError):
     """Too many steps had a loss or gradient that is not finite."""
 
 
-class Run:
+class RankRun:
     """A training run on one rank: what is built once and what changes from step to step."""
 
     def __init__(
-        self, project: Project, prepared: Prepared, host: Host, start: Start | None = None
+        self,
+        project: Project,
+        prepared: Prepared,
+        context: TrainContext,
+        start: FineTuneStart | None = None,
     ) -> None:
-        self.project, self.prepared, self.host = project, prepared, host
+        self.project, self.prepared, self.context = project, prepared, context
         self.rank, self.size = world()
         self.plan = make_plan(project, prepared, self.size)
         self.model, self.vectors = build_model(
-            project, prepared, host.device, project.training.precision
+            project, prepared, context.device, project.training.precision
         )
         if start:
-            begin(self.model, start)
-        self.pull = Pull(self.model, start.l2_sp if start else 0.0)
+            load_joint_weights(self.model, start)
+        self.pull = L2SP(self.model, start.l2_sp if start else 0.0)
         self.weights = torch.tensor(
-            list(loss_weights(project.scenarios).values()), device=host.device
+            list(loss_weights(project.scenarios).values()), device=context.device
         )
         self.autocast = self.vectors.autocast
         self.steps_per_epoch = self.plan.steps_per_epoch
@@ -70,8 +74,8 @@ class Run:
         self.loss_counts = torch.zeros_like(self.loss_sums)
         self.last_batch: Batch | None = None
         if project.model.gathers:
-            self.vectors.gathered = Gathered(self.vectors)
-        folder = host.restore()
+            self.vectors.gathered = CachedGradients(self.vectors)
+        folder = context.restore()
         state = checkpoint.load_state(folder) if folder else None
         for name, value in (state or {}).items():
             if name in RESUMED:
@@ -82,7 +86,7 @@ class Run:
             checkpoint.load_model(folder, self.model)
             restore(self.optimizer, self.schedule, state)
             self.vectors.restore(state["vectors"])
-        self.feed = Feed(
+        self.feed = BatchComposer(
             prepared, self.plan.quotas, project.training.seed, (self.rank, self.size),
             state["feed"] if state else None,
         )  # fmt: skip
@@ -112,12 +116,12 @@ class Run:
     def start(self) -> None:
         """Open the streams and have the item vectors."""
         batches = (self.num_steps - self.step) * self.project.training.accumulation
-        self.feed.open(self.host.reader, batches)
+        self.feed.open(self.context.reader, batches)
         self.vectors.compute_frozen(cache_folder(self.project))
         if self.vectors.cache is None:
             self.vectors.refresh()
         if self.rank == 0:
-            self.redone_steps = self.host.started(self.step)
+            self.redone_steps = self.context.started(self.step)
 
     def next_batch(self) -> Batch:
         """A micro-batch that holds every scenario; every rank takes as many rows of each."""
@@ -126,7 +130,7 @@ class Run:
         started = time.monotonic()
         rows = self.feed.take()
         self.waited += time.monotonic() - started
-        return {n: Samples.of(a, self.host.device) for n, a in rows.items()}
+        return {n: Samples.of(a, self.context.device) for n, a in rows.items()}
 
     def encodes(self) -> bool:
         """Whether the encoder learns from this step's rows alone: every k-th step."""
@@ -160,7 +164,7 @@ class Run:
         gathered = self.vectors.gathered
         finite = math.isfinite(result.loss) and (gathered is None or gathered.is_finite())
         late = time.monotonic() - self.asked >= ASK_SECONDS
-        wrong, self.asks = any_rank([not finite, late], self.host.device)
+        wrong, self.asks = any_rank([not finite, late], self.context.device)
         if wrong:
             self.skip(result)
         else:
@@ -174,7 +178,7 @@ class Run:
         if not self.asks:
             return False
         self.asked, self.asks = time.monotonic(), False
-        return self.host.preempted()
+        return self.context.preempted()
 
     def learn(self, result: StepResult) -> None:
         """Take the step, if the gradient, now the same on all ranks, is finite."""
@@ -214,7 +218,7 @@ def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
     return [p for p in ([p for p in model.parameters() if id(p) not in ids], apart) if p]
 
 
-def rows_accounted(run: Run) -> dict[str, dict[str, int]]:
+def rows_accounted(run: RankRun) -> dict[str, dict[str, int]]:
     """By scenario: rows available, seen, repeated, not reached, dropped by the split into ranks.
 
     Each pass holds every row once, so that none is dropped; those repeated were in earlier passes.

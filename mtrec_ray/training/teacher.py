@@ -19,9 +19,9 @@ from sklearn.decomposition import PCA
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
-from mtrec_ray.data.shards import Arrays, read_rows, write_taught
+from mtrec_ray.data.shards import Arrays, read_rows, write_teacher_labels
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.history import cosines, summary
+from mtrec_ray.model.history import cosines, similarity_summary
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Teacher
 from mtrec_ray.training.build import autocast_for, cache_folder
@@ -80,16 +80,16 @@ class Columns:
 
     def text(self, rows: Arrays) -> np.ndarray:
         """f32[N, 3 + 32]: cosines of the candidate with the history, and principal components."""
-        return np.concatenate([self.closeness(rows), self.reduced[rows["item"]]], 1)
+        return np.concatenate([self.similarity(rows), self.reduced[rows["item"]]], 1)
 
-    def closeness(self, rows: Arrays) -> np.ndarray:
+    def similarity(self, rows: Arrays) -> np.ndarray:
         """f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
         parts = []
         for start in range(0, len(rows["item"]), 8192):
             candidate = torch.from_numpy(rows["item"][start : start + 8192].astype(np.int64))
             places = torch.from_numpy(rows["history"][start : start + 8192].astype(np.int64))
             cosine = cosines(self.vectors, candidate, places.clamp(min=0))
-            parts.append(summary(cosine, places >= 0))
+            parts.append(similarity_summary(cosine, places >= 0))
         return torch.cat(parts).numpy()
 
 
@@ -108,7 +108,7 @@ class Examples:
         return self.inputs[known], self.labels[known, task]
 
 
-def fit(
+def fit_trees(
     kind: str,
     train: tuple[np.ndarray, np.ndarray],
     valid: tuple[np.ndarray, np.ndarray],
@@ -131,7 +131,7 @@ def fit(
     return lightgbm.train(parameters, first, rounds, valid_sets=[second], callbacks=[stop])
 
 
-def teach(
+def fit_teacher(
     project: Project, prepared: Prepared, name: str, folder: str, num_threads: int = 1
 ) -> dict[str, int]:
     """Write the teacher's predictions of a scenario's training rows, a file for each shard.
@@ -151,11 +151,11 @@ def teach(
             trees[facts.tasks[task]] = sum(b.best_iteration for b in own)
     for shard in prepared.train_shards(name):
         found = [
-            predict(columns, rows, boosters, options.folds)
+            predict_out_of_fold(columns, rows, boosters, options.folds)
             for rows in read_rows([shard.path], BATCH_ROWS, 0, 10**12)
         ]
         path = storage.join(folder, name, shard.path.rsplit("/", 1)[1])
-        write_taught(path, np.concatenate(found))
+        write_teacher_labels(path, np.concatenate(found))
     return trees
 
 
@@ -195,7 +195,7 @@ def fit_folds(
         return []
     rest = [train.of_task(task, fold != f) for f in range(options.folds)]
     return [
-        fit(
+        fit_trees(
             kind, part, measured, num_categorical,
             seed=f, num_threads=num_threads, rounds=options.rounds,
         )
@@ -210,7 +210,7 @@ def rarer(kind: str, labels: np.ndarray) -> int:
     return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))
 
 
-def predict(
+def predict_out_of_fold(
     columns: Columns, rows: Arrays, boosters: dict[int, list[lightgbm.Booster]], folds: int
 ) -> np.ndarray:
     """f32[N, T]: predictions of labelled rows by the trees that have not seen their user."""

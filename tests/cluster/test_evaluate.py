@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from mtrec_ray.data.shards import read_rows
-from mtrec_ray.stages.evaluate import predict, run_evaluate
+from mtrec_ray.stages.evaluate import predict_split, run_evaluate
 from mtrec_ray.stages.prepare import prepared_folder
 from mtrec_ray.stages.trained_model import joint_model
 from tests.cluster.runs import changed, say_nothing
@@ -67,7 +67,7 @@ def test_every_row_is_predicted_once(trained, predictions, tmp_path, workers):
     project = changed(trained.project, run={"num_workers": workers})
     prepared_path = prepared_folder(project, str(trained.storage))
     model = joint_model(project, prepared_path, str(trained.folder / "joint" / "best"))
-    predict(dict.fromkeys(TASKS, model), str(tmp_path), project.run)
+    predict_split(dict.fromkeys(TASKS, model), str(tmp_path), project.run)
     for name in TASKS:
         paths = trained.prepared.shard_paths(name, "test")
         assert len(paths) >= 3

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from mtrec_ray.data.end_states import items_at_end, seen_pairs, user_parts, users_at_end
-from mtrec_ray.data.snapshot import Layout, lay_over
+from mtrec_ray.data.snapshot import SnapshotColumns, overlay
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import predictions
 from mtrec_ray.model.samples import Samples
@@ -26,10 +26,10 @@ from mtrec_ray.stages.finetune import Options, run_finetune
 from mtrec_ray.stages.finetuning.chosen_model import (
     base_model,
     chosen_model,
-    score_rows_of,
-    tuned_model,
+    finetuned_model,
+    score_split_by_tasks,
 )
-from mtrec_ray.stages.finetuning.joint_run import open_ground
+from mtrec_ray.stages.finetuning.joint_run import open_joint_run
 from mtrec_ray.stages.recommend import run_recommend
 from mtrec_ray.stages.train import TrainingRun
 from mtrec_ray.stages.trained_model import ensure_vectors, load_with_vectors
@@ -70,12 +70,12 @@ def copied(trained, storage) -> Path:
 def tuned(trained, tmp_path_factory) -> Tuned:
     storage = copied(trained, tmp_path_factory.mktemp("tuned"))
     project = changed(trained.project, finetune=FIELDS, recommend={"k": 5})
-    ground = open_ground(project, str(storage))
-    before = score_rows_of(base_model(ground), "video", "test")
-    weights = Path(ground.joint, "model.safetensors").read_bytes()
+    joint_run = open_joint_run(project, str(storage))
+    before = score_split_by_tasks(base_model(joint_run), "video", "test")
+    weights = Path(joint_run.joint, "model.safetensors").read_bytes()
     shop = run_finetune(project, str(storage), say_nothing, Options(("shop",)))
     assert set(shop["scenarios"]) == {"shop"}
-    after = score_rows_of(base_model(ground), "video", "test")
+    after = score_split_by_tasks(base_model(joint_run), "video", "test")
     record = run_finetune(project, str(storage), say_nothing)
     return Tuned(project, storage, record, weights, (before, after))
 
@@ -113,9 +113,9 @@ def test_storage(tuned):
 
 def test_fine_tuned_predictions_differ(tuned):
     """The fine-tuned model of shop is another one than the joint model."""
-    ground = open_ground(tuned.project, str(tuned.storage))
-    joint = score_rows_of(base_model(ground), "shop", "test")
-    own = score_rows_of(tuned_model(ground, "shop", tuned.project), "shop", "test")
+    joint_run = open_joint_run(tuned.project, str(tuned.storage))
+    joint = score_split_by_tasks(base_model(joint_run), "shop", "test")
+    own = score_split_by_tasks(finetuned_model(joint_run, "shop", tuned.project), "shop", "test")
     np.testing.assert_array_equal(joint[1], own[1])
     assert np.abs(joint[2] - own[2]).max() > 1e-4
 
@@ -154,9 +154,9 @@ def test_changed_base_is_refused(tuned, tmp_path):
     with pytest.raises(ValueError, match=r"joint\.fingerprint = .* \(now ") as caught:
         run_finetune(tuned.project, str(tmp_path), say_nothing)
     assert len(str(caught.value).splitlines()) == 1
-    ground = open_ground(tuned.project, str(tmp_path))
+    joint_run = open_joint_run(tuned.project, str(tmp_path))
     with pytest.raises(ValueError, match=r"scenario shop: .*from other joint weights") as caught:
-        tuned_model(ground, "shop", tuned.project)
+        finetuned_model(joint_run, "shop", tuned.project)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -166,9 +166,9 @@ def test_adapter_of_another_scenario_is_refused(tuned, tmp_path):
     scenarios = tmp_path / tuned.project.run.name / "scenarios"
     shutil.rmtree(scenarios / "video" / "delta")
     shutil.copytree(scenarios / "shop" / "delta", scenarios / "video" / "delta")
-    ground = open_ground(tuned.project, str(tmp_path))
+    joint_run = open_joint_run(tuned.project, str(tmp_path))
     with pytest.raises(ValueError, match=r"scenario video: found the model of shop"):
-        tuned_model(ground, "video", tuned.project)
+        finetuned_model(joint_run, "video", tuned.project)
 
 
 def test_too_few_labels_stay_joint(trained, tmp_path):
@@ -283,16 +283,16 @@ def recommended(tuned):
 
 def brute_force(tuned, name, part):
     """Scores of every user of a partition with every item, each pair a sample by itself."""
-    ground = open_ground(tuned.project, str(tuned.storage))
-    served = chosen_model(ground, name, tuned.project)
+    joint_run = open_joint_run(tuned.project, str(tuned.storage))
+    served = chosen_model(joint_run, name, tuned.project)
     model, vectors = load_with_vectors(served, ensure_vectors(served))
-    layout = Layout(ground.prepared, name, tuned.project.scenarios[name])
+    layout = SnapshotColumns(joint_run.prepared, name, tuned.project.scenarios[name])
     users, items = users_at_end(layout, part), items_at_end(layout)
     user, item = (x.ravel() for x in np.indices((len(users), len(items.ids))))
     arrays = {
         "item": item, "user": users.user[user], "history": users.history[user],
         "history_age": users.ages[user],
-        "numeric": lay_over(items.numeric[item], users.numeric[user]),
+        "numeric": overlay(items.numeric[item], users.numeric[user]),
         "categorical": np.zeros((len(user), 0), np.int32),
         "labels": np.zeros((len(user), 2), np.float32),
     }  # fmt: skip
@@ -301,7 +301,7 @@ def brute_force(tuned, name, part):
         text = vectors.of_batch({name: samples}, encode=False)[name]
         found = predictions(model.facts[name], model.score(name, samples, text))
     scores = found.view(len(users), len(items.ids), -1).numpy()
-    return users, items, scores, seen_pairs(ground.prepared, name, part=part)
+    return users, items, scores, seen_pairs(joint_run.prepared, name, part=part)
 
 
 @pytest.mark.parametrize("name", ["shop", "video"])
@@ -309,8 +309,8 @@ def test_recommendations_are_the_best_of_all(tuned, recommended, name):
     """Every user's items are the first of a full sort of all pairs, seen ones left out."""
     table = recommended[1][name]
     assert recommended[0][name]["users"] == table["user"].nunique()
-    ground = open_ground(tuned.project, str(tuned.storage))
-    for part in user_parts(ground.prepared, name):
+    joint_run = open_joint_run(tuned.project, str(tuned.storage))
+    for part in user_parts(joint_run.prepared, name):
         users, items, scores, (persons, seen) = brute_force(tuned, name, part)
         for i, user in enumerate(users.ids):
             own = scores[i, :, 0].copy()

@@ -17,8 +17,12 @@ from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import Options, run_finetune
-from mtrec_ray.stages.finetuning.chosen_model import base_model, score_rows_of, zero_shot_model
-from mtrec_ray.stages.finetuning.joint_run import open_ground
+from mtrec_ray.stages.finetuning.chosen_model import (
+    base_model,
+    score_split_by_tasks,
+    zero_shot_model,
+)
+from mtrec_ray.stages.finetuning.joint_run import open_joint_run
 from mtrec_ray.stages.recommend import run_recommend
 from tests.cluster.logs import scenario_tree
 from tests.cluster.long import takes_minutes
@@ -65,8 +69,8 @@ def joined(trained, tmp_path_factory) -> Joined:
 
 def others(project, storage):
     """The joint model's predictions of the scenarios that it has."""
-    ground = open_ground(project, str(storage))
-    return {n: score_rows_of(base_model(ground), n, "test")[2] for n in ("shop", "video")}
+    joint_run = open_joint_run(project, str(storage))
+    return {n: score_split_by_tasks(base_model(joint_run), n, "test")[2] for n in ("shop", "video")}
 
 
 @pytest.mark.parametrize("name", ["shop", "video"])
@@ -85,10 +89,10 @@ def test_it_has_a_decision(joined):
 
 def test_users_keep_their_numbers(joined):
     """News's users have the numbers that the joint model knows them by; others are unknown."""
-    ground = open_ground(joined.project, str(joined.storage))
-    known = stored_users(ground.prepared, "people")
-    assert len(known) + 1 == ground.prepared.scenarios["shop"].num_users
-    state = read_states(ground.data("news"), "news", "users")
+    joint_run = open_joint_run(joined.project, str(joined.storage))
+    known = stored_users(joint_run.prepared, "people")
+    assert len(known) + 1 == joint_run.prepared.scenarios["shop"].num_users
+    state = read_states(joint_run.data("news"), "news", "users")
     assert state is not None
     hashes = hash_strings(state.column("user_id"))
     numbers = state.column("user").to_numpy()
@@ -100,9 +104,9 @@ def test_users_keep_their_numbers(joined):
 
 def test_zero_shot_knows_something(joined):
     """Before any training the general head ranks news better than a coin does."""
-    ground = open_ground(joined.project, str(joined.storage))
-    served = zero_shot_model(ground, "news", joined.project)
-    _, labels, scores = score_rows_of(served, "news", "test")
+    joint_run = open_joint_run(joined.project, str(joined.storage))
+    served = zero_shot_model(joint_run, "news", joined.project)
+    _, labels, scores = score_split_by_tasks(served, "news", "test")
     known = np.isfinite(labels[:, 0])
     positive, negative = (scores[known & (labels[:, 0] == x), 0] for x in (1, 0))
     auc = (positive[:, None] > negative[None]).mean()

@@ -9,7 +9,7 @@ from mtrec_ray.data.end_states import items_at_end, seen_pairs, user_parts, user
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.data.shards import read_rows
-from mtrec_ray.data.snapshot import Layout, end_of_data, lay_over, new_users
+from mtrec_ray.data.snapshot import SnapshotColumns, end_of_data, new_users, overlay
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.stages.prepare import prepared_folder
 from tests.cluster.logs import scenario_tree
@@ -64,7 +64,7 @@ def rows_after(prepared, first):
 def test_state_is_the_next_rows_features(worlds):
     """Statistics, history and ages of a row after the end follow from the states, to the bit."""
     ((project, before), (_, after)), users, items, num_rows = worlds
-    layout = Layout(before, "shop", project.scenarios["shop"])
+    layout = SnapshotColumns(before, "shop", project.scenarios["shop"])
     catalogue, wanted = items_at_end(layout), rows_after(after, num_rows)
     assert len(wanted["row"]) == 3
     checked = 0
@@ -78,7 +78,7 @@ def test_state_is_the_next_rows_features(worlds):
             code, own = catalogue.codes["brand"][number], state.entries["brand"]
             mine = (own.user == at) & (own.category == code)
             pair = own.numeric[mine][0] if mine.any() else catalogue.empty["brand"]
-            found = lay_over(catalogue.numeric[number], state.numeric[at], pair)
+            found = overlay(catalogue.numeric[number], state.numeric[at], pair)
             np.testing.assert_array_equal(found, wanted["numeric"][i])
             np.testing.assert_array_equal(state.history[at], wanted["history"][i])
             np.testing.assert_array_equal(state.ages[at], wanted["history_age"][i])
@@ -91,7 +91,7 @@ def test_state_is_the_next_rows_features(worlds):
 def test_unknown_users_have_no_past(worlds):
     """A user without a row has no history, and the statistics of one who never came."""
     (project, prepared), _ = worlds[0]
-    layout = Layout(prepared, "shop", project.scenarios["shop"])
+    layout = SnapshotColumns(prepared, "shop", project.scenarios["shop"])
     users = new_users(layout, ["nobody", "else"])
     assert (users.history == -1).all()
     assert (users.user == 0).all()

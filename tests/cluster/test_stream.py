@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mtrec_ray.data import stream
-from mtrec_ray.data.order import Course, PassOrder, Wanted
+from mtrec_ray.data.order import PassOrder, RankProgress, ReadPlan
 from mtrec_ray.data.shards import to_arrays
 from mtrec_ray.data.stream import StoredRows, StreamedRows, training_source
 from mtrec_ray.stages.train import run_train
-from mtrec_ray.training.batches import Feed, pick
+from mtrec_ray.training.batches import BatchComposer, pick
 from tests.cluster.runs import changed, numbers, say_nothing
 
 pytestmark = pytest.mark.cluster
@@ -19,10 +19,10 @@ QUOTAS, WINDOW, BATCHES = {"shop": 40, "video": 25}, 64, 90
 
 def batches(prepared, source):
     """All batches of several passes, as rank 1 of 2 takes them from the middle of a pass."""
-    feed = Feed(prepared, QUOTAS, 3, (1, 2))
+    feed = BatchComposer(prepared, QUOTAS, 3, (1, 2))
     for name, order in feed.orders.items():
         feed.orders[name] = PassOrder(order.shard_rows, order.seed, WINDOW)
-        feed.courses[name] = Course(order.num_rows, 2, 77)
+        feed.courses[name] = RankProgress(order.num_rows, 2, 77)
     feed.open(source.read, BATCHES)
     return [feed.take() for _ in range(BATCHES)]
 
@@ -78,8 +78,8 @@ def test_a_stream_ends_where_nobody_wants_more(trained):
     name = "shop"
     rows = tuple(s.rows for s in prepared.scenarios[name].shards["train"])
     order = PassOrder(rows, 0, WINDOW)
-    pieces = order.pieces(Course(sum(rows), 1).spans(0))
-    found = list(itertools.islice(source.read({name: Wanted(rows, pieces, 10, 100)})[name], 2))
+    pieces = order.pieces(RankProgress(sum(rows), 1).spans(0))
+    found = list(itertools.islice(source.read({name: ReadPlan(rows, pieces, 10, 100)})[name], 2))
     assert [len(part["row"]) for part in found] == [WINDOW, WINDOW]
 
 

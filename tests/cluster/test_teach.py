@@ -8,7 +8,7 @@ import pytest
 from mtrec_ray.data.shards import read_cut
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.stages import teacher as teacher_stage
-from mtrec_ray.stages.teacher import with_teacher
+from mtrec_ray.stages.teacher import add_teacher_labels
 from tests.cluster.runs import changed, say_nothing
 
 pytestmark = pytest.mark.cluster
@@ -20,7 +20,7 @@ def taught(trained, tmp_path_factory):
     teacher = {"share": 0.5, "rounds": 20, "least_labels": 30}
     project = changed(trained.project, training={"teacher": teacher})
     folder = tmp_path_factory.mktemp("taught")
-    return project, with_teacher(project, trained.prepared, str(folder), say_nothing), folder
+    return project, add_teacher_labels(project, trained.prepared, str(folder), say_nothing), folder
 
 
 def test_every_shard_is_taught(taught):
@@ -41,13 +41,13 @@ def test_finished_is_not_repeated(taught, trained, monkeypatch):
     """A second call fits nothing; another teacher under the same name is refused."""
     project, prepared, folder = taught
     monkeypatch.setattr(teacher_stage, "connect", None)
-    again = with_teacher(project, trained.prepared, str(folder), say_nothing)
+    again = add_teacher_labels(project, trained.prepared, str(folder), say_nothing)
     assert again.taught == prepared.taught
     other = changed(
         trained.project, training={"teacher": {"share": 0.5, "rounds": 21, "least_labels": 30}}
     )
     with pytest.raises(ProjectError, match=r"^run\.name: .*rounds = 20 \(now 21\)"):
-        with_teacher(other, trained.prepared, str(folder), say_nothing)
+        add_teacher_labels(other, trained.prepared, str(folder), say_nothing)
 
 
 def test_another_share_needs_no_new_trees(taught, trained, monkeypatch):
@@ -56,5 +56,5 @@ def test_another_share_needs_no_new_trees(taught, trained, monkeypatch):
     _, _, folder = taught
     teacher = {"rounds": 20, "least_labels": 30, "share": 0.25}
     project = changed(trained.project, training={"teacher": teacher})
-    found = with_teacher(project, trained.prepared, str(folder), say_nothing)
+    found = add_teacher_labels(project, trained.prepared, str(folder), say_nothing)
     assert {s.share for s in found.train_shards("shop")} == {0.25}

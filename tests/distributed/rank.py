@@ -25,7 +25,7 @@ from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.training import validation
-from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import world
 from mtrec_ray.training.item_vectors import Batch
 from mtrec_ray.training.losses import loss_weights
@@ -97,7 +97,7 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
     if mode.startswith("gather"):
-        vectors.gathered = Gathered(vectors)
+        vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
     weights = torch.tensor(list(loss_weights(two_scenario_project().scenarios).values()))
     result = accumulate(module, FACTS, batches_of(rank, size), weights, encode=encode)

@@ -8,16 +8,16 @@ import torch
 from peft import PeftModel
 
 from mtrec_ray.model.encoder import TextEncoder, tiny_backbone
-from mtrec_ray.model.recommender import Recommender, is_below, own_parts
+from mtrec_ray.model.recommender import Recommender, is_below, scenario_parameters
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
 from mtrec_ray.training.checkpoint import save_model
 from mtrec_ray.training.delta import (
-    Pull,
-    Start,
+    L2SP,
+    FineTuneStart,
     apply_delta,
     base_fingerprint,
-    begin,
+    load_joint_weights,
     read_delta,
     save_delta,
 )
@@ -57,7 +57,7 @@ def logits_of(model, name="shop", seed=3):
 
 
 def start_of(base, mode="lora", **fields):
-    return Start(base=base, name="shop", mode=mode, rank=2, alpha=4.0, **fields)
+    return FineTuneStart(base=base, name="shop", mode=mode, rank=2, alpha=4.0, **fields)
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
@@ -67,7 +67,7 @@ def test_starts_as_the_joint_model(tmp_path, sharing, mode):
     options = options_of(sharing)
     base, joint, _ = joint_folder(tmp_path, options)
     model = scenario_model(options)
-    begin(model, start_of(base, mode))
+    load_joint_weights(model, start_of(base, mode))
     assert torch.equal(logits_of(model), logits_of(joint))
 
 
@@ -79,13 +79,13 @@ def test_joint_weights_and_delta_are_the_model(tmp_path, sharing, mode):
     base, joint, _ = joint_folder(tmp_path, options)
     before, folder = logits_of(joint), str(tmp_path / "delta")
     model = scenario_model(options)
-    wrapper = begin(model, start_of(base, mode))
+    wrapper = load_joint_weights(model, start_of(base, mode))
     stir(model)
     changed = logits_of(model)
     assert not torch.equal(changed, before)
     save_delta(model, wrapper, start_of(base, mode), folder)
     again = scenario_model(options)
-    apply_delta(again, begin(again, start_of(base, mode)), folder)
+    apply_delta(again, load_joint_weights(again, start_of(base, mode)), folder)
     assert torch.equal(logits_of(again), changed)
 
 
@@ -97,12 +97,12 @@ def test_other_scenarios_do_not_change(tmp_path, sharing):
     weights = (tmp_path / "joint" / "model.safetensors").read_bytes()
     before = logits_of(joint, "video")
     model = scenario_model(options)
-    wrapper = begin(model, start_of(base))
+    wrapper = load_joint_weights(model, start_of(base))
     stir(model)
     save_delta(model, wrapper, start_of(base), str(tmp_path / "delta"))
     assert (tmp_path / "joint" / "model.safetensors").read_bytes() == weights
     video = scenario_model(options, "video")
-    begin(video, Start(base=base, name="video", mode="head"))
+    load_joint_weights(video, FineTuneStart(base=base, name="video", mode="head"))
     assert torch.equal(logits_of(video, "video"), before)
 
 
@@ -113,8 +113,8 @@ def test_what_learns(tmp_path):
     learning = {}
     for mode in MODES:
         model = scenario_model(options)
-        begin(model, start_of(base, mode))
-        own = own_parts(model, "shop")
+        load_joint_weights(model, start_of(base, mode))
+        own = scenario_parameters(model, "shop")
         learning[mode] = {n for n, p in model.named_parameters() if p.requires_grad}
         others = {n for n in learning[mode] if not is_below(n, own)}
         if mode == "lora":
@@ -135,10 +135,15 @@ def test_delta_is_small(tmp_path):
     base, _, _ = joint_folder(tmp_path, options)
     model = scenario_model(options)
     facts = save_delta(
-        model, begin(model, start_of(base, "head")), start_of(base, "head"), str(tmp_path / "d")
+        model,
+        load_joint_weights(model, start_of(base, "head")),
+        start_of(base, "head"),
+        str(tmp_path / "d"),
     )
     names = set(load_file(tmp_path / "d" / "own.safetensors"))
-    assert names == {n for n in model.state_dict() if is_below(n, own_parts(model, "shop"))}
+    assert names == {
+        n for n in model.state_dict() if is_below(n, scenario_parameters(model, "shop"))
+    }
     assert facts["bytes"] < (tmp_path / "joint" / "model.safetensors").stat().st_size
 
 
@@ -146,7 +151,7 @@ def test_encoder_adapter_loads_with_peft_alone(tmp_path):
     """`PeftModel.from_pretrained` on the plain encoder gives the adapted encoder's states."""
     base, _, _ = joint_folder(tmp_path, options_of())
     model = scenario_model(options_of(trainable="lora"))
-    wrapper = begin(model, start_of(base))
+    wrapper = load_joint_weights(model, start_of(base))
     stir(model)
     save_delta(model, wrapper, start_of(base), str(tmp_path / "delta"))
     alone = PeftModel.from_pretrained(tiny_backbone(), str(tmp_path / "delta" / "encoder"))
@@ -164,7 +169,7 @@ def test_shared_adapter_leaves_the_encoders_on(tmp_path):
     """With both adapters, that of the encoder stays switched on and learns."""
     base, _, _ = joint_folder(tmp_path, options_of())
     model = scenario_model(options_of(trainable="lora"))
-    begin(model, start_of(base))
+    load_joint_weights(model, start_of(base))
     assert any(p.requires_grad for p in model.encoder.parameters())
     tokens, mask = torch.randint(5, 97, (4, 7)), torch.ones(4, 7, dtype=torch.bool)
     before = model.encoder.eval()(tokens, mask)
@@ -182,7 +187,7 @@ def test_delta_of_another_base(tmp_path):
     folder = str(tmp_path / "delta")
     with pytest.raises(ValueError, match=r"scenario shop: found no fine-tuned model in .*finetune"):
         read_delta(folder, base_fingerprint(base), "shop")
-    save_delta(model, begin(model, start_of(base)), start_of(base), folder)
+    save_delta(model, load_joint_weights(model, start_of(base)), start_of(base), folder)
     assert read_delta(folder, base_fingerprint(base), "shop")["mode"] == "lora"
     for name, fingerprint, words in (
         ("video", base_fingerprint(base), "found the model of shop"),
@@ -200,7 +205,7 @@ def test_another_build_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"joint model: found the shape .* for project.weight; allowed"
     ):
-        begin(model, start_of(base))
+        load_joint_weights(model, start_of(base))
 
 
 def test_new_scenario_keeps_its_initial_layers(tmp_path):
@@ -210,8 +215,10 @@ def test_new_scenario_keeps_its_initial_layers(tmp_path):
     save_model(tmp_path / "joint", model, {})
     new = scenario_model(options)
     initial = {n: v.clone() for n, v in new.state_dict().items()}
-    begin(new, Start(base=str(tmp_path / "joint"), name="shop", mode="head", is_new=True))
-    own = own_parts(new, "shop")
+    load_joint_weights(
+        new, FineTuneStart(base=str(tmp_path / "joint"), name="shop", mode="head", is_new=True)
+    )
+    own = scenario_parameters(new, "shop")
     for name, value in new.state_dict().items():
         wanted = initial[name] if is_below(name, own) else model.state_dict()[name]
         assert torch.equal(value, wanted), name
@@ -220,7 +227,7 @@ def test_new_scenario_keeps_its_initial_layers(tmp_path):
 def test_pull_towards_the_start():
     """Without a gradient the pull takes weights back by lr * strength of the way a step."""
     layer = torch.nn.Linear(3, 2)
-    pull = Pull(layer, strength=2.0)
+    pull = L2SP(layer, strength=2.0)
     start = layer.weight.detach().clone()
     with torch.no_grad():
         layer.weight += 1.0
@@ -233,10 +240,10 @@ def test_folders_can_be_copied(tmp_path):
     """A delta is found by its content: in a copied folder it is the same model."""
     base, _, _ = joint_folder(tmp_path, options_of())
     model = scenario_model(options_of())
-    wrapper = begin(model, start_of(base))
+    wrapper = load_joint_weights(model, start_of(base))
     stir(model)
     save_delta(model, wrapper, start_of(base), str(tmp_path / "delta"))
     shutil.move(tmp_path / "delta", tmp_path / "elsewhere")
     again = scenario_model(options_of())
-    apply_delta(again, begin(again, start_of(base)), str(tmp_path / "elsewhere"))
+    apply_delta(again, load_joint_weights(again, start_of(base)), str(tmp_path / "elsewhere"))
     assert torch.equal(logits_of(again), logits_of(model))

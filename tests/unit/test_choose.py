@@ -16,8 +16,8 @@ from mtrec_ray.stages.tuning.outcome import (
     chosen_yaml,
     losses,
     outcome_of,
-    rows_of,
-    table_of,
+    trial_rows,
+    trials_table,
     write_outcome,
 )
 from mtrec_ray.stages.tuning.runner import concurrency, need_of
@@ -102,7 +102,7 @@ def test_values_that_no_project_may_have_are_in_the_table():
     """A trial that failed for its values has a row with them."""
     wrong = Trial("t006", {"model.width": 40.3}, {}, "failed", "ProjectError: model.width")
     project = searching(fields={"model.width": "choice(16, 32)"})
-    rows = rows_of(project, outcome_of(project, [*TRIALS, wrong]))
+    rows = trial_rows(project, outcome_of(project, [*TRIALS, wrong]))
     assert rows[-1]["model.width"] == 40.3
 
 
@@ -122,7 +122,7 @@ def test_the_table_has_all_trials():
     """A row a trial, with its own weights, best and last epoch, front and reason."""
     project = searching()
     outcome = outcome_of(project, TRIALS)
-    rows = {row["trial"]: row for row in table_of(rows_of(project, outcome)).to_pylist()}
+    rows = {row["trial"]: row for row in trials_table(trial_rows(project, outcome)).to_pylist()}
     assert list(rows) == [t.name for t in TRIALS]
     assert rows["t004"]["reason"] == "ValueError: no"
     assert rows["t004"]["joint_score"] is None

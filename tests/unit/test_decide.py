@@ -7,11 +7,11 @@ from sklearn.metrics import log_loss, roc_auc_score
 from mtrec_ray.evaluation.bootstrap import draw_users
 from mtrec_ray.evaluation.metrics import binary_metrics, regression_metrics
 from mtrec_ray.evaluation.model_choice import (
-    Scored,
-    decide,
+    ScoredRows,
+    choose_model,
     rare_labels,
+    resampled_task_scores,
     score_difference,
-    task_scores,
 )
 from tests.builders import VIDEO
 
@@ -31,7 +31,7 @@ def scored(noise_before, noise_after, num=NUM, seed=0):
     for name, noise in (("joint", noise_before), ("finetuned", noise_after)):
         seen = truth + noise * rng.normal(size=num)
         scores[name] = np.stack([1 / (1 + np.exp(-2 * seen)), 3.5 + seen], 1).astype("f4")
-    return Scored(users, labels, scores)
+    return ScoredRows(users, labels, scores)
 
 
 def test_score_of_all_rows_is_ne():
@@ -45,7 +45,7 @@ def test_score_of_all_rows_is_ne():
             wanted = binary_metrics(label, score, rows.users[known], base_rate=0.6)["ne"]
         else:
             wanted = regression_metrics(label, score, train_mean=3.5)["relative_rmse"]
-        assert task_scores(VIDEO, task, rows, "joint", ones)[0] == pytest.approx(wanted)
+        assert resampled_task_scores(VIDEO, task, rows, "joint", ones)[0] == pytest.approx(wanted)
 
 
 def test_resamples_are_scores_of_the_drawn_rows():
@@ -53,7 +53,7 @@ def test_resamples_are_scores_of_the_drawn_rows():
     rows = scored(0.5, 0.5, num=200)
     people, code = np.unique(rows.users, return_inverse=True)
     weights = draw_users(len(people), seed=3, resamples=4)
-    found = task_scores(VIDEO, "like", rows, "joint", weights)
+    found = resampled_task_scores(VIDEO, "like", rows, "joint", weights)
     known = np.isfinite(rows.labels[:, 0])
     for one, value in zip(weights, found, strict=True):
         own = one[code[known]]
@@ -76,7 +76,7 @@ def test_resamples_are_scores_of_the_drawn_rows():
 def test_choice(before, after, keep, chosen):
     """The less noisy model is chosen; between equally noisy ones certainty stays joint."""
     rows = scored(before, after)
-    found = decide(VIDEO, rows, 50, keep)
+    found = choose_model(VIDEO, rows, 50, keep)
     assert found["chosen"] == chosen
     gap = found["difference"]
     assert gap["low"] <= gap["value"] <= gap["high"]
@@ -97,8 +97,8 @@ def test_tasks_with_few_labels_have_no_say():
     assert counts["like"] == min(like.sum(), len(like) - like.sum())
     assert counts["stars"] == np.isfinite(rows.labels[:, 1]).sum()
     between = (counts["like"] + counts["stars"]) // 2
-    assert decide(VIDEO, rows, between, "certain")["tasks"] == ["stars"]
-    found = decide(VIDEO, rows, NUM + 1, "certain")
+    assert choose_model(VIDEO, rows, between, "certain")["tasks"] == ["stars"]
+    found = choose_model(VIDEO, rows, NUM + 1, "certain")
     assert found["chosen"] == "joint"
     assert found["reason"].startswith(f"too few validation labels: at most {counts['stars']} ")
 

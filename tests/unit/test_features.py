@@ -16,9 +16,9 @@ from mtrec_ray.data.catalogue import NO_TIME, ItemLookup
 from mtrec_ray.data.columns import DAY_MS, hash_strings, matrix
 from mtrec_ray.data.preparing import features, statistics
 from mtrec_ray.data.preparing.events import Findings, canonical
-from mtrec_ray.data.preparing.features import Layout
-from mtrec_ray.data.preparing.scan import Source, scan_rows
-from mtrec_ray.data.preparing.statistics import Rows
+from mtrec_ray.data.preparing.features import FeatureSpec
+from mtrec_ray.data.preparing.scan import LogSource, scan_rows
+from mtrec_ray.data.preparing.statistics import KeyedRows
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.scenario import SPLITS, Scenario
 from tests.builders import project_tree, scenario_tree
@@ -43,12 +43,12 @@ folded_rows = st.lists(
 )
 
 
-def rows_of(table, folded=False) -> Rows:
+def rows_of(table, folded=False) -> KeyedRows:
     key, second, first_label, second_label, counts = (np.array(c) for c in zip(*table, strict=True))
     both = np.stack([first_label, second_label], 1)
     if folded:
-        return Rows(key, np.zeros(len(key), np.int64), both, counts & (second >= 0), second)
-    return Rows(key, second, both, counts)
+        return KeyedRows(key, np.zeros(len(key), np.int64), both, counts & (second >= 0), second)
+    return KeyedRows(key, second, both, counts)
 
 
 def by_name(values, kind, timed):
@@ -156,7 +156,9 @@ def test_fold_histories_equal_the_loop(table, last):
 
 def test_equal_times_do_not_see_each_other():
     """Rows of one key with one time have neither each other nor themselves in their features."""
-    rows = Rows(np.zeros(3, np.int64), np.full(3, 5000), np.ones((3, 1)), counts=np.ones(3, bool))
+    rows = KeyedRows(
+        np.zeros(3, np.int64), np.full(3, 5000), np.ones((3, 1)), counts=np.ones(3, bool)
+    )
     found = statistics.statistics(rows, [0], [0.25])
     names = statistics.feature_names("user", ["buy"], timed=True)
     for row in found:
@@ -170,7 +172,7 @@ def test_equal_times_do_not_see_each_other():
 
 def test_a_label_is_known_only_after_its_delay():
     """A label with a delay of 10 ms counts from the 11th ms on; the row itself from the 1st."""
-    rows = Rows(
+    rows = KeyedRows(
         np.zeros(4, np.int64),
         np.array([0, 1, 10, 11]),
         np.array([[1.0], [nan], [nan], [nan]]),
@@ -249,10 +251,10 @@ def canonical_rows(raw, scenario) -> pa.Table:
     return features.carry_nothing(rows, len(features.carried_names(scenario)))
 
 
-def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> Layout:
+def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> FeatureSpec:
     """The layout with all users of the log known except user 0."""
     users = np.unique(raw["user_id"][raw["user_id"] > 0])
-    return Layout(
+    return FeatureSpec(
         scenario=scenario,
         width=3,
         priors=(0.4, 0.2),
@@ -418,7 +420,7 @@ def test_event_categories_have_codes_of_their_own():
     raw = raw_events(400)
     table = canonical_rows(raw, scenario)
     lookup, published = ItemLookup.of(pa.chunked_array([[0]])), np.full(NUM_ITEMS, NO_TIME)
-    found = scan_rows(table, Findings(), Source(scenario, lookup, 3, NUM_ITEMS, published))
+    found = scan_rows(table, Findings(), LogSource(scenario, lookup, 3, NUM_ITEMS, published))
     layout = layout_of(raw, scenario, vocabularies=tuple(found.categories))
     codes = features.event_categories(table, layout)[:, 0]
     train = raw["split"] == "train"

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec_ray.data.order import Course, PassOrder, Wanted
+from mtrec_ray.data.order import PassOrder, RankProgress, ReadPlan
 from mtrec_ray.data.prepared import Prepared, Shard
-from mtrec_ray.data.stream import ahead, by_need
+from mtrec_ray.data.stream import in_order_of_use, prefetch
 from mtrec_ray.training import batches
-from mtrec_ray.training.batches import Feed, pick, quotas
+from mtrec_ray.training.batches import BatchComposer, pick, quotas
 from tests.builders import FACTS
 
 sizes = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 10**9), min_size=1)
@@ -50,7 +50,7 @@ PREPARED = Prepared(
 def feed_of(rank=0, size=1, seed=0, state=None, quota=3):
     """A feed that takes `quota` rows of shop and 2 of video."""
     with patch.object(batches, "window_rows", lambda *_: 7):
-        found = Feed(PREPARED, {"shop": quota, "video": 2}, seed, (rank, size), state)
+        found = BatchComposer(PREPARED, {"shop": quota, "video": 2}, seed, (rank, size), state)
     found.open(read, 100)
     return found
 
@@ -147,10 +147,10 @@ def test_other_numbers_of_ranks_skip_and_repeat_nothing(phases):
         rows += rows_of(feeds, steps)
         state = feeds[0].state()
     total = sum(SHARDS["shop"])
-    left = {s.number: 0 for s in batches.course_of(state["shop"], total).now_left().rests}
-    for span in batches.course_of(state["shop"], total).now_left().rests:
+    left = {s.number: 0 for s in batches.progress_from_state(state["shop"], total).now_left().rests}
+    for span in batches.progress_from_state(state["shop"], total).now_left().rests:
         left[span.number] += len(span)
-    begun = batches.course_of(state["shop"], total).now_left().next_pass
+    begun = batches.progress_from_state(state["shop"], total).now_left().next_pass
     assert len(rows) == begun * total - sum(left.values())
     whole = sum(1 for number in range(begun) if number not in left)
     counts = Counter(rows)
@@ -174,10 +174,10 @@ def test_streams_are_read_in_the_order_of_need():
     """Pieces of all scenarios come in the order of the batches that need them, to the last one."""
     order = PassOrder((100,), 0, 10)
     wanted = {
-        "a": Wanted((100,), order.pieces(Course(100, 1).spans(0)), 10, 30),
-        "b": Wanted((100,), order.pieces(Course(100, 1).spans(0)), 5, 15),
+        "a": ReadPlan((100,), order.pieces(RankProgress(100, 1).spans(0)), 10, 30),
+        "b": ReadPlan((100,), order.pieces(RankProgress(100, 1).spans(0)), 5, 15),
     }
-    assert [name for name, _ in by_need(wanted)] == ["a", "b", "a", "a", "b"]
+    assert [name for name, _ in in_order_of_use(wanted)] == ["a", "b", "a", "a", "b"]
 
 
 def test_the_next_item_is_made_ahead():
@@ -190,9 +190,9 @@ def test_the_next_item_is_made_ahead():
             yield i
         raise KeyError("no more")
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 0
     assert [next(found) for _ in range(3)] == [1, 2, 3]
     with pytest.raises(KeyError):
         next(found)
-    assert list(ahead(iter([]))) == []
+    assert list(prefetch(iter([]))) == []

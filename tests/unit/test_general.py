@@ -94,7 +94,7 @@ def test_scores_generally():
     vectors.refresh()
     batch = batch_of()
     text = vectors.of_batch(batch, encode=False)["shop"]
-    model.eval().scores_generally = True
+    model.eval().use_general_head = True
     found = model.score("shop", batch["shop"], text)
     torch.testing.assert_close(found[:, 0], model.general_score("shop", batch["shop"], text))
     assert found[:, 0].std() > 0

@@ -5,9 +5,9 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from mtrec_ray.data.before_test import latest
-from mtrec_ray.data.snapshot import Users
+from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import neighbours, ranking_metrics, top
-from mtrec_ray.stages.ranker import marks
+from mtrec_ray.stages.ranker import seen_mask
 
 
 def test_recall_and_ndcg_by_hand():
@@ -51,11 +51,11 @@ def test_marks_of_seen_items():
     """What each user has seen is marked in their row; others' rows are not."""
     person = np.array([30, 10, 20])
     none = np.full((3, 1), -1)
-    users = Users(
+    users = UserSnapshot(
         np.array(["c", "a", "b"], object), person, np.ones(3, int), none, none,
         np.zeros((3, 2), np.float32),
     )  # fmt: skip
-    found = marks(users, (np.array([10, 30, 99, 10]), np.array([0, 2, 1, 3])), 4)
+    found = seen_mask(users, (np.array([10, 30, 99, 10]), np.array([0, 2, 1, 3])), 4)
     assert found.tolist() == [
         [False, False, True, False], [True, False, False, True], [False] * 4
     ]  # fmt: skip

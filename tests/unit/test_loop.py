@@ -13,7 +13,7 @@ from mtrec_ray.training import loop, run
 from mtrec_ray.training.batches import make_plan, pick
 from mtrec_ray.training.checkpoint import WEIGHTS, load_state
 from mtrec_ray.training.context import NO_SCORE
-from mtrec_ray.training.run import NotFiniteError, Run
+from mtrec_ray.training.run import NotFiniteError, RankRun
 from tests.builders import (
     CPU,
     FACTS,
@@ -29,7 +29,7 @@ STEPS, ROWS = 8, {"shop": 60, "video": 25}
 
 
 class StoppedError(Exception):
-    """The host was ended."""
+    """The context was ended."""
 
 
 class Host:
@@ -65,7 +65,7 @@ class Host:
     def restore(self):
         return self.folder if self.folder.exists() else None
 
-    def say(self, text):
+    def log(self, text):
         pass
 
     def started(self, step):
@@ -108,23 +108,23 @@ def project(trainable="none", seed=0, **training):
     return parse_project(tree)
 
 
-def ended(host, options, prepared):
-    """Train until the host ends it; whether it ended by itself."""
-    step = Run.train_step
+def ended(context, options, prepared):
+    """Train until the context ends it; whether it ended by itself."""
+    step = RankRun.train_step
 
     def counted(run):
-        if host.ends_at is not None and run.step >= host.ends_at:
+        if context.ends_at is not None and run.step >= context.ends_at:
             raise StoppedError
         found = step(run)
-        host.reached(run.step)
+        context.reached(run.step)
         for name, samples in run.last_batch.items():
-            host.seen[name].append((run.step, samples.user.tolist()))
+            context.seen[name].append((run.step, samples.user.tolist()))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "train_step", counted)
+        patch.setattr(RankRun, "train_step", counted)
         try:
-            return loop.train(options, prepared, host)
+            return loop.train(options, prepared, context)
         except StoppedError:
             return None
 
@@ -157,19 +157,19 @@ def test_going_on_equals_an_undisturbed_run(data, tmp_path, trainable, seed):
 
 def test_checkpoints_within_an_epoch(data, tmp_path):
     """Every third step and after each epoch; those within an epoch never count as the best."""
-    host = Host(data[1], tmp_path / "run")
-    ended(host, project(), data[0])
-    assert [c["step"] for c in host.checkpoints] == [3, 4, 6, 8]
-    ranked = [c["joint_score"] < NO_SCORE for c in host.checkpoints]
+    context = Host(data[1], tmp_path / "run")
+    ended(context, project(), data[0])
+    assert [c["step"] for c in context.checkpoints] == [3, 4, 6, 8]
+    ranked = [c["joint_score"] < NO_SCORE for c in context.checkpoints]
     assert ranked == [False, True, False, True]
 
 
 def test_valid_rows_are_capped(data, tmp_path):
     """Each scenario is judged on its first rows up to the cap; one with fewer on all of them."""
-    host = Host(data[1], tmp_path / "run")
+    context = Host(data[1], tmp_path / "run")
     tree = project().dump()
     tree["evaluation"]["valid_rows"] = 30
-    found = ended(host, parse_project(tree), data[0])["curve"][-1]["valid"]
+    found = ended(context, parse_project(tree), data[0])["curve"][-1]["valid"]
     for name, number in ROWS.items():
         labels = np.concatenate([shard["labels"] for shard in data[1][name]])[:30]
         for i, task in enumerate(FACTS[name].tasks):
@@ -180,19 +180,19 @@ def test_valid_rows_are_capped(data, tmp_path):
 
 def test_a_node_that_will_go_makes_a_checkpoint(data, tmp_path):
     """When ranks are told so, a checkpoint is written at once, one an epoch."""
-    host = Host(data[1], tmp_path / "run")
-    host.preempted = lambda: True
+    context = Host(data[1], tmp_path / "run")
+    context.preempted = lambda: True
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "ASK_SECONDS", 0)
-        ended(host, project(), data[0])
-    assert [c["step"] for c in host.checkpoints] == [1, 3, 4, 5, 6, 8]
+        ended(context, project(), data[0])
+    assert [c["step"] for c in context.checkpoints] == [1, 3, 4, 5, 6, 8]
 
 
 def test_rows_are_accounted_for(data, tmp_path):
     """Seen are steps times quotas; what more than a pass was is told, and nothing is dropped."""
-    host = Host(data[1], tmp_path / "run")
-    for host.ends_at in (2, 5, 5, None):  # the last checkpoints are of steps 0, 4, and 4
-        found = ended(host, project(), data[0])
+    context = Host(data[1], tmp_path / "run")
+    for context.ends_at in (2, 5, 5, None):  # the last checkpoints are of steps 0, 4, and 4
+        found = ended(context, project(), data[0])
     redone, found = 2 + 1 + 1, found["rows"]
     quotas = make_plan(project(), data[0], 1).quotas
     for name, row in found.items():
@@ -205,11 +205,11 @@ def test_rows_are_accounted_for(data, tmp_path):
 
 def test_a_step_left_out_does_not_reach_the_encoder(data, tmp_path):
     """With gathered gradients, too: what is not finite is in no later step and no checkpoint."""
-    host = Host(broken(data[1], "video"), tmp_path / "run")
+    context = Host(broken(data[1], "video"), tmp_path / "run")
     options = project("top_k", max_skipped=1.0)
-    found = ended(host, options, data[0])
+    found = ended(context, options, data[0])
     assert set(found["not_finite"]) == {"video/stars", "steps"}
-    state = load_state(host.folder)["vectors"]
+    state = load_state(context.folder)["vectors"]
     assert state["gathered_sums"].abs().max() < 1e6
     assert state["cache"].isfinite().all()
 
@@ -227,14 +227,14 @@ def broken(rows, name):
 def test_too_many_steps_without_a_finite_gradient_stop(data, tmp_path):
     """Such steps are skipped and counted; above the share the message names scenario and task."""
     rows = broken(data[1], "video")
-    host = Host(rows, tmp_path / "few")
-    found = ended(host, project(max_skipped=1.0), data[0])
+    context = Host(rows, tmp_path / "few")
+    found = ended(context, project(max_skipped=1.0), data[0])
     assert 0 < found["skipped_steps"] < STEPS
     assert found["not_finite"] == {
         "video/stars": found["skipped_steps"],
         "steps": found["skipped_steps"],
     }
-    weights = load_file(host.folder / WEIGHTS)
+    weights = load_file(context.folder / WEIGHTS)
     assert all(value.isfinite().all() for value in weights.values())
     with pytest.raises(NotFiniteError, match=r"training\.max_skipped: found 1 .*video/stars 1"):
         ended(Host(rows, tmp_path / "none"), project(max_skipped=0.0), data[0])

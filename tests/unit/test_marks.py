@@ -6,7 +6,7 @@ from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import differences, prepared_with, trained_with
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.run_folder import begin, find_finished, refuse_changes
+from mtrec_ray.stages.run_folder import find_finished, mark_started, refuse_changes
 from tests.builders import two_scenario_project
 
 
@@ -99,7 +99,7 @@ def test_a_folder_belongs_to_what_began_it(tmp_path):
     folder = str(tmp_path / "joint")
     assert find_finished(folder, {"a": 1}, **names) is None
     assert find_finished(folder, {"a": 2}, **names) is None
-    begin(folder, {"a": 1})
+    mark_started(folder, {"a": 1})
     assert find_finished(folder, {"a": 1}, **names) is None
     with pytest.raises(ProjectError, match=r"a = 1 \(now 2\)"):
         find_finished(folder, {"a": 2}, **names)

@@ -12,7 +12,12 @@ from torch.nn import functional as F  # noqa: N812
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.model.chunks import PairLayout
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.history import HistoryAttention, cosines, kernels, summary
+from mtrec_ray.model.history import (
+    HistoryAttention,
+    cosines,
+    similarity_kernels,
+    similarity_summary,
+)
 from mtrec_ray.model.inputs import drop_ids
 from mtrec_ray.model.numeric import NumericInputs
 from mtrec_ray.model.recommender import Recommender, predictions
@@ -296,7 +301,7 @@ def test_what_stands_behind_the_padding_does_not_matter():
     torch.testing.assert_close(found, module(items[candidate], items, places, ages, mask))
     assert not found[1].any()
     first, second = (cosines(items, candidate, p) for p in (places, other))
-    for of in (summary, kernels):
+    for of in (similarity_summary, similarity_kernels):
         assert torch.equal(of(first, mask), of(second, mask))
 
 
@@ -314,17 +319,17 @@ def test_closeness_by_hand():
         history = vectors[places[row][mask[row]]]
         cosine = F.cosine_similarity(vectors[candidate][None], history)
         wanted = torch.stack([cosine.mean(), cosine.max(), cosine[0]])
-        torch.testing.assert_close(summary(found, mask)[row], wanted)
+        torch.testing.assert_close(similarity_summary(found, mask)[row], wanted)
         pooled = torch.stack([bump(c) for c in cosine]).mean(0)
         torch.testing.assert_close(
-            kernels(found, mask)[row], torch.cat([pooled, *(bump(x) for x in wanted)])
+            similarity_kernels(found, mask)[row], torch.cat([pooled, *(bump(x) for x in wanted)])
         )
 
 
 def test_no_closeness_without_history():
     """A sample without history has zeros, whatever stands at its empty places."""
     cosine, mask = torch.rand(2, 4), torch.tensor([[False] * 4, [True] + [False] * 3])
-    for of in (summary, kernels):
+    for of in (similarity_summary, similarity_kernels):
         found = of(cosine, mask)
         assert not found[0].any()
         assert found[1].any()
@@ -386,7 +391,7 @@ def test_nulls_are_zero_in_both_readings():
     """NaN and infinite numbers give 0 in the standardised and in the ranked columns."""
     inputs = inputs_of([1.0, 2.0, 5.0], [-3.0, -2.0, -1.0])
     values = torch.tensor([[np.nan, -2.5], [4.0, np.inf], [-np.inf, np.nan]])
-    found = inputs.readings(values)
+    found = inputs.encodings(values)
     assert found.isfinite().all()
     unknown = ~values.isfinite()
     assert not found[torch.cat([unknown, unknown], 1)].any()
@@ -400,11 +405,13 @@ def test_nulls_are_zero_in_both_readings():
 def test_bins_interpolate_between_knots(ranks, num_bins):
     """The hats of a rank sum to 1, are at most two, and their mean knot is the rank."""
     inputs = NumericInputs([0.0], [1.0], [[0.0, 1.0]], 3, num_bins)
-    hats = inputs.hats(torch.tensor(ranks)[:, None], torch.ones(len(ranks), 1, dtype=torch.bool))
-    assert ((hats > 0).sum(1) <= 2).all()
-    torch.testing.assert_close(hats.sum(1), torch.ones(len(ranks)))
+    piecewise_linear = inputs.piecewise_linear(
+        torch.tensor(ranks)[:, None], torch.ones(len(ranks), 1, dtype=torch.bool)
+    )
+    assert ((piecewise_linear > 0).sum(1) <= 2).all()
+    torch.testing.assert_close(piecewise_linear.sum(1), torch.ones(len(ranks)))
     knots = torch.linspace(-1, 1, num_bins + 1)
-    torch.testing.assert_close(hats @ knots, torch.tensor(ranks), atol=1e-5, rtol=0)
+    torch.testing.assert_close(piecewise_linear @ knots, torch.tensor(ranks), atol=1e-5, rtol=0)
 
 
 def test_bins_learn_a_step_that_a_line_cannot():
@@ -415,8 +422,8 @@ def test_bins_learn_a_step_that_a_line_cannot():
     values = torch.linspace(0, 1, 401)[:, None]
     wanted = (values > 0.5).float()
     inputs = NumericInputs([0.5], [0.3], [torch.linspace(0, 1, 33).tolist()], 1, 8)
-    plain = inputs.readings(values)
-    hats = inputs.hats(plain[:, 1:], values.isfinite())
+    plain = inputs.encodings(values)
+    piecewise_linear = inputs.piecewise_linear(plain[:, 1:], values.isfinite())
 
     def left(columns):
         columns = torch.cat([columns, torch.ones_like(values)], 1).double()
@@ -424,13 +431,13 @@ def test_bins_learn_a_step_that_a_line_cannot():
         return ((fitted - wanted) ** 2).mean() / wanted.var()
 
     assert left(plain) == pytest.approx(0.25, abs=0.02)
-    assert left(hats) < 0.1
+    assert left(piecewise_linear) < 0.1
 
 
 def test_standardised_numbers_are_clipped():
     """The standardised column is (value - mean) / std, cut at 4 deviations."""
     inputs = NumericInputs([1.0], [2.0], [[-1e9, 1e9]], 1)
-    found = inputs.readings(torch.tensor([[2.0], [1e6], [-1e6]]))[:, 0]
+    found = inputs.encodings(torch.tensor([[2.0], [1e6], [-1e6]]))[:, 0]
     assert found.tolist() == [0.5, 4.0, -4.0]
 
 

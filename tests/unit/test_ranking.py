@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec_ray.data.snapshot import Entries, Items, Users
-from mtrec_ray.model.catalogue_scorer import Ranking, best_items, blend
+from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
+from mtrec_ray.model.catalogue_scorer import CatalogueScorer, best_items, blend
 from mtrec_ray.model.samples import Samples
 from tests.builders import SHOP, VIDEO, build, make_catalogues, small_model
 
@@ -47,7 +47,7 @@ def world():
     numeric = only(rng.normal(size=NUM_ITEMS).astype("f4"), 0)
     numeric[:, 1] = np.where(code >= 0, rng.normal(size=NUM_ITEMS), np.nan)
     empty = only(np.array(0.25, np.float32), 3)
-    items = Items(
+    items = ItemSnapshot(
         ids=np.array([f"item {i}" for i in range(NUM_ITEMS)], object),
         known=np.ones(NUM_ITEMS, bool),
         numeric=numeric,
@@ -59,14 +59,14 @@ def world():
     some[0] = False
     pairs = np.array([(0, 1), (2, 0), (2, 3), (5, 2)])
     rates = rng.normal(size=len(pairs)).astype("f4")
-    users = Users(
+    users = UserSnapshot(
         ids=np.array([f"user {i}" for i in range(NUM_USERS)], object),
         person=np.arange(NUM_USERS),
         user=rng.integers(0, SHOP.num_users, NUM_USERS),
         history=np.where(some, rng.integers(0, NUM_ITEMS, shape), -1),
         ages=np.where(some, rng.integers(0, 30, shape), 0),
         numeric=only(rng.normal(size=NUM_USERS).astype("f4"), 2),
-        entries={"brand": Entries(pairs[:, 0], pairs[:, 1], only(rates, 3))},
+        entries={"brand": UserCategoryStatistics(pairs[:, 0], pairs[:, 1], only(rates, 3))},
     )
     own = np.full((NUM_USERS, NUM_ITEMS), 0.25, np.float32)
     for (user, brand), rate in zip(pairs, rates, strict=True):
@@ -101,7 +101,7 @@ def test_scores_of_all_pairs(world, sharing, fields):
     vectors = torch.randn(
         NUM_ITEMS, model.encoder.width, generator=torch.Generator().manual_seed(1)
     )
-    found = Ranking(model, "shop", vectors, world[0]).logits(world[1])
+    found = CatalogueScorer(model, "shop", vectors, world[0]).logits(world[1])
     wanted = brute_force(model, vectors, world)
     assert wanted.std() > 0.01
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -112,7 +112,7 @@ def test_blocks_are_the_whole(world):
     """Users in blocks, in another order, have the same scores."""
     model, _ = build(small_model("none"), CATALOGUES, FACTS)
     vectors = torch.randn(NUM_ITEMS, model.encoder.width)
-    ranking = Ranking(model.eval(), "shop", vectors, world[0])
+    ranking = CatalogueScorer(model.eval(), "shop", vectors, world[0])
     users = world[1]
     order = np.array([3, 0, 6, 5, 1, 2, 4])
     mixed = users.take(order)

@@ -22,7 +22,7 @@ from mtrec_ray.model.chunks import PairLayout, Texts, chunks
 from mtrec_ray.model.encoder import TextEncoder, pool, tiny_backbone
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Encoder
-from mtrec_ray.training.cached_gradients import Gathered
+from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.item_vectors import ItemVectors
 from tests.builders import CPU, FACTS, make_catalogues, make_rows, stir
 
@@ -249,7 +249,7 @@ def test_gathered_gradients_are_those_of_the_mean_loss(trainable):
     for batch in batches:
         (joined(plain, batch, encode=True).pow(3).sum() / 3).backward()
     gathering.refresh()
-    gathering.gathered = Gathered(gathering)
+    gathering.gathered = CachedGradients(gathering)
     for batch in batches:
         joined(gathering, batch, encode=False).pow(3).sum().backward()
         gathering.gathered.collect()
@@ -267,7 +267,7 @@ def test_gathered_gradients_of_items_that_wait_are_not_lost():
     for limit in (None, 2):
         vectors = vectors_of("all", gather_items=limit)
         vectors.refresh()
-        gathered = vectors.gathered = Gathered(vectors)
+        gathered = vectors.gathered = CachedGradients(vectors)
         joined(vectors, batch, encode=False).pow(3).sum().backward()
         gathered.collect()
         lengths, calls = gathered.sums.norm(dim=1), 0
@@ -310,7 +310,7 @@ def test_gathering_renews_the_cache_of_the_items_it_met():
     vectors.refresh()
     old = vectors.cache.clone()
     stir(vectors.encoder, 7)
-    vectors.gathered = Gathered(vectors)
+    vectors.gathered = CachedGradients(vectors)
     joined(vectors, batch, encode=False).sum().backward()
     vectors.gathered.collect()
     vectors.gathered.backward()

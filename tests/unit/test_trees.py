@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.data.prepared import Taught, load_prepared
+from mtrec_ray.data.prepared import TeacherLabels, load_prepared
 from mtrec_ray.data.shards import mix_labels, read_cut
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.training import teacher
@@ -53,7 +53,7 @@ def write(folder, change=None):
 
 def taught(project, prepared, folder):
     """The teacher's predictions of shop's rows."""
-    teacher.teach(project, prepared, "shop", str(folder))
+    teacher.fit_teacher(project, prepared, "shop", str(folder))
     tables = [pq.read_table(folder / "shop" / f"part-{i:05}.parquet") for i in range(2)]
     return np.concatenate([np.stack(t.column("taught").to_numpy()) for t in tables])
 
@@ -90,7 +90,9 @@ def test_shards_are_read_with_mixed_labels(project, tmp_path):
     prepared = load_prepared(write(tmp_path / "a").folder)
     found = taught(project, prepared, tmp_path / "t")
     plain = prepared.train_shards("shop")[1].read()
-    mixed = replace(prepared, taught=Taught(str(tmp_path / "t"), 0.25)).train_shards("shop")[1]
+    mixed = replace(prepared, taught=TeacherLabels(str(tmp_path / "t"), 0.25)).train_shards("shop")[
+        1
+    ]
     before = np.stack(plain.column("labels").to_numpy())
     after = np.stack(mixed.read().column("labels").to_numpy())
     np.testing.assert_array_equal(after[:, 0], before[:, 0])  # click, the parent of buy

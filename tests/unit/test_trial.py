@@ -21,8 +21,8 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.search.space import space_of
 from mtrec_ray.stages.tune import planned
-from mtrec_ray.stages.tuning.in_process import BEST, train_here
-from mtrec_ray.stages.tuning.trial import Shared, run_trial, train_trial
+from mtrec_ray.stages.tuning.in_process import BEST, train_in_process
+from mtrec_ray.stages.tuning.trial import TrialInputs, run_trial, train_trial
 from mtrec_ray.training.batches import pick
 from mtrec_ray.training.checkpoint import FACTS as MODEL_FACTS
 from mtrec_ray.training.checkpoint import WEIGHTS
@@ -83,7 +83,7 @@ def whole(data, project, tmp_path_factory):
     """What an undisturbed run told, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     told = []
-    train_here(project, data[0], str(folder), data[1], told.append)
+    train_in_process(project, data[0], str(folder), data[1], told.append)
     return told, folder
 
 
@@ -108,8 +108,8 @@ def test_a_trial_that_is_ended_goes_on(data, project, whole, tmp_path, stop):
     """Ended at any report, in mid-epoch or after one, and started again: same scores and model."""
     first, second = [], []
     with pytest.raises(SystemExit):
-        train_here(project, data[0], str(tmp_path), data[1], stopped_at(stop, first))
-    train_here(project, data[0], str(tmp_path), data[1], second.append)
+        train_in_process(project, data[0], str(tmp_path), data[1], stopped_at(stop, first))
+    train_in_process(project, data[0], str(tmp_path), data[1], second.append)
     told, folder = whole
     np.testing.assert_allclose(numbers(first + second), numbers(told), rtol=1e-6)
     ours, theirs = (load_file(f / BEST / WEIGHTS) for f in (tmp_path, folder))
@@ -145,7 +145,7 @@ def config(name, rate):
 
 def test_a_trial_tells_its_epochs(data, project, reports, tmp_path):
     """One report an epoch with the best scores so far, then one with what training returned."""
-    shared = Shared(data[0], data[1], str(tmp_path / "runs"))
+    shared = TrialInputs(data[0], data[1], str(tmp_path / "runs"))
     start(project, tmp_path / "trials", train_trial, shared)
     entries = [r["entry"] for r in reports if r["entry"]]
     assert [e["epoch"] for e in entries] == list(range(1, EPOCHS + 1))
@@ -158,7 +158,7 @@ def test_a_trial_tells_its_epochs(data, project, reports, tmp_path):
 
 def test_what_was_told_is_not_told_again(data, project, reports, tmp_path):
     """A trial whose process was lost after its last checkpoint tells the missing epochs."""
-    shared = Shared(data[0], data[1], str(tmp_path / "runs"))
+    shared = TrialInputs(data[0], data[1], str(tmp_path / "runs"))
     start(project, tmp_path / "trials", train_trial, shared)
     first = next(r["entry"] for r in reports if r["entry"])
     Trial("t001", {}, status="running", curve=[first]).save(str(tmp_path / "trials"))
@@ -181,7 +181,7 @@ def test_a_failure_is_reported_and_not_raised(project, reports, tmp_path):
 
 def test_a_trial_of_a_population_goes_on_from_a_better_one(data, project, monkeypatch, tmp_path):
     """From the other's first epoch: with its values as that one went on, with others elsewhere."""
-    shared = Shared(data[0], data[1], str(tmp_path / "runs"))
+    shared = TrialInputs(data[0], data[1], str(tmp_path / "runs"))
     kept, told = [], {}
 
     def report(metrics, checkpoint=None):

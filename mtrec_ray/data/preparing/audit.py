@@ -164,7 +164,7 @@ def raw_batches(path: str, scenario: Scenario) -> Iterator[pd.DataFrame]:
                 for key, column in (("user", events.user), ("item", events.item)):
                     text = pc.cast(batch.column(column), pa.string())
                     frame[key] = text.to_numpy(zero_copy_only=False)
-                frame["time"] = milliseconds(batch.column(events.time)) if events.time else 0.0
+                frame["time"] = raw_milliseconds(batch.column(events.time)) if events.time else 0.0
                 for task, column in labels.items():
                     values = pc.cast(batch.column(column), pa.float64(), safe=False)
                     frame[task] = values.to_numpy(zero_copy_only=False)
@@ -177,7 +177,7 @@ def raw_batches(path: str, scenario: Scenario) -> Iterator[pd.DataFrame]:
                 yield frame
 
 
-def milliseconds(column: pa.Array) -> np.ndarray:
+def raw_milliseconds(column: pa.Array) -> np.ndarray:
     """f64[N]: milliseconds since 1970, NaN for null; plain numbers are seconds."""
     if pa.types.is_temporal(column.type):
         stamp = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
@@ -222,7 +222,7 @@ def check_row(
     for key, value in keys.items():
         same = seen[seen[key] == value]
         expected = expected_statistics(same, raw["time"], scenario, known, key, scale)
-        problems += compare(columns, expected)
+        problems += disagreements(columns, expected)
     mine = seen[seen["user"] == raw["user"]]
     for column in log.audited:
         value = log.category(keys["item"], column)
@@ -231,7 +231,7 @@ def check_row(
             expected = expected_statistics(same, raw["time"], scenario, known, key, scale, ())
             if value is None:
                 expected = dict.fromkeys(expected, np.nan)
-            problems += compare(columns, expected)
+            problems += disagreements(columns, expected)
     return problems + check_history(log, scenario, mine, raw["time"], sample["history"].tolist())
 
 
@@ -300,7 +300,7 @@ def smoothed(labels: pd.Series, prior: float) -> float:
     return float((labels.sum() + 10 * prior) / (len(labels) + 10))
 
 
-def compare(columns: dict[str, float], expected: dict[str, float]) -> list[str]:
+def disagreements(columns: dict[str, float], expected: dict[str, float]) -> list[str]:
     """A line for each column that differs from what the raw log gives."""
     return [
         f"{name}: prepared {columns[name]:.5f}, by brute force {value:.5f}"

@@ -15,12 +15,12 @@ from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.events import TRAIN
 from mtrec_ray.data.preparing.samples import order_key, source_rows
-from mtrec_ray.data.preparing.statistics import NO_WINDOWS, Rows
+from mtrec_ray.data.preparing.statistics import NO_WINDOWS, KeyedRows
 from mtrec_ray.project.scenario import Scenario
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureSpec:
     """What the partition functions need to know of a scenario, with its fitted numbers.
 
     Attributes:
@@ -82,7 +82,7 @@ def numeric_names(scenario: Scenario) -> list[str]:
     return names + [f"event.{c}" for c in scenario.events.numeric]
 
 
-def folds(table: pa.Table, layout: Layout) -> NDArray[np.int64] | None:
+def folds(table: pa.Table, layout: FeatureSpec) -> NDArray[np.int64] | None:
     """Fold of each training row, -1 for others; None where time exists.
 
     A sampled negative is in the fold of its positive: in one of its own it would count that
@@ -95,7 +95,7 @@ def folds(table: pa.Table, layout: Layout) -> NDArray[np.int64] | None:
     return np.where(table.column("split").to_numpy() == TRAIN, fold, -1)
 
 
-def counting(table: pa.Table, layout: Layout) -> NDArray[np.bool_]:
+def counting(table: pa.Table, layout: FeatureSpec) -> NDArray[np.bool_]:
     """Which rows may enter statistics: no sampled negatives; without time training rows only."""
     real = ~table.column("sampled").to_numpy(zero_copy_only=False)
     if layout.timed and layout.scenario.statistics == "live":
@@ -103,7 +103,9 @@ def counting(table: pa.Table, layout: Layout) -> NDArray[np.bool_]:
     return real & (table.column("split").to_numpy() == TRAIN)
 
 
-def _with_states(table: pa.Table, key: NDArray[np.int64], layout: Layout) -> tuple[Rows, NDArray]:
+def _with_states(
+    table: pa.Table, key: NDArray[np.int64], layout: FeatureSpec
+) -> tuple[KeyedRows, NDArray]:
     """Rows of the table followed by one asking row a key at the end of the data.
 
     Returns:
@@ -113,7 +115,7 @@ def _with_states(table: pa.Table, key: NDArray[np.int64], layout: Layout) -> tup
     num_keys = len(first)
     fold = folds(table, layout)
     labels = matrix(table.column("labels"))[:, : len(layout.tasks)].astype(np.float64)
-    rows = Rows(
+    rows = KeyedRows(
         key=np.concatenate([code, np.arange(num_keys)]),
         time=np.concatenate([table.column("time").to_numpy(), np.full(num_keys, layout.end_ms)]),
         labels=np.concatenate([labels, np.full((num_keys, labels.shape[1]), np.nan)]),
@@ -137,7 +139,7 @@ def carry(table: pa.Table, stats: NDArray[np.float32], start: int) -> pa.Table:
     return table.set_column(place, "carried", fixed_list(carried))
 
 
-def item_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
+def item_features(table: pa.Table, layout: FeatureSpec) -> tuple[pa.Table, pa.Table]:
     """The rows with item statistics, and the state of each item at the end of the data."""
     rows, first = _with_states(table, table.column("item").to_numpy().astype(np.int64), layout)
     stats = statistics.statistics(rows, layout.delays_ms, layout.priors).astype(np.float32)
@@ -147,7 +149,9 @@ def item_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, pa.Table]:
     return out, pa.table({"item": items, "numeric": fixed_list(stats[num:])})
 
 
-def category_features(table: pa.Table, layout: Layout, column: str) -> tuple[pa.Table, pa.Table]:
+def category_features(
+    table: pa.Table, layout: FeatureSpec, column: str
+) -> tuple[pa.Table, pa.Table]:
     """The rows with the statistics of their category, and its state at the end of the data.
 
     An item without a value has no statistics (NaN).
@@ -159,7 +163,7 @@ def category_features(table: pa.Table, layout: Layout, column: str) -> tuple[pa.
 
 
 def category_statistics(
-    table: pa.Table, key: NDArray[np.int64], layout: Layout
+    table: pa.Table, key: NDArray[np.int64], layout: FeatureSpec
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """Statistics [N, F] by a key that may be -1 (then NaN), without windows.
 
@@ -175,18 +179,18 @@ def category_statistics(
     return np.where(key[:, None] >= 0, stats[:num], np.nan), first[known], stats[num:][known]
 
 
-def history_rows(rows: Rows, layout: Layout) -> tuple[Rows, int]:
+def history_rows(rows: KeyedRows, layout: FeatureSpec) -> tuple[KeyedRows, int]:
     """The rows with those that may stand in a history marked, and the label's delay in ms."""
     of = layout.scenario.history.of
     if of == "any":
         return rows, 0
     index = layout.tasks.index(of)
     positive = rows.labels[:, index] == 1
-    marked = Rows(rows.key, rows.time, rows.labels, rows.counts & positive, rows.fold)
+    marked = KeyedRows(rows.key, rows.time, rows.labels, rows.counts & positive, rows.fold)
     return marked, layout.delays_ms[index]
 
 
-def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, dict[str, pa.Table]]:
+def user_features(table: pa.Table, layout: FeatureSpec) -> tuple[pa.Table, dict[str, pa.Table]]:
     """The finished rows of a partition of users, and states at the end, by kind.
 
     A row: row, user (vocabulary number, 0 unknown), person (hash of the user), item, time, split,
@@ -233,7 +237,7 @@ def user_features(table: pa.Table, layout: Layout) -> tuple[pa.Table, dict[str, 
 
 
 def user_categories(
-    table: pa.Table, user: NDArray[np.int32], layout: Layout
+    table: pa.Table, user: NDArray[np.int32], layout: FeatureSpec
 ) -> tuple[list[NDArray[np.float32]], dict[str, pa.Table]]:
     """Statistics of each user's rows with the category of a row, and the states at the end."""
     parts, states = [], {}
@@ -263,7 +267,7 @@ def user_numbers(hashes: NDArray[np.int64], users: NDArray[np.uint64]) -> NDArra
 
 
 def row_numbers(
-    table: pa.Table, user_stats: list[NDArray[np.float32]], layout: Layout
+    table: pa.Table, user_stats: list[NDArray[np.float32]], layout: FeatureSpec
 ) -> NDArray[np.float32]:
     """f32[N, F]: the numeric columns of a row, as `numeric_names` lists them."""
     num_carried = len(carried_names(layout.scenario))
@@ -280,7 +284,7 @@ def row_numbers(
     return np.concatenate(parts, 1).astype(np.float32)
 
 
-def event_categories(table: pa.Table, layout: Layout) -> NDArray[np.int32]:
+def event_categories(table: pa.Table, layout: FeatureSpec) -> NDArray[np.int32]:
     """i32[N, C]: codes of the log's categorical columns, 0 unknown."""
     hashes = matrix(table.column("event_categorical"))
     codes = [

@@ -7,7 +7,7 @@ import numpy as np
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import load_catalogue
-from mtrec_ray.data.preparing.features import Layout, numeric_names
+from mtrec_ray.data.preparing.features import FeatureSpec, numeric_names
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS, Scenario
@@ -25,7 +25,7 @@ NUM_QUANTILES = 33
 def manifest_of(
     project: Project,
     scans: Mapping[str, "Scan"],
-    layouts: Mapping[str, Layout],
+    layouts: Mapping[str, FeatureSpec],
     vocabularies: Mapping[str, dict[str, list[str]]],
     written: list[dict[str, Any]],
     folder: str,

@@ -9,9 +9,9 @@ import ray.data
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.preparing import features, inputs, samples
-from mtrec_ray.data.preparing.features import Layout
+from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
-from mtrec_ray.data.preparing.scan import Source, fragment_dataset, read_canonical
+from mtrec_ray.data.preparing.scan import LogSource, fragment_dataset, read_canonical
 from mtrec_ray.project.scenario import SPLITS
 
 ROWS_PER_PARTITION = 500_000
@@ -24,20 +24,20 @@ SCENARIO_STRIDE = 2**20
 
 
 # What rows are partitioned by: the scenario's name and its rows to a number for each row.
-Key = Callable[[str, pa.Table], np.ndarray]
+PartitionKey = Callable[[str, pa.Table], np.ndarray]
 
 
 def partitioned(
     fragments: list[Fragment],
     sources: ray.ObjectRef,
-    key: Key,
+    key: PartitionKey,
     parts: dict[str, int],
     width: int = 1,
 ) -> ray.data.Dataset:
     """Canonical rows with a column `part` by a hash of their key, to carry `width` statistics."""
 
     def read(block: pa.Table) -> Iterator[pa.Table]:
-        known = cast("dict[str, Source]", ray.get(sources))
+        known = cast("dict[str, LogSource]", ray.get(sources))
         for row in block.to_pylist():
             fragment = Fragment(**row)
             table, _ = read_canonical(fragment, known[fragment.scenario])
@@ -49,7 +49,7 @@ def partitioned(
     return fragment_dataset(fragments).map_batches(read, batch_size=1, batch_format="pyarrow")
 
 
-def by_column(column: str) -> Key:
+def by_column(column: str) -> PartitionKey:
     """The user or the item as key."""
     return lambda _, table: table.column(column).to_numpy()
 
@@ -93,7 +93,7 @@ def expand(
     parts = {name: num_parts(rows).get(name, 1) for name in cast("dict", ray.get(sources))}
 
     def work(table: pa.Table) -> pa.Table:
-        known = cast("dict[str, Source]", ray.get(sources))
+        known = cast("dict[str, LogSource]", ray.get(sources))
         name, index = _place(table, known)
         table = table.drop_columns(["part", "carried"])
         source = known[name]
@@ -114,7 +114,7 @@ def expand(
 
 
 def build_shards(
-    fragments: list[Fragment], sources: ray.ObjectRef, layouts: dict[str, Layout], folder: str
+    fragments: list[Fragment], sources: ray.ObjectRef, layouts: dict[str, FeatureSpec], folder: str
 ) -> list[dict[str, Any]]:
     """Write samples and end states; one row for each file that was written."""
     rows = {name: sum(f.num_rows for f in fragments if f.scenario == name) for name in layouts}
@@ -123,7 +123,7 @@ def build_shards(
     shared = ray.put(layouts)
 
     def by_item(table: pa.Table) -> pa.Table:
-        known = cast("dict[str, Layout]", ray.get(shared))
+        known = cast("dict[str, FeatureSpec]", ray.get(shared))
         name, index = _place(table, known)
         out, state = features.item_features(table, known[name])
         write_state(state, folder, name, "items", index)
@@ -131,7 +131,7 @@ def build_shards(
         return _with_part(out, values, list(known).index(name), parts[name])
 
     def by_user(table: pa.Table) -> pa.Table:
-        known = cast("dict[str, Layout]", ray.get(shared))
+        known = cast("dict[str, FeatureSpec]", ray.get(shared))
         name, index = _place(table, known)
         finished, states = features.user_features(table, known[name])
         for kind, state in states.items():
@@ -160,13 +160,13 @@ def category_passes(
     One shuffle for each categorical column that is counted; scenarios with fewer columns than
     others pass through the last ones.
     """
-    layouts = cast("dict[str, Layout]", ray.get(shared))
+    layouts = cast("dict[str, FeatureSpec]", ray.get(shared))
     names = {f.scenario for f in fragments}
     passes = max(len(layouts[n].categories) for n in names)
 
-    def key(number: int) -> Key:
+    def key(number: int) -> PartitionKey:
         def values(name: str, table: pa.Table) -> np.ndarray:
-            known = cast("dict[str, Layout]", ray.get(shared))[name].categories
+            known = cast("dict[str, FeatureSpec]", ray.get(shared))[name].categories
             item = table.column("item").to_numpy()
             return list(known.values())[number][item] + 1 if number < len(known) else item
 
@@ -174,7 +174,7 @@ def category_passes(
 
     def work(number: int) -> Callable[[pa.Table], pa.Table]:
         def by_category(table: pa.Table) -> pa.Table:
-            known = cast("dict[str, Layout]", ray.get(shared))
+            known = cast("dict[str, FeatureSpec]", ray.get(shared))
             name, index = _place(table, known)
             layout = known[name]
             if number < len(layout.categories):

@@ -21,13 +21,13 @@ import ray.data
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import assemble, category_codes, load_catalogue
 from mtrec_ray.data.preparing import inputs, samples
-from mtrec_ray.data.preparing.features import Layout
+from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of
 from mtrec_ray.data.preparing.passes import build_shards, expand
 from mtrec_ray.data.preparing.scan import Scan, list_width, scan, scan_problems, source_of
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.project import Project
 
@@ -110,10 +110,10 @@ def layout_of(
     users: np.ndarray,
     items: pa.Table,
     catalogue_path: str,
-) -> Layout:
+) -> FeatureSpec:
     """What the partition functions need, with the numbers fitted on training rows."""
     known, total, _ = found.label_sums
-    return Layout(
+    return FeatureSpec(
         scenario=project.scenarios[name],
         width=list_width(project),
         priors=tuple((total / np.maximum(known, 1)).tolist()),
@@ -159,7 +159,7 @@ def write_catalogues(
 
 
 def prepare(
-    project: Project, folder: str, say: Say, stored_users: Mapping[str, np.ndarray] = NO_USERS
+    project: Project, folder: str, log: Log, stored_users: Mapping[str, np.ndarray] = NO_USERS
 ) -> dict[str, Any]:
     """Write the prepared data of a project; returns the manifest (without its fingerprint).
 
@@ -171,7 +171,7 @@ def prepare(
     load_tokenizer(project.model.encoder.source)
     tables = {name: read_items(project, name) for name in project.scenarios}
     refuse(item_problems(project, tables))
-    say(f"tokenising {sum(t.num_rows for t in tables.values()):,} items")
+    log(f"tokenising {sum(t.num_rows for t in tables.values()):,} items")
     items = tokenised_items(project, tables)
     known = {name: source_of(project, name, items[name]) for name in items}
     sources = ray.put(known)
@@ -180,15 +180,15 @@ def prepare(
         for name, scenario in project.scenarios.items()
         for piece in inputs.fragments(name, project.path(scenario.events.path))
     ]
-    say(f"scanning {sum(p.num_rows for p in pieces):,} rows")
+    log(f"scanning {sum(p.num_rows for p in pieces):,} rows")
     scans = scan(pieces, sources)
-    pieces, scans = _expanded(project, pieces, sources, scans, folder, say)
+    pieces, scans = _expanded(project, pieces, sources, scans, folder, log)
     refuse(scan_problems(project, scans))
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans, stored_users)
     paths = {name: storage.join(folder, name, CATALOGUE) for name in items}
     layouts = {n: layout_of(project, n, scans[n], users[n], items[n], paths[n]) for n in items}
-    say("statistics, histories and shards")
+    log("statistics, histories and shards")
     written = build_shards(pieces, sources, layouts, folder)
     return manifest_of(project, scans, layouts, vocabularies, written, folder)
 
@@ -199,12 +199,12 @@ def _expanded(
     sources: ray.ObjectRef,
     scans: dict[str, Scan],
     folder: str,
-    say: Say,
+    log: Log,
 ) -> tuple[list[Fragment], dict[str, Scan]]:
     names = [n for n, s in project.scenarios.items() if samples.needs_expansion(s)]
     if not names:
         return pieces, scans
-    say(f"splitting and sampling negatives: {', '.join(names)}")
+    log(f"splitting and sampling negatives: {', '.join(names)}")
     weights = {
         n: samples.negative_weights(
             project.scenarios[n], scans[n].item_rows, len(scans[n].item_rows)

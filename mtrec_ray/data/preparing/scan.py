@@ -36,7 +36,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Source:
+class LogSource:
     """What reading a scenario's rows takes; lies in the object store."""
 
     scenario: Scenario
@@ -54,15 +54,15 @@ def list_width(project: Project) -> int:
     )
 
 
-def source_of(project: Project, name: str, items: pa.Table) -> Source:
+def source_of(project: Project, name: str, items: pa.Table) -> LogSource:
     """What reading a scenario's rows takes."""
     scenario = project.scenarios[name]
     lookup = ItemLookup.of(items.column(scenario.items.id))
     published = published_ms(items, scenario.items)
-    return Source(scenario, lookup, list_width(project), items.num_rows, published)
+    return LogSource(scenario, lookup, list_width(project), items.num_rows, published)
 
 
-def read_canonical(fragment: Fragment, source: Source) -> tuple[pa.Table, Findings]:
+def read_canonical(fragment: Fragment, source: LogSource) -> tuple[pa.Table, Findings]:
     """Canonical rows of a row group: of the user's log, or of an expanded one."""
     table = inputs.read_fragment(fragment)
     if "event_categorical" in table.column_names:
@@ -70,7 +70,7 @@ def read_canonical(fragment: Fragment, source: Source) -> tuple[pa.Table, Findin
     return canonical(table, source.scenario, fragment.first_row, source.lookup, source.width)
 
 
-def scan_rows(table: pa.Table, findings: Findings, source: Source) -> Scan:
+def scan_rows(table: pa.Table, findings: Findings, source: LogSource) -> Scan:
     """The scan of some canonical rows."""
     num_tasks = len(source.scenario.tasks)
     split = table.column("split").to_numpy()
@@ -132,7 +132,7 @@ def scan(fragments: list[Fragment], sources: ray.ObjectRef) -> dict[str, Scan]:
 
     def scan_one(row: dict[str, Any]) -> dict[str, Any]:
         fragment = Fragment(**row)
-        source = cast("dict[str, Source]", ray.get(sources))[fragment.scenario]
+        source = cast("dict[str, LogSource]", ray.get(sources))[fragment.scenario]
         table, findings = read_canonical(fragment, source)
         found = scan_rows(table, findings, source)
         return {"scenario": fragment.scenario, "scan": pickle.dumps(found)}

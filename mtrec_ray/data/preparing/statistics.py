@@ -42,7 +42,7 @@ SMOOTHING = 10.0
 
 
 @dataclass(frozen=True)
-class Rows:
+class KeyedRows:
     """Rows of a partition.
 
     Attributes:
@@ -106,7 +106,7 @@ def feature_names(
 
 
 def statistics(
-    rows: Rows,
+    rows: KeyedRows,
     delays_ms: Sequence[int],
     priors: Sequence[float],
     windows: Windows = WINDOWS_MS,
@@ -122,7 +122,7 @@ def statistics(
 
 
 def _timed_statistics(
-    rows: Rows, delays_ms: Sequence[int], priors: Sequence[float], windows: Windows
+    rows: KeyedRows, delays_ms: Sequence[int], priors: Sequence[float], windows: Windows
 ) -> Floats:
     past = Past(rows.key, rows.time, rows.counts)
     ones = np.ones(len(rows.key))
@@ -150,7 +150,7 @@ def _log_seconds_since(past: Past, at: Ints, end: Ints, time: Ints) -> Floats:
     return np.log1p(seconds)
 
 
-def _fold_statistics(rows: Rows, fold: Ints, priors: Sequence[float]) -> Floats:
+def _fold_statistics(rows: KeyedRows, fold: Ints, priors: Sequence[float]) -> Floats:
     """Totals over training rows of the other folds; counts are scaled to the whole training set."""
     scale = np.where(fold >= 0, NUM_FOLDS / (NUM_FOLDS - 1), 1.0)
     columns = [np.log1p(_other_folds(rows, fold, np.ones(len(rows.key))) * scale)]
@@ -161,7 +161,7 @@ def _fold_statistics(rows: Rows, fold: Ints, priors: Sequence[float]) -> Floats:
     return np.stack(columns, 1)
 
 
-def _other_folds(rows: Rows, fold: Ints, values: Floats) -> Floats:
+def _other_folds(rows: KeyedRows, fold: Ints, values: Floats) -> Floats:
     num_keys = int(rows.key.max()) + 1 if len(rows.key) else 0
     values = np.where(rows.counts, values, 0.0)
     whole = np.bincount(rows.key, values, num_keys).astype(np.float64)
@@ -181,7 +181,7 @@ def _smoothed(known: Floats, total: Floats, prior: float) -> list[Floats]:
 
 
 def histories(
-    rows: Rows, item: NDArray[np.int32], last: int, delay_ms: int
+    rows: KeyedRows, item: NDArray[np.int32], last: int, delay_ms: int
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """The user's last items before each row.
 
@@ -210,7 +210,7 @@ def _rows_at(order: Ints, position: Ints, valid: Bools) -> Ints:
     return np.where(valid, order[np.maximum(position, 0)], -1)
 
 
-def _fold_history(rows: Rows, fold: Ints, last: int) -> Ints:
+def _fold_history(rows: KeyedRows, fold: Ints, last: int) -> Ints:
     """i64[N, H]: the first rows (in the order given) of the key in other folds.
 
     For each fold f the counting rows outside f are laid out by key; rows of fold f (and the

@@ -15,18 +15,18 @@ import ray
 
 from mtrec_ray.data import storage
 from mtrec_ray.evaluation.metrics import task_metrics
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
-    for_use,
-    score_rows_of,
-    tuned_in,
+    finetuned_model_in,
+    score_split_by_tasks,
+    with_use_options,
     zero_shot_model,
 )
-from mtrec_ray.stages.finetuning.joint_run import Ground
+from mtrec_ray.stages.finetuning.joint_run import JointRun
 from mtrec_ray.stages.finetuning.recipe import (
     DELTA_FOLDER,
     scenario_project,
@@ -34,10 +34,10 @@ from mtrec_ray.stages.finetuning.recipe import (
     start_of,
     store_delta,
 )
-from mtrec_ray.stages.parallel_runs import Record, side_by_side
+from mtrec_ray.stages.parallel_runs import Record, run_in_parallel
 from mtrec_ray.stages.run_folder import DONE
 from mtrec_ray.stages.train import BEST, TrainingRun, train_model
-from mtrec_ray.stages.trained_model import Served, joint_model
+from mtrec_ray.stages.trained_model import TrainedModel, joint_model
 
 STEPS_AN_EPOCH = 8  # at least: with few rows batches are smaller
 
@@ -56,28 +56,28 @@ def check_shots(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def draw_curve(
-    ground: Ground, name: str, project: Project, shots: Sequence[str], say: Say
+    joint_run: JointRun, name: str, project: Project, shots: Sequence[str], log: Log
 ) -> dict[str, Any]:
     """Test metrics of a new scenario by number of rows: joined, and alone; also as shots.json."""
-    have = ground.data(name).scenarios[name].num_rows("train")
+    have = joint_run.data(name).scenarios[name].num_rows("train")
     numbers = {w: have if w == "all" else min(int(w), have) for w in shots}
     points = {
         f"{w} rows, {how}": (rows, how)
         for w, rows in numbers.items()
         for how in ("joined", "alone")
-        if rows or (how == "joined" and ground.project.model.general)
+        if rows or (how == "joined" and joint_run.project.model.general)
     }
     jobs = {  # one for each that is different: there may be fewer rows than asked for
-        f"{rows:,} rows, {how}": functools.partial(one_point, ground, name, project, rows, how)
+        f"{rows:,} rows, {how}": functools.partial(curve_point, joint_run, name, project, rows, how)
         for rows, how in dict.fromkeys(points.values())
     }
-    done = side_by_side(jobs, project, say)
+    done = run_in_parallel(jobs, project, log)
     found = {label: done[f"{rows:,} rows, {how}"] for label, (rows, how) in points.items()}
-    storage.write_json(storage.join(ground.folder(name), "shots.json"), found)
+    storage.write_json(storage.join(joint_run.folder(name), "shots.json"), found)
     return found
 
 
-def few(tree: dict[str, Any], rows: int) -> dict[str, Any]:
+def with_few_rows(tree: dict[str, Any], rows: int) -> dict[str, Any]:
     """A project's tree whose batches are so small that an epoch has some steps."""
     training = tree["training"]
     batch = min(training["batch_size"], max(rows // STEPS_AN_EPOCH, 1))
@@ -85,36 +85,38 @@ def few(tree: dict[str, Any], rows: int) -> dict[str, Any]:
     return tree
 
 
-def one_point(ground: Ground, name: str, project: Project, rows: int, how: str) -> Record:
+def curve_point(joint_run: JointRun, name: str, project: Project, rows: int, how: str) -> Record:
     """Metrics on test of a scenario that learned from so many rows."""
     if not rows:
-        return measured(ground, name, for_use(zero_shot_model(ground, name, project), project))
-    folder = storage.join(ground.folder(name), "shots", f"{how}-{rows}")
-    data, tuned = ground.data(name), project.finetune.of(name)
+        return test_metrics(
+            joint_run, name, with_use_options(zero_shot_model(joint_run, name, project), project)
+        )
+    folder = storage.join(joint_run.folder(name), "shots", f"{how}-{rows}")
+    data, tuned = joint_run.data(name), project.finetune.of(name)
     workers = {"num_workers": 1}  # batches may be of a few rows
     if how == "alone":
-        tree = few(single(project, name), rows)
+        tree = with_few_rows(single(project, name), rows)
         tree["training"] |= {"epochs": tuned.epochs, "patience": tuned.patience}
         start = None
     else:
-        tree = few(scenario_project(ground, name, tuned, project).dump(), rows)
-        start = start_of(ground, name, tuned)
+        tree = with_few_rows(scenario_project(joint_run, name, tuned, project).dump(), rows)
+        start = start_of(joint_run, name, tuned)
     tree["run"] |= workers
     own = parse_project(tree)
     if not storage.exists(storage.join(folder, "training", DONE)):
         train_model(TrainingRun(own, data, folder, "training", start=start, rows=rows))
     best = storage.join(folder, "training", BEST)
     if start is None:
-        return measured(ground, name, joint_model(own, data.folder, best))
+        return test_metrics(joint_run, name, joint_model(own, data.folder, best))
     delta = storage.join(folder, DELTA_FOLDER)
     facts = {"tuned": tuned.model_dump(mode="json")}
     task = task_of(store_delta, project.run, gpu=False)
     ray.get(task.remote(own, data, start, best, delta, facts))
-    return measured(ground, name, tuned_in(ground, name, project, delta))
+    return test_metrics(joint_run, name, finetuned_model_in(joint_run, name, project, delta))
 
 
-def measured(ground: Ground, name: str, served: Served) -> Record:
+def test_metrics(joint_run: JointRun, name: str, trained_model: TrainedModel) -> Record:
     """Metrics of each task on test."""
-    users, labels, scores = score_rows_of(served, name, "test")
-    facts = ground.data(name).scenarios[name]
+    users, labels, scores = score_split_by_tasks(trained_model, name, "test")
+    facts = joint_run.data(name).scenarios[name]
     return dict(task_metrics(facts, np.asarray(users), labels, scores))

@@ -17,7 +17,7 @@ SCENARIOS, ENCODER_FOLDER = "scenarios", "encoder"
 
 
 @dataclass(frozen=True)
-class Ground:
+class JointRun:
     """What scenarios are fine-tuned on.
 
     Attributes:
@@ -61,7 +61,7 @@ class Ground:
         return storage.join(self.run_folder, "joint", ENCODER_FOLDER)
 
 
-def open_ground(project: Project, storage_path: str) -> Ground:
+def open_joint_run(project: Project, storage_path: str) -> JointRun:
     """The finished joint model of a run.
 
     Raises:
@@ -82,7 +82,7 @@ def open_ground(project: Project, storage_path: str) -> Ground:
     best = storage.join(joint, BEST)
     opened = {n: open_joined(whole, run_folder, n) for n in new}
     joined = {n: p for n, p in opened.items() if p is not None}
-    return Ground(project, prepared, run_folder, best, base_fingerprint(best), joined)
+    return JointRun(project, prepared, run_folder, best, base_fingerprint(best), joined)
 
 
 def check_names(names: Sequence[str], project: Project) -> list[str]:
@@ -96,17 +96,17 @@ def check_names(names: Sequence[str], project: Project) -> list[str]:
     return list(dict.fromkeys(names)) or list(project.scenarios)
 
 
-def with_data(names: Sequence[str], ground: Ground) -> list[str]:
+def with_data(names: Sequence[str], joint_run: JointRun) -> list[str]:
     """The scenarios themselves.
 
     Raises:
         ProjectError: one that is new and has not been prepared.
     """
-    missing = [n for n in names if n not in ground.facts]
+    missing = [n for n in names if n not in joint_run.facts]
     refuse(
         [
             f"scenarios.{n}: found no prepared data of it, and the joint model does not have it; "
-            f"allowed: {', '.join(ground.facts)}, or first finetune --scenario {n}"
+            f"allowed: {', '.join(joint_run.facts)}, or first finetune --scenario {n}"
             for n in missing
         ]
     )

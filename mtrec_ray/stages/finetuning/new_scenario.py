@@ -4,7 +4,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.end_states import stored_users
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import prepare_fingerprint, prepared_with
 from mtrec_ray.project.load import parse_project
@@ -52,14 +52,14 @@ def open_joined(project: Project, run_folder: str, name: str) -> Prepared | None
 
 
 def prepare_joined(
-    project: Project, stored: Prepared, run_folder: str, storage_path: str, name: str, say: Say
+    project: Project, stored: Prepared, run_folder: str, storage_path: str, name: str, log: Log
 ) -> Prepared:
     """Prepare a new scenario's data against the stored users, or find it prepared.
 
     Raises:
         ProjectError: unusable inputs, changed ones, or users of a space that the model lacks.
     """
-    own = with_sample_world(restricted(project, [name]), storage_path, say)
+    own = with_sample_world(restricted(project, [name]), storage_path, log)
     space = own.scenarios[name].users
     spaces = sorted({f.user_space for f in stored.scenarios.values()})
     if space is not None and space != name and space not in spaces:
@@ -81,8 +81,8 @@ def prepare_joined(
         )
     if found:
         return found
-    say(f"{name}: joins {', '.join(stored.scenarios)}")
+    log(f"{name}: joins {', '.join(stored.scenarios)}")
     users = {s: stored_users(stored, s) for s in spaces if s == space}
     folder = joined_folder(run_folder, name)
-    prepare_into(own, folder, mark, say, users)
+    prepare_into(own, folder, mark, log, users)
     return load_prepared(folder)

@@ -14,11 +14,17 @@ from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.model import Encoder
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Tuned
-from mtrec_ray.stages.finetuning.joint_run import Ground
+from mtrec_ray.stages.finetuning.joint_run import JointRun
 from mtrec_ray.stages.trained_model import local_copy
 from mtrec_ray.training import checkpoint
 from mtrec_ray.training.build import build_model
-from mtrec_ray.training.delta import ENCODER, Start, begin, read_base, save_delta
+from mtrec_ray.training.delta import (
+    ENCODER,
+    FineTuneStart,
+    load_joint_weights,
+    read_base,
+    save_delta,
+)
 
 DELTA_FOLDER = "delta"
 
@@ -34,17 +40,17 @@ def encoder_layers(project: Project, tuned: Tuned) -> int:
     return learned.get(encoder.trainable, encoder.lora.layers)
 
 
-def encoder_options(ground: Ground, tuned: Tuned) -> dict[str, Any]:
+def encoder_options(joint_run: JointRun, tuned: Tuned) -> dict[str, Any]:
     """The encoder of a scenario's model: as jointly trained, or that one, frozen or adapted."""
-    options = ground.project.model.encoder.model_dump(mode="json")
+    options = joint_run.project.model.encoder.model_dump(mode="json")
     if tuned.mode == "full":
         return options
-    layers, lora = encoder_layers(ground.project, tuned), tuned.lora
+    layers, lora = encoder_layers(joint_run.project, tuned), tuned.lora
     own = {"rank": lora.rank, "alpha": lora.alpha, "layers": layers or 1, "targets": lora.targets}
     trainable = "lora" if layers else "none"
     gather = options["gather"] if layers else None
     return options | {
-        "source": ground.encoder, "trainable": trainable, "lora": own, "gather": gather
+        "source": joint_run.encoder, "trainable": trainable, "lora": own, "gather": gather
     }  # fmt: skip
 
 
@@ -64,10 +70,10 @@ def task_weights(project: Project, name: str) -> dict[str, Any]:
     return {n: {"weight": task.weight} for n, task in project.scenarios[name].tasks.items()}
 
 
-def scenario_project(ground: Ground, name: str, tuned: Tuned, project: Project) -> Project:
+def scenario_project(joint_run: JointRun, name: str, tuned: Tuned, project: Project) -> Project:
     """The project of a scenario's fine-tuning."""
     tree = single(project, name)
-    tree["model"]["encoder"] = encoder_options(ground, tuned)
+    tree["model"]["encoder"] = encoder_options(joint_run, tuned)
     decay = {"weight_decay": 0.0, "id_weight_decay": 0.0} if tuned.l2_sp else {}
     fields = ("lr", "lr_encoder", "epochs", "patience", "rows_per_epoch")
     own = {k: getattr(tuned, k) for k in fields}
@@ -76,28 +82,28 @@ def scenario_project(ground: Ground, name: str, tuned: Tuned, project: Project) 
     return parse_project(tree)
 
 
-def start_of(ground: Ground, name: str, tuned: Tuned) -> Start:
+def start_of(joint_run: JointRun, name: str, tuned: Tuned) -> FineTuneStart:
     """Where a scenario's model starts."""
     lora = tuned.lora
-    return Start(
-        base=ground.joint,
+    return FineTuneStart(
+        base=joint_run.joint,
         name=name,
         mode=tuned.mode,
         rank=lora.rank,
         alpha=lora.alpha,
         shared=lora.shared,
-        is_new=ground.is_new(name),
+        is_new=joint_run.is_new(name),
         l2_sp=tuned.l2_sp,
     )
 
 
-def export_encoder(ground: Ground) -> None:
+def export_encoder(joint_run: JointRun) -> None:
     """Write the encoder that joint training left as a plain one of Hugging Face, if it learned."""
-    folder = ground.encoder
-    options = ground.project.model.encoder
+    folder = joint_run.encoder
+    options = joint_run.project.model.encoder
     if options.trainable == "none" or storage.exists(storage.join(folder, "config.json")):
         return
-    state, _ = read_base(ground.joint)
+    state, _ = read_base(joint_run.joint)
     with tempfile.TemporaryDirectory() as local:
         plain_encoder(options, state).save_pretrained(local)
         if options.source != TINY:
@@ -129,14 +135,14 @@ def plain_encoder(options: Encoder, state: dict[str, torch.Tensor]) -> Any:
 def store_delta(
     project: Project,
     prepared: Prepared,
-    start: Start,
+    start: FineTuneStart,
     best: str,
     folder: str,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Write what fine-tuning changed, from the weights of its best epoch; in a Ray task."""
     model, _ = build_model(project, prepared, torch.device("cpu"), "fp32")
-    wrapper = begin(model, start)
+    wrapper = load_joint_weights(model, start)
     with local_copy(best) as local:
         checkpoint.load_model(local, model)
     return save_delta(model, wrapper, start, folder, **facts)

@@ -13,17 +13,17 @@ from mtrec_ray.evaluation.metrics import (
     scenario_scores,
     task_scores,
 )
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import Trial, load_trials
-from mtrec_ray.stages.evaluate import measure, predict
+from mtrec_ray.stages.evaluate import measure_predictions, predict_split
 from mtrec_ray.stages.trained_model import joint_model, load_trained
-from mtrec_ray.stages.tuning.in_process import BEST, Tell
+from mtrec_ray.stages.tuning.in_process import BEST, ReportEpoch
 from mtrec_ray.stages.tuning.outcome import Outcome
 from mtrec_ray.stages.tuning.runner import Recorder, run_trials
 from mtrec_ray.stages.tuning.searcher import Suggester
-from mtrec_ray.stages.tuning.trial import Shared, train_trial, workers
+from mtrec_ray.stages.tuning.trial import TrialInputs, train_trial, workers
 from mtrec_ray.training.build import cache_folder
 from mtrec_ray.training.validation import validate
 
@@ -31,7 +31,7 @@ VARIANTS = ("chosen", "uniform", "own")
 
 
 def confirm(
-    project: Project, outcome: Outcome, folder: str, shared: Shared, say: Say
+    project: Project, outcome: Outcome, folder: str, shared: TrialInputs, log: Log
 ) -> dict[str, Any] | None:
     """Train each variant with `search.confirm_seeds` seeds as the train stage would, score on test.
 
@@ -44,12 +44,12 @@ def confirm(
     waiting = [t for t in runs.values() if not t.ended]
     here = project.search.num_workers == 0
     if waiting:
-        say(f"confirming on test: {len(waiting)} whole runs")
+        log(f"confirming on test: {len(waiting)} whole runs")
         run_trials(
             with_overrides(project, workers(project)),
             Suggester(waiting, None, unexpected),
             None,
-            Recorder(runs, records, shared.folder, len(runs), say, keep=True),
+            Recorder(runs, records, shared.folder, len(runs), log, keep=True),
             num=len(waiting), train=train_and_test if here else train_trial, shared=shared,
         )  # fmt: skip
     for run in runs.values():
@@ -84,7 +84,9 @@ def variants(outcome: Outcome) -> dict[str, Trial]:
     return {name: trial for name, trial in found.items() if trial}
 
 
-def train_and_test(project: Project, name: str, shared: Shared, tell: Tell) -> dict[str, Any]:
+def train_and_test(
+    project: Project, name: str, shared: TrialInputs, tell: ReportEpoch
+) -> dict[str, Any]:
     """Train a run in this process; its result holds the scores of its best model on test."""
     summary = train_trial(project, name, shared, tell)
     model, vectors = load_trained(
@@ -96,15 +98,15 @@ def train_and_test(project: Project, name: str, shared: Shared, tell: Tell) -> d
     return summary | {"test": scores_of(project, metrics)}
 
 
-def scores_on_test(project: Project, shared: Shared, name: str) -> dict[str, Any]:
+def scores_on_test(project: Project, shared: TrialInputs, name: str) -> dict[str, Any]:
     """The scores of a run's best model on test, predicted by workers as in the evaluate stage.
 
     On the driver: what a trial starts has to fit into the resources that Tune set aside for it.
     """
     prepared, folder = shared.prepared, storage.join(shared.folder, name, "predictions")
-    served = joint_model(project, prepared.folder, storage.join(shared.folder, name, BEST))
-    predict(dict.fromkeys(prepared.scenarios, served), folder, project.run)
-    metrics = {n: measure(folder, facts) for n, facts in prepared.scenarios.items()}
+    trained_model = joint_model(project, prepared.folder, storage.join(shared.folder, name, BEST))
+    predict_split(dict.fromkeys(prepared.scenarios, trained_model), folder, project.run)
+    metrics = {n: measure_predictions(folder, facts) for n, facts in prepared.scenarios.items()}
     return scores_of(project, metrics)
 
 

@@ -14,31 +14,31 @@ import torch
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.stream import Source
+from mtrec_ray.data.stream import RowSource
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.run_folder import DONE
 from mtrec_ray.training import loop
-from mtrec_ray.training.batches import Reader
+from mtrec_ray.training.batches import OpenRows
 from mtrec_ray.training.checkpoint import FACTS, WEIGHTS
 from mtrec_ray.training.context import NO_SCORE
 
 BEST, LATEST = "best", "latest.json"
 
 
-Tell = Callable[[dict[str, Any]], None]
+ReportEpoch = Callable[[dict[str, Any]], None]
 
 
-class LocalHost:
+class InProcessContext:
     """The loop's view of the calling process; checkpoints lie in the model's folder."""
 
-    def __init__(self, project: Project, folder: str, source: Source, tell: Tell) -> None:
+    def __init__(self, project: Project, folder: str, source: RowSource, tell: ReportEpoch) -> None:
         self.folder, self.source, self.tell = folder, source, tell
         self.device = torch.device("cuda" if project.run.use_gpu else "cpu")
         self.copy = tempfile.TemporaryDirectory()  # of the checkpoint to go on from
         self.latest = read_latest(folder)
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> OpenRows:
         """The rows from the object store, or streamed."""
         return self.source.read
 
@@ -84,7 +84,7 @@ class LocalHost:
             (target / path.rsplit("/", 1)[-1]).write_bytes(storage.read_bytes(path))
         return target
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Tell nobody: many such runs go on at a time."""
 
 
@@ -94,8 +94,8 @@ def read_latest(folder: str) -> dict[str, Any]:
     return storage.read_json(path) if storage.exists(path) else {}
 
 
-def train_here(
-    project: Project, prepared: Prepared, folder: str, source: Source, tell: Tell
+def train_in_process(
+    project: Project, prepared: Prepared, folder: str, source: RowSource, tell: ReportEpoch
 ) -> dict[str, Any]:
     """Train a model in its folder, or go on with it, in this process; returns the summary.
 
@@ -105,6 +105,6 @@ def train_here(
         ValueError: too many steps without a finite loss.
     """
     torch.set_num_threads(project.run.cpus_per_worker)
-    summary = loop.train(project, prepared, LocalHost(project, folder, source, tell))
+    summary = loop.train(project, prepared, InProcessContext(project, folder, source, tell))
     storage.write_json(storage.join(folder, DONE), summary)
     return summary

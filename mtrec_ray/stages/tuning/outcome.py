@@ -110,7 +110,7 @@ def values_of(project: Project, trial: Trial) -> dict[str, Any]:
     return weight_overrides(names, weights) | fields
 
 
-def rows_of(project: Project, outcome: Outcome) -> list[dict[str, Any]]:
+def trial_rows(project: Project, outcome: Outcome) -> list[dict[str, Any]]:
     """A row for each trial: status, values, scores of its best and of its last epoch."""
     front = {t.name for t, on in zip(outcome.scored, outcome.on_front, strict=True) if on}
     rows = []
@@ -140,7 +140,7 @@ def rows_of(project: Project, outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
-def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
+def trials_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     """The rows as Arrow; values that are no numbers or of mixed kinds as JSON texts."""
     columns = {}
     for name in rows[0]:
@@ -232,7 +232,7 @@ def write_outcome(
     project: Project, outcome: Outcome, confirmed: dict[str, Any] | None, folder: str
 ) -> dict[str, Any]:
     """Write table, front, project file, plots and page; returns the summary."""
-    rows = rows_of(project, outcome)
+    rows = trial_rows(project, outcome)
     front = front_of(project, outcome)
     fields = list(values_of(project, outcome.chosen))
     weight = importances(
@@ -242,7 +242,7 @@ def write_outcome(
     curves = {t.name: [(e["epoch"], e["joint_score"]) for e in t.curve] for t in outcome.trials}
     plots = tune_plots(rows, list(project.scenarios), fields, weight, curves)
     compared = comparison(project, outcome, confirmed)
-    storage.write_table(storage.join(folder, "trials.parquet"), table_of(rows))
+    storage.write_table(storage.join(folder, "trials.parquet"), trials_table(rows))
     storage.write_json(storage.join(folder, "front.json"), front | {"importance": weight})
     text = chosen_yaml(project, outcome)
     storage.write_bytes(storage.join(folder, "chosen.yaml"), text.encode())

@@ -20,7 +20,7 @@ from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from mtrec_ray.data import storage
-from mtrec_ray.progress import Say
+from mtrec_ray.progress import Log
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import Trial
 from mtrec_ray.stages.cluster import SPARE_CPUS
@@ -28,7 +28,7 @@ from mtrec_ray.stages.tuning.population import Population
 from mtrec_ray.stages.tuning.searcher import JOINT, Suggester
 from mtrec_ray.stages.tuning.trial import Train, run_trial
 
-Resources = Mapping[str, float]
+NodeResources = Mapping[str, float]
 
 
 HEAD_BYTES = 2**20  # what a trial that only waits for its workers asks for
@@ -46,12 +46,12 @@ class Recorder(Callback):
         folder: str,
         runs: str,
         total: int,
-        say: Say,
+        log: Log,
         *,
         keep: bool = False,
     ) -> None:
         self.trials, self.folder, self.runs = trials, folder, runs
-        self.total, self.say, self.keep = total, say, keep
+        self.total, self.log, self.keep = total, log, keep
         self.started: dict[str, float] = {}
         self.scheduler: TrialScheduler | None = None
 
@@ -70,7 +70,7 @@ class Recorder(Callback):
         now = trial.config["trial"]
         if now["overrides"] != own.overrides:
             own.move(now["from"], now["overrides"], now["point"])
-            self.say(f"{own.name} goes on from {now['from']} with other values")
+            self.log(f"{own.name} goes on from {now['from']} with other values")
         self.started[own.name] = time.monotonic() - own.seconds
         own.save(self.folder)
 
@@ -107,7 +107,7 @@ class Recorder(Callback):
         if not self.keep:
             with suppress(OSError):
                 storage.remove_folder(storage.join(self.runs, own.name))
-        self.say(self.line(own))
+        self.log(self.line(own))
 
     def line(self, own: Trial) -> str:
         """How a trial ended, how many have, and the best so far."""
@@ -122,7 +122,7 @@ class Recorder(Callback):
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial's process was lost; it starts again from its checkpoint."""
-        self.say(f"{self.own(trial).name}: its process was lost, it goes on from its checkpoint")
+        self.log(f"{self.own(trial).name}: its process was lost, it goes on from its checkpoint")
 
 
 def score_of(trial: Trial) -> float:
@@ -131,7 +131,7 @@ def score_of(trial: Trial) -> float:
 
 
 @dataclass(frozen=True)
-class Need:
+class TrialResources:
     """What a trial takes of the cluster: itself, and in all with its workers."""
 
     head: dict[str, float]
@@ -139,7 +139,7 @@ class Need:
     gpus: float
 
 
-def need_of(project: Project) -> Need:
+def need_of(project: Project) -> TrialResources:
     """What a trial of the project takes.
 
     A trial that trains by workers asks for a little memory and no CPU itself: with a share of a CPU
@@ -148,13 +148,13 @@ def need_of(project: Project) -> Need:
     run = project.run
     if project.search.num_workers == 0:
         head = {"CPU": float(run.cpus_per_worker), "GPU": float(run.use_gpu)}
-        return Need(head, run.cpus_per_worker, run.use_gpu)
+        return TrialResources(head, run.cpus_per_worker, run.use_gpu)
     ranks = project.search.num_workers or run.most_workers
     head = {"CPU": 0.0, "memory": float(HEAD_BYTES)}
-    return Need(head, ranks * run.cpus_per_worker, ranks * run.use_gpu)
+    return TrialResources(head, ranks * run.cpus_per_worker, ranks * run.use_gpu)
 
 
-def concurrency(project: Project, nodes: Sequence[Resources], *, local: bool) -> int:
+def concurrency(project: Project, nodes: Sequence[NodeResources], *, local: bool) -> int:
     """How many trials go on at a time: as many as the cluster has room for, and at least one.
 
     More would not fail, but hold what others need to start. A trial of one process has to fit a
@@ -174,7 +174,7 @@ def concurrency(project: Project, nodes: Sequence[Resources], *, local: bool) ->
     return max(room, 1)
 
 
-def resources_of_nodes() -> list[Resources]:
+def resources_of_nodes() -> list[NodeResources]:
     """What each living node of the cluster has in all."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 

@@ -14,14 +14,14 @@ from ray.util.queue import Empty, Queue
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.stream import Source
+from mtrec_ray.data.stream import RowSource
 from mtrec_ray.evaluation.metrics import scenario_scores, task_scores
 from mtrec_ray.project.load import parse_project, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import best_of, load_trial
 from mtrec_ray.stages.cluster import give_back
 from mtrec_ray.stages.train import TrainingRun, train_model
-from mtrec_ray.stages.tuning.in_process import Tell, train_here
+from mtrec_ray.stages.tuning.in_process import ReportEpoch, train_in_process
 from mtrec_ray.stages.tuning.population import LATEST_SCORE, adopt, checkpoint_of
 from mtrec_ray.training.context import NO_SCORE
 
@@ -34,16 +34,16 @@ END_SECONDS = 300
 
 
 @dataclass(frozen=True)
-class Shared:
+class TrialInputs:
     """What all trials share: prepared data, the training rows, and the folder of their runs."""
 
     prepared: Prepared
-    source: Source
+    source: RowSource
     folder: str
 
 
 # Trains a project under a name and tells each epoch; returns what else is to be kept.
-Train = Callable[[Project, str, Any, Tell], dict[str, Any]]
+Train = Callable[[Project, str, Any, ReportEpoch], dict[str, Any]]
 
 
 def trial_project(project: Project) -> Project:
@@ -139,11 +139,13 @@ def report_of(curve: list[dict[str, Any]], entry: dict[str, Any] | None) -> dict
     }
 
 
-def train_trial(project: Project, name: str, shared: Shared, tell: Tell) -> dict[str, Any]:
+def train_trial(
+    project: Project, name: str, shared: TrialInputs, tell: ReportEpoch
+) -> dict[str, Any]:
     """Train a trial's model: in this process, or by Ray Train workers."""
     if project.search.num_workers == 0:
         folder = storage.join(shared.folder, name)
-        summary = train_here(project, shared.prepared, folder, shared.source, tell)
+        summary = train_in_process(project, shared.prepared, folder, shared.source, tell)
     else:
         summary = train_in_workers(project, name, shared, tell)
     for record in summary["curve"]:  # an epoch whose report was lost
@@ -169,7 +171,9 @@ class ToQueue(UserCallback):
         self.queue.put(dict(metrics[0]))
 
 
-def train_in_workers(project: Project, name: str, shared: Shared, tell: Tell) -> dict[str, Any]:
+def train_in_workers(
+    project: Project, name: str, shared: TrialInputs, tell: ReportEpoch
+) -> dict[str, Any]:
     """Train by Ray Train workers, in a thread of this process; tells from the calling thread.
 
     A trial that Tune stops ends in `tell`; its process, and with it the controller and workers that
