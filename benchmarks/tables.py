@@ -14,9 +14,9 @@ from mtrec_ray.report.fields import fields_table
 from mtrec_ray.report.tables import markdown_table
 
 Result = Mapping[str, Any]
-Row = dict[str, object]
+Row = Mapping[str, object]
 
-PAGES = [TOP / p for p in ("README.md", "benchmarks/README.md", "jobs/README.md") if (TOP / p).exists()]
+PAGES = [TOP / p for p in ("README.md", "benchmarks/README.md", "jobs/README.md")]
 ALONE = ("alone", "joint less alone")
 
 
@@ -25,12 +25,12 @@ def plain(result: Result) -> Sequence[Row]:
     return result["table"]
 
 
-def without(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+def without(rows: Sequence[Row], columns: Sequence[str]) -> Sequence[Row]:
     """Rows without some columns."""
     return [{k: v for k, v in row.items() if k not in columns} for row in rows]
 
 
-def headline(result: Result) -> list[Row]:
+def headline(result: Result) -> Sequence[Row]:
     """The first task of each scenario: the joint model and the best of our own baselines."""
     firsts = {row["task"].partition(".")[0]: row for row in reversed(result["table"])}
     return [headline_row(row) for row in reversed(firsts.values())]
@@ -52,12 +52,12 @@ def auc(cell: str) -> str:
     return cell.strip("*").partition(" ")[0]
 
 
-def real4(result: Result) -> list[Row]:
+def real4(result: Result) -> Sequence[Row]:
     """The joint model beside all others."""
     return without(result["table"], ALONE)
 
 
-def alone(result: Result) -> list[Row]:
+def alone(result: Result) -> Sequence[Row]:
     """Joint beside each scenario alone; bold is the better of these two."""
     return [alone_row(row, result["figures"]) for row in result["table"]]
 
@@ -73,7 +73,7 @@ def alone_row(row: Mapping[str, str], figures: Mapping[str, float]) -> Row:
     return {"task": task, **cells, ALONE[1]: row[ALONE[1]]}
 
 
-def cosines(result: Result) -> list[Row]:
+def cosines(result: Result) -> Sequence[Row]:
     """Mean over seeds of the gradients' cosines after the last epoch."""
     last = [curve[-1] for curve in result["gradient_cosine"].values()]
     return [
@@ -82,7 +82,7 @@ def cosines(result: Result) -> list[Row]:
     ]
 
 
-def ranking(result: Result) -> list[Row]:
+def ranking(result: Result) -> Sequence[Row]:
     """Recall and NDCG of the quickstart over the catalogue."""
     figures, models = result["figures"], ("model", "popularity", "neighbours")
     columns = [(metric, model) for metric in ("recall", "ndcg") for model in models]
@@ -93,14 +93,14 @@ def ranking(result: Result) -> list[Row]:
     ]
 
 
-def encoder(result: Result) -> list[Row]:
+def encoder(result: Result) -> Sequence[Row]:
     """The variants on the first cell: items, history and precision as in the first row."""
     same = ("items", "history", "precision")
     first = [result["table"][0][k] for k in same]
     return without([row for row in result["table"] if [row[k] for k in same] == first], same)
 
 
-def ingest(result: Result) -> list[Row]:
+def ingest(result: Result) -> Sequence[Row]:
     """Both ways to feed a worker."""
     return [ingest_row(kind, result["figures"]) for kind in ("object_store", "stream")]
 
@@ -117,7 +117,7 @@ def ingest_row(kind: str, figures: Mapping[str, float]) -> Row:
     }
 
 
-def memory(result: Result) -> list[Row]:
+def memory(result: Result) -> Sequence[Row]:
     """Peak memory of the largest process of each kind, by size of the data."""
     figures = result["figures"]
     kinds = {"training worker": "workers", "reading task": "readers", "job": "driver"}
@@ -128,7 +128,7 @@ def memory(result: Result) -> list[Row]:
     ]
 
 
-def ray_cost(result: Result) -> list[Row]:
+def ray_cost(result: Result) -> Sequence[Row]:
     """Ray Train beside torchrun."""
     return [ray_cost_row(ranks, result["figures"]) for ranks in (1, 2)]
 
@@ -147,7 +147,7 @@ def ray_cost_row(ranks: int, figures: Mapping[str, float]) -> Row:
     }
 
 
-def fanout(result: Result) -> list[Row]:
+def fanout(result: Result) -> Sequence[Row]:
     """Time and storage of scenarios that are fine-tuned side by side."""
     figures = result["figures"]
     return [
@@ -162,7 +162,7 @@ def fanout(result: Result) -> list[Row]:
     ]
 
 
-def chosen(result: Result) -> list[Row]:
+def chosen(result: Result) -> Sequence[Row]:
     """The values that a search chose, and the importance of each field."""
     values = {f: v for f, v in result["chosen"]["values"].items() if isinstance(v, int | float)}
     importance = result["importance"]

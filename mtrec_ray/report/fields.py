@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
 
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.schema import Project
@@ -21,7 +19,13 @@ WORDS = {
     "check_workers": "integer > 0, or two: the least and the most",
 }
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
-SIGNS = {Ge: ("ge", ">="), Gt: ("gt", ">"), Le: ("le", "<="), Lt: ("lt", "<")}
+LIMITS = {
+    "ge": ">= {:g}",
+    "gt": "> {:g}",
+    "le": "<= {:g}",
+    "lt": "< {:g}",
+    "min_length": "of {} at least",
+}
 NESTED = "NAME"
 
 
@@ -110,18 +114,17 @@ def limits(metadata: typing.Sequence[Any]) -> str:
     """Bounds of a number: ` >= 0, < 1`."""
     flat = [m for marker in metadata for m in (marker, *getattr(marker, "metadata", ()))]
     found = [
-        f"{sign} {getattr(m, attribute):g}"
-        for m in flat
-        for kind, (attribute, sign) in SIGNS.items()
-        if isinstance(m, kind)
+        words.format(limit)
+        for marker in flat
+        for name, words in LIMITS.items()
+        if (limit := getattr(marker, name, None)) is not None
     ]
-    found += [f"of {m.min_length} at least" for m in flat if isinstance(m, MinLen)]
-    return "".join(f" {', '.join(found)}" if found else "")
+    return f" {', '.join(found)}" if found else ""
 
 
 def default_of(field: FieldInfo) -> str:
     """A field's default as it would be written in the file; `required` where it has none."""
     if field.is_required():
         return "required"
-    value = to_jsonable_python(field.get_default(call_default_factory=True))
+    value = TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")
     return f"`{json.dumps(value)}`"

@@ -27,7 +27,7 @@ class Outer(BaseModel):
 
 
 def test_each_kind_of_field():
-    """Values, bounds, lists, nulls, named sections, defaults and descriptions come from the schema."""
+    """Values, bounds, lists, nulls, named sections and defaults come from the schema."""
     rows = {r.name: (r.allowed, r.default, r.meaning) for r in field_rows(Outer)}
     assert rows == {
         "`kind`": ("`a`, `b`", "required", ""),
