@@ -66,10 +66,11 @@ def alone_row(row: Mapping[str, str], figures: Mapping[str, float]) -> Row:
     """A row of `alone`."""
     task = row["task"]
     metric = "auc" if f"{task}.auc" in figures else "rmse"
-    gap = figures[f"{task}.{metric}"] - figures[f"{task}.alone.{metric}"]
-    winner = "joint" if (gap > 0) == (metric == "auc") else "alone"
+    gap = round(figures[f"{task}.{metric}"], 4) - round(figures[f"{task}.alone.{metric}"], 4)
     cells = {m: row[m].strip("*") for m in ("joint", "alone")}
-    cells[winner] = f"**{cells[winner]}**"
+    if gap:  # equal as shown: neither is bold
+        winner = "joint" if (gap > 0) == (metric == "auc") else "alone"
+        cells[winner] = f"**{cells[winner]}**"
     return {"task": task, **cells, ALONE[1]: row[ALONE[1]]}
 
 

@@ -4,7 +4,7 @@ from benchmarks.tables import alone, headline, source
 
 FIGURES = {
     "a.x.auc": 0.70, "a.x.alone.auc": 0.71, "a.y.auc": 0.80, "a.y.alone.auc": 0.79,
-    "b.z.rmse": 0.9, "b.z.alone.rmse": 1.0,
+    "b.z.rmse": 0.9, "b.z.alone.rmse": 1.0, "b.t.auc": 0.60001, "b.t.alone.auc": 0.60002,
 }  # fmt: skip
 TABLE = [
     {
@@ -19,18 +19,20 @@ TABLE = [
         ("a.x", "0.7000 (0.6)", "0.6900 (0.7)", "0.7100 (0.6)"),
         ("a.y", "0.8000 (0.6)", "0.7000 (0.7)", "0.7900 (0.6)"),
         ("b.z", "0.9000", "1.1000", "1.0000"),
+        ("b.t", "0.6000", "0.5000", "0.6000"),
     )
 ]
 RESULT = {"figures": FIGURES, "table": TABLE}
 
 
 def test_bold_is_the_winner_of_this_table():
-    """Joint in bold among all models is not bold beside a better model alone; RMSE is turned."""
+    """Joint in bold among all models is not bold beside a better or equal one alone; RMSE is turned."""
     cells = [(row["joint"], row["alone"]) for row in alone(RESULT)]
     assert cells == [
         ("0.7000 (0.6)", "**0.7100 (0.6)**"),
         ("**0.8000 (0.6)**", "0.7900 (0.6)"),
         ("**0.9000**", "1.0000"),
+        ("0.6000", "0.6000"),
     ]
 
 
