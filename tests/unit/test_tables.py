@@ -26,7 +26,7 @@ RESULT = {"figures": FIGURES, "table": TABLE}
 
 
 def test_bold_is_the_winner_of_this_table():
-    """Joint in bold among all models is not bold beside a better or equal one alone; RMSE is turned."""
+    """Bold among all models is not bold beside a better or an equal one alone; RMSE is turned."""
     cells = [(row["joint"], row["alone"]) for row in alone(RESULT)]
     assert cells == [
         ("0.7000 (0.6)", "**0.7100 (0.6)**"),
