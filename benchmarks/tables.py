@@ -1,0 +1,233 @@
+"""The tables of README.md and of the pages beside the code: `python -m benchmarks.tables`.
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`, followed by the command, the commit and
+the date of its result. What a table says is written by hand beside it (`sentences.py`).
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.common import RESULTS, TOP
+from mtrec_ray.report.fields import fields_table
+from mtrec_ray.report.tables import markdown_table
+
+Result = Mapping[str, Any]
+Row = Mapping[str, object]
+
+PAGES = [TOP / p for p in ("README.md", "benchmarks/README.md", "jobs/README.md")]
+ALONE = ("alone", "joint less alone")
+
+
+def plain(result: Result) -> Sequence[Row]:
+    """The table as the benchmark wrote it."""
+    return result["table"]
+
+
+def without(rows: Sequence[Row], columns: Sequence[str]) -> Sequence[Row]:
+    """Rows without some columns."""
+    return [{k: v for k, v in row.items() if k not in columns} for row in rows]
+
+
+def headline(result: Result) -> Sequence[Row]:
+    """The first task of each scenario: the joint model and the best of our own baselines."""
+    firsts = {row["task"].partition(".")[0]: row for row in reversed(result["table"])}
+    return [headline_row(row) for row in reversed(firsts.values())]
+
+
+def headline_row(row: Mapping[str, str]) -> Row:
+    """A row of `headline`."""
+    gap, _, best = row["joint less best of ours"].rpartition(" ")
+    return {
+        "first task": row["task"],
+        "joint": auc(row["joint"]),
+        "best baseline of ours": f"{auc(row[best])} (`{best}`)",
+        "joint less baseline [95 % interval]": gap,
+    }
+
+
+def auc(cell: str) -> str:
+    """A cell's first number: no bold, no GAUC in brackets."""
+    return cell.strip("*").partition(" ")[0]
+
+
+def real4(result: Result) -> Sequence[Row]:
+    """The joint model beside all others."""
+    return without(result["table"], ALONE)
+
+
+def alone(result: Result) -> Sequence[Row]:
+    """Joint beside each scenario alone; bold is the better of these two."""
+    return [alone_row(row, result["figures"]) for row in result["table"]]
+
+
+def alone_row(row: Mapping[str, str], figures: Mapping[str, float]) -> Row:
+    """A row of `alone`."""
+    task = row["task"]
+    metric = "auc" if f"{task}.auc" in figures else "rmse"
+    gap = round(figures[f"{task}.{metric}"], 4) - round(figures[f"{task}.alone.{metric}"], 4)
+    cells = {m: row[m].strip("*") for m in ("joint", "alone")}
+    if gap:  # equal as shown: neither is bold
+        winner = "joint" if (gap > 0) == (metric == "auc") else "alone"
+        cells[winner] = f"**{cells[winner]}**"
+    return {"task": task, **cells, ALONE[1]: row[ALONE[1]]}
+
+
+def cosines(result: Result) -> Sequence[Row]:
+    """Mean over seeds of the gradients' cosines after the last epoch."""
+    last = [curve[-1] for curve in result["gradient_cosine"].values()]
+    return [
+        {"scenarios": pair, "cosine": f"{sum(c[pair] for c in last) / len(last):+.2f}"}
+        for pair in last[0]
+    ]
+
+
+def ranking(result: Result) -> Sequence[Row]:
+    """Recall and NDCG of the quickstart over the catalogue."""
+    figures, models = result["figures"], ("model", "popularity", "neighbours")
+    columns = [(metric, model) for metric in ("recall", "ndcg") for model in models]
+    return [
+        {"scenario": name}
+        | {f"{t}@20 {m}": f"{figures[f'{name}.{t}.{m}']:.4f}" for t, m in columns}
+        for name in dict.fromkeys(row["scenario"] for row in result["table"])
+    ]
+
+
+def encoder(result: Result) -> Sequence[Row]:
+    """The variants on the first cell: items, history and precision as in the first row."""
+    same = ("items", "history", "precision")
+    first = [result["table"][0][k] for k in same]
+    return without([row for row in result["table"] if [row[k] for k in same] == first], same)
+
+
+def ingest(result: Result) -> Sequence[Row]:
+    """Both ways to feed a worker."""
+    return [ingest_row(kind, result["figures"]) for kind in ("object_store", "stream")]
+
+
+def ingest_row(kind: str, figures: Mapping[str, float]) -> Row:
+    """A row of `ingest`."""
+    return {
+        "fed from": f"`cache: {kind}`",
+        "rows/s": f"{figures[f'{kind}.rows_per_s']:,.0f}",
+        "over DataLoader": f"{figures[f'{kind}.over_dataloader']:.1f}",
+        "first batch": f"{figures[f'{kind}.first_batch_s']:.1f} s",
+        "pause between passes": f"{1000 * figures[f'{kind}.pause_between_passes_s']:.0f} ms",
+        "waiting in training": f"{figures[f'{kind}.data_wait_share']:.1%}",
+    }
+
+
+def memory(result: Result) -> Sequence[Row]:
+    """Peak memory of the largest process of each kind, by size of the data."""
+    figures = result["figures"]
+    kinds = {"training worker": "workers", "reading task": "readers", "job": "driver"}
+    return [
+        {"data": f"{n}x: {figures[f'{n}x.rows']:,.0f} rows, {figures[f'{n}x.rows_mb']:.0f} MB"}
+        | {k: f"{figures[f'{n}x.{v}.peak_rss_mb']:,.0f} MB" for k, v in kinds.items()}
+        for n in (1, 4, 16)
+    ]
+
+
+def ray_cost(result: Result) -> Sequence[Row]:
+    """Ray Train beside torchrun."""
+    return [ray_cost_row(ranks, result["figures"]) for ranks in (1, 2)]
+
+
+def ray_cost_row(ranks: int, figures: Mapping[str, float]) -> Row:
+    """A row of `ray_cost`."""
+    own = {k.partition(".")[2]: v for k, v in figures.items() if k.startswith(f"{ranks}.")}
+    return {
+        "ranks": ranks,
+        "Ray Train": f"{own['ray_rows_per_s']:,.0f} rows/s",
+        "`torchrun`": f"{own['torchrun_rows_per_s']:,.0f} rows/s",
+        "ratio": f"{own['ray_over_torchrun']:.3f}",
+        "of medians": f"{own['ray_over_torchrun_median']:.3f}",
+        "Ray's other processes": f"{own['ray_cores']:.2f} cores",
+        "first step": f"{own['ray_start_s']:.0f} s, {own['torchrun_start_s']:.0f} s",
+    }
+
+
+def fanout(result: Result) -> Sequence[Row]:
+    """Time and storage of scenarios that are fine-tuned side by side."""
+    figures = result["figures"]
+    return [
+        {
+            "scenarios": f"{figures['k']:.0f}",
+            "one after another": f"{figures['serial_seconds']:.0f} s",
+            "side by side": f"{figures['parallel_seconds']:.0f} s",
+            "base": f"{figures['base_megabytes']:.1f} MB",
+            "encoder": f"{figures['encoder_megabytes']:.1f} MB",
+            "each scenario": f"{figures['delta_megabytes']:.2f} MB",
+        }
+    ]
+
+
+def chosen(result: Result) -> Sequence[Row]:
+    """The values that a search chose, and the importance of each field."""
+    values = {f: v for f, v in result["chosen"]["values"].items() if isinstance(v, int | float)}
+    importance = result["importance"]
+    return [
+        {"field": f"`{f}`", "chosen": f"{v:.3g}", "importance": f"{importance.get(f, 0):.2f}"}
+        for f, v in values.items()
+    ]
+
+
+# The name of a block, with its result and what makes the table's rows.
+BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
+    "headline": ("real4", headline),
+    "quickstart": ("quickstart", plain),
+    "quickstart_ranking": ("quickstart", ranking),
+    "real4": ("real4", real4),
+    "real4_slices": ("real4", lambda result: result["slices"]),
+    "real4_alone": ("real4", alone),
+    "real4_cosines": ("real4", cosines),
+    "ablation": ("ablation", plain),
+    "joining": ("joining", lambda result: result["three_ways"]),
+    "joining_curves": ("joining", lambda result: result["curves"]),
+    "tune_quickstart": ("tune_quickstart", plain),
+    "tune_quickstart_chosen": ("tune_quickstart", chosen),
+    "tune_real4": ("tune_real4", plain),
+    "tune_real4_chosen": ("tune_real4", chosen),
+    "sweep": ("sweep", plain),
+    "fanout": ("fanout", fanout),
+    "encoder": ("encoder", encoder),
+    "encoder_clusters": ("encoder", lambda result: result["clusters"]),
+    "quality_speed": ("quality_speed", plain),
+    "inference": ("inference", plain),
+    "faults": ("faults", plain),
+    "ingest": ("ingest", ingest),
+    "memory": ("memory", memory),
+    "ray_cost": ("ray_cost", ray_cost),
+}
+
+
+def block(name: str) -> str:
+    """A block's table and where it comes from."""
+    file, rows = BLOCKS[name]
+    result = json.loads((RESULTS / f"{file}.json").read_text())
+    return f"{markdown_table(rows(result))}\n\n{source(result)}"
+
+
+def source(result: Result) -> str:
+    """Command, commit, date and machine of a result."""
+    return (
+        f"Reproduce with `{result['command']}`. Measured on {result['date']} at commit "
+        f"`{result['commit']}`, {result['cores']} cores ({result['processor']})."
+    )
+
+
+def renewed(text: str) -> str:
+    """A page with every block made from its result."""
+    bodies = {name: block(name) for name in BLOCKS if f"<!-- {name} -->" in text}
+    if "<!-- fields -->" in text:
+        bodies["fields"] = fields_table()
+    for name, body in bodies.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(renewed(page.read_text()))
