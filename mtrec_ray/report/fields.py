@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.schema import Project
 
 # Fields whose text in the file is another than that of their type, by the function that reads it.
 WORDS = {
