@@ -32,7 +32,6 @@ from mtrec_ray.project.load import load_project, parse_project, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.stages.finetune import Options, run_finetune
-from mtrec_ray.stages.finetuning.new_scenario import restricted
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.train import run_train
 
@@ -129,7 +128,7 @@ def leave_out(base: Project, storage: str, name: str) -> dict[str, Any]:
     """The learning curve of a scenario that joins a joint model of the others."""
     run = {"run.name": f"without-{name}", "training.teacher.share": 0.0, "finetune.epochs": 2}
     whole = with_overrides(base, run)
-    others = restricted(whole, [n for n in whole.scenarios if n != name])
+    others = whole.only([n for n in whole.scenarios if n != name])
     run_prepare(others, storage, teller())
     run_train(others, storage, teller())
     found = run_finetune(whole, storage, teller(), Options((name,), shots=SHOTS))
@@ -164,7 +163,7 @@ def main(
     words = [*BUDGET, *(QUICK if quick else ()), *([f"root={root}"] if root else ())]
     base = load_project(TOP / "jobs" / "real4.yaml", words)
     if quick:
-        base = restricted(base, ["shop", "video"])
+        base = base.only(["shop", "video"])
     folder, seeds = storage or tempfile.mkdtemp(), 1 if quick else seeds
     scores, rows = three_ways(base, folder, seeds)
     facts = load_prepared(files.join(folder, "three-0", "prepared")).scenarios

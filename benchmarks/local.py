@@ -145,10 +145,11 @@ def side_by_side(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -
 def prepare_here(project: Project, storage: str, teach: bool) -> Prepared:
     """Prepare the data, and have it taught, in this process."""
     from mtrec_ray.stages.prepare import open_prepared, run_prepare
+    from mtrec_ray.stages.run_folder import RunFolder
     from mtrec_ray.stages.teacher import add_teacher_labels
 
     run_prepare(project, storage, teller())
-    prepared = open_prepared(project, storage)
+    prepared = open_prepared(project, RunFolder.of(project, storage))
     folder = files.join(storage, project.run.name)
     return add_teacher_labels(project, prepared, folder, teller()) if teach else prepared
 

@@ -106,7 +106,7 @@ def by_ray(config: Path, storage: Path, prepared: str, name: str) -> Summary:
     if job.returncode:
         assert job.stderr is not None
         raise RuntimeError(job.stderr.read().decode()[-3000:])
-    found = json.loads((folder / "joint" / "done.json").read_text())
+    found = json.loads((folder / "joint" / "finished.json").read_text())
     second, last = found["speed"][1], found["speed"][-1]
     return found | {
         "start_s": found["speed"][0]["started"] - began,

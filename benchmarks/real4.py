@@ -212,7 +212,7 @@ def difference(
 
 def gradient_cosines(run: str, seeds: int, *, quick: bool) -> dict[str, list[dict[str, float]]]:
     """By seed of the joint model, epoch by epoch: cosines of the scenarios' gradients."""
-    curves = {"0": files.read_json(files.join(run, "joint", "done.json"))["curve"]}
+    curves = {"0": files.read_json(files.join(run, "joint", "finished.json"))["curve"]}
     for seed in range(1, 1 if quick else seeds):
         found = list(Path(run, "cells").glob(f"joint-*-{seed}.json"))
         curves[str(seed)] = json.loads(found[0].read_text())["curve"]

@@ -36,6 +36,7 @@ from mtrec_ray.project.load import load_project, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
+from mtrec_ray.stages.run_folder import RunFolder
 from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.tune import search, with_room
 from mtrec_ray.stages.tuning.in_process import ReportEpoch
@@ -127,7 +128,7 @@ def main(
     room = with_room(project)
     run_prepare(room, place, log)
     connect(room.run)
-    prepared = open_prepared(project, place)
+    prepared = open_prepared(project, RunFolder.of(project, place))
     folder = files.join(place, "sweep")
     full = full_run(project, prepared, folder)
     figures = {"full_run.seconds": full["seconds"], "full_run.idle": full["idle"]}

@@ -223,7 +223,7 @@ def write_prepared(
                 write_shard(folder / path, arrays)
                 listed[split].append(Shard(path, len(arrays["row"])))
         scenarios[name] = asdict(replace(facts, shards=listed))
-    manifest = {"fingerprint": "by hand", "made_with": {}, "scenarios": scenarios}
+    manifest = {"fingerprint": "by hand", "scenarios": scenarios}
     storage.write_json(str(folder / "manifest.json"), manifest)
     return load_prepared(str(folder))
 

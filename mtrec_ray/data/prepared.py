@@ -7,12 +7,14 @@ prepared/NAME/state/{items,users}/  features at the end of the data, for recomme
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import Catalogue, load_catalogue
 from mtrec_ray.data.shards import TrainShard
+
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,11 @@ class PreparedScenario:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared data of a run; `made_with` are the fields of the project that it depends on."""
+    """The prepared data of a run; `fingerprint` tells it from any other."""
 
     folder: str
     fingerprint: str
     scenarios: dict[str, PreparedScenario]
-    made_with: dict[str, Any] = field(default_factory=dict)
     taught: "TeacherLabels | None" = None
 
     def only(self, names: Collection[str]) -> "Prepared":
@@ -148,12 +149,12 @@ def load_prepared(folder: str) -> Prepared:
     Raises:
         ValueError: the folder is not finished.
     """
-    path = storage.join(folder, "manifest.json")
+    path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
         raise ValueError(f"prepared data: found none in {folder}; run the prepare job first")
     tree = storage.read_json(path)
     scenarios = {n: parse_scenario(s) for n, s in tree["scenarios"].items()}
-    return Prepared(folder, tree["fingerprint"], scenarios, tree["made_with"])
+    return Prepared(folder, tree["fingerprint"], scenarios)
 
 
 def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:

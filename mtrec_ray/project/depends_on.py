@@ -8,55 +8,53 @@ from typing import Any
 from mtrec_ray.project.base import shorten
 from mtrec_ray.project.project import Project
 
+# Plain JSON values by field: what a stage is made from.
+Fields = Mapping[str, Any]
 
-def fingerprint(*parts: object) -> str:
-    """16 hex digits of the SHA-256 of plain values; equal for equal configuration."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-FORMAT = 2  # of prepared data; another one cannot be read
+FORMAT = 3  # of prepared data; another one cannot be read
 
 
-def prepared_with(project: Project) -> dict[str, Any]:
-    """The fields that prepared data depends on, as a tree."""
-    tree = project.dump()
-    for scenario in tree["scenarios"].values():
-        scenario.pop("weight")
-        for task in scenario["tasks"].values():
-            task.pop("weight")
-    encoder = tree["model"]["encoder"]
+def prepared_data_depends_on(project: Project) -> Fields:
+    """Returns the fields of the project that prepared data depends on."""
+    weights = {"weight": True, "tasks": {"__all__": {"weight"}}}
     return {
         "format": FORMAT,
-        "data_seed": tree["data_seed"],
-        "sample_world": tree["sample_world"],
-        "scenarios": tree["scenarios"],
-        "model": {"encoder": {k: encoder[k] for k in ("source", "max_tokens")}},
+        **project.model_dump(
+            mode="json",
+            by_alias=True,
+            include={"data_seed": True, "sample_world": True, "scenarios": True},
+            exclude={"scenarios": {"__all__": weights}},
+        ),
+        "model": {"encoder": project.model.encoder.model_dump(include={"source", "max_tokens"})},
     }
 
 
-def trained_with(project: Project) -> dict[str, Any]:
-    """The fields that the joint model depends on beside the prepared data, as a tree."""
-    weights = {
-        name: {
-            "weight": scenario.weight,
-            "tasks": {n: {"weight": task.weight} for n, task in scenario.tasks.items()},
-        }
-        for name, scenario in project.scenarios.items()
-    }
-    tree = project.dump()
-    tree["training"].pop("max_skipped")
-    score = {key: tree["evaluation"][key] for key in ("weights", "valid_rows")}
+def joint_model_depends_on(project: Project, prepared: str) -> Fields:
+    """Returns what the joint model depends on: the prepared data's fingerprint, and fields."""
     return {
-        "scenarios": weights,
-        "model": tree["model"],
-        "training": tree["training"],
-        "evaluation": score,
+        "prepared": prepared,
+        **project.model_dump(
+            mode="json",
+            by_alias=True,
+            include={
+                "scenarios": {"__all__": {"weight": True, "tasks": {"__all__": {"weight"}}}},
+                "model": True,
+                "training": True,
+                "evaluation": {"weights", "valid_rows"},
+            },
+            exclude={"training": {"max_skipped"}},
+        ),
     }
+
+
+def task_weights(project: Project, name: str) -> Fields:
+    """Returns the weights of a scenario's tasks, under their names in the project file."""
+    tasks = project.scenarios[name].tasks
+    return {"scenarios": {name: {"tasks": {n: {"weight": t.weight} for n, t in tasks.items()}}}}
 
 
 def differences(before: object, now: object, field: str = "") -> Iterator[str]:
-    """`field = value (now value)` for each leaf that differs between two trees."""
+    """Yields `field = value (now value)` for each leaf that differs between two trees."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in [*before, *(k for k in now if k not in before)]:
             inner = f"{field}.{key}" if field else str(key)
@@ -65,6 +63,7 @@ def differences(before: object, now: object, field: str = "") -> Iterator[str]:
         yield f"{field} = {shorten(before)} (now {shorten(now)})"
 
 
-def prepare_fingerprint(project: Project, inputs: str) -> str:
-    """Changes with the fields and the input files that prepared data depends on."""
-    return fingerprint(prepared_with(project), inputs)
+def fingerprint(*parts: object) -> str:
+    """Returns 16 hex digits of the SHA-256 of plain values; equal for equal configuration."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -138,9 +138,11 @@ def tree_with(project: Project, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def value_at(tree: Mapping[str, Any], field: str) -> Any:
-    """The value of a field in a project's tree."""
-    found: Any = tree
+def value_at(project: Project, field: str) -> Any:
+    """Returns the value of a dotted field, such as `scenarios.shop.weight`, as plain values."""
+    value: Any = project
     for part in field.split("."):
-        found = found[part]
-    return found
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,8 @@
 """The whole project file, and its sections `run`, `evaluation`, `recommend` and `sample_world`."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BeforeValidator,
@@ -17,6 +18,8 @@ from mtrec_ray.project.model import Model
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
 from mtrec_ray.project.training import Finetune, Training
+
+T = TypeVar("T")
 
 
 class Evaluation(Section):
@@ -152,6 +155,42 @@ class Project(Section):
                     "of them above 0"
                 )
 
+    def only(self, names: Collection[str]) -> Self:
+        """Returns the project of some of its scenarios, in its own order.
+
+        Loss weights that are all 0 (of scenarios kept out of joint training) become 1.
+        """
+        kept = of_names(self.scenarios, names)
+        if not any(scenario.weight for scenario in kept.values()):
+            kept = {n: s.model_copy(update={"weight": 1.0}) for n, s in kept.items()}
+        evaluation, finetune, recommend = self.evaluation, self.finetune, self.recommend
+        weights = {"weights": of_names(evaluation.weights, kept)}
+        tuned = {"scenarios": of_names(finetune.scenarios, kept)}
+        blends = {"by": of_names(recommend.by, kept)}
+        return self.model_copy(
+            update={
+                "scenarios": kept,
+                "evaluation": evaluation.model_copy(update=weights),
+                "finetune": finetune.model_copy(update=tuned),
+                "recommend": recommend.model_copy(update=blends),
+                "search": self.search.only(kept),
+            }
+        )
+
+    def single(self, name: str) -> Self:
+        """Returns the project of one scenario by itself, as fine-tuning trains it."""
+        workers = {"num_workers": self.finetune.num_workers}
+        return self.model_copy(
+            update={
+                "scenarios": {name: self.scenarios[name].model_copy(update={"weight": 1.0})},
+                "evaluation": self.evaluation.model_copy(update={"weights": {}}),
+                "run": self.run.model_copy(update=workers),
+                "finetune": Finetune(),
+                "recommend": Recommend(),
+                "search": Search(),
+            }
+        )
+
     def path(self, relative: str) -> str:
         """A scenario's path, resolved against `root`; URIs and absolute paths stay as they are."""
         if "://" in relative or Path(relative).is_absolute():
@@ -161,3 +200,8 @@ class Project(Section):
     def dump(self) -> dict[str, Any]:
         """The project as plain JSON values."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def of_names(values: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    """Returns the values of some names."""
+    return {name: value for name, value in values.items() if name in names}

@@ -1,5 +1,6 @@
 """The section `search` of a project file."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -76,3 +77,10 @@ class Search(Section):
                 "allowed: numbers above 0 by scenario, with choose: preference"
             )
         return self
+
+    def only(self, names: Collection[str]) -> Self:
+        """Returns the search over some scenarios; without a preference left it chooses `joint`."""
+        preference = {n: weight for n, weight in self.preference.items() if n in names}
+        if self.choose != "preference" or sum(preference.values()) > 0:
+            return self.model_copy(update={"preference": preference})
+        return self.model_copy(update={"preference": {}, "choose": "joint"})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.project.depends_on import differences, prepared_with
+from mtrec_ray.project.depends_on import differences, prepared_data_depends_on
 from mtrec_ray.project.load import value_at, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.ranges import parse_range
@@ -113,14 +113,13 @@ def without_effect(project: Project, field: str) -> str:
         "model.experts": "model.sharing" if model.sharing not in ("mmoe", "ple") else "",
         "model.pair_tokens": "model.layout" if model.layout != "pair" else "",
     }
-    tree = project.dump()
     for name, cause in reasons.items():
         if (
             cause
             and f"{field}.".startswith(f"{name}.")
             and cause not in (project.search.fields or {})
         ):
-            return f"{cause} is {value_at(tree, cause)}"
+            return f"{cause} is {value_at(project, cause)}"
     return ""
 
 
@@ -132,7 +131,7 @@ def wrong_values(project: Project, field: str) -> list[str]:
             other = with_overrides(project, {field: value})
         except ProjectError as error:
             return error.problems[:1]
-        if list(differences(prepared_with(project), prepared_with(other))):
+        if list(differences(prepared_data_depends_on(project), prepared_data_depends_on(other))):
             return [
                 f"{field}: found a field that prepared data depends on, which all trials share; "
                 "allowed: fields of training and model"

@@ -62,8 +62,7 @@ class Space:
             LAMBDA + name: u
             for name, u in zip(self.scenarios, numbers_of(weights) if weights else [], strict=True)
         }
-        tree = project.dump()
-        return point | {f: nearest(value_at(tree, f), r) for f, r in self.ranges.items()}
+        return point | {f: nearest(value_at(project, f), r) for f, r in self.ranges.items()}
 
     def grid(self, steps: int) -> Iterator[Point]:
         """All combinations of the simplex in steps and of the values of grids and choices.

@@ -52,7 +52,7 @@ def rank_for_test_users(
 
     `source` is the project whose encoder is the pretrained one. In a Ray task.
     """
-    project = trained_model.parsed
+    project = trained_model.project
     layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
     options, prepared = project.recommend, layout.prepared
     task = main_task(prepared, name, options.by.get(name, {}))

@@ -18,13 +18,13 @@ from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
+from mtrec_ray.project.depends_on import Fields
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.catalogue_ranking import rank_all_scenarios
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, joint_for_use, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
-from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started, with_search_choice
-from mtrec_ray.stages.train import joint_made_with
+from mtrec_ray.stages.run_folder import Record, RunFolder, with_search_choice
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 from mtrec_ray.training.item_vectors import ItemVectors
 from mtrec_ray.training.validation import score_rows
@@ -176,38 +176,43 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
     return result
 
 
-def run_evaluate(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
+def run_evaluate(project: Project, storage_path: str, log: Log) -> Record:
     """Predict and measure on test: each scenario's chosen model, and the joint one beside it.
 
     Returns `metrics` of the chosen models and, of the joint one, `joint_metrics`; the same where
-    nothing was fine-tuned. An evaluation of other models, chosen before, is done again.
+    nothing was fine-tuned. An evaluation of other models or with other options is done again.
     """
     storage.check_writable(storage_path)
-    project = with_search_choice(project, storage_path)
+    run = RunFolder.of(project, storage_path)
+    project = with_search_choice(project, run, log)
     joint_run = open_joint_run(project, storage_path)
-    folder, run_name = storage.join(joint_run.run_folder, "evaluation"), project.run.name
-    made_with = joint_made_with(joint_run.project, joint_run.prepared)
-    made_with["evaluation"] = project.dump()["evaluation"]
-    made_with["recommend"] = project.dump()["recommend"]
     models = {name: chosen_model(joint_run, name, project) for name in joint_run.facts}
-    chosen = {
-        name: version(joint_run, name, trained_model) for name, trained_model in models.items()
-    }
-    finished = find_finished(folder, made_with, job="evaluate", run=run_name)
-    if finished and finished.get("models") == chosen:
+    made_from = evaluation_depends_on(joint_run, models, project)
+    finished = run.evaluate.current(made_from)
+    if finished:
         log("evaluate: already done")
         return finished
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
-    mark_started(folder, made_with)
+    run.evaluate.start_anew(made_from)
     connect(project.run)
-    rows = sum(f.num_rows("test") for f in joint_run.facts.values())
+    rows = sum(facts.num_rows("test") for facts in joint_run.facts.values())
     log(f"scoring {rows:,} test rows")
+    folder = run.evaluate.folder
     record = measure_models(joint_run, models, folder, project, log)
-    record["models"] = chosen
+    record["models"] = made_from["models"]
     storage.write_json(storage.join(folder, "metrics.json"), record)
-    storage.write_json(storage.join(folder, DONE), record)
-    return record
+    return run.evaluate.finish(record)
+
+
+def evaluation_depends_on(joint_run: JointRun, models: ModelByScenario, project: Project) -> Fields:
+    """Returns whatever an evaluation depends on; not the size of its blocks."""
+    recommend = project.recommend.model_dump(mode="json", exclude={"pairs_per_block"})
+    return {
+        "models": {name: version(joint_run, name, model) for name, model in models.items()},
+        "evaluation": project.evaluation.model_dump(mode="json"),
+        "recommend": recommend,
+    }
 
 
 def measure_models(
@@ -219,9 +224,7 @@ def measure_models(
     storage.remove_folder(predictions)
     storage.remove_folder(joint)
     predict_split(models, predictions, project.run)
-    tuned = [
-        n for n, trained_model in models.items() if trained_model.delta and not joint_run.is_new(n)
-    ]
+    tuned = [n for n, model in models.items() if model.delta and not joint_run.is_new(n)]
     if tuned:
         base = joint_for_use(joint_run, project)
         predict_split(dict.fromkeys(tuned, base), joint, project.run)

@@ -7,7 +7,6 @@ Each run is a Ray Train run of the train stage with its own controller, workers 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import ray
@@ -19,11 +18,11 @@ from mtrec_ray.evaluation.model_choice import ScoredRows, choose_model, rare_lab
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
+from mtrec_ray.project.depends_on import Fields, task_weights
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Tuned
 from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
-    DECISION,
     ZERO_SHOT,
     base_model,
     finetuned_model,
@@ -32,24 +31,23 @@ from mtrec_ray.stages.finetuning.chosen_model import (
 )
 from mtrec_ray.stages.finetuning.few_shot import draw_curve
 from mtrec_ray.stages.finetuning.joint_run import JointRun, check_names, open_joint_run
-from mtrec_ray.stages.finetuning.new_scenario import prepare_joined, restricted
+from mtrec_ray.stages.finetuning.new_scenario import prepare_new_scenario
 from mtrec_ray.stages.finetuning.recipe import (
     DELTA_FOLDER,
     export_encoder,
     scenario_project,
     start_of,
     store_delta,
-    task_weights,
 )
 from mtrec_ray.stages.finetuning.transfer import compare_models
-from mtrec_ray.stages.parallel_runs import Record, run_in_parallel
-from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started, with_search_choice
+from mtrec_ray.stages.parallel_runs import run_in_parallel
+from mtrec_ray.stages.run_folder import BEST, Record, RunFolder, Stage, with_search_choice
 from mtrec_ray.stages.teacher import add_teacher_labels
-from mtrec_ray.stages.train import BEST, TrainingRun, train_model
+from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trained_model import ensure_vectors
 from mtrec_ray.training.checkpoint import WEIGHTS
 
-TRAINING = "training"
+DECISION, TRAINING = "decision.json", "training"
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ EVERYTHING = Options()
 
 def run_finetune(
     project: Project, storage_path: str, log: Log, options: Options = EVERYTHING
-) -> dict[str, Any]:
+) -> Record:
     """Fine-tune all scenarios, or those named, side by side; returns the decisions.
 
     A scenario that the joint model does not have joins it: its data is prepared first.
@@ -76,31 +74,33 @@ def run_finetune(
         RuntimeError: scenarios whose runs failed, after all others have ended.
     """
     storage.check_writable(storage_path)
-    project = with_search_choice(project, storage_path)
+    project = with_search_choice(project, RunFolder.of(project, storage_path), log)
     joint_run = open_joint_run(project, storage_path)
     names = check_names(options.names, project)
-    if options.shots and not any(joint_run.is_new(n) for n in names):
+    new = [n for n in names if joint_run.is_new(n)]
+    if options.shots and not new:
         refuse(
             [
                 f"--shots: found no new scenario among {', '.join(names)}; allowed: with one that "
                 "the joint model does not have"
             ]
         )
-    for name in names:
-        if joint_run.is_new(name):
-            data = prepare_joined(
-                project, joint_run.prepared, joint_run.run_folder, storage_path, name, log
-            )
-            joint_run = replace(joint_run, joined=joint_run.joined | {name: data})
-            refuse(unserved(joint_run, data, name, project))
-    decisions = fine_tune(joint_run, names, project, log)
-    found = summary_of(joint_run, decisions)
+    for name in new:
+        joint_run = with_new_scenario(joint_run, name, project, log)
+    summary = summary_of(joint_run, fine_tune(joint_run, names, project, log))
     if options.compare:
-        found["comparison"] = compare_models(joint_run, names, project, log)
+        summary["comparison"] = compare_models(joint_run, names, project, log)
     if options.shots:
-        new = [n for n in names if joint_run.is_new(n)]
-        found["shots"] = {n: draw_curve(joint_run, n, project, options.shots, log) for n in new}
-    return found
+        summary["shots"] = {n: draw_curve(joint_run, n, project, options.shots, log) for n in new}
+    return summary
+
+
+def with_new_scenario(joint_run: JointRun, name: str, project: Project, log: Log) -> JointRun:
+    """Returns the joint run with the data of a scenario that joins it."""
+    data = prepare_new_scenario(project, joint_run.prepared, joint_run.run, name, log)
+    joint_run = replace(joint_run, joined=joint_run.joined | {name: data})
+    refuse(unserved(joint_run, data, name, project))
+    return joint_run
 
 
 def unserved(joint_run: JointRun, data: Prepared, name: str, project: Project) -> list[str]:
@@ -139,35 +139,32 @@ def fine_tune(
 
 
 def with_teacher_labels(joint_run: JointRun, name: str, project: Project, log: Log) -> Prepared:
-    """A scenario's data, with the teacher's predictions where training has a teacher."""
+    """Returns a scenario's data, with the teacher's predictions where training has a teacher."""
     if joint_run.is_new(name):
-        own = restricted(project, [name])
-        return add_teacher_labels(own, joint_run.data(name), joint_run.folder(name), log)
-    found = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run_folder, log)
-    return found.only([name])
+        own, data = project.only([name]), joint_run.data(name)
+        return add_teacher_labels(own, data, joint_run.folder(name), log)
+    folder = joint_run.run.path()
+    return add_teacher_labels(joint_run.project, joint_run.prepared, folder, log).only([name])
 
 
-def finetune_depends_on(joint_run: JointRun, name: str, project: Project) -> dict[str, Any]:
-    """Whatever a scenario's model depends on, as a tree."""
+def finetune_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields:
+    """Returns whatever a scenario's model depends on."""
+    tuned = project.finetune.of(name).model_dump(mode="json")
     return {
         "prepared": joint_run.data(name).fingerprint,
         "joint": {"fingerprint": joint_run.fingerprint},
-        "finetune": {
-            **project.finetune.of(name).model_dump(mode="json"),
-            "keep": project.finetune.keep,
-        },
-        "scenarios": {name: {"tasks": task_weights(project, name)}},
+        "finetune": {**tuned, "keep": project.finetune.keep},
+        **task_weights(project, name),
     }
 
 
 def find_decision(joint_run: JointRun, name: str, project: Project) -> Record | None:
-    """The record of a scenario that is finished.
+    """Returns the decision about a scenario that is finished.
 
     Raises:
         ProjectError: it was made with another configuration or from other joint weights.
     """
-    made_with = finetune_depends_on(joint_run, name, project)
-    return find_finished(joint_run.folder(name), made_with, job="finetune", run=project.run.name)
+    return joint_run.stage(name).finished(finetune_depends_on(joint_run, name, project))
 
 
 def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) -> list[str]:
@@ -197,24 +194,23 @@ def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) ->
 def finetune_one(
     joint_run: JointRun, own: Prepared, name: str, project: Project, log: Log
 ) -> Record:
-    """Fine-tune a scenario, decide, and store its delta; returns the decision."""
-    tuned, folder = project.finetune.of(name), joint_run.folder(name)
-    mark_started(folder, finetune_depends_on(joint_run, name, project))
+    """Fine-tunes a scenario, decides, and stores its delta; returns the decision."""
+    tuned, stage = project.finetune.of(name), joint_run.stage(name)
+    stage.start(finetune_depends_on(joint_run, name, project))
     counts = rare_label_counts(own, name)
     if max(counts.values()) < tuned.least_labels:
         chosen = ZERO_SHOT if joint_run.is_new(name) else "joint"
         reason = too_few(counts, tuned.least_labels)
-        return record_decision(
-            folder, {"labels": counts, "chosen": chosen, "reason": reason}, name, log
-        )
+        decision: Record = {"labels": counts, "chosen": chosen, "reason": reason}
+        return record_decision(stage, decision, name, log)
     log(f"{name}: fine-tuning ({tuned.mode})")
-    summary = train_scenario(joint_run, own, name, project)
-    delta = write_delta(joint_run, own, name, tuned, project)
-    decision = {"labels": counts} | choose(joint_run, own, name, project)
+    training = scenario_training(joint_run, own, name, project)
+    summary = training.stage.result or train_model(training)
+    delta = write_delta(training, stage.folder, tuned)
+    decision = {"labels": counts, **choose(joint_run, own, name, project), "mode": tuned.mode}
     told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
-    decision |= {"mode": tuned.mode, "bytes": delta["bytes"]}
-    decision["training"] = {k: summary[k] for k in told}
-    return record_decision(folder, decision, name, log)
+    decision |= {"bytes": delta["bytes"], "training": {k: summary[k] for k in told}}
+    return record_decision(stage, decision, name, log)
 
 
 def choose(joint_run: JointRun, own: Prepared, name: str, project: Project) -> Record:
@@ -241,48 +237,41 @@ def rare_label_counts(prepared: Prepared, name: str) -> dict[str, int]:
     return rare_labels(facts, np.concatenate(parts))
 
 
-def train_scenario(
+def scenario_training(
     joint_run: JointRun, own: Prepared, name: str, project: Project
-) -> dict[str, Any]:
-    """The summary of a scenario's training run, which is started, or gone on with, or finished."""
-    folder = joint_run.folder(name)
-    done = storage.join(folder, TRAINING, DONE)
-    if storage.exists(done):
-        return storage.read_json(done)
+) -> TrainingRun:
+    """Returns the model that a scenario's fine-tuning trains."""
     tuned = project.finetune.of(name)
-    sub = scenario_project(joint_run, name, tuned, project)
+    recipe = scenario_project(joint_run, name, tuned, project)
     start = start_of(joint_run, name, tuned)
-    return train_model(TrainingRun(sub, own, folder, TRAINING, start=start))
+    return TrainingRun(recipe, own, joint_run.folder(name), TRAINING, start=start)
 
 
-def write_delta(
-    joint_run: JointRun, own: Prepared, name: str, tuned: Tuned, project: Project
-) -> dict[str, Any]:
-    """Store what a scenario's best epoch changed, in a Ray task; returns the delta's facts."""
-    folder = joint_run.folder(name)
-    best = storage.join(folder, TRAINING, BEST)
-    sub = scenario_project(joint_run, name, tuned, project)
-    task = task_of(store_delta, project.run, gpu=False)
+def write_delta(training: TrainingRun, folder: str, tuned: Tuned) -> Record:
+    """Stores what a scenario's best epoch changed, in a Ray task; returns the delta's facts."""
+    task = task_of(store_delta, training.project.run, gpu=False)
+    best = storage.join(training.stage.folder, BEST)
     facts = {"tuned": tuned.model_dump(mode="json")}
     delta = storage.join(folder, DELTA_FOLDER)
-    return ray.get(task.remote(sub, own, start_of(joint_run, name, tuned), best, delta, facts))
+    stored = task.remote(training.project, training.prepared, training.start, best, delta, facts)
+    return ray.get(stored)
 
 
-def record_decision(folder: str, decision: Record, name: str, log: Log) -> Record:
-    """Write a decision, say it, and delete the run's checkpoints."""
-    storage.write_json(storage.join(folder, DECISION), decision)
-    storage.write_json(storage.join(folder, DONE), decision)
-    storage.remove_folder(storage.join(folder, TRAINING))
+def record_decision(stage: Stage, decision: Record, name: str, log: Log) -> Record:
+    """Writes a decision, says it, and deletes the run's checkpoints; returns the decision."""
+    storage.write_json(storage.join(stage.folder, DECISION), decision)
+    stage.finish(decision)
+    storage.remove_folder(storage.join(stage.folder, TRAINING))
     log(f"{name}: {decision['chosen']} ({decision['reason']})")
     return decision
 
 
-def summary_of(joint_run: JointRun, decisions: dict[str, Record]) -> dict[str, Any]:
+def summary_of(joint_run: JointRun, decisions: dict[str, Record]) -> Record:
     """The decisions, and bytes: of the base, of the deltas, of as many copies of the base.
 
     `encoder_bytes`: the encoder that learned jointly as a plain one, which adapters load on.
     """
-    base = storage.num_bytes(storage.join(joint_run.joint, WEIGHTS))
+    base = storage.num_bytes(storage.join(joint_run.weights, WEIGHTS))
     exported = joint_run.encoder != joint_run.project.model.encoder.source
     encoder = sum(map(storage.num_bytes, storage.files(joint_run.encoder))) if exported else 0
     deltas = {n: d["bytes"] for n, d in decisions.items() if "bytes" in d}

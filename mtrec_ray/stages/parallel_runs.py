@@ -7,14 +7,12 @@ grows. A run takes all of its resources at once, so that no two hold what the ot
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
 
 import ray
 
 from mtrec_ray.progress import Log
 from mtrec_ray.project.project import Project
-
-Record = dict[str, Any]
+from mtrec_ray.stages.run_folder import Record
 
 
 def num_slots(project: Project) -> int:

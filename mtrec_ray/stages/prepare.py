@@ -1,12 +1,11 @@
 """The prepare stage: samples, catalogues and states from a project's logs, audited."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.prepared import Prepared, load_prepared, parse_scenario
+from mtrec_ray.data.prepared import MANIFEST, Prepared, load_prepared, parse_scenario
 from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
@@ -14,28 +13,32 @@ from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
-from mtrec_ray.project.depends_on import fingerprint, prepare_fingerprint, prepared_with
+from mtrec_ray.project.depends_on import Fields, fingerprint, prepared_data_depends_on
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.run_folder import refuse_changes
+from mtrec_ray.stages.run_folder import Record, RunFolder, Stage
 
 
-def prepared_folder(project: Project, storage_path: str) -> str:
-    """Where a run's prepared data lies."""
-    return storage.join(storage_path, project.run.name, "prepared")
-
-
-def open_prepared(project: Project, storage_path: str) -> Prepared:
-    """The finished prepared data of a run.
+def open_prepared(project: Project, run: RunFolder) -> Prepared:
+    """Returns the finished prepared data of a run.
 
     Raises:
-        ValueError: there is none, or it was made with other values than the project has.
+        ProjectError: there is none, or it was made from other values than the project has.
     """
-    folder = prepared_folder(project, storage_path)
-    prepared = load_prepared(folder)
-    now, name = prepared_with(project), project.run.name
-    refuse_changes(prepared.made_with, now, job="prepare", run=name, folder=folder)
-    return prepared
+    return load_finished(run.prepare, prepared_data_depends_on(project))
+
+
+def load_finished(stage: Stage, made_from: Fields) -> Prepared:
+    """Returns the prepared data of a finished stage.
+
+    Raises:
+        ProjectError: there is none, or it was made from something else.
+    """
+    if stage.finished(made_from) is None:
+        raise ProjectError(
+            [f"prepared data: found none in {stage.folder}; allowed: run the prepare job first"]
+        )
+    return load_prepared(stage.folder)
 
 
 def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
@@ -57,8 +60,8 @@ def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
     return project.model_copy(update={"root": root})
 
 
-def run_prepare(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
-    """Prepare a project's data, or find it prepared; returns the data report.
+def run_prepare(project: Project, storage_path: str, log: Log) -> Record:
+    """Prepares a project's data, or finds it prepared; returns the data report.
 
     Raises:
         ProjectError: unusable inputs, a changed configuration, or a failed leakage audit.
@@ -66,51 +69,59 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> dict[str, Any]
     storage.check_writable(storage_path)
     project = with_sample_world(project, storage_path, log)
     refuse(input_problems(project) + encoder_problems(project.model.encoder))
-    folder = prepared_folder(project, storage_path)
-    mark = prepare_fingerprint(project, input_fingerprint(project))
-    if storage.exists(storage.join(folder, "manifest.json")):
-        found = open_prepared(project, storage_path)
-        if found.fingerprint == mark:
-            log("prepare: already done")
-            return storage.read_json(storage.join(folder, "manifest.json"))["report"]
+    stage = RunFolder.of(project, storage_path).prepare
+    inputs = input_fingerprint(project)
+    found = stage.finished(prepared_data_depends_on(project))
+    if found and found["inputs"] == inputs:
+        log("prepare: already done")
+        return found["report"]
+    if found:
         raise ProjectError(
             [
                 f"run.name: found {project.run.name!r}, whose prepared data was made from other "
                 "input files (their names, sizes or times have changed); allowed: the same ones, "
-                f"another name, or delete {folder}"
+                f"another name, or delete {stage.folder}"
             ]
         )
-    return prepare_into(project, folder, mark, log)
+    return prepare_into(project, stage, inputs, log)
 
 
 def prepare_into(
     project: Project,
-    folder: str,
-    mark: str,
+    stage: Stage,
+    inputs: str,
     log: Log,
     stored_users: Mapping[str, np.ndarray] = NO_USERS,
-) -> dict[str, Any]:
-    """Prepare a project's data in a folder and audit it; returns the data report."""
+) -> Record:
+    """Prepares a project's data in a stage's folder and audits it; returns the data report.
+
+    `inputs` is the fingerprint of its input files; `stored_users` as `prepare` takes them.
+    """
     connect(project.run)
-    storage.remove_folder(folder)
+    storage.remove_folder(stage.folder)
     try:
-        manifest = prepare(project, folder, log, stored_users)
-        check_leakage(project, folder, mark, manifest, log)
+        manifest = prepare(project, stage.folder, log, stored_users)
+        check_leakage(project, stage.folder, manifest, log)
     except ProjectError:
-        storage.remove_folder(folder)
+        storage.remove_folder(stage.folder)
         raise
-    storage.remove_folder(storage.join(folder, "work"))
+    made_from = prepared_data_depends_on(project)
+    manifest["fingerprint"] = fingerprint(made_from, inputs)
+    storage.write_json(storage.join(stage.folder, MANIFEST), manifest)
+    storage.remove_folder(storage.join(stage.folder, "work"))
+    stage.start(made_from)
+    stage.finish({"report": manifest["report"], "inputs": inputs})
     return manifest["report"]
 
 
-def check_leakage(
-    project: Project, folder: str, mark: str, manifest: dict[str, Any], log: Log
-) -> None:
-    """Audit the prepared data; the manifest is written only where the audit passes."""
+def check_leakage(project: Project, folder: str, manifest: Record, log: Log) -> None:
+    """Audits the prepared data.
+
+    Raises:
+        ProjectError: sampled rows that disagree with the raw log.
+    """
     log("leakage audit")
     scenarios = {n: parse_scenario(s) for n, s in manifest["scenarios"].items()}
-    problems = audit(project, Prepared(folder, mark, scenarios))
+    problems = audit(project, Prepared(folder, "", scenarios))
     refuse([f"leakage audit: {line}" for line in problems[:20]])
     manifest["report"]["audit"] = {"passed": True, "rows_per_split": 12}
-    made = {"fingerprint": mark, "made_with": prepared_with(project)}
-    storage.write_json(storage.join(folder, "manifest.json"), made | manifest)

@@ -24,7 +24,7 @@ class Ranker:
     def __init__(
         self, trained_model: TrainedModel, name: str, vectors: np.ndarray, items: ItemSnapshot
     ) -> None:
-        project = trained_model.parsed
+        project = trained_model.project
         self.model, found = load_with_vectors(trained_model, vectors)
         self.layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
         self.items, self.options, self.name = items, project.recommend, name

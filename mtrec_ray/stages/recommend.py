@@ -28,25 +28,19 @@ from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot, new_users
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
-from mtrec_ray.project.depends_on import fingerprint
+from mtrec_ray.project.depends_on import Fields, fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
-from mtrec_ray.stages.finetuning.joint_run import JointRun, check_names, open_joint_run, with_data
+from mtrec_ray.stages.finetuning.joint_run import JointRun, check_data, check_names, open_joint_run
 from mtrec_ray.stages.ranker import NO_PAIRS, Ranker, SeenPairs
-from mtrec_ray.stages.run_folder import with_search_choice
+from mtrec_ray.stages.run_folder import RunFolder, with_search_choice
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
 
 USERS_PER_UNIT = 4096
 
 
 NEW_USERS = "new"
-
-
-ALL_USERS, LISTED = "recommendations", "recommendations_listed"
-
-
-MARK, RECORD = "_mark.json", "_done.json"  # readers of Parquet pass over names that begin so
 
 
 class Writer:
@@ -200,32 +194,30 @@ def run_recommend(
         ValueError: no joint model, an unknown scenario, or a model that reads pairs.
     """
     storage.check_writable(storage_path)
-    project = with_search_choice(project, storage_path)
+    run = RunFolder.of(project, storage_path)
+    project = with_search_choice(project, run, log)
     if project.model.layout == "pair":
         refuse(["model.layout: found pair; allowed for recommending: vectors (each pair a text)"])
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
     joint_run = open_joint_run(project, storage_path)
-    names = with_data(check_names(names, project), joint_run)
+    names = check_data(check_names(names, project), joint_run)
     refuse([line for name in names for line in blend_problems(joint_run, name, project)])
     wanted = read_users(users) if users else None
     connect(project.run)
-    found = {}
+    scenarios = {}
     for name in names:
-        folder = storage.join(joint_run.run_folder, LISTED if wanted else ALL_USERS, name)
-        made_with = recommended_with(joint_run, name, project, wanted)
-        finished = find_current(folder, made_with)
+        stage = run.recommend(name, listed=wanted is not None)
+        made_from = recommendations_depend_on(joint_run, name, project, wanted)
+        finished = stage.current(made_from)
         if finished:
             log(f"recommend: {name} already done")
-            found[name] = finished
-            continue
-        mark = storage.join(folder, MARK)
-        if not storage.exists(mark) or storage.read_json(mark) != made_with:
-            storage.remove_folder(folder)
-            storage.write_json(mark, made_with)
-        found[name] = recommend_scenario(joint_run, name, project, folder, wanted, log)
-        storage.write_json(storage.join(folder, RECORD), {"made_with": made_with, **found[name]})
-    return {"scenarios": found}
+        else:
+            stage.start_anew(made_from)
+            counts = recommend_scenario(joint_run, name, project, stage.folder, wanted, log)
+            finished = stage.finish(counts)
+        scenarios[name] = finished
+    return {"scenarios": scenarios}
 
 
 def blend_problems(joint_run: JointRun, name: str, project: Project) -> list[str]:
@@ -241,10 +233,10 @@ def blend_problems(joint_run: JointRun, name: str, project: Project) -> list[str
     ]
 
 
-def recommended_with(
+def recommendations_depend_on(
     joint_run: JointRun, name: str, project: Project, wanted: Sequence[str] | None
-) -> dict[str, Any]:
-    """Whatever a scenario's recommendations depend on, as a tree."""
+) -> Fields:
+    """Returns whatever a scenario's recommendations depend on."""
     trained_model, options = chosen_model(joint_run, name, project), project.recommend
     return {
         "model": version(joint_run, name, trained_model),
@@ -254,12 +246,3 @@ def recommended_with(
         "precision": project.evaluation.precision,
         "users": fingerprint(sorted(wanted)) if wanted is not None else "all",
     }  # fmt: skip
-
-
-def find_current(folder: str, made_with: dict[str, Any]) -> dict[str, Any] | None:
-    """What was recommended with the same model and options; other ones are made anew."""
-    path = storage.join(folder, RECORD)
-    if not storage.exists(path):
-        return None
-    found = storage.read_json(path)
-    return found if found.pop("made_with") == made_with else None

@@ -16,21 +16,18 @@ from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.stream import RowSource, training_source
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log
-from mtrec_ray.project.base import refuse
-from mtrec_ray.project.depends_on import trained_with
-from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.base import ProjectError, refuse
+from mtrec_ray.project.depends_on import joint_model_depends_on
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.ray_context import RayTrainContext, mend_snapshot
-from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started, with_search_choice
+from mtrec_ray.stages.run_folder import BEST, Record, RunFolder, Stage, with_search_choice
 from mtrec_ray.stages.teacher import add_teacher_labels
 from mtrec_ray.training import loop
 from mtrec_ray.training.batches import make_plan
 from mtrec_ray.training.delta import FineTuneStart
 from mtrec_ray.training.run import NotFiniteError
-
-BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -57,21 +54,21 @@ class TrainingRun:
     rows: int | None = None
 
     @property
-    def place(self) -> str:
-        """The model's folder."""
-        return storage.join(self.folder, self.name)
+    def stage(self) -> Stage:
+        """The model's folder, and whether its training is finished."""
+        return Stage(storage.join(self.folder, self.name), "train", self.project.run.name)
 
 
 def build_trainer(training: TrainingRun) -> TorchTrainer:
-    """A trainer whose name in the run's folder is the resume key."""
+    """Returns a trainer whose name in the run's folder is the resume key."""
     project, run, rows = training.project, training.project.run, training.rows
     read = training.prepared if rows is None else training.prepared.first(rows)
     return TorchTrainer(
         train_worker,
         train_loop_config={
-            "project": project.dump(),
+            "project": project,
             "prepared": read.folder,
-            "folder": training.place,
+            "folder": training.stage.folder,
             "source": training.source or training_source(read, run.cache, run.most_workers),
             "start": training.start,
             "rows": rows,
@@ -98,60 +95,52 @@ def build_trainer(training: TrainingRun) -> TorchTrainer:
     )
 
 
-def joint_made_with(project: Project, prepared: Prepared) -> dict[str, Any]:
-    """Whatever the joint model depends on, as a tree."""
-    return {"prepared": prepared.fingerprint, **trained_with(project)}
-
-
-def run_train(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
-    """Train the joint model, or go on with it, or find it trained; returns the summary."""
+def run_train(project: Project, storage_path: str, log: Log) -> Record:
+    """Trains the joint model, or goes on with it, or finds it trained; returns the summary."""
     storage.check_writable(storage_path)
-    project = with_search_choice(project, storage_path)
-    run_folder = storage.join(storage_path, project.run.name)
-    prepared = open_prepared(project, storage_path)
-    folder = storage.join(run_folder, "joint")
-    made_with = joint_made_with(project, prepared)
-    finished = find_finished(folder, made_with, job="train", run=project.run.name)
+    run = RunFolder.of(project, storage_path)
+    project = with_search_choice(project, run, log)
+    prepared = open_prepared(project, run)
+    made_from = joint_model_depends_on(project, prepared.fingerprint)
+    finished = run.train.finished(made_from)
     if finished:
         log("train: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
     make_plan(project, prepared, project.run.most_workers)
-    mark_started(folder, made_with)
+    run.train.start(made_from)
     connect(project.run)
-    prepared = add_teacher_labels(project, prepared, run_folder, log)
+    prepared = add_teacher_labels(project, prepared, run.path(), log)
     log(f"joint training with {workers_text(project.run)} workers")
-    return train_model(TrainingRun(project, prepared, run_folder, "joint"))
+    return train_model(TrainingRun(project, prepared, run.path(), "joint"))
 
 
-def train_model(training: TrainingRun) -> dict[str, Any]:
-    """Train a model in its folder, or go on with it; returns the summary.
+def train_model(training: TrainingRun) -> Record:
+    """Trains a model in its folder, or goes on with it; returns the summary.
 
     Raises:
-        ValueError: too many steps without a finite loss.
+        ProjectError: too many steps without a finite loss.
     """
-    folder = training.place
+    folder = training.stage.folder
     mend_snapshot(folder)
-    trainer = build_trainer(training)
-    result = trainer.fit()
+    result = build_trainer(training).fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})
     if "refused" in summary:
-        raise ValueError(summary["refused"])
+        raise ProjectError([summary["refused"]])
     keep_best(result, folder)
-    storage.write_json(storage.join(folder, DONE), summary)
-    return summary
+    return training.stage.finish(summary)
 
 
 def workers_text(run: Run) -> str:
-    """`2`, or `2 to 4`."""
+    """Returns the number of workers for a person: `2`, or `2 to 4`."""
     least, most = run.least_workers, run.most_workers
     return str(most) if least == most else f"{least} to {most}"
 
 
 def keep_best(result: ray.train.Result, folder: str) -> None:
-    """Copy the checkpoint with the lowest joint score to `best`, without its training state."""
+    """Copies the checkpoint with the lowest joint score to `best`, without its training state."""
     best = result.get_best_checkpoint("joint_score", "min")
     assert best is not None
     with best.as_directory() as local:
@@ -159,20 +148,18 @@ def keep_best(result: ray.train.Result, folder: str) -> None:
             storage.write_bytes(storage.join(folder, BEST, name), (Path(local) / name).read_bytes())
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs."""
-    for name in (
-        None,
-        "ray.train",
-    ):  # some of Ray Train's loggers are named by file: below the root
+def train_worker(config: dict[str, Any]) -> Record:
+    """Trains on one Ray Train worker; returns the summary."""
+    # Some of Ray Train's loggers are named by their file, below the root.
+    for name in (None, "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    project = parse_project(config["project"])
+    project: Project = config["project"]
     torch.set_num_threads(project.run.cpus_per_worker)
-    host = RayTrainContext(config["folder"], config["source"])
+    context = RayTrainContext(config["folder"], config["source"])
     try:
         prepared = load_prepared(config["prepared"]).only(project.scenarios)
         if config["rows"] is not None:
             prepared = prepared.first(config["rows"])
-        return loop.train(project, prepared, host, config["start"])
+        return loop.train(project, prepared, context, config["start"])
     except NotFiniteError as error:  # to start again would not help
         return {"refused": str(error)}

@@ -1,10 +1,10 @@
 """Trained models for use, and all of their item vectors, computed once over the cluster."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.model.encoder import quantise
 from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.training import checkpoint
@@ -25,21 +25,24 @@ from mtrec_ray.training.delta import FineTuneStart, apply_delta, load_joint_weig
 from mtrec_ray.training.item_vectors import ItemVectors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A trained model for use: it scores the scenarios of its project.
 
+    Two of them are equal where they would score alike: one that serves several scenarios is loaded
+    once.
+
     Attributes:
-        project: as JSON; its scenarios are those of the model.
+        project: its scenarios are those of the model.
         prepared: folder of the prepared data.
         weights: folder of its weights; of a scenario's model with `start` the joint ones.
+        vectors: folder that keeps its item vectors, of all rows of the file or of `rows`.
         start: how a scenario's model is made of the joint one.
         delta: folder of what fine-tuning changed; empty: nothing.
         general: whether its general head scores, for a scenario without a model.
-        vectors: folder that keeps its item vectors, of all rows of the file or of `rows`.
     """
 
-    project: str
+    project: Project
     prepared: str
     weights: str
     vectors: str
@@ -48,24 +51,32 @@ class TrainedModel:
     rows: tuple[int, int] | None = None
     general: bool = False
 
-    @property
-    def parsed(self) -> Project:
-        """The model's project."""
-        return parse_project(json.loads(self.project))
+    @cached_property
+    def key(self) -> str:
+        """Equal for models that would score alike."""
+        start = asdict(self.start) if self.start else None
+        parts = (self.prepared, self.weights, self.vectors, start, self.delta, self.rows)
+        return fingerprint(self.project.model_dump(mode="json"), *parts, self.general)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TrainedModel) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def open_prepared(self) -> Prepared:
-        """The prepared data of the model's scenarios."""
-        return load_prepared(self.prepared).only(json.loads(self.project)["scenarios"])
+        """Returns the prepared data of the model's scenarios."""
+        return load_prepared(self.prepared).only(self.project.scenarios)
 
 
-def joint_model(project: Project, prepared_path: str, model_path: str) -> TrainedModel:
-    """The joint model for use, or any other that is stored whole."""
-    return TrainedModel(json.dumps(project.dump()), prepared_path, model_path, model_path)
+def joint_model(project: Project, prepared: str, weights: str) -> TrainedModel:
+    """Returns the joint model for use, or any other that is stored whole, by their folders."""
+    return TrainedModel(project, prepared, weights, weights)
 
 
 def vectors_path(trained_model: TrainedModel) -> str:
     """The file that holds a model's item vectors in the precision of use."""
-    precision = trained_model.parsed.evaluation.precision
+    precision = trained_model.project.evaluation.precision
     return storage.join(trained_model.vectors, f"item_vectors-{precision}.safetensors")
 
 
@@ -74,7 +85,7 @@ def ensure_vectors(trained_model: TrainedModel) -> np.ndarray:
 
     None of them (f32[0, 0]) for a model that reads pairs: it has no vectors of items.
     """
-    if trained_model.parsed.model.layout == "pair":
+    if trained_model.project.model.layout == "pair":
         return np.zeros((0, 0), np.float32)
     path = vectors_path(trained_model)
     if storage.exists(path):
@@ -88,7 +99,7 @@ def ensure_vectors(trained_model: TrainedModel) -> np.ndarray:
 
 def compute_vectors(trained_model: TrainedModel) -> np.ndarray:
     """f32[n, D]: each worker encodes its share of the items."""
-    run = trained_model.parsed.run
+    run = trained_model.project.run
     task = task_of(encode_share, run)
     size = run.most_workers
     parts = ray.get([task.remote(trained_model, rank, size) for rank in range(size)])
@@ -110,7 +121,7 @@ def encode_share(
 
 def load_model_for_use(trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
     """A model in evaluation mode, and the place of its item vectors, still empty."""
-    project = trained_model.parsed
+    project = trained_model.project
     torch.set_num_threads(project.run.cpus_per_worker)
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
     precision = project.evaluation.precision

@@ -17,6 +17,7 @@ from mtrec_ray.data.stream import training_source
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
+from mtrec_ray.project.depends_on import Fields, joint_model_depends_on
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.problems import space_problems
@@ -24,9 +25,8 @@ from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.search.space import Overrides, Point, Space, references, space_of
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
-from mtrec_ray.stages.run_folder import DONE, find_finished, mark_started
+from mtrec_ray.stages.run_folder import Record, RunFolder
 from mtrec_ray.stages.teacher import add_teacher_labels
-from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.tuning.confirm import confirm
 from mtrec_ray.stages.tuning.outcome import outcome_of, write_outcome
 from mtrec_ray.stages.tuning.population import Population
@@ -37,57 +37,51 @@ from mtrec_ray.training.batches import make_plan
 
 # What may change from one call to the next: more trials, another choice among them.
 RESUMABLE_FIELDS = (
-    "trials",
-    "concurrent",
-    "pipeline_trials",
-    "choose",
-    "preference",
-    "confirm_seeds",
-)
-
-
+    "trials", "concurrent", "pipeline_trials", "choose", "preference", "confirm_seeds",
+)  # fmt: skip
 TRIALS, RUNS = "trials", "runs"
 
 
-def search_depends_on(project: Project, prepared: Prepared) -> dict[str, Any]:
-    """Whatever the trials of a search depend on, as a tree."""
-    search = project.search.model_dump(mode="json")
+def search_depends_on(project: Project, prepared: Prepared) -> Fields:
+    """Returns whatever the trials of a search depend on."""
     return {
-        **joint_made_with(project, prepared),
-        "search": {k: v for k, v in search.items() if k not in RESUMABLE_FIELDS},
+        **joint_model_depends_on(project, prepared.fingerprint),
+        "search": project.search.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)),
     }
 
 
-def run_tune(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
-    """Search, or go on searching, or find it done; prepares the data where that is still to do."""
+def run_tune(project: Project, storage_path: str, log: Log) -> Record:
+    """Searches, or goes on searching, or finds it done; prepares the data where need be."""
     refuse(space_problems(project))
     storage.check_writable(storage_path)
-    room = with_room(project)
+    run, room = RunFolder.of(project, storage_path), with_room(project)
     run_prepare(room, storage_path, log)
-    prepared = open_prepared(project, storage_path)
-    run_folder = storage.join(storage_path, project.run.name)
-    folder = storage.join(run_folder, "tune")
-    made_with = search_depends_on(project, prepared)
-    asked = {key: project.dump()["search"][key] for key in RESUMABLE_FIELDS}
-    finished = find_finished(folder, made_with, job="tune", run=project.run.name)
+    prepared = open_prepared(project, run)
+    made_from = search_depends_on(project, prepared)
+    asked = project.search.model_dump(mode="json", include=set(RESUMABLE_FIELDS))
+    finished = run.tune.finished(made_from)
     if finished and finished["asked"] == asked:
         log("tune: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
     make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
-    mark_started(folder, made_with)
+    run.tune.start(made_from)
     connect(room.run)
-    prepared = add_teacher_labels(room, prepared, run_folder, log)
+    prepared = add_teacher_labels(room, prepared, run.path(), log)
     source = training_source(prepared, project.run.cache, room.run.most_workers)
-    shared = TrialInputs(prepared, source, runs_folder(folder))
-    trials = search(project, folder, train_trial, shared, log)
+    inputs = TrialInputs(prepared, source, runs_folder(run.tune.folder))
+    outcome = search_and_confirm(project, inputs, run.tune.folder, log)
+    return run.tune.finish(outcome | {"asked": asked})
+
+
+def search_and_confirm(project: Project, inputs: TrialInputs, folder: str, log: Log) -> Record:
+    """Runs the trials that are left, chooses one, confirms it; writes and returns the outcome."""
+    trials = search(project, folder, train_trial, inputs, log)
     outcome = outcome_of(project, trials)
     log(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
-    confirmed = confirm(project, outcome, folder, shared, log)
-    storage.remove_folder(shared.folder)
-    summary = write_outcome(project, outcome, confirmed, folder)
-    storage.write_json(storage.join(folder, DONE), summary | {"asked": asked})
-    return summary
+    confirmed = confirm(project, outcome, folder, inputs, log)
+    storage.remove_folder(inputs.folder)
+    return write_outcome(project, outcome, confirmed, folder)
 
 
 def with_room(project: Project) -> Project:

@@ -11,9 +11,14 @@ from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.prepare import prepared_folder
 from tests.cluster.logs import NUM_ROWS, Logs, logs_project, make_logs, write_logs
-from tests.cluster.runs import Trained, prepare_in_partitions, train_world, world_project
+from tests.cluster.runs import (
+    Trained,
+    prepare_in_partitions,
+    prepared_folder,
+    train_world,
+    world_project,
+)
 
 NUM_CPUS = 6  # logical: Ray Data's tasks must find one beside three workers
 ROWS_PER_PARTITION = 250

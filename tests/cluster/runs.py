@@ -12,7 +12,8 @@ from mtrec_ray.data.preparing import passes as data_prepare
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.prepare import prepared_folder, run_prepare
+from mtrec_ray.stages.prepare import run_prepare
+from mtrec_ray.stages.run_folder import RunFolder
 from mtrec_ray.stages.train import run_train
 from tests.cluster.logs import ENCODER, scenario_tree
 
@@ -37,6 +38,11 @@ class Trained:
     def prepared(self) -> Prepared:
         """The run's prepared data."""
         return load_prepared(prepared_folder(self.project, str(self.storage)))
+
+
+def prepared_folder(project: Project, storage: str) -> str:
+    """Returns where a run's prepared data lies."""
+    return RunFolder.of(project, storage).prepare.folder
 
 
 def say_nothing(text: str) -> None:

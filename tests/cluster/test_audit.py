@@ -22,9 +22,9 @@ from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
-from mtrec_ray.stages.prepare import prepared_folder, run_prepare
+from mtrec_ray.stages.prepare import run_prepare
 from tests.cluster.logs import NUM_ROWS, Log
-from tests.cluster.runs import say_nothing
+from tests.cluster.runs import prepared_folder, say_nothing
 
 pytestmark = pytest.mark.cluster
 

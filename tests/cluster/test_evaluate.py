@@ -18,9 +18,8 @@ from sklearn.metrics import (
 
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.stages.evaluate import predict_split, run_evaluate
-from mtrec_ray.stages.prepare import prepared_folder
 from mtrec_ray.stages.trained_model import joint_model
-from tests.cluster.runs import changed, say_nothing
+from tests.cluster.runs import changed, prepared_folder, say_nothing
 
 pytestmark = pytest.mark.cluster
 

@@ -72,7 +72,7 @@ def tuned(trained, tmp_path_factory) -> Tuned:
     project = changed(trained.project, finetune=FIELDS, recommend={"k": 5})
     joint_run = open_joint_run(project, str(storage))
     before = score_split_by_tasks(base_model(joint_run), "video", "test")
-    weights = Path(joint_run.joint, "model.safetensors").read_bytes()
+    weights = Path(joint_run.weights, "model.safetensors").read_bytes()
     shop = run_finetune(project, str(storage), say_nothing, Options(("shop",)))
     assert set(shop["scenarios"]) == {"shop"}
     after = score_split_by_tasks(base_model(joint_run), "video", "test")
@@ -332,7 +332,7 @@ def test_interrupted_recommendations_go_on(tuned, recommended, tmp_path):
     files = sorted(folder.glob("*.parquet"))
     before = {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
     files[0].unlink()
-    (folder / "_done.json").unlink()
+    (folder / "_finished.json").unlink()
     found = run_recommend(tuned.project, str(tmp_path), say_nothing, ("shop",))["scenarios"]["shop"]
     assert (found["users"], found["rows"]) == tuple(
         recommended[0]["shop"][k] for k in ("users", "rows")

@@ -127,7 +127,9 @@ def test_learning_curve(joined):
     assert curve["99999 rows, alone"] == curve["all rows, alone"]
     folders = list((joined.folder / "scenarios" / "news" / "shots").iterdir())
     assert len(folders) == 4
-    epochs = {len(json.loads((f / "training" / "done.json").read_text())["curve"]) for f in folders}
+    epochs = {
+        len(json.loads((f / "training" / "finished.json").read_text())["curve"]) for f in folders
+    }
     assert epochs == {1}
 
 
@@ -150,7 +152,7 @@ def test_other_task_weights_are_another_model(joined):
 def test_a_choice_for_other_weights(joined, tmp_path):
     """A decision for other joint weights is refused where the model is used."""
     shutil.copytree(joined.folder, tmp_path / joined.project.run.name)
-    mark = tmp_path / joined.project.run.name / "scenarios" / "news" / "mark.json"
+    mark = tmp_path / joined.project.run.name / "scenarios" / "news" / "started.json"
     made_with = json.loads(mark.read_text())
     made_with["joint"]["fingerprint"] = "0123456789abcdef"
     mark.write_text(json.dumps(made_with))
@@ -172,7 +174,7 @@ def test_too_few_labels_are_scored_generally(joined, tmp_path):
     """A new scenario with too few labels is scored by the general head, and says so."""
     shutil.copytree(joined.folder, tmp_path / joined.project.run.name)
     folder = tmp_path / joined.project.run.name / "scenarios" / "news"
-    for file in ("mark.json", "done.json", "decision.json"):
+    for file in ("started.json", "finished.json", "decision.json"):
         (folder / file).unlink()
     shutil.rmtree(folder / "delta")
     project = with_news(joined.project, least_labels=10**6)

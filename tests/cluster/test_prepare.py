@@ -15,9 +15,9 @@ from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.scenario import SPLITS
-from mtrec_ray.stages.prepare import prepared_folder, run_prepare
+from mtrec_ray.stages.prepare import run_prepare
 from tests.cluster.logs import CUTS, FRACTIONS, NUM_ITEMS, NUM_ROWS, NUM_UNSEEN, Log
-from tests.cluster.runs import say_nothing
+from tests.cluster.runs import prepared_folder, say_nothing
 
 pytestmark = pytest.mark.cluster
 

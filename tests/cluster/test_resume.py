@@ -79,7 +79,7 @@ def resumed(trained, tmp_path_factory) -> Resumed:
     finally:
         job.kill()
     first, second = ((folder / f"{n}.txt").read_text() for n in ("first", "second"))
-    record = json.loads((joint / "done.json").read_text())
+    record = json.loads((joint / "finished.json").read_text())
     return Resumed(project, folder, first, second, checkpoints, record)
 
 
@@ -188,9 +188,9 @@ def test_rows_seen_account_for_all_steps(resumed):
 
 def test_interrupted_before_its_record(resumed):
     """A run that trained to the end, but was killed before it said so, repeats no epoch."""
-    (resumed.folder / "done.json").unlink()
+    (resumed.folder / "finished.json").unlink()
     project = changed(resumed.project, run={"num_workers": 1})  # one is quicker started than two
     record = run_train(project, str(resumed.storage), say_nothing)
     assert record["curve"] == resumed.record["curve"]
     assert (resumed.folder / "best" / "model.safetensors").is_file()
-    assert json.loads((resumed.folder / "done.json").read_text()) == record
+    assert json.loads((resumed.folder / "finished.json").read_text()) == record

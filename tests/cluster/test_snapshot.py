@@ -11,9 +11,8 @@ from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.data.snapshot import SnapshotColumns, end_of_data, new_users, overlay
 from mtrec_ray.project.load import parse_project
-from mtrec_ray.stages.prepare import prepared_folder
 from tests.cluster.logs import scenario_tree
-from tests.cluster.runs import prepare_in_partitions, world_tree
+from tests.cluster.runs import prepare_in_partitions, prepared_folder, world_tree
 
 pytestmark = pytest.mark.cluster
 

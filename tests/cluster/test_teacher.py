@@ -32,7 +32,7 @@ def test_every_shard_is_taught(taught):
             labels = np.stack(read_cut(shard.path).column("labels").to_numpy())
             assert found.shape == labels.shape == (len(labels), len(facts.tasks))
             assert not np.isfinite(found[np.isnan(labels)]).any()
-        trees = json.loads((folder / "teacher" / name / "done.json").read_text())
+        trees = json.loads((folder / "teacher" / name / "finished.json").read_text())
         assert trees
         assert set(trees) <= set(facts.tasks)
 

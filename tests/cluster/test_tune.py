@@ -21,11 +21,11 @@ import pytest
 import ray
 import yaml
 
+from mtrec_ray.project.depends_on import joint_model_depends_on
 from mtrec_ray.project.load import load_project, parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.pareto import hypervolume
 from mtrec_ray.search.records import Trial, load_trials
-from mtrec_ray.stages.train import joint_made_with
 from mtrec_ray.stages.tune import run_tune, search
 from mtrec_ray.stages.tuning.outcome import outcome_of
 from tests.cluster.long import takes_minutes
@@ -256,7 +256,7 @@ def interrupted(trained, tmp_path_factory) -> tuple[Path, dict[str, bytes], set[
         wait_until(lambda: has_begun(records), job, storage / "first.txt")
         job.send_signal(signal.SIGINT)
         assert job.wait(60) != 0
-        assert not (records.parent / "done.json").exists()
+        assert not (records.parent / "finished.json").exists()
     finally:
         job.kill()
     job = start_job(config, storage, storage / "second.txt")
@@ -366,8 +366,8 @@ def test_what_a_search_leaves(trained, interrupted):
         "front_shop_video", "parallel", "curves"
     }  # fmt: skip
     chosen = load_project(folder / "chosen.yaml")
-    before = joint_made_with(trained.project, trained.prepared)
-    after = joint_made_with(chosen, trained.prepared)
+    before = joint_model_depends_on(trained.project, trained.prepared.fingerprint)
+    after = joint_model_depends_on(chosen, trained.prepared.fingerprint)
     assert {k for k in before if before[k] != after[k]} <= {"scenarios"}
     assert chosen.run == trained.project.run
     assert not (folder / "runs").exists()

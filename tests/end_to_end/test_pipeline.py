@@ -123,7 +123,7 @@ def test_files_of_the_run(first, storage):
     for file in (
         "prepared/manifest.json",
         "joint/best/model.safetensors",
-        "joint/done.json",
+        "joint/finished.json",
         "evaluation/metrics.json",
     ):
         assert (run / file).is_file()

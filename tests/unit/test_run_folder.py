@@ -3,23 +3,22 @@
 import pytest
 
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.project.depends_on import differences, prepared_with, trained_with
-from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.depends_on import (
+    differences,
+    joint_model_depends_on,
+    prepared_data_depends_on,
+)
+from mtrec_ray.project.load import value_at, with_overrides
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.run_folder import find_finished, mark_started, refuse_changes
+from mtrec_ray.stages.run_folder import RunFolder, Stage, keep_search_choice, with_search_choice
 from tests.builders import two_scenario_project
 
 
 def changed(field: str, value: object) -> Project:
     """The project of two scenarios with one field changed."""
-    tree = two_scenario_project().dump()
-    *parents, leaf = field.split(".")
-    node = tree
-    for part in parents:
-        node = node[part]
-    assert node[leaf] != value
-    node[leaf] = value
-    return parse_project(tree)
+    project = two_scenario_project()
+    assert value_at(project, field) != value
+    return with_overrides(project, {field: value})
 
 
 def test_differences_name_fields_and_values():
@@ -54,9 +53,8 @@ TRAINS = [
 @pytest.mark.parametrize(("field", "value"), PREPARES)
 def test_what_prepared_data_depends_on(field, value):
     """A field that prepared data depends on changes what it was made with, and is named."""
-    found = list(
-        differences(prepared_with(two_scenario_project()), prepared_with(changed(field, value)))
-    )
+    before, now = two_scenario_project(), changed(field, value)
+    found = list(differences(prepared_data_depends_on(before), prepared_data_depends_on(now)))
     assert [f.split(" = ")[0] for f in found] == [field]
 
 
@@ -64,8 +62,10 @@ def test_what_prepared_data_depends_on(field, value):
 def test_what_the_joint_model_depends_on(field, value):
     """Weights, model, training and the joint score are the model's, and not the data's."""
     before, now = two_scenario_project(), changed(field, value)
-    assert not list(differences(prepared_with(before), prepared_with(now)))
-    (found,) = differences(trained_with(before), trained_with(now))
+    assert not list(differences(prepared_data_depends_on(before), prepared_data_depends_on(now)))
+    (found,) = differences(
+        joint_model_depends_on(before, "data"), joint_model_depends_on(now, "data")
+    )
     assert found.startswith(field)
 
 
@@ -76,15 +76,15 @@ def test_what_the_joint_model_depends_on(field, value):
 def test_what_nothing_depends_on(field, value):
     """Workers, caches and the precision of use may change: data and model stay what they are."""
     before, now = two_scenario_project(), changed(field, value)
-    assert prepared_with(before) == prepared_with(now)
-    assert trained_with(before) == trained_with(now)
+    assert prepared_data_depends_on(before) == prepared_data_depends_on(now)
+    assert joint_model_depends_on(before, "data") == joint_model_depends_on(now, "data")
 
 
 def test_the_line_of_a_refusal():
     """One line: the run, the stage, the first fields and how many more, the way out."""
     before, now = dict.fromkeys("abcdef", 1), dict.fromkeys("abcdef", 2)
     with pytest.raises(ProjectError) as caught:
-        refuse_changes(before, now, job="train", run="mine", folder="/runs/mine/joint")
+        Stage("/runs/mine/joint", "train", "mine").refuse_changes(before, now)
     (line,) = caught.value.problems
     assert line == (
         "run.name: found 'mine', whose train stage was made with a = 1 (now 2), b = 1 (now 2), "
@@ -93,13 +93,99 @@ def test_the_line_of_a_refusal():
     )
 
 
-def test_a_folder_belongs_to_what_began_it(tmp_path):
-    """Looking leaves no mark; after `begin` other values are refused and the same go on."""
-    names = {"job": "train", "run": "mine"}
-    folder = str(tmp_path / "joint")
-    assert find_finished(folder, {"a": 1}, **names) is None
-    assert find_finished(folder, {"a": 2}, **names) is None
-    mark_started(folder, {"a": 1})
-    assert find_finished(folder, {"a": 1}, **names) is None
+def test_a_folder_belongs_to_what_started_it(tmp_path):
+    """Looking leaves no mark; after the start other values are refused and the same go on."""
+    stage = Stage(str(tmp_path / "joint"), "train", "mine")
+    assert stage.finished({"a": 1}) is None
+    assert stage.finished({"a": 2}) is None
+    stage.start({"a": 1})
+    assert stage.finished({"a": 1}) is None
     with pytest.raises(ProjectError, match=r"a = 1 \(now 2\)"):
-        find_finished(folder, {"a": 2}, **names)
+        stage.finished({"a": 2})
+    assert stage.finish({"steps": 3}) == stage.finished({"a": 1}) == stage.result == {"steps": 3}
+
+
+def test_a_stage_that_is_done_anew_forgets_what_was_made_from_something_else(tmp_path):
+    """The same values go on with what is there; others empty the folder."""
+    stage = Stage(str(tmp_path / "shop"), "recommend", "mine", prefix="_")
+    stage.start_anew({"k": 5})
+    (tmp_path / "shop" / "part.parquet").touch()
+    stage.start_anew({"k": 5})
+    assert (tmp_path / "shop" / "part.parquet").exists()
+    stage.finish({"rows": 1})
+    assert stage.current({"k": 5}) == {"rows": 1}
+    assert stage.current({"k": 6}) is None
+    stage.start_anew({"k": 6})
+    assert not (tmp_path / "shop" / "part.parquet").exists()
+    assert stage.result is None
+
+
+# --- what the pipeline's search chose --------------------------------------------------------
+
+
+@pytest.fixture
+def searched(tmp_path) -> tuple[Project, RunFolder]:
+    """A project whose pipeline searched, and chose another learning rate and weight."""
+    project = changed("search.pipeline_trials", 3)
+    run = RunFolder.of(project, str(tmp_path))
+    chosen = {"trial": "t003", "overrides": {"training.lr": 0.005, "scenarios.shop.weight": 2.5}}
+    keep_search_choice(project, run, chosen)
+    return project, run
+
+
+def test_other_jobs_take_what_the_search_chose(searched):
+    """The project's own values give way to the choice, and the job says so."""
+    project, run = searched
+    lines: list[str] = []
+    found = with_search_choice(project, run, lines.append)
+    assert (found.training.lr, found.scenarios["shop"].weight) == (0.005, 2.5)
+    assert lines == [
+        "with the search's choice (trial t003): training.lr 0.005, scenarios.shop.weight 2.5"
+    ]
+    assert with_search_choice(found, run, lines.append) == found
+
+
+def test_a_user_s_own_value_is_never_replaced_in_silence(searched):
+    """A value that is neither the project's at the search nor the chosen one is refused by name."""
+    project, run = searched
+    own = with_overrides(project, {"training.lr": 0.0007})
+    with pytest.raises(ProjectError) as caught:
+        with_search_choice(own, run, print)
+    (line,) = caught.value.problems
+    assert line.startswith(
+        "training.lr: found 0.0007, but this run's search chose 0.005 in place of 0.001; allowed: "
+    )
+
+
+# --- parts of a project ----------------------------------------------------------------------
+
+
+def test_only_some_scenarios():
+    """What names scenarios is cut with them, and nothing else changes."""
+    sections = {
+        "evaluation.weights": {"shop": 1.0, "video": 2.0},
+        "recommend.by": {"shop": {"click": 1.0}, "video": {"like": 1.0}},
+        "finetune.scenarios": {"video": {"epochs": 9}},
+        "search.choose": "preference",
+        "search.preference": {"shop": 1.0},
+    }
+    project = with_overrides(two_scenario_project(), sections)
+    part = project.only(["video"])
+    assert list(part.scenarios) == ["video"]
+    assert part.evaluation.weights == {"video": 2.0}
+    assert list(part.recommend.by) == ["video"]
+    assert part.finetune.of("video").epochs == 9
+    assert (part.search.choose, part.search.preference) == ("joint", {})
+    assert project.only(["shop"]).search.preference == {"shop": 1.0}
+    same = ("model", "training", "run", "root", "data_seed")
+    assert all(getattr(part, name) == getattr(project, name) for name in same)
+    assert with_overrides(part, {}) == part  # the schema allows it
+    assert project.only(["video", "shop"]) == project
+
+
+def test_a_scenario_kept_out_of_joint_training_can_be_taken_alone():
+    """A loss weight of 0 becomes 1 where no other scenario is left."""
+    project = changed("scenarios.video.weight", 0.0)
+    assert project.only(["video"]).scenarios["video"].weight == 1.0
+    assert project.only(["shop", "video"]).scenarios["video"].weight == 0.0
+    assert project.single("video").scenarios["video"].weight == 1.0

@@ -1,6 +1,5 @@
 """Which model scores a scenario: the joint one, a fine-tuned one, or the general head."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,13 +9,13 @@ import ray
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import read_rows
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Tuned
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.finetuning.joint_run import JointRun
 from mtrec_ray.stages.finetuning.recipe import DELTA_FOLDER, scenario_project, start_of
-from mtrec_ray.stages.run_folder import MARK
 from mtrec_ray.stages.trained_model import (
     TrainedModel,
     ensure_vectors,
@@ -26,7 +25,7 @@ from mtrec_ray.stages.trained_model import (
 from mtrec_ray.training.delta import DELTA, read_delta
 from mtrec_ray.training.validation import score_rows
 
-DECISION, ZERO_SHOT = "decision.json", "zero-shot"
+ZERO_SHOT = "zero-shot"
 
 
 BATCH_ROWS = 16_384
@@ -60,46 +59,54 @@ def finetuned_model(joint_run: JointRun, name: str, project: Project) -> Trained
 def finetuned_model_in(
     joint_run: JointRun, name: str, project: Project, delta: str
 ) -> TrainedModel:
-    """A scenario's fine-tuned model for use, whose delta lies in a folder.
+    """Returns a scenario's fine-tuned model for use, whose delta lies in a folder.
 
     Raises:
-        ValueError: there is no delta, or it belongs to another base.
+        ProjectError: there is no delta, or it belongs to another base.
     """
     facts = read_delta(delta, joint_run.fingerprint, name)
     tuned = Tuned.model_validate(facts["tuned"])
     own = scenario_project(joint_run, name, tuned, project)
     frozen = (own.model.encoder.trainable, project.model.encoder.trainable) == ("none", "none")
-    vectors, rows = delta, None
-    if frozen and not joint_run.is_new(name):
-        vectors, rows = joint_run.joint, item_rows(joint_run.prepared, name)
-    tree, data = json.dumps(own.dump()), joint_run.data(name).folder
+    shared = frozen and not joint_run.is_new(name)  # its items have the joint model's vectors
     return TrainedModel(
-        tree, data, joint_run.joint, vectors, start_of(joint_run, name, tuned), delta, rows
+        project=own,
+        prepared=joint_run.data(name).folder,
+        weights=joint_run.weights,
+        vectors=joint_run.weights if shared else delta,
+        start=start_of(joint_run, name, tuned),
+        delta=delta,
+        rows=item_rows(joint_run.prepared, name) if shared else None,
     )
 
 
 def zero_shot_model(joint_run: JointRun, name: str, project: Project) -> TrainedModel:
-    """The general head of the joint model for a scenario that it does not have.
+    """Returns the general head of the joint model for a scenario that it does not have.
 
     Raises:
-        ValueError: joint training did not maintain one.
+        ProjectError: joint training did not maintain one.
     """
     if not joint_run.project.model.general:
-        raise ValueError(
-            f"scenario {name}: found model.general: false, so that nothing scores it before it "
-            "is fine-tuned; allowed: finetune with enough rows, or train with model.general"
+        raise ProjectError(
+            [
+                f"scenario {name}: found model.general: false, so that nothing scores it before it "
+                "is fine-tuned; allowed: finetune with enough rows, or train with model.general"
+            ]
         )
     tuned = project.finetune.of(name).model_copy(update={"mode": "head"})
-    own = scenario_project(joint_run, name, tuned, project)
-    folder = storage.join(joint_run.folder(name), f"general-{joint_run.fingerprint}")
-    start = start_of(joint_run, name, tuned)
-    tree, data = json.dumps(own.dump()), joint_run.data(name).folder
-    return TrainedModel(tree, data, joint_run.joint, folder, start, general=True)
+    return TrainedModel(
+        project=scenario_project(joint_run, name, tuned, project),
+        prepared=joint_run.data(name).folder,
+        weights=joint_run.weights,
+        vectors=storage.join(joint_run.folder(name), f"general-{joint_run.fingerprint}"),
+        start=start_of(joint_run, name, tuned),
+        general=True,
+    )
 
 
 def base_model(joint_run: JointRun) -> TrainedModel:
     """The joint model for use."""
-    return joint_model(joint_run.project, joint_run.prepared.folder, joint_run.joint)
+    return joint_model(joint_run.project, joint_run.prepared.folder, joint_run.weights)
 
 
 def model_before(joint_run: JointRun, name: str, project: Project) -> TrainedModel | None:
@@ -118,17 +125,17 @@ def chosen_model(joint_run: JointRun, name: str, project: Project) -> TrainedMod
     Raises:
         ValueError: it was chosen for other joint weights.
     """
-    folder = joint_run.folder(name)
-    path = storage.join(folder, DECISION)
-    chosen = ZERO_SHOT if joint_run.is_new(name) else "joint"
-    if storage.exists(path):
-        chosen = storage.read_json(path)["chosen"]
-        base = storage.read_json(storage.join(folder, MARK))["joint"]["fingerprint"]
+    stage = joint_run.stage(name)
+    decision, chosen = stage.result, ZERO_SHOT if joint_run.is_new(name) else "joint"
+    if decision is not None:
+        chosen, base = decision["chosen"], (stage.made_from or {})["joint"]["fingerprint"]
         if base != joint_run.fingerprint:
-            raise ValueError(
-                f"scenario {name}: found a model in {folder} that was chosen for other joint "
-                f"weights ({base}, these are {joint_run.fingerprint}); allowed: delete it, and "
-                "fine-tune again"
+            raise ProjectError(
+                [
+                    f"scenario {name}: found a model in {stage.folder} that was chosen for other "
+                    f"joint weights ({base}, these are {joint_run.fingerprint}); allowed: delete "
+                    "it, and fine-tune again"
+                ]
             )
     if chosen == "finetuned":
         return with_use_options(finetuned_model(joint_run, name, project), project)
@@ -157,18 +164,20 @@ def joint_for_use(joint_run: JointRun, project: Project) -> TrainedModel:
 
 
 def with_use_options(trained_model: TrainedModel, project: Project) -> TrainedModel:
-    """A model with the workers, the precision and the blends of a project."""
-    tree, use = json.loads(trained_model.project), project.dump()
-    tree["run"] = use["run"]
-    tree["evaluation"]["precision"] = use["evaluation"]["precision"]
-    by = {n: w for n, w in use["recommend"]["by"].items() if n in tree["scenarios"]}
-    tree["recommend"] = use["recommend"] | {"by": by}
-    return replace(trained_model, project=json.dumps(tree))
+    """Returns a model with the workers, the precision and the blends of a project."""
+    own = trained_model.project
+    precision = {"precision": project.evaluation.precision}
+    options = {
+        "run": project.run,
+        "evaluation": own.evaluation.model_copy(update=precision),
+        "recommend": project.only(own.scenarios).recommend,
+    }
+    return replace(trained_model, project=own.model_copy(update=options))
 
 
 def score_split_by_tasks(trained_model: TrainedModel, name: str, split: str) -> ScoredSplit:
     """Persons i64[N], labels f32[N, T] and predictions f32[N, T] of a split, by Ray tasks."""
-    facts, run = trained_model.open_prepared().scenarios[name], trained_model.parsed.run
+    facts, run = trained_model.open_prepared().scenarios[name], trained_model.project.run
     shards = facts.shards[split]
     vectors = ray.put(ensure_vectors(trained_model))
     task = task_of(score_shards, run)

@@ -8,7 +8,6 @@ has them: a shot is a row that is learned from.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import ray
@@ -17,7 +16,8 @@ from mtrec_ray.data import storage
 from mtrec_ray.evaluation.metrics import task_metrics
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.depends_on import Fields, task_weights
+from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
@@ -30,20 +30,19 @@ from mtrec_ray.stages.finetuning.joint_run import JointRun
 from mtrec_ray.stages.finetuning.recipe import (
     DELTA_FOLDER,
     scenario_project,
-    single,
     start_of,
     store_delta,
 )
-from mtrec_ray.stages.parallel_runs import Record, run_in_parallel
-from mtrec_ray.stages.run_folder import DONE
-from mtrec_ray.stages.train import BEST, TrainingRun, train_model
+from mtrec_ray.stages.parallel_runs import run_in_parallel
+from mtrec_ray.stages.run_folder import BEST, Record
+from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trained_model import TrainedModel, joint_model
 
 STEPS_AN_EPOCH = 8  # at least: with few rows batches are smaller
 
 
 def check_shots(words: Sequence[str]) -> tuple[str, ...]:
-    """Numbers of rows, or `all`.
+    """Returns numbers of rows, or `all`.
 
     Raises:
         ProjectError: another word.
@@ -57,66 +56,104 @@ def check_shots(words: Sequence[str]) -> tuple[str, ...]:
 
 def draw_curve(
     joint_run: JointRun, name: str, project: Project, shots: Sequence[str], log: Log
-) -> dict[str, Any]:
-    """Test metrics of a new scenario by number of rows: joined, and alone; also as shots.json."""
+) -> Record:
+    """Returns test metrics of a new scenario by number of rows, joined and alone.
+
+    They are kept as shots.json, too.
+    """
     have = joint_run.data(name).scenarios[name].num_rows("train")
-    numbers = {w: have if w == "all" else min(int(w), have) for w in shots}
+    numbers = {word: have if word == "all" else min(int(word), have) for word in shots}
     points = {
-        f"{w} rows, {how}": (rows, how)
-        for w, rows in numbers.items()
-        for how in ("joined", "alone")
-        if rows or (how == "joined" and joint_run.project.model.general)
+        f"{word} rows, {way}": (rows, way)
+        for word, rows in numbers.items()
+        for way in ("joined", "alone")
+        if rows or (way == "joined" and joint_run.project.model.general)
     }
     jobs = {  # one for each that is different: there may be fewer rows than asked for
-        f"{rows:,} rows, {how}": functools.partial(curve_point, joint_run, name, project, rows, how)
-        for rows, how in dict.fromkeys(points.values())
+        f"{rows:,} rows, {way}": functools.partial(curve_point, joint_run, name, project, rows, way)
+        for rows, way in dict.fromkeys(points.values())
     }
     done = run_in_parallel(jobs, project, log)
-    found = {label: done[f"{rows:,} rows, {how}"] for label, (rows, how) in points.items()}
-    storage.write_json(storage.join(joint_run.folder(name), "shots.json"), found)
-    return found
+    curve = {label: done[f"{rows:,} rows, {way}"] for label, (rows, way) in points.items()}
+    storage.write_json(storage.join(joint_run.folder(name), "shots.json"), curve)
+    return curve
 
 
-def with_few_rows(tree: dict[str, Any], rows: int) -> dict[str, Any]:
-    """A project's tree whose batches are so small that an epoch has some steps."""
-    training = tree["training"]
-    batch = min(training["batch_size"], max(rows // STEPS_AN_EPOCH, 1))
-    training |= {"batch_size": batch, "accumulation": 1, "rows_per_epoch": max(rows, 1)}
-    return tree
-
-
-def curve_point(joint_run: JointRun, name: str, project: Project, rows: int, how: str) -> Record:
-    """Metrics on test of a scenario that learned from so many rows."""
+def curve_point(joint_run: JointRun, name: str, project: Project, rows: int, way: str) -> Record:
+    """Returns the metrics on test of a scenario that learned from so many rows."""
     if not rows:
-        return test_metrics(
-            joint_run, name, with_use_options(zero_shot_model(joint_run, name, project), project)
-        )
-    folder = storage.join(joint_run.folder(name), "shots", f"{how}-{rows}")
-    data, tuned = joint_run.data(name), project.finetune.of(name)
-    workers = {"num_workers": 1}  # batches may be of a few rows
-    if how == "alone":
-        tree = with_few_rows(single(project, name), rows)
-        tree["training"] |= {"epochs": tuned.epochs, "patience": tuned.patience}
-        start = None
-    else:
-        tree = with_few_rows(scenario_project(joint_run, name, tuned, project).dump(), rows)
-        start = start_of(joint_run, name, tuned)
-    tree["run"] |= workers
-    own = parse_project(tree)
-    if not storage.exists(storage.join(folder, "training", DONE)):
-        train_model(TrainingRun(own, data, folder, "training", start=start, rows=rows))
-    best = storage.join(folder, "training", BEST)
-    if start is None:
-        return test_metrics(joint_run, name, joint_model(own, data.folder, best))
+        zero_shot = with_use_options(zero_shot_model(joint_run, name, project), project)
+        return test_metrics(joint_run, name, zero_shot)
+    stage = joint_run.run.stage("finetune --shots", "scenarios", name, "shots", f"{way}-{rows}")
+    made_from = point_depends_on(joint_run, name, project)
+    finished = stage.finished(made_from)
+    if finished:
+        return finished
+    stage.start(made_from)
+    train = train_point_joined if way == "joined" else train_point_alone
+    model = train(joint_run, name, project, rows, stage.folder)
+    return stage.finish(test_metrics(joint_run, name, model))
+
+
+def point_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields:
+    """Returns whatever a point of the curve depends on beside its number of rows."""
+    return {
+        "prepared": joint_run.data(name).fingerprint,
+        "joint": {"fingerprint": joint_run.fingerprint},
+        "finetune": project.finetune.of(name).model_dump(mode="json"),
+        "training": project.training.model_dump(mode="json"),
+        **task_weights(project, name),
+    }
+
+
+def train_point_alone(
+    joint_run: JointRun, name: str, project: Project, rows: int, folder: str
+) -> TrainedModel:
+    """Returns a model of the scenario by itself that learned from so many rows."""
+    tuned, data = project.finetune.of(name), joint_run.data(name)
+    lengths = {"training.epochs": tuned.epochs, "training.patience": tuned.patience}
+    own = with_few_rows(with_overrides(project.single(name), lengths), rows)
+    training = TrainingRun(own, data, folder, "training", rows=rows)
+    return joint_model(own, data.folder, best_weights(training))
+
+
+def train_point_joined(
+    joint_run: JointRun, name: str, project: Project, rows: int, folder: str
+) -> TrainedModel:
+    """Returns a model of the scenario that started from the joint one and so many rows."""
+    tuned, data = project.finetune.of(name), joint_run.data(name)
+    own = with_few_rows(scenario_project(joint_run, name, tuned, project), rows)
+    start = start_of(joint_run, name, tuned)
+    best = best_weights(TrainingRun(own, data, folder, "training", start=start, rows=rows))
     delta = storage.join(folder, DELTA_FOLDER)
-    facts = {"tuned": tuned.model_dump(mode="json")}
     task = task_of(store_delta, project.run, gpu=False)
-    ray.get(task.remote(own, data, start, best, delta, facts))
-    return test_metrics(joint_run, name, finetuned_model_in(joint_run, name, project, delta))
+    ray.get(task.remote(own, data, start, best, delta, {"tuned": tuned.model_dump(mode="json")}))
+    return finetuned_model_in(joint_run, name, project, delta)
+
+
+def with_few_rows(project: Project, rows: int) -> Project:
+    """Returns the project with one worker and batches so small that an epoch has some steps."""
+    batch = min(project.training.batch_size, max(rows // STEPS_AN_EPOCH, 1))
+    return with_overrides(
+        project,
+        {
+            "training.batch_size": batch,
+            "training.accumulation": 1,
+            "training.rows_per_epoch": rows,
+            "run.num_workers": 1,
+        },
+    )
+
+
+def best_weights(training: TrainingRun) -> str:
+    """Returns the folder of a model's best weights, which is trained where it is not finished."""
+    if training.stage.result is None:
+        train_model(training)
+    return storage.join(training.stage.folder, BEST)
 
 
 def test_metrics(joint_run: JointRun, name: str, trained_model: TrainedModel) -> Record:
-    """Metrics of each task on test."""
+    """Returns the metrics of each task on test."""
     users, labels, scores = score_split_by_tasks(trained_model, name, "test")
     facts = joint_run.data(name).scenarios[name]
     return dict(task_metrics(facts, np.asarray(users), labels, scores))

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, load_prepared
-from mtrec_ray.project.base import refuse
+from mtrec_ray.project.base import ProjectError, refuse
+from mtrec_ray.project.depends_on import joint_model_depends_on
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.finetuning.new_scenario import open_joined, restricted
+from mtrec_ray.stages.finetuning.new_scenario import open_new_scenario
 from mtrec_ray.stages.prepare import open_prepared
-from mtrec_ray.stages.run_folder import find_finished
-from mtrec_ray.stages.train import BEST, joint_made_with
+from mtrec_ray.stages.run_folder import RunFolder, Stage
 from mtrec_ray.training.delta import base_fingerprint
-
-SCENARIOS, ENCODER_FOLDER = "scenarios", "encoder"
 
 
 @dataclass(frozen=True)
@@ -22,25 +19,21 @@ class JointRun:
 
     Attributes:
         project: of the joint model; `prepared`: its data.
-        run_folder: of the run; `joint`: folder of the joint model's weights.
-        fingerprint: of these weights.
+        run: where everything of the run lies.
+        fingerprint: of the joint model's weights.
         joined: data of the scenarios that joined later.
     """
 
     project: Project
     prepared: Prepared
-    run_folder: str
-    joint: str
+    run: RunFolder
     fingerprint: str
     joined: dict[str, Prepared] = field(default_factory=dict)
 
-    def data(self, name: str) -> Prepared:
-        """The prepared data that holds a scenario."""
-        return self.joined.get(name, self.prepared)
-
-    def is_new(self, name: str) -> bool:
-        """Whether the joint model does not have the scenario."""
-        return name not in self.prepared.scenarios
+    @property
+    def weights(self) -> str:
+        """The folder of the joint model's weights."""
+        return self.run.best_joint_model
 
     @property
     def facts(self) -> dict[str, PreparedScenario]:
@@ -48,45 +41,51 @@ class JointRun:
         more = {n: p.scenarios[n] for n, p in self.joined.items()}
         return self.prepared.scenarios | more
 
-    def folder(self, name: str) -> str:
-        """Where a scenario's model lies."""
-        return storage.join(self.run_folder, SCENARIOS, name)
-
     @property
     def encoder(self) -> str:
         """The source of the joint model's encoder."""
         options = self.project.model.encoder
-        if options.trainable == "none":
-            return options.source
-        return storage.join(self.run_folder, "joint", ENCODER_FOLDER)
+        return options.source if options.trainable == "none" else self.run.path("joint", "encoder")
+
+    def data(self, name: str) -> Prepared:
+        """Returns the prepared data that holds a scenario."""
+        return self.joined.get(name, self.prepared)
+
+    def is_new(self, name: str) -> bool:
+        """Returns whether the joint model does not have the scenario."""
+        return name not in self.prepared.scenarios
+
+    def stage(self, name: str) -> Stage:
+        """Returns the stage of a scenario's own model."""
+        return self.run.finetune(name)
+
+    def folder(self, name: str) -> str:
+        """Returns where a scenario's own model lies."""
+        return self.stage(name).folder
 
 
-def open_joint_run(project: Project, storage_path: str) -> JointRun:
-    """The finished joint model of a run.
+def open_joint_run(whole: Project, storage_path: str) -> JointRun:
+    """Returns the finished joint model of a run, and the scenarios that joined it.
 
     Raises:
-        ValueError: there is none, or it was made with other values than the project has.
+        ProjectError: there is none, or it was made from other values than the project has.
     """
-    run_folder = storage.join(storage_path, project.run.name)
-    stored = load_prepared(storage.join(run_folder, "prepared")).scenarios
-    new = [n for n in project.scenarios if n not in stored]
-    if new:
-        whole, project = project, restricted(project, [n for n in project.scenarios if n in stored])
-    else:
-        whole = project
-    prepared = open_prepared(project, storage_path)
-    joint = storage.join(run_folder, "joint")
-    made_with = joint_made_with(project, prepared)
-    if not find_finished(joint, made_with, job="train", run=project.run.name):
-        raise ValueError(f"joint model: found none in {joint}; run the train job first")
-    best = storage.join(joint, BEST)
-    opened = {n: open_joined(whole, run_folder, n) for n in new}
-    joined = {n: p for n, p in opened.items() if p is not None}
-    return JointRun(project, prepared, run_folder, best, base_fingerprint(best), joined)
+    run = RunFolder.of(whole, storage_path)
+    stored = load_prepared(run.prepare.folder).scenarios
+    new = [name for name in whole.scenarios if name not in stored]
+    project = whole.only(stored) if new else whole
+    prepared = open_prepared(project, run)
+    if not run.train.finished(joint_model_depends_on(project, prepared.fingerprint)):
+        raise ProjectError(
+            [f"joint model: found none in {run.train.folder}; allowed: run the train job first"]
+        )
+    opened = {name: open_new_scenario(whole, run, name) for name in new}
+    joined = {name: data for name, data in opened.items() if data is not None}
+    return JointRun(project, prepared, run, base_fingerprint(run.best_joint_model), joined)
 
 
 def check_names(names: Sequence[str], project: Project) -> list[str]:
-    """The named scenarios, by default all.
+    """Returns the named scenarios, by default all.
 
     Raises:
         ProjectError: one that the project does not have.
@@ -96,8 +95,8 @@ def check_names(names: Sequence[str], project: Project) -> list[str]:
     return list(dict.fromkeys(names)) or list(project.scenarios)
 
 
-def with_data(names: Sequence[str], joint_run: JointRun) -> list[str]:
-    """The scenarios themselves.
+def check_data(names: Sequence[str], joint_run: JointRun) -> list[str]:
+    """Returns the scenarios themselves, all of which have prepared data.
 
     Raises:
         ProjectError: one that is new and has not been prepared.

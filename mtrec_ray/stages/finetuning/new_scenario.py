@@ -1,88 +1,66 @@
 """A scenario that joins a finished joint model: its data, by the users that the model knows."""
 
-from mtrec_ray.data import storage
 from mtrec_ray.data.end_states import stored_users
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
-from mtrec_ray.project.depends_on import prepare_fingerprint, prepared_with
-from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.depends_on import prepared_data_depends_on
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.prepare import prepare_into, with_sample_world
-from mtrec_ray.stages.run_folder import refuse_changes
+from mtrec_ray.stages.prepare import load_finished, prepare_into, with_sample_world
+from mtrec_ray.stages.run_folder import RunFolder
 
 
-def restricted(project: Project, names: list[str]) -> Project:
-    """The project with some of its scenarios only."""
-    tree = project.dump()
-
-    def some(values: dict[str, object]) -> dict[str, object]:
-        return {n: v for n, v in values.items() if n in names}
-
-    tree["scenarios"] = some(tree["scenarios"])
-    tree["evaluation"]["weights"] = some(tree["evaluation"]["weights"])
-    tree["finetune"]["scenarios"] = some(tree["finetune"]["scenarios"])
-    tree["recommend"]["by"] = some(tree["recommend"]["by"])
-    tree["search"]["preference"] = some(tree["search"]["preference"])
-    if not any(tree["search"]["preference"].values()) and tree["search"]["choose"] == "preference":
-        tree["search"] |= {"choose": "joint", "preference": {}}
-    return parse_project(tree)
-
-
-def joined_folder(run_folder: str, name: str) -> str:
-    """Where the prepared data of a joined scenario lies."""
-    return storage.join(run_folder, "scenarios", name, "prepared")
-
-
-def open_joined(project: Project, run_folder: str, name: str) -> Prepared | None:
-    """The prepared data of a joined scenario; None where it has not been prepared.
+def open_new_scenario(project: Project, run: RunFolder, name: str) -> Prepared | None:
+    """Returns the prepared data of a scenario that joined; None where it was not prepared.
 
     Raises:
-        ProjectError: it was made with other values than the project has.
+        ProjectError: it was made from other values than the project has.
     """
-    folder = joined_folder(run_folder, name)
-    if not storage.exists(storage.join(folder, "manifest.json")):
-        return None
-    prepared = load_prepared(folder)
-    now = prepared_with(restricted(project, [name]))
-    run = project.run.name
-    refuse_changes(prepared.made_with, now, job="prepare", run=run, folder=folder)
-    return prepared
+    stage = run.prepare_new(name)
+    made_from = prepared_data_depends_on(project.only([name]))
+    return load_finished(stage, made_from) if stage.finished(made_from) else None
 
 
-def prepare_joined(
-    project: Project, stored: Prepared, run_folder: str, storage_path: str, name: str, log: Log
+def prepare_new_scenario(
+    project: Project, joint: Prepared, run: RunFolder, name: str, log: Log
 ) -> Prepared:
-    """Prepare a new scenario's data against the stored users, or find it prepared.
+    """Prepares a new scenario's data against the users of the joint data, or finds it prepared.
 
     Raises:
         ProjectError: unusable inputs, changed ones, or users of a space that the model lacks.
     """
-    own = with_sample_world(restricted(project, [name]), storage_path, log)
-    space = own.scenarios[name].users
-    spaces = sorted({f.user_space for f in stored.scenarios.values()})
-    if space is not None and space != name and space not in spaces:
-        refuse(
-            [
-                f"scenarios.{name}.users: found {space!r}, which the joint model does not have; "
-                f"allowed: null, {', '.join(spaces)}"
-            ]
-        )
+    own = with_sample_world(project.only([name]), run.storage, log)
+    refuse(user_space_problems(own, joint, name))
     refuse(input_problems(own))
-    mark = prepare_fingerprint(own, input_fingerprint(own))
-    found = open_joined(project, run_folder, name)
-    if found and found.fingerprint != mark:
+    stage, inputs = run.prepare_new(name), input_fingerprint(own)
+    found = stage.finished(prepared_data_depends_on(own))
+    if found and found["inputs"] != inputs:
         raise ProjectError(
             [
                 f"scenarios.{name}: found other input files than its data was prepared from; "
-                f"allowed: the same ones, or delete {joined_folder(run_folder, name)}"
+                f"allowed: the same ones, or delete {stage.folder}"
             ]
         )
-    if found:
-        return found
-    log(f"{name}: joins {', '.join(stored.scenarios)}")
-    users = {s: stored_users(stored, s) for s in spaces if s == space}
-    folder = joined_folder(run_folder, name)
-    prepare_into(own, folder, mark, log, users)
-    return load_prepared(folder)
+    if not found:
+        log(f"{name}: joins {', '.join(joint.scenarios)}")
+        space = own.scenarios[name].users
+        users = {space: stored_users(joint, space)} if space in user_spaces(joint) else {}
+        prepare_into(own, stage, inputs, log, users)
+    return load_prepared(stage.folder)
+
+
+def user_space_problems(own: Project, joint: Prepared, name: str) -> list[str]:
+    """Returns a line if the scenario shares users of a space that the joint model lacks."""
+    space, spaces = own.scenarios[name].users, user_spaces(joint)
+    if space is None or space == name or space in spaces:
+        return []
+    return [
+        f"scenarios.{name}.users: found {space!r}, which the joint model does not have; "
+        f"allowed: null, {', '.join(spaces)}"
+    ]
+
+
+def user_spaces(joint: Prepared) -> list[str]:
+    """Returns the id spaces of users that the joint data has."""
+    return sorted({facts.user_space for facts in joint.scenarios.values()})

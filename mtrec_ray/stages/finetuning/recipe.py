@@ -10,7 +10,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.tokens import TINY, load_tokenizer
 from mtrec_ray.model.encoder import TextEncoder, load_backbone
-from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.model import Encoder
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Tuned
@@ -40,53 +40,45 @@ def encoder_layers(project: Project, tuned: Tuned) -> int:
     return learned.get(encoder.trainable, encoder.lora.layers)
 
 
-def encoder_options(joint_run: JointRun, tuned: Tuned) -> dict[str, Any]:
-    """The encoder of a scenario's model: as jointly trained, or that one, frozen or adapted."""
-    options = joint_run.project.model.encoder.model_dump(mode="json")
+def encoder_overrides(joint_run: JointRun, tuned: Tuned) -> dict[str, Any]:
+    """Returns fields of a scenario's encoder: that of the joint model, frozen or adapted."""
     if tuned.mode == "full":
-        return options
+        return {}
     layers, lora = encoder_layers(joint_run.project, tuned), tuned.lora
-    own = {"rank": lora.rank, "alpha": lora.alpha, "layers": layers or 1, "targets": lora.targets}
-    trainable = "lora" if layers else "none"
-    gather = options["gather"] if layers else None
-    return options | {
-        "source": joint_run.encoder, "trainable": trainable, "lora": own, "gather": gather
-    }  # fmt: skip
-
-
-def single(project: Project, name: str) -> dict[str, Any]:
-    """The project of one scenario, as a tree."""
-    tree = project.dump()
-    tree["scenarios"] = {name: tree["scenarios"][name] | {"weight": 1.0}}
-    tree["evaluation"]["weights"] = {}
-    tree["run"]["num_workers"] = tree["finetune"]["num_workers"]
-    for section in ("finetune", "recommend", "search"):
-        tree.pop(section, None)
-    return tree
-
-
-def task_weights(project: Project, name: str) -> dict[str, Any]:
-    """The weights of a scenario's tasks, as a tree of marks."""
-    return {n: {"weight": task.weight} for n, task in project.scenarios[name].tasks.items()}
+    return {
+        "model.encoder.source": joint_run.encoder,
+        "model.encoder.trainable": "lora" if layers else "none",
+        "model.encoder.gather": joint_run.project.model.encoder.gather if layers else None,
+        "model.encoder.lora.rank": lora.rank,
+        "model.encoder.lora.alpha": lora.alpha,
+        "model.encoder.lora.layers": layers or 1,
+        "model.encoder.lora.targets": lora.targets,
+    }
 
 
 def scenario_project(joint_run: JointRun, name: str, tuned: Tuned, project: Project) -> Project:
-    """The project of a scenario's fine-tuning."""
-    tree = single(project, name)
-    tree["model"]["encoder"] = encoder_options(joint_run, tuned)
-    decay = {"weight_decay": 0.0, "id_weight_decay": 0.0} if tuned.l2_sp else {}
+    """Returns the project of a scenario's fine-tuning: the joint model's encoder, `tuned` steps.
+
+    Raises:
+        ProjectError: values that the schema does not allow together.
+    """
     fields = ("lr", "lr_encoder", "epochs", "patience", "rows_per_epoch")
-    own = {k: getattr(tuned, k) for k in fields}
-    own["batch_size"] = tuned.batch_size or project.training.batch_size
-    tree["training"] |= own | decay
-    return parse_project(tree)
+    overrides = {f"training.{field}": getattr(tuned, field) for field in fields}
+    overrides["training.batch_size"] = tuned.batch_size or project.training.batch_size
+    if tuned.l2_sp:  # it stands in place of weight decay
+        overrides |= {"training.weight_decay": 0.0, "training.id_weight_decay": 0.0}
+    encoder = joint_run.project.model.encoder
+    own = project.single(name)
+    model = own.model.model_copy(update={"encoder": encoder})
+    own = own.model_copy(update={"model": model})
+    return with_overrides(own, overrides | encoder_overrides(joint_run, tuned))
 
 
 def start_of(joint_run: JointRun, name: str, tuned: Tuned) -> FineTuneStart:
     """Where a scenario's model starts."""
     lora = tuned.lora
     return FineTuneStart(
-        base=joint_run.joint,
+        base=joint_run.weights,
         name=name,
         mode=tuned.mode,
         rank=lora.rank,
@@ -103,7 +95,7 @@ def export_encoder(joint_run: JointRun) -> None:
     options = joint_run.project.model.encoder
     if options.trainable == "none" or storage.exists(storage.join(folder, "config.json")):
         return
-    state, _ = read_base(joint_run.joint)
+    state, _ = read_base(joint_run.weights)
     with tempfile.TemporaryDirectory() as local:
         plain_encoder(options, state).save_pretrained(local)
         if options.source != TINY:

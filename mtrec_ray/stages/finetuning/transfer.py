@@ -6,7 +6,8 @@ batches of its share of a joint batch.
 """
 
 import functools
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,138 +19,153 @@ from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.evaluation.bootstrap import paired_difference
 from mtrec_ray.evaluation.model_choice import ScoredRows, score_difference
 from mtrec_ray.progress import Log
-from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.depends_on import Fields, task_weights
+from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.finetuning.chosen_model import (
-    DECISION,
     finetuned_model,
     model_before,
     score_split_by_tasks,
 )
-from mtrec_ray.stages.finetuning.joint_run import SCENARIOS, JointRun
-from mtrec_ray.stages.finetuning.recipe import single, task_weights
-from mtrec_ray.stages.parallel_runs import Record, run_in_parallel
-from mtrec_ray.stages.run_folder import DONE, MARK, find_finished, mark_started
+from mtrec_ray.stages.finetuning.joint_run import JointRun
+from mtrec_ray.stages.finetuning.recipe import DELTA_FOLDER
+from mtrec_ray.stages.parallel_runs import run_in_parallel
+from mtrec_ray.stages.run_folder import BEST, Record, Stage
 from mtrec_ray.stages.teacher import add_teacher_labels
-from mtrec_ray.stages.train import BEST, TrainingRun, train_model
-from mtrec_ray.stages.trained_model import joint_model
+from mtrec_ray.stages.train import TrainingRun, train_model
+from mtrec_ray.stages.trained_model import TrainedModel, joint_model
 from mtrec_ray.training.batches import make_plan
 
-COMPARISON, SCORES, ALONE = "comparison.json", "scores.safetensors", "alone"
-
-
+COMPARISON, SCORES = "comparison.json", "scores.safetensors"
 PAIRS = (("finetuned", "joint"), ("finetuned", "alone"), ("joint", "alone"))
 
 
-def compare_models(
-    joint_run: JointRun, names: list[str], project: Project, log: Log
-) -> dict[str, Any]:
-    """Train each scenario alone, side by side, and compare on test; also as comparison.json."""
-    found = {n: find_comparison(joint_run, n, project) for n in names}
-    left = [n for n in names if found[n] is None]
+def compare_models(joint_run: JointRun, names: list[str], project: Project, log: Log) -> Record:
+    """Trains each scenario alone, side by side, and compares on test; also as comparison.json."""
+    comparisons = {n: find_comparison(joint_run, n, project) for n in names}
+    left = [n for n, comparison in comparisons.items() if comparison is None]
     jobs = {n: functools.partial(compare_one, joint_run, n, project, log) for n in left}
     if left:
         log("training each scenario alone, with the same budget")
-        found |= run_in_parallel(jobs, project, log)
-    tables = {n: f for n, f in found.items() if f}
-    path = storage.join(joint_run.run_folder, SCENARIOS, COMPARISON)
-    storage.write_json(path, earlier(joint_run) | tables)
+        comparisons |= run_in_parallel(jobs, project, log)
+    tables = {n: comparison for n, comparison in comparisons.items() if comparison}
+    path = storage.join(joint_run.run.scenarios, COMPARISON)
+    storage.write_json(path, earlier_comparisons(joint_run) | tables)
     return tables
 
 
-def earlier(joint_run: JointRun) -> dict[str, Any]:
-    """The comparisons of all scenarios that were made with the present joint model."""
+def alone_stage(joint_run: JointRun, name: str) -> Stage:
+    """Returns the stage of the model that is trained on one scenario alone, and compared."""
+    return joint_run.run.stage("finetune --compare", "scenarios", name, "alone")
+
+
+def earlier_comparisons(joint_run: JointRun) -> Record:
+    """Returns the comparisons of all scenarios that were made with the present joint model."""
     found = {}
     for name in joint_run.facts:
-        folder = storage.join(joint_run.folder(name), ALONE)
-        path, mark = storage.join(folder, COMPARISON), storage.join(folder, MARK)
-        if (
-            storage.exists(path)
-            and storage.read_json(mark)["joint"]["fingerprint"] == joint_run.fingerprint
-        ):
-            found[name] = storage.read_json(path)
+        stage = alone_stage(joint_run, name)
+        made_from = stage.made_from or {"joint": {}}
+        if stage.result and made_from["joint"].get("fingerprint") == joint_run.fingerprint:
+            found[name] = stage.result
     return found
 
 
-def compared_with(joint_run: JointRun, name: str, project: Project) -> dict[str, Any]:
-    """Whatever a comparison depends on, as a tree."""
-    decision = storage.read_json(storage.join(joint_run.folder(name), DECISION))
+def comparison_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields:
+    """Returns whatever a comparison depends on."""
     return {
         "prepared": joint_run.data(name).fingerprint,
         "joint": {"fingerprint": joint_run.fingerprint},
         "finetune": project.finetune.of(name).model_dump(mode="json"),
-        "chosen": decision["chosen"],
-        "training": project.dump()["training"],
-        "scenarios": {name: {"tasks": task_weights(project, name)}},
+        "chosen": decision_of(joint_run, name)["chosen"],
+        "training": project.training.model_dump(mode="json"),
+        **task_weights(project, name),
     }
 
 
+def decision_of(joint_run: JointRun, name: str) -> Record:
+    """Returns what fine-tuning decided of a scenario."""
+    decision = joint_run.stage(name).result
+    assert decision is not None, f"{name} is not fine-tuned"
+    return decision
+
+
 def find_comparison(joint_run: JointRun, name: str, project: Project) -> Record | None:
-    """The comparison of a scenario that is finished."""
-    folder = storage.join(joint_run.folder(name), ALONE)
-    made_with = compared_with(joint_run, name, project)
-    path = storage.join(folder, COMPARISON)
-    find_finished(folder, made_with, job="finetune --compare", run=project.run.name)
-    return storage.read_json(path) if storage.exists(path) else None
+    """Returns the comparison of a scenario that is finished.
+
+    Raises:
+        ProjectError: it was made from something else.
+    """
+    made_from = comparison_depends_on(joint_run, name, project)
+    return alone_stage(joint_run, name).finished(made_from)
 
 
 def alone_project(joint_run: JointRun, name: str, project: Project, rows: int) -> Project:
-    """The project of a scenario by itself, with so many rows over all epochs."""
-    tree = single(project, name)
-    training = tree["training"]
-    batch = training["batch_size"]
+    """Returns the project of a scenario by itself, with so many rows over all epochs."""
+    own, joint = project.single(name), joint_run.project
+    batch = own.training.batch_size
     if not joint_run.is_new(name):
-        run = joint_run.project.run
-        plan = make_plan(joint_run.project, joint_run.prepared, run.most_workers)
-        batch = plan.quotas[name] * run.most_workers * joint_run.project.training.accumulation
-    each = -(-rows // training["epochs"])
-    workers = parse_project(tree).run.most_workers
-    training |= {"batch_size": max(batch, workers), "accumulation": 1, "rows_per_epoch": each}
-    return parse_project(tree)
+        plan = make_plan(joint, joint_run.prepared, joint.run.most_workers)
+        batch = plan.quotas[name] * joint.run.most_workers * joint.training.accumulation
+    return with_overrides(
+        own,
+        {
+            "training.batch_size": max(batch, own.run.most_workers),
+            "training.accumulation": 1,
+            "training.rows_per_epoch": -(-rows // own.training.epochs),
+        },
+    )
 
 
-def budget(joint_run: JointRun, name: str) -> int:
-    """Rows of a scenario that joint training and its fine-tuning took."""
-    joint = storage.read_json(storage.join(joint_run.run_folder, "joint", DONE))
-    decision = storage.read_json(storage.join(joint_run.folder(name), DECISION))
-    tuned = decision.get("training", {}).get("rows_seen", {})
+def row_budget(joint_run: JointRun, name: str) -> int:
+    """Returns the rows of a scenario that joint training and its fine-tuning took."""
+    joint = joint_run.run.train.result or {}
+    tuned = decision_of(joint_run, name).get("training", {}).get("rows_seen", {})
     return int(joint["rows_seen"].get(name, 0)) + int(tuned.get(name, 0))
 
 
 def compare_one(joint_run: JointRun, name: str, project: Project, log: Log) -> Record:
-    """Train a scenario alone and compare its models on test."""
-    folder = storage.join(joint_run.folder(name), ALONE)
-    data = joint_run.data(name).only([name])
-    mark_started(folder, compared_with(joint_run, name, project))
-    own = alone_project(joint_run, name, project, max(budget(joint_run, name), 1))
-    if not storage.exists(storage.join(folder, "training", DONE)):
-        taught = with_alone_teacher(joint_run, name, own, log)
-        train_model(TrainingRun(own, taught, folder, "training"))
-    best = storage.join(folder, "training", BEST)
-    models = {"alone": joint_model(own, data.folder, best)}
+    """Trains a scenario alone and compares its models on test; returns the table."""
+    stage = alone_stage(joint_run, name)
+    stage.start(comparison_depends_on(joint_run, name, project))
+    models = {"alone": train_alone(joint_run, name, project, log)}
     before = model_before(joint_run, name, project)
     if before:
         models["joint"] = before
-    if storage.exists(storage.join(joint_run.folder(name), "delta")):
+    if storage.exists(storage.join(joint_run.folder(name), DELTA_FOLDER)):
         models["finetuned"] = finetuned_model(joint_run, name, project)
-    scores, users, labels = {}, np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
-    for model, trained_model in models.items():
-        users, labels, scores[model] = score_split_by_tasks(trained_model, name, "test")
-    decision = storage.read_json(storage.join(joint_run.folder(name), DECISION))
-    scored = ScoredRows(users, labels, scores)
-    arrays = {"users": users, "labels": labels, **scores}
-    storage.write_bytes(storage.join(folder, SCORES), save(arrays))
-    found = transfer_table(data.scenarios[name], scored, decision["chosen"])
-    storage.write_json(storage.join(folder, COMPARISON), found)
-    log(f"{name}: {found['verdict']}")
-    return found
+    scored = score_models(models, name)
+    arrays = {"users": scored.users, "labels": scored.labels, **scored.scores}
+    storage.write_bytes(storage.join(stage.folder, SCORES), save(arrays))
+    facts = joint_run.data(name).scenarios[name]
+    table = transfer_table(facts, scored, decision_of(joint_run, name)["chosen"])
+    storage.write_json(storage.join(stage.folder, COMPARISON), table)
+    log(f"{name}: {table['verdict']}")
+    return stage.finish(table)
+
+
+def train_alone(joint_run: JointRun, name: str, project: Project, log: Log) -> TrainedModel:
+    """Returns the model of a scenario alone, which is trained, or gone on with, or finished."""
+    rows = max(row_budget(joint_run, name), 1)
+    own, data = alone_project(joint_run, name, project, rows), joint_run.data(name).only([name])
+    training = TrainingRun(own, data, alone_stage(joint_run, name).folder, "training")
+    if training.stage.result is None:
+        labelled = with_alone_teacher(joint_run, name, own, log)
+        train_model(replace(training, prepared=labelled))
+    return joint_model(own, data.folder, storage.join(training.stage.folder, BEST))
+
+
+def score_models(models: Mapping[str, TrainedModel], name: str) -> ScoredRows:
+    """Returns the test rows of a scenario as each model scores them."""
+    splits = {model: score_split_by_tasks(m, name, "test") for model, m in models.items()}
+    users, labels, _ = next(iter(splits.values()))
+    return ScoredRows(users, labels, {model: scores for model, (_, _, scores) in splits.items()})
 
 
 def with_alone_teacher(joint_run: JointRun, name: str, own: Project, log: Log) -> Prepared:
     """The scenario's data with the same teacher as in joint training."""
     if joint_run.is_new(name):
         return add_teacher_labels(own, joint_run.data(name), joint_run.folder(name), log)
-    found = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run_folder, log)
+    found = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run.path(), log)
     return found.only([name])
 
 

@@ -16,13 +16,13 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import RowSource
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.run_folder import DONE
+from mtrec_ray.stages.run_folder import BEST, Stage
 from mtrec_ray.training import loop
 from mtrec_ray.training.batches import OpenRows
 from mtrec_ray.training.checkpoint import FACTS, WEIGHTS
 from mtrec_ray.training.context import NO_SCORE
 
-BEST, LATEST = "best", "latest.json"
+LATEST = "latest.json"
 
 
 ReportEpoch = Callable[[dict[str, Any]], None]
@@ -106,5 +106,4 @@ def train_in_process(
     """
     torch.set_num_threads(project.run.cpus_per_worker)
     summary = loop.train(project, prepared, InProcessContext(project, folder, source, tell))
-    storage.write_json(storage.join(folder, DONE), summary)
-    return summary
+    return Stage(folder, "tune", project.run.name).finish(summary)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import yaml
 
 from mtrec_ray.data import storage
-from mtrec_ray.project.load import tree_with, value_at, with_overrides
+from mtrec_ray.project.load import value_at, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.page import tune_page
 from mtrec_ray.report.plots import tune_plots
@@ -104,9 +104,9 @@ def losses(project: Project, scored: Sequence[Trial], points: np.ndarray) -> np.
 def values_of(project: Project, trial: Trial) -> dict[str, Any]:
     """The searched values by field that a trial really had; weights with a mean of 1."""
     names = tuple(project.scenarios)
-    tree = tree_with(project, trial.overrides)
-    weights = scaled([value_at(tree, f"scenarios.{n}.weight") for n in names])
-    fields = {field: value_at(tree, field) for field in space_of(project).ranges}
+    own = with_overrides(project, trial.overrides)
+    weights = scaled([scenario.weight for scenario in own.scenarios.values()])
+    fields = {field: value_at(own, field) for field in space_of(project).ranges}
     return weight_overrides(names, weights) | fields
 
 

@@ -227,7 +227,7 @@ def run_trials(
     own = storage.join(recorder.runs, "ray")
     storage.remove_folder(own)
     trainable = ray.tune.with_parameters(
-        run_trial, tree=project.dump(), records=recorder.folder, train=train, shared=shared,
+        run_trial, project=project, records=recorder.folder, train=train, shared=shared,
         population=population,
     )  # fmt: skip
     with quiet_tune():

@@ -16,7 +16,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import RowSource
 from mtrec_ray.evaluation.metrics import scenario_scores, task_scores
-from mtrec_ray.project.load import parse_project, with_overrides
+from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import best_of, load_trial
 from mtrec_ray.stages.cluster import give_back
@@ -69,14 +69,14 @@ def workers(project: Project) -> dict[str, Any]:
 
 def run_trial(
     config: dict[str, Any],
-    tree: dict[str, Any],
+    project: Project,
     records: str,
     train: Train,
     shared: Any,
     *,
     population: bool = False,
 ) -> None:
-    """What Ray Tune runs: `config` names the trial and its overrides of the project `tree`.
+    """What Ray Tune runs: `config` names the trial and its overrides of the project.
 
     In a population its checkpoints are passed on, and it goes on from the one that it is given.
     Whatever training raises is reported as the trial's failure, and is not tried again; what a
@@ -100,8 +100,7 @@ def run_trial(
         taken = ray.tune.get_checkpoint() if population else None
         if taken:
             adopt(taken, own)
-        project = with_overrides(parse_project(tree), overrides)
-        result = train(project, name, shared, tell)
+        result = train(with_overrides(project, overrides), name, shared, tell)
     except Exception as error:  # noqa: BLE001 whatever it is, it ends this trial and no other
         reason = f"{type(error).__name__}: {error}"
         unscored = {"joint_score": math.nan, "score": {}}  # a searcher counts it as failed
