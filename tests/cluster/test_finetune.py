@@ -33,11 +33,10 @@ from mtrec_ray.stages.finetuning.joint_run import open_joint_run
 from mtrec_ray.stages.recommend import run_recommend
 from mtrec_ray.stages.train import TrainingRun
 from mtrec_ray.stages.trained_model import ensure_vectors, load_with_vectors
-from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing
 from tests.cluster.test_resume import finished_epochs, kill_worker, start_job, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), takes_minutes]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 FIELDS = {
     "epochs": 1, "rows_per_epoch": 2560, "least_labels": 10, "keep": "better",

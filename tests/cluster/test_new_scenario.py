@@ -25,10 +25,9 @@ from mtrec_ray.stages.finetuning.chosen_model import (
 from mtrec_ray.stages.finetuning.joint_run import open_joint_run
 from mtrec_ray.stages.recommend import run_recommend
 from tests.cluster.logs import scenario_tree
-from tests.cluster.long import takes_minutes
 from tests.cluster.runs import say_nothing
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), takes_minutes]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 
 def with_news(project: Project, **finetune: Any) -> Project:

@@ -28,7 +28,6 @@ from mtrec_ray.search.pareto import hypervolume
 from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.stages.tune import run_tune, search
 from mtrec_ray.stages.tuning.outcome import outcome_of
-from tests.cluster.long import takes_minutes
 from tests.cluster.runs import changed, say_nothing, world_tree
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -137,7 +136,7 @@ def test_the_front_is_the_trade_off(found):
     assert outcome.volume == pytest.approx(hypervolume(outcome.points, np.ones(2)))
 
 
-@takes_minutes
+@pytest.mark.long
 def test_more_trials_go_on(found, tmp_path):
     """A finished search with more trials keeps those that are there, and adds the others."""
     project, trials = found
@@ -151,7 +150,7 @@ def test_more_trials_go_on(found, tmp_path):
     assert {n: (folder / n).read_bytes() for n in before} == before
 
 
-@takes_minutes
+@pytest.mark.long
 def test_a_failed_trial_ends_no_search(world, tmp_path):
     """Trials that raise have their reason in the table in one line; the others end as ever."""
     project = searching(world, trials=8, algorithm="random", scheduler="none", seed=3)
@@ -165,7 +164,7 @@ def test_a_failed_trial_ends_no_search(world, tmp_path):
     assert load_trials(str(tmp_path / "trials"))[failed[0].name] == failed[0]
 
 
-@takes_minutes
+@pytest.mark.long
 def test_the_rule_of_the_worst_case(world, tmp_path):
     """With worst_case the models of one scenario are trained, whatever their joint score."""
     project = searching(world, trials=10, choose="worst_case")
@@ -196,7 +195,7 @@ def test_short_trials_never_hang(world, tmp_path):
 # --- real trials -----------------------------------------------------------------------------
 
 
-@takes_minutes
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_trials_of_ray_train_workers_never_hang(trained, untrained):
     """Trials with a worker group each, two at a time, some of them ended early: all end.
@@ -217,7 +216,7 @@ def test_trials_of_ray_train_workers_never_hang(trained, untrained):
     assert not (untrained / project.run.name / "tune" / "runs").exists()
 
 
-@takes_minutes
+@pytest.mark.long
 def test_a_population_goes_on_from_its_best(trained, untrained):
     """All trials have all epochs; worse ones took other values from better ones; own ones stay."""
     training = {"rows_per_epoch": 2048}
@@ -308,7 +307,7 @@ def wait_until(reached: Callable[[], bool], job: subprocess.Popen[bytes], output
         time.sleep(0.05)
 
 
-@takes_minutes
+@pytest.mark.long
 def test_ended_trials_are_kept(trained, interrupted):
     """After the driver's death no ended trial ran again, and four trials are there."""
     storage, kept, ran, lines = interrupted
@@ -321,7 +320,7 @@ def test_ended_trials_are_kept(trained, interrupted):
     assert json.loads(lines[-1])["trials"] == 4
 
 
-@takes_minutes
+@pytest.mark.long
 def test_running_trials_go_on(trained, interrupted):
     """Trials that ran have each epoch once, and all of them, without a first one told again."""
     storage, _, ran, _ = interrupted
@@ -331,7 +330,7 @@ def test_running_trials_go_on(trained, interrupted):
         assert trials[name].status == "finished"
 
 
-@takes_minutes
+@pytest.mark.long
 def test_trials_are_the_train_stage(trained, interrupted):
     """The own trial, in one process, scores after an epoch as the train stage by two workers.
 
@@ -345,7 +344,7 @@ def test_trials_are_the_train_stage(trained, interrupted):
     assert own.curve[0]["joint_score"] == pytest.approx(record["joint_score"], abs=0.05)
 
 
-@takes_minutes
+@pytest.mark.long
 def test_what_a_search_leaves(trained, interrupted):
     """Table, front, page, plots, and a project file that only changes what was searched."""
     storage, _, _, lines = interrupted
@@ -373,7 +372,7 @@ def test_what_a_search_leaves(trained, interrupted):
     assert not (folder / "runs").exists()
 
 
-@takes_minutes
+@pytest.mark.long
 def test_confirmation_has_all_variants(interrupted):
     """Whole runs of chosen, uniform and own weights have scores on test by scenario."""
     _, _, _, lines = interrupted
@@ -385,7 +384,7 @@ def test_confirmation_has_all_variants(interrupted):
         assert all(0 < v["mean"] < 2 for v in variant["test"].values())
 
 
-@takes_minutes
+@pytest.mark.long
 def test_a_finished_search_is_found(trained, interrupted):
     """The same search once more trains nothing and says the same."""
     storage, _, _, lines = interrupted
