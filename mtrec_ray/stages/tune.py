@@ -9,6 +9,7 @@ tune/report.html        all of it with plots (plots/*.png), for a person
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from mtrec_ray.data import storage
@@ -92,7 +93,7 @@ def with_room(project: Project) -> Project:
 
 
 def search(project: Project, folder: str, train: Train, shared: Any, log: Log) -> list[Trial]:
-    """All trials of the project's search, those that an earlier call left undone included.
+    """Returns all trials of the project's search, those that an earlier call left undone included.
 
     `train` trains one; `shared` is handed to it as it is.
     """
@@ -101,37 +102,47 @@ def search(project: Project, folder: str, train: Train, shared: Any, log: Log) -
     trials = planned(project, space, load_trials(records))
     grid = options.algorithm == "grid"
     total = len(trials) if grid else max(options.trials, len(trials))
-    ended = [t for t in trials.values() if t.ended]
-    recorder = Recorder(trials, records, runs_folder(folder), total, log)
-    if len(ended) == total:
+    left = total - sum(trial.ended for trial in trials.values())
+    if not left:
         return list(trials.values())
-    waiting = [t for t in trials.values() if not t.ended]
-    log(
-        f"{total - len(ended)} trials of {', '.join(space.distributions())}"
-        + (f"; {len(ended)} are there already" if ended else "")
-    )
+    there = f"; {total - left} are there already" if left < total else ""
+    log(f"{left} trials of {', '.join(space.distributions())}{there}")
+    scheduler = scheduler_of(project, space, trials)
+    if isinstance(scheduler, Population):
+        draw_trials(space, trials, total - len(trials), options.seed)
     suggester = Suggester(
-        waiting,
+        [trial for trial in trials.values() if not trial.ended],
         None if grid else optuna_search(project, space, list(trials.values())),
         lambda point: add_trial(trials, space.overrides(point), point),
     )
-    epochs = options.epochs or project.training.epochs
-    spared = list(references(project))
-    scheduler = None
-    if options.scheduler == "asha":
-        scheduler = Halving(epochs, options.grace, spared)
-        scheduler.fill(ended)
-    if options.scheduler == "pbt":
-        scheduler = Population(space, epochs, options.grace, spared, options.seed)
-        begun = last_number(trials)
-        for point in drawn(space, begun + total - len(trials), options.seed)[begun:]:
-            suggester.waiting.append(add_trial(trials, space.overrides(point), point))
-    num = total - len(ended)
+    recorder = Recorder(trials, records, runs_folder(folder), total, log)
     run_trials(
         trial_project(project), suggester, scheduler, recorder,
-        num=num, train=train, shared=shared,
+        num=left, train=train, shared=shared,
     )  # fmt: skip
     return list(trials.values())
+
+
+def scheduler_of(
+    project: Project, space: Space, trials: Mapping[str, Trial]
+) -> Halving | Population | None:
+    """Returns what ends trials early, or moves them; it knows the trials that ended before."""
+    options, protected = project.search, list(references(project))
+    epochs = options.epochs or project.training.epochs
+    if options.scheduler == "pbt":
+        return Population(space, epochs, options.grace, protected, options.seed)
+    if options.scheduler == "none":
+        return None
+    halving = Halving(epochs, options.grace, protected)
+    halving.fill([trial for trial in trials.values() if trial.ended])
+    return halving
+
+
+def draw_trials(space: Space, trials: dict[str, Trial], num: int, seed: int) -> None:
+    """Adds so many trials at random points, after those that an earlier call drew."""
+    drawn_before = last_number(trials)
+    for point in drawn(space, drawn_before + num, seed)[drawn_before:]:
+        add_trial(trials, space.overrides(point), point)
 
 
 def runs_folder(folder: str) -> str:

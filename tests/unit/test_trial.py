@@ -135,7 +135,7 @@ def reports(monkeypatch):
 
 def start(project, folder, train, shared=None, name="t001"):
     """Run a trial as Tune does."""
-    run_trial(config(name, 0.02), project.dump(), str(folder), train, shared)
+    run_trial(config(name, 0.02), project, str(folder), train, shared)
 
 
 def config(name, rate):
@@ -175,7 +175,7 @@ def test_a_failure_is_reported_and_not_raised(project, reports, tmp_path):
 
     start(project, tmp_path, train)
     assert [r["failed"] for r in reports] == ["RuntimeError: out of luck"]
-    run_trial(config("t002", -1), project.dump(), str(tmp_path), train, 0)
+    run_trial(config("t002", -1), project, str(tmp_path), train, 0)
     assert re.match(r"ProjectError: training\.lr: found -1", reports[-1]["failed"])
 
 
@@ -196,8 +196,8 @@ def test_a_trial_of_a_population_goes_on_from_a_better_one(data, project, monkey
         given = Checkpoint(kept[0]) if kept else None
         monkeypatch.setattr(ray.tune, "get_checkpoint", lambda given=given: given)
         run_trial(
-            config(now, rate), project.dump(), str(tmp_path / "trials"), train_trial, shared,
-            population=True,
+            config(now, rate), project, str(tmp_path / "trials"), train_trial, shared,
+            in_population=True,
         )  # fmt: skip
     assert sorted(told["better"]) == list(range(1, EPOCHS + 1))
     assert told["same"] == pytest.approx(told["better"], rel=1e-6)

@@ -102,12 +102,17 @@ def losses(project: Project, scored: Sequence[Trial], points: np.ndarray) -> np.
 
 
 def values_of(project: Project, trial: Trial) -> dict[str, Any]:
-    """The searched values by field that a trial really had; weights with a mean of 1."""
+    """Returns the values by searched field that a trial really had; weights with a mean of 1.
+
+    Those of a failed trial may be values that the schema refuses.
+    """
     names = tuple(project.scenarios)
-    own = with_overrides(project, trial.overrides)
-    weights = scaled([scenario.weight for scenario in own.scenarios.values()])
-    fields = {field: value_at(own, field) for field in space_of(project).ranges}
-    return weight_overrides(names, weights) | fields
+
+    def had(field: str) -> Any:
+        return trial.overrides.get(field, value_at(project, field))
+
+    weights = scaled([had(f"scenarios.{name}.weight") for name in names])
+    return weight_overrides(names, weights) | {f: had(f) for f in space_of(project).ranges}
 
 
 def trial_rows(project: Project, outcome: Outcome) -> list[dict[str, Any]]:

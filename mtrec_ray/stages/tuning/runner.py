@@ -120,6 +120,18 @@ class Recorder(Callback):
             f"({len(ended)} of {self.total}{leads})"
         )
 
+    def check_all_ended(self) -> None:
+        """Raises where trials are left.
+
+        Raises:
+            RuntimeError: tells how many ended.
+        """
+        ended = sum(trial.ended for trial in self.trials.values())
+        if ended < self.total:
+            raise RuntimeError(
+                f"the search was ended with {ended} of {self.total} trials; the same call goes on"
+            )
+
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial's process was lost; it starts again from its checkpoint."""
         self.log(f"{self.own(trial).name}: its process was lost, it goes on from its checkpoint")
@@ -213,49 +225,66 @@ def run_trials(
     train: Train,
     shared: Any,
 ) -> None:
-    """Run `num` trials; what they tell is in the recorder's records.
+    """Runs `num` trials; what they tell is in the recorder's records.
 
     Ray Tune's own files (`ray/` beside the records) are not read again.
+
+    Raises:
+        RuntimeError: the search was ended before all trials were.
     """
     recorder.scheduler = scheduler
-    population = isinstance(scheduler, Population)
-    nodes, local = resources_of_nodes(), not os.environ.get("RAY_ADDRESS")
-    places, head = concurrency(project, nodes, local=local), need_of(project).head
-    if population:  # all are there at once, and wait for each other; Ray allows it no searcher
-        cpus = [node.get("CPU", 0.0) for node in nodes]
-        head |= {"CPU": max(min(sum(cpus) / places, max(cpus)), head["CPU"])}
-    own = storage.join(recorder.runs, "ray")
-    storage.remove_folder(own)
+    own_files = storage.join(recorder.runs, "ray")
+    storage.remove_folder(own_files)
+    in_population = isinstance(scheduler, Population)
     trainable = ray.tune.with_parameters(
         run_trial, project=project, records=recorder.folder, train=train, shared=shared,
-        population=population,
+        in_population=in_population,
     )  # fmt: skip
+    num_slots, resources = slots_and_resources(project, in_population=in_population)
+    if in_population:  # Ray allows it no searcher: its trials are drawn before
+        space = {"trial": ray.tune.grid_search(suggester.configs())}
+        tune = TuneConfig(scheduler=scheduler)
+    else:
+        space = None
+        tune = TuneConfig(search_alg=suggester, scheduler=scheduler or FIFOScheduler())
+        tune.num_samples, tune.max_concurrent_trials = num, num_slots
+    tune.reuse_actors = project.search.num_workers == 0
+    tune.trial_name_creator = tune.trial_dirname_creator = trial_name
     with quiet_tune():
         Tuner(
-            ray.tune.with_resources(trainable, head),
-            param_space={"trial": ray.tune.grid_search(suggester.configs())}
-            if population
-            else None,
-            tune_config=TuneConfig(
-                search_alg=None if population else suggester,
-                scheduler=scheduler or FIFOScheduler(),
-                num_samples=1 if population else num,
-                max_concurrent_trials=None if population else places,
-                reuse_actors=project.search.num_workers == 0,
-                trial_name_creator=lambda trial: trial.config["trial"]["name"],
-                trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
-            ),
-            run_config=RunConfig(
-                name="ray",
-                storage_path=recorder.runs,
-                callbacks=[recorder],
-                verbose=0,
-                failure_config=FailureConfig(max_failures=project.run.max_failures),
-            ),
+            ray.tune.with_resources(trainable, resources),
+            param_space=space,
+            tune_config=tune,
+            run_config=tune_run_config(project, recorder),
         ).fit()
-    storage.remove_folder(own)
-    ended = sum(trial.ended for trial in recorder.trials.values())
-    if ended < recorder.total:
-        raise RuntimeError(
-            f"the search was ended with {ended} of {recorder.total} trials; the same call goes on"
-        )
+    storage.remove_folder(own_files)
+    recorder.check_all_ended()
+
+
+def trial_name(trial: Any) -> str:
+    """Returns our name of one of Tune's trials."""
+    return trial.config["trial"]["name"]
+
+
+def slots_and_resources(project: Project, *, in_population: bool) -> tuple[int, dict[str, float]]:
+    """Returns how many trials go on at a time, and what each asks for.
+
+    All trials of a population are there at once, and wait for each other.
+    """
+    nodes, local = resources_of_nodes(), not os.environ.get("RAY_ADDRESS")
+    num_slots, head = concurrency(project, nodes, local=local), need_of(project).head
+    if in_population:
+        cpus = [node.get("CPU", 0.0) for node in nodes]
+        head |= {"CPU": max(min(sum(cpus) / num_slots, max(cpus)), head["CPU"])}
+    return num_slots, head
+
+
+def tune_run_config(project: Project, recorder: Recorder) -> RunConfig:
+    """Returns where Tune keeps its own files, and how often a trial's process may be lost."""
+    return RunConfig(
+        name="ray",
+        storage_path=recorder.runs,
+        callbacks=[recorder],
+        verbose=0,
+        failure_config=FailureConfig(max_failures=project.run.max_failures),
+    )

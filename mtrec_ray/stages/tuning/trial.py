@@ -74,9 +74,9 @@ def run_trial(
     train: Train,
     shared: Any,
     *,
-    population: bool = False,
+    in_population: bool = False,
 ) -> None:
-    """What Ray Tune runs: `config` names the trial and its overrides of the project.
+    """Runs a trial for Ray Tune: `config` names it and its overrides of the project.
 
     In a population its checkpoints are passed on, and it goes on from the one that it is given.
     Whatever training raises is reported as the trial's failure, and is not tried again; what a
@@ -86,29 +86,47 @@ def run_trial(
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_SECONDS)
     name, overrides = config["trial"]["name"], config["trial"]["overrides"]
     before = load_trial(records, name)
-    curve = list(before.curve) if before else []
-
-    def tell(metrics: dict[str, Any]) -> None:
-        entry = entry_of(metrics)
-        if entry and entry["epoch"] not in {e["epoch"] for e in curve}:
-            curve.append(entry)
-            passed_on = checkpoint_of(own) if population else None
-            ray.tune.report(report_of(curve, entry), checkpoint=passed_on)
-
+    curve = Curve(list(before.curve) if before else [])
     try:
-        own = storage.join(shared.folder, name) if population else ""
-        taken = ray.tune.get_checkpoint() if population else None
-        if taken:
-            adopt(taken, own)
-        result = train(with_overrides(project, overrides), name, shared, tell)
+        if in_population:
+            curve.checkpoints = storage.join(shared.folder, name)
+            go_on_from_given(curve.checkpoints)
+        result = train(with_overrides(project, overrides), name, shared, curve.tell)
     except Exception as error:  # noqa: BLE001 whatever it is, it ends this trial and no other
         reason = f"{type(error).__name__}: {error}"
         unscored = {"joint_score": math.nan, "score": {}}  # a searcher counts it as failed
-        ray.tune.report(report_of(curve, None) | unscored | {"failed": reason})
+        ray.tune.report(report_of(curve.entries, None) | unscored | {"failed": reason})
         return
     finally:
         give_back()
-    ray.tune.report(report_of(curve, None) | {"result": result})
+    ray.tune.report(report_of(curve.entries, None) | {"result": result})
+
+
+@dataclass
+class Curve:
+    """The epochs of a trial, told to Tune one by one.
+
+    Attributes:
+        checkpoints: in a population, the folder of those that are passed on; else empty.
+    """
+
+    entries: list[dict[str, Any]]
+    checkpoints: str = ""
+
+    def tell(self, metrics: dict[str, Any]) -> None:
+        """Tells Tune of an epoch that it does not know yet."""
+        entry = entry_of(metrics)
+        if entry and entry["epoch"] not in {e["epoch"] for e in self.entries}:
+            self.entries.append(entry)
+            passed_on = checkpoint_of(self.checkpoints) if self.checkpoints else None
+            ray.tune.report(report_of(self.entries, entry), checkpoint=passed_on)
+
+
+def go_on_from_given(folder: str) -> None:
+    """Makes the checkpoint that Tune gives a trial, if any, the one that it goes on from."""
+    given = ray.tune.get_checkpoint()
+    if given:
+        adopt(given, folder)
 
 
 def entry_of(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
