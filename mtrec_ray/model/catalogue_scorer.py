@@ -1,137 +1,175 @@
-"""Every item of a catalogue for some users: the network's scores as products of matrices.
+"""Scores every item of a catalogue for some users.
 
 The network's score does not factorise into a user's vector and an item's: the candidate attends
-over the history, and the layers above read both. So all items are scored in full. What depends on
-the item or the user alone is computed once, histories are projected once a user and not once a
-pair, and cosines and attention are products of a block of users with all items.
+over the history, and the layers above read both. So every pair goes through the network's one
+forward pass (`Recommender.assemble`). What it reads is prepared here: what depends on the item or
+the user alone is computed once, histories are projected once a user and not once a pair, and
+cosines and attention are products of a block of users with all items.
 
-Letters: n items, m of a block of them, B users, H history items, F numeric columns, W width,
-D width of texts, T tasks.
+Letters: n items, m of a block of them, B users, H history items, F numeric columns, M of the
+catalogue, W width, D width of texts, K similarity kernels, T tasks.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.model.history import similarity_kernels
-from mtrec_ray.model.inputs import ScenarioInputs
-from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.model.recommender import PairInputs, Recommender
 
-MAX_ROWS = 65_536  # of numeric columns that are taken apart into bins at a time
+MAX_ROWS = 65_536  # whose numeric columns are mapped at a time: bins take K + 1 numbers a column
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Histories of B users, as rows of the catalogue.
+
+    Attributes:
+        items: i64[B, H], 0 where there is none. ages: i64[B, H].
+        mask: bool[B, H], whether the model sees an item there.
+    """
+
+    items: Tensor
+    ages: Tensor
+    mask: Tensor
 
 
 class CatalogueScorer:
-    """A scenario's whole catalogue, ready to be scored for users."""
+    """A scenario's whole catalogue, ready to be scored for users.
+
+    A row's numeric columns are those of the item, of the user and of the user with the item's
+    category, each of which is NaN where another speaks. NaN adds nothing to the network's linear
+    map of the columns, so that it is the sum of the three's.
+
+    Attributes:
+        unit: f32[n, D], text vectors of length 1 (or 0).
+        items: f32[n, W], items as candidates and in histories.
+        item_numbers: f32[n, F], and item_columns: f32[n, W], their map, with its bias.
+        bias: f32[1, W], the map of columns that are all NaN.
+        category: by categorical column, i64[n]: the number of an item's value, -1 without one.
+        cold_start: by categorical column, f32[W]: the map of a user without a row of a value.
+    """
 
     def __init__(self, model: Recommender, name: str, vectors: Tensor, items: ItemSnapshot) -> None:
         """`vectors` f32[n, D] are the text vectors of the scenario's items."""
-        own = model.inputs[name]
-        assert isinstance(own, ScenarioInputs)
-        self.model, self.name, self.own = model, name, own
+        self.model, self.name, self.inputs = model, name, model.scenario_inputs(name)
         device = vectors.device
-        everything = torch.arange(len(vectors), device=device)
-        self.vectors = vectors if model.options.text else torch.zeros_like(vectors)
-        self.items = model.item_norm(model.project(self.vectors) + own.item_extras(everything))
-        self.unit = F.normalize(self.vectors.float(), dim=-1)
-        self.numbers = numbers = torch.tensor(items.numeric).to(device)
-        self.item_columns = self._columns(torch.cat([numbers, own.catalogue_raw], 1))
-        self.nothing = self._columns(torch.full_like(numbers[:1], torch.nan))
-        self.codes = {c: torch.tensor(v).to(device) for c, v in items.codes.items()}
-        self.empty = {c: self._own_columns(v[None])[0] for c, v in items.empty.items()}
+        text, rows = model.visible_text(vectors), torch.arange(len(vectors), device=device)
+        self.items = model.item_norm(model.project(text) + self.inputs.item_extras(rows))
+        self.unit = F.normalize(text.float(), dim=-1)
+        self.item_numbers = torch.tensor(items.numeric).to(device)
+        numbers = torch.cat([self.item_numbers, self.inputs.catalogue_raw], 1)
+        self.item_columns = self._map(numbers)
+        self.bias = self._map(torch.full_like(numbers[:1], torch.nan))
+        self.category = {c: torch.tensor(v).to(device) for c, v in items.codes.items()}
+        self.cold_start = {c: self._map_without_bias(v[None])[0] for c, v in items.empty.items()}
 
-    def _columns(self, values: Tensor) -> Tensor:
-        """f32[m, W] of numeric columns [m, F] or, with the catalogue's, [m, F + M]."""
-        own = self.own
-        missing = len(own.kept) - values.shape[1]
-        values = F.pad(values, (0, missing), value=torch.nan).masked_fill(~own.kept, torch.nan)
+    def _map(self, values: Tensor) -> Tensor:
+        """Returns f32[m, W] for numeric columns [m, F] or, with the catalogue's, [m, F + M]."""
+        inputs = self.inputs
+        num_missing = len(inputs.kept) - values.shape[1]
+        values = F.pad(values, (0, num_missing), value=torch.nan)
         parts = values.split(MAX_ROWS)
-        return torch.cat([own.columns(torch.minimum(part, own.limits)) for part in parts])
+        return torch.cat([inputs.columns(inputs.visible_columns(part)) for part in parts])
 
-    def _own_columns(self, values: np.ndarray) -> Tensor:
-        """f32[m, W]: what numeric columns [m, F] add to others; the bias is in the items'."""
-        return self._columns(torch.tensor(values).to(self.unit.device)) - self.nothing
-
-    def _pair_columns(
-        self, column: str, entries: UserCategoryStatistics, num_users: int, items: slice
-    ) -> Tensor:
-        """f32[B, m, W]: what users' rows with the category of each of some items add."""
-        code, nothing = self.codes[column], self.empty[column]
-        size = int(code.max()) + 1 if len(code) else 0
-        table = nothing.expand(num_users, size + 1, -1).clone()
-        if len(entries.user):
-            table[torch.tensor(entries.user), torch.tensor(entries.category)] = self._own_columns(
-                entries.numeric
-            )
-        table[:, size] = 0  # of an item without a value
-        code = code[items]
-        return table[:, torch.where(code >= 0, code, size)]
-
-    def _similarity(self, places: Tensor, mask: Tensor, items: slice) -> Tensor:
-        """f32[B m, 4 K]: kernels of the cosines of each of some items with each history."""
-        unit = self.unit[items]
-        (b, h), n = places.shape, len(unit)
-        cosine = torch.einsum("nd,bhd->bnh", unit, self.unit[places])
-        return similarity_kernels(
-            cosine.reshape(b * n, h), mask.unsqueeze(1).expand(b, n, h).reshape(b * n, h)
-        )
-
-    def _user_columns(self, users: UserSnapshot, items: slice) -> Tensor:
-        """f32[B, m, W]: the numeric columns of all pairs."""
-        found = self.item_columns[items] + self._own_columns(users.numeric).unsqueeze(1)
-        for column, entries in users.entries.items():
-            found = found + self._pair_columns(column, entries, len(users), items)
-        return found
-
-    def _general(self, users: UserSnapshot, similarity: Tensor, items: slice) -> Tensor:
-        """f32[B m, T]: the general head's logits, from the columns of the item and of the user."""
-        own = torch.tensor(users.numeric).to(self.unit.device).unsqueeze(1)
-        numbers = self.numbers[items]
-        numeric = torch.where(numbers.isnan(), own, numbers).flatten(0, 1)
-        return self.model.general_logits(self.name, similarity, numeric)
+    def _map_without_bias(self, values: np.ndarray) -> Tensor:
+        """Returns f32[m, W], what numeric columns f32[m, F] add to the items' columns."""
+        return self._map(torch.tensor(values).to(self.unit.device)) - self.bias
 
     def logits(self, users: UserSnapshot, items: slice = slice(None)) -> Tensor:
-        """f32[B, m, T]: as `Recommender.score` of every user with every item, or with some."""
-        model, device = self.model, self.unit.device
+        """Returns logits f32[B, m, T] of every user with every item, or with some.
+
+        They equal those of `Recommender.score` for the pairs as samples.
+        """
+        model, histories = self.model, self._histories(users)
+        similarity = self._similarity(histories, items)
+        if model.use_general_head:
+            numeric = self._common_numbers(users, items)
+            logits = model.general_logits(self.name, similarity, numeric)
+        else:
+            pairs = self._pair_inputs(users, items, histories, similarity)
+            logits = model.assemble(self.name, pairs)
+        return logits.view(len(users), -1, logits.shape[1])
+
+    def _histories(self, users: UserSnapshot) -> Histories:
+        """Returns the users' histories, cut at the longest one."""
+        device = self.unit.device
         longest = max(int((users.history >= 0).sum(1).max(initial=0)), 1)
         history = torch.tensor(users.history[:, :longest]).to(device)
         ages = torch.tensor(users.ages[:, :longest]).to(device)
-        mask = history >= 0
-        if not model.options.history:
-            mask = torch.zeros_like(mask)
-        places = history.clamp(min=0)
-        candidates = self.items[items]
-        (b, _), (n, width) = places.shape, candidates.shape
-        candidate = candidates.expand(b, n, width)
-        similarity = self._similarity(places, mask, items)
-        if model.use_general_head:
-            return self._general(users, similarity, items).view(b, n, -1)
-        user = model.interest.cross(candidates, self.items, places, ages, mask)
-        columns = self._user_columns(users, items).view(b * n, width) + model.similarity(similarity)
-        number = torch.tensor(users.user).to(device)
-        identity = model.user_vector(self.name, number, self.items[:1].expand(b, width))
-        identity = identity.unsqueeze(1).expand(b, n, width)
-        scenario = model.scenario_vectors[self.name].expand(b, n, width)
-        flat = [user, candidate, user * candidate]
-        flat = [x.reshape(b * n, width) for x in flat]
-        rest = [x.reshape(b * n, width) for x in (scenario, identity)]
-        inputs = torch.cat([*flat, columns, *rest, similarity], 1)
-        found = model.sharing(self.name, inputs, torch.cat([rest[1], flat[1]], 1))
-        heads = model.heads[self.name]
-        assert isinstance(heads, nn.ModuleDict)
-        logits = [
-            head(torch.cat([x, columns], 1)) for head, x in zip(heads.values(), found, strict=True)
-        ]
-        return torch.stack(logits, 1).view(b, n, -1)
+        return Histories(history.clamp(min=0), ages, self.model.visible_history(history))
+
+    def _similarity(self, histories: Histories, items: slice) -> Tensor:
+        """Returns kernels f32[B m, 4 K] of the cosines of some items with each history."""
+        unit = self.unit[items]
+        (b, h), m = histories.items.shape, len(unit)
+        cosine = torch.einsum("md,bhd->bmh", unit, self.unit[histories.items])
+        mask = histories.mask.unsqueeze(1).expand(b, m, h)
+        return similarity_kernels(cosine.reshape(b * m, h), mask.reshape(b * m, h))
+
+    def _pair_inputs(
+        self, users: UserSnapshot, items: slice, histories: Histories, similarity: Tensor
+    ) -> PairInputs:
+        """Returns the model's inputs of all B m pairs, user by user."""
+        model, candidates = self.model, self.items[items]
+        user = model.interest.cross(
+            candidates, self.items, histories.items, histories.ages, histories.mask
+        )
+        number = torch.tensor(users.user).to(self.unit.device)
+        identity = model.user_vectors(self.name, number).unsqueeze(1)
+
+        def rows(values: Tensor) -> Tensor:
+            return values.expand_as(user).reshape(-1, user.shape[2])
+
+        return PairInputs(
+            user=rows(user),
+            candidate=rows(candidates),
+            columns=rows(self._columns(users, items)),
+            identity=rows(identity),
+            similarity=similarity,
+        )
+
+    def _columns(self, users: UserSnapshot, items: slice) -> Tensor:
+        """Returns f32[B, m, W], the map of the numeric columns of all pairs."""
+        user_columns = self._map_without_bias(users.numeric).unsqueeze(1)
+        columns = self.item_columns[items] + user_columns
+        for column, statistics in users.entries.items():
+            columns = columns + self._category_columns(column, statistics, len(users), items)
+        return columns
+
+    def _category_columns(
+        self, column: str, statistics: UserCategoryStatistics, num_users: int, items: slice
+    ) -> Tensor:
+        """Returns f32[B, m, W], what users' rows with the category of each of some items add."""
+        category = self.category[column]
+        num_categories = int(category.max()) + 1 if len(category) else 0
+        table = self.cold_start[column].expand(num_users, num_categories + 1, -1).clone()
+        if len(statistics.user):
+            pairs = torch.tensor(statistics.user), torch.tensor(statistics.category)
+            table[pairs] = self._map_without_bias(statistics.numeric)
+        table[:, num_categories] = 0  # of an item without a value
+        category = category[items]
+        return table[:, torch.where(category >= 0, category, num_categories)]
+
+    def _common_numbers(self, users: UserSnapshot, items: slice) -> Tensor:
+        """Returns numeric columns f32[B m, F] of items and users, without those of categories."""
+        user_numbers = torch.tensor(users.numeric).to(self.unit.device).unsqueeze(1)
+        item_numbers = self.item_numbers[items]
+        return torch.where(item_numbers.isnan(), user_numbers, item_numbers).flatten(0, 1)
 
 
 def blend(
     predicted: Tensor, tasks: list[str], given: Mapping[str, str], by: Mapping[str, float]
 ) -> Tensor:
-    """f32[..]: the weighted sum of tasks' predictions f32[.., T]; a given task times its parent."""
+    """Returns the weighted sum f32[..] of tasks' predictions f32[.., T].
+
+    A conditional task counts with the product of its and its parent's predictions.
+    """
     total = torch.zeros_like(predicted[..., 0])
     for task, weight in by.items():
         value = predicted[..., tasks.index(task)]
@@ -142,8 +180,8 @@ def blend(
 
 
 def best_items(score: Tensor, left_out: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores f32[B, k] and their items i64[B, k]; -inf where fewer are left.
+    """Returns the k highest scores f32[B, k] and their items i64[B, k].
 
-    `left_out` bool[B, n] are not taken.
+    Items that `left_out` bool[B, n] marks are not taken; -inf where fewer than k are left.
     """
     return score.masked_fill(left_out, -torch.inf).topk(min(k, score.shape[1]), dim=1)

@@ -17,7 +17,7 @@ from mtrec_ray.data.catalogue import Catalogue
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts laid one after another, on the CPU.
+    """The token ids of texts, one text after another, on the CPU.
 
     Attributes:
         tokens: i64[sum of lengths].
@@ -29,7 +29,7 @@ class Texts:
 
     @classmethod
     def of(cls, catalogue: Catalogue) -> "Texts":
-        """The texts of a catalogue."""
+        """Returns the texts of a catalogue."""
         return cls(torch.from_numpy(catalogue.tokens.astype(np.int64)), catalogue.offsets)
 
     @property
@@ -43,7 +43,7 @@ class Chunk:
     """Some texts of near-equal length.
 
     Attributes:
-        places: i64[u], which of the asked texts these are.
+        places: i64[u], the positions of these texts among the requested ones.
         index: i64[u, L], positions in `Texts.tokens` (0 where padded).
         mask: bool[u, L], False where padded.
     """
@@ -54,12 +54,12 @@ class Chunk:
 
 
 def chunks(texts: Texts, rows: NDArray[np.int64], token_budget: int) -> Iterator[Chunk]:
-    """The texts of `rows` in chunks of at most `token_budget` padded tokens, longest first.
+    """Yields the texts of `rows` in chunks of at most `token_budget` padded tokens, longest first.
 
-    A chunk ends where its next text is shorter than 0.9 of its longest, too: padding is never
-    more than a tenth of a chunk, and in all under 5 %.
+    A chunk also ends before a text that is shorter than 0.9 of its longest: padding is never more
+    than a tenth of a chunk, and under 5 % of all tokens.
     """
-    lengths = np.maximum(texts.lengths[rows], 1)  # an empty text takes a padded place
+    lengths = np.maximum(texts.lengths[rows], 1)  # an empty text is one padded token
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
@@ -95,7 +95,7 @@ class PairLayout:
     def texts(
         self, items: Texts, candidate: NDArray[np.int64], history: NDArray[np.int64]
     ) -> Texts:
-        """The sequences of samples.
+        """Returns one sequence for each sample.
 
         `candidate` i64[N] and `history` i64[N, H] (latest first, -1 none) are rows of `items`.
         """
@@ -105,19 +105,22 @@ class PairLayout:
         start, length = items.offsets[:-1] + before, items.lengths - before - after
         length = np.maximum(length, 0)
         room = self.max_tokens - before - 2 * after
-        own = np.minimum(length[candidate], room)
-        each = np.where(history >= 0, length[history.clip(0)], 0)
-        left = (room - own)[:, None] - (np.cumsum(each, 1) - each)
-        each = np.clip(left, 0, each)
+        candidate_tokens = np.minimum(length[candidate], room)[:, None]
+        wanted = np.where(history >= 0, length[history.clip(0)], 0)
+        left = room - candidate_tokens - (np.cumsum(wanted, 1) - wanted)
+        history_tokens = np.clip(left, 0, wanted)
         full = np.full((num, 1), 1)
         starts = [end * full, start[history.clip(0)], (end + before) * full]
         starts += [start[candidate][:, None], (end + before) * full]
-        lengths = [before * full, each, after * full, own[:, None], after * full]
+        lengths = [before * full, history_tokens, after * full, candidate_tokens, after * full]
         return _joined(tokens, np.concatenate(starts, 1), np.concatenate(lengths, 1))
 
 
 def _joined(tokens: Tensor, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Texts:
-    """One text for each row of segments [N, S]: segments of `tokens`, one after another."""
+    """Returns N texts, each of which joins S segments of `tokens`.
+
+    `starts` and `lengths` are i64[N, S].
+    """
     flat = lengths.ravel()
     ends = np.cumsum(flat)
     index = np.arange(ends[-1]) + np.repeat(starts.ravel() - (ends - flat), flat)

@@ -6,7 +6,6 @@ and training runs the upper layers only.
 Letters: u texts of a chunk, L tokens, D width.
 """
 
-import copy
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -18,35 +17,27 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from mtrec_ray.data.tokens import TINY, resolve_source
+from mtrec_ray.model.layers import (
+    ATTENTION_PROJECTIONS,
+    check_slices,
+    layers_of,
+    num_layers,
+    projections,
+    slice_layers,
+)
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.model import Encoder
-
-ATTENTION_PROJECTIONS = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "Wqkv"]
-
-
-class Passthrough(nn.Module):
-    """Hands on the embeddings that it is given: stands in for an embedding layer."""
-
-    def forward(
-        self,
-        input_ids: object = None,
-        inputs_embeds: Tensor | None = None,
-        *_: object,
-        **__: object,
-    ) -> Tensor:
-        """The embeddings themselves, by keyword or (DistilBERT) second by position."""
-        assert inputs_embeds is not None
-        return inputs_embeds
 
 
 def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> PreTrainedModel:
-    """The pretrained model, its dropout off (slow on CPU, no use in few passes).
+    """Returns the pretrained model with its dropout off (slow on CPU, no use in few passes).
 
-    By default without its pooler, which nothing here uses.
+    By default it has no pooler, which nothing here uses.
     Attention is `eager` without a GPU: for short texts on a CPU the backward pass of torch's fused
     attention is more than twice as slow.
 
     Raises:
-        ValueError: the source is no encoder that can be loaded.
+        ProjectError: the source is no encoder that can be loaded.
     """
     if encoder.source == TINY:
         return tiny_backbone()
@@ -58,7 +49,7 @@ def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> PreTrainedM
             source, dtype=torch.float32, attn_implementation=attention
         )
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(_cannot_load(encoder.source, error)) from None
+        raise ProjectError([_cannot_load(encoder.source, error)]) from None
     if not with_pooler and getattr(model, "pooler", None) is not None:
         model.pooler = None
     for module in model.modules():
@@ -68,7 +59,10 @@ def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> PreTrainedM
 
 
 def encoder_problems(encoder: Encoder) -> list[str]:
-    """A line if the encoder cannot be loaded or cut as asked; its weights are not loaded."""
+    """Returns an error line if the encoder cannot be loaded or cut as asked.
+
+    Its weights are not loaded.
+    """
     if encoder.source == TINY:
         return []
     try:
@@ -79,15 +73,23 @@ def encoder_problems(encoder: Encoder) -> list[str]:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         return [_cannot_load(encoder.source, error)]
-    wanted = {"top_k": encoder.top_k, "lora": encoder.lora.layers}.get(encoder.trainable, 0)
-    depth = config.num_hidden_layers
-    if wanted <= depth:
-        return _unknown_build(encoder, config) if wanted else []
+    num_trainable, depth = trainable_layers(encoder), config.num_hidden_layers
+    if num_trainable <= depth:
+        return _unknown_build(encoder, config) if num_trainable else []
+    return [_too_many_layers(encoder, depth)]
+
+
+def trainable_layers(encoder: Encoder) -> int:
+    """Returns how many of the top layers learn with `top_k` and `lora`; 0 with `all` and `none`."""
+    return {"top_k": encoder.top_k, "lora": encoder.lora.layers}.get(encoder.trainable, 0)
+
+
+def _too_many_layers(encoder: Encoder, depth: int) -> str:
     field = "top_k" if encoder.trainable == "top_k" else "lora.layers"
-    return [
-        f"model.encoder.{field}: found {wanted}; allowed: at most {depth}, "
+    return (
+        f"model.encoder.{field}: found {trainable_layers(encoder)}; allowed: at most {depth}, "
         f"the layers of {encoder.source}"
-    ]
+    )
 
 
 def _unknown_build(encoder: Encoder, config: Any) -> list[str]:
@@ -97,8 +99,8 @@ def _unknown_build(encoder: Encoder, config: Any) -> list[str]:
         layers_of(skeleton)
         if encoder.trainable == "lora":
             projections(skeleton, encoder.lora.layers, lora_targets(encoder))
-    except ValueError as error:
-        return [str(error)]
+    except ProjectError as error:
+        return error.problems
     return []
 
 
@@ -111,7 +113,7 @@ def _cannot_load(source: str, error: Exception) -> str:
 
 
 def tiny_backbone(seed: int = 0) -> PreTrainedModel:
-    """A random BERT of two narrow layers, for unit tests only."""
+    """Returns a random BERT of two narrow layers, for unit tests only."""
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
@@ -124,96 +126,16 @@ def tiny_backbone(seed: int = 0) -> PreTrainedModel:
         return BertModel(config, add_pooling_layer=False)
 
 
-def layers_of(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the list of layers, and the list's name in it.
-
-    Raises:
-        ValueError: a model of another build; only `trainable: all` and `none` work with it.
-    """
-    for holder_name, name in (("encoder", "layer"), ("transformer", "layer"), ("", "layers")):
-        holder = getattr(model, holder_name, None) if holder_name else model
-        if holder is not None and isinstance(getattr(holder, name, None), nn.ModuleList):
-            return holder, name
-    raise ValueError(
-        f"model.encoder.trainable: found a {type(model).__name__}, whose layers are not known; "
-        "allowed: all, none"
-    )
-
-
-def num_layers(model: nn.Module) -> int:
-    """Number of transformer layers."""
-    holder, name = layers_of(model)
-    return len(getattr(holder, name))
-
-
-def slice_layers(model: nn.Module, start: int, stop: int) -> nn.Module:
-    """A model that shares the layers start..stop (and their weights) of another.
-
-    A slice that starts above 0 takes the states below it as `inputs_embeds`; a slice that stops
-    below the top leaves the final norm out.
-    """
-    part = shallow(model)
-    holder, name = layers_of(model)
-    own_holder = part if holder is model else shallow(holder)
-    own_holder._modules[name] = nn.ModuleList(list(getattr(holder, name))[start:stop])
-    if own_holder is not part:
-        part._modules[next(k for k, v in model._modules.items() if v is holder)] = own_holder
-    if start > 0 and "embeddings" in part._modules:
-        part._modules["embeddings"] = Passthrough()
-    if start > 0 and "embed_tokens" in part._modules:
-        part._modules["embed_tokens"] = nn.Identity()
-    for norm in ("norm", "final_norm"):
-        if stop < num_layers(model) and norm in part._modules:
-            part._modules[norm] = nn.Identity()
-    config: Any = copy.copy(model.config)
-    config.num_hidden_layers = stop - start
-    part.config = config
-    return part
-
-
 def lora_targets(encoder: Encoder) -> Sequence[str]:
-    """Names of the linear maps that LoRA adapts."""
+    """Returns the short names of the linear maps that LoRA adapts."""
     return encoder.lora.targets or ATTENTION_PROJECTIONS
 
 
-def projections(
-    model: nn.Module, top: int, names: Sequence[str] = ATTENTION_PROJECTIONS
-) -> list[str]:
-    """Full names of the projections of some names in the top layers.
-
-    Raises:
-        ValueError: a model of another build, without projections of a known name.
-    """
-    holder, name = layers_of(model)
-    layers = getattr(holder, name)
-    found = []
-    for full, module in model.named_modules():
-        inside = any(module is m for layer in layers[-top:] for m in layer.modules())
-        if inside and full.rsplit(".", 1)[-1] in names:
-            found.append(full)
-    if not found:
-        raise ValueError(
-            f"model.encoder.lora.targets: found {', '.join(names)}, of which a "
-            f"{type(model).__name__} has none; allowed: {', '.join(linear_names(layers[-1]))}"
-        )
-    return found
-
-
-def linear_names(layer: nn.Module) -> list[str]:
-    """Names of the linear maps of a layer."""
-    found = (n for n, m in layer.named_modules() if isinstance(m, nn.Linear))
-    return list(dict.fromkeys(n.rsplit(".", 1)[-1] for n in found))
-
-
-def shallow(module: nn.Module) -> nn.Module:
-    """A copy of a module that shares its children but not its list of children."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
-
-
 def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
-    """f32[u, D]: one vector a text from states [u, L, D] and mask [u, L] (right padding)."""
+    """Returns one vector f32[u, D] a text from states f32[u, L, D] and their mask.
+
+    The mask bool[u, L] pads on the right.
+    """
     if how == "cls":
         return states[:, 0]
     if how == "last":
@@ -224,7 +146,7 @@ def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
 
 
 def quantise_problems() -> list[str]:
-    """A line where int8 is not to be had."""
+    """Returns an error line if int8 is not available."""
     if importlib.util.find_spec("torchao"):
         return []
     return [
@@ -234,9 +156,9 @@ def quantise_problems() -> list[str]:
 
 
 def quantise(encoder: "TextEncoder") -> None:
-    """Turn the linear maps of an encoder, frozen ones included, to int8, for use only.
+    """Turn the linear maps of an encoder, frozen ones included, to int8, for inference only.
 
-    Weights by output channel, activations by token as they come.
+    Weights are scaled by output channel, activations by token at run time.
     """
     from torchao.quantization import (  # pyright: ignore[reportMissingImports]
         Int8DynamicActivationInt8WeightConfig,
@@ -249,7 +171,7 @@ def quantise(encoder: "TextEncoder") -> None:
 
 
 class TextEncoder(nn.Module):
-    """Texts to vectors. Only the trainable upper part is registered as a submodule.
+    """Turns texts into vectors. Only the trainable upper part is registered as a submodule.
 
     The frozen lower part (and in mode `none` the whole encoder) is kept out of `parameters()` and
     `state_dict()`: it never changes, and checkpoints name it by its source.
@@ -263,7 +185,8 @@ class TextEncoder(nn.Module):
         """Cut the encoder by `options.trainable`.
 
         Raises:
-            ValueError: more trainable layers than the encoder has.
+            ProjectError: more trainable layers than the encoder has, or an encoder that cannot be
+                cut (`layers.check_slices`).
         """
         super().__init__()
         model = backbone if backbone is not None else load_backbone(options)
@@ -287,19 +210,18 @@ class TextEncoder(nn.Module):
             return None, model
         if options.trainable == "none":
             return model, None
-        top = options.top_k if options.trainable == "top_k" else options.lora.layers
-        depth = num_layers(model)
+        top, depth = trainable_layers(options), num_layers(model)
         if top > depth:
-            raise ValueError(
-                f"model.encoder: found {top} trainable layers; allowed: at most {depth}"
-            )
+            raise ProjectError([_too_many_layers(options, depth)])
         model.requires_grad_(options.trainable == "top_k")
         if top == depth:
             return None, model
         model.requires_grad_(False)
+        lower = slice_layers(model, 0, depth - top)
         upper = slice_layers(model, depth - top, depth)
+        check_slices(model, lower, upper, options.max_tokens, options.trainable)
         upper.requires_grad_(options.trainable == "top_k")
-        return slice_layers(model, 0, depth - top), upper
+        return lower, upper
 
     def _adapt(self, model: PreTrainedModel) -> nn.Module:
         config = LoraConfig(
@@ -324,12 +246,12 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def frozen_states(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """f32[u, L, D]: output of the frozen part for token ids [u, L]."""
+        """Returns the frozen part's output f32[u, L, D] for token ids i64[u, L]."""
         assert self.lower is not None
         return self.lower(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
 
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """f32[u, D]: text vectors from token ids i64[u, L] or the frozen part's [u, L, D]."""
+        """Returns text vectors f32[u, D] for token ids i64[u, L] or frozen states f32[u, L, D]."""
         if inputs.dtype.is_floating_point:
             states = inputs
             if self.upper is not None:

@@ -1,12 +1,12 @@
 """A head for the main task of any scenario, also of one that training has never seen.
 
-It reads only what every scenario has and what means the same everywhere: how like the candidate is
-to the history (kernels of cosines of text vectors, `model/interest.py`), and past counts and rates
-of the item and the user, each standardised and ranked among the scenario's own training rows. Its
-inputs are cut off from the gradient and its loss is apart, so that the joint model is the same
-with and without it.
+It reads only what every scenario has and what means the same everywhere: how similar the candidate
+is to the history (kernels of cosines of text vectors, `model/history.py`), and past counts and
+rates of the item and the user, each standardised and ranked among the scenario's own training rows.
+What the model's options hide (`text`, `history`, `statistics`) is hidden from it, too. Its inputs
+carry no gradient and its loss stands apart, so that it does not change the joint model.
 
-Letters: N samples, K kernels, G common columns.
+Letters: N samples, K kernels, F numeric columns, G of them common to scenarios.
 """
 
 import torch
@@ -17,8 +17,6 @@ from mtrec_ray.model.history import NUM_KERNELS
 from mtrec_ray.model.numeric import NumericInputs
 
 HIDDEN = 64
-
-
 COMMON = (
     "item.log_count", "item.log_known.{task}", "item.rate.{task}",
     "user.log_count", "user.log_known.{task}", "user.rate.{task}",
@@ -26,7 +24,7 @@ COMMON = (
 
 
 def common_columns(facts: PreparedScenario) -> list[int]:
-    """Places of the common columns among a scenario's numeric ones, -1 where it has none."""
+    """Returns the indices of the common columns among a scenario's numeric ones, -1 for none."""
     names = [name.format(task=facts.main) for name in COMMON]
     return [facts.numeric_names.index(n) if n in facts.numeric_names else -1 for n in names]
 
@@ -45,14 +43,17 @@ class GeneralHead(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(
-        self, similarity: Tensor, columns: NumericInputs, numeric: Tensor, places: list[int]
+        self, similarity: Tensor, columns: NumericInputs, numeric: Tensor, common: list[int]
     ) -> Tensor:
-        """f32[N] from closeness f32[N, 4 K] and a scenario's numeric columns f32[N, F]."""
-        known = torch.tensor([p for p in places if p >= 0], device=numeric.device)
-        encodings = numeric.new_zeros(len(numeric), 2, len(places))
-        if len(known):
-            where = [i for i, p in enumerate(places) if p >= 0]
-            found = columns.some_encodings(numeric[:, known], known)
-            encodings[:, :, where] = found.view(len(numeric), 2, len(known)).to(encodings)
+        """Returns f32[N] for similarity kernels f32[N, 4 K] and numeric columns f32[N, F].
+
+        `common` are the indices of the G common columns among the F, -1 where there is none.
+        """
+        present = torch.tensor([c for c in common if c >= 0], device=numeric.device)
+        encodings = numeric.new_zeros(len(numeric), 2, len(common))
+        if len(present):
+            where = [i for i, c in enumerate(common) if c >= 0]
+            part = columns.some_encodings(numeric[:, present], present)
+            encodings[:, :, where] = part.view(len(numeric), 2, len(present)).to(encodings)
         inputs = torch.cat([similarity.detach(), encodings.flatten(1)], 1)
         return self.layers(inputs).squeeze(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def tower(sizes: Sequence[int], dropout: float) -> nn.Sequential:
-    """Linear layers with GELU and dropout after each."""
+    """Returns linear layers, each followed by a layer norm, GELU and dropout."""
     layers: list[nn.Module] = []
     for num_in, num_out in itertools.pairwise(sizes):
         layers += [
@@ -23,7 +23,7 @@ def tower(sizes: Sequence[int], dropout: float) -> nn.Sequential:
 
 
 class Head(nn.Module):
-    """One logit for a scenario's task from the shared layers and the scenario's own columns."""
+    """Gives a task one logit, from the shared layers' output and the scenario's own columns."""
 
     def __init__(self, num_inputs: int, num_hidden: int, bias: float, dropout: float) -> None:
         super().__init__()
@@ -33,5 +33,5 @@ class Head(nn.Module):
         nn.init.constant_(self.out.bias, bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """f32[N]: logits."""
+        """Returns logits f32[N] for inputs f32[N, X]."""
         return self.out(self.layers(inputs)).squeeze(-1)

@@ -1,6 +1,7 @@
-"""The user's interest in a candidate: attention of the candidate over the history (1706.06978).
+"""The user's history as a candidate sees it: attention (1706.06978), and cosines of texts.
 
-Letters: N samples, H history items, U distinct items of the batch, W width, D width of texts.
+Letters: N samples, H history items, U distinct items of the batch, W width, D width of texts,
+A attention heads, B users, m candidates of each, K similarity kernels.
 """
 
 import torch
@@ -8,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 NUM_AGES = 64
-
-
 NUM_KERNELS, KERNEL_LOW = 13, -0.2
 
 
@@ -26,77 +25,87 @@ class HistoryAttention(nn.Module):
         nn.init.zeros_(self.age_key.weight)
 
     def forward(
-        self, candidate: Tensor, items: Tensor, places: Tensor, ages: Tensor, mask: Tensor
+        self, candidate: Tensor, items: Tensor, history: Tensor, ages: Tensor, mask: Tensor
     ) -> Tensor:
-        """f32[N, W] from candidates [N, W], distinct items [U, W] and the history's places in them.
+        """Returns f32[N, W] for candidates [N, W] and histories of distinct items [U, W].
 
-        `places`, age buckets `ages` and `mask` are [N, H]. Keys and values are those of distinct
-        items, so that an item in many histories is projected once.
+        `history` (rows of `items`), age buckets `ages` and `mask` are [N, H]. Keys and values are
+        those of distinct items, so that an item in many histories is projected once.
         """
-        n, h = places.shape
-        heads, each = self.num_heads, items.shape[1] // self.num_heads
-        pairs = torch.cat([self.key(items), self.value(items)], 1)
-        keys, values = F.embedding(places, pairs).view(n, h, 2, heads, each).unbind(2)
-        query = self.query(candidate).view(n, heads, each) / each**0.5
-        scores = torch.einsum("nad,nhad->nha", query, keys)
+        keys, values = self._keys_and_values(items, history)
+        scores = torch.einsum("nad,nhad->nha", self._queries(candidate), keys)
         scores = scores + self.age_key(ages.clamp(max=NUM_AGES - 1))
-        scores = scores.masked_fill(~mask.unsqueeze(-1), -1e4)
-        weights = scores.float().softmax(1).to(values.dtype) * mask.unsqueeze(-1)
-        return torch.einsum("nha,nhad->nad", weights, values).reshape(n, heads * each)
+        known = mask.unsqueeze(-1)
+        weights = masked_softmax(scores, known, 1).to(values.dtype)
+        return torch.einsum("nha,nhad->nad", weights * known, values).flatten(1)
 
     def cross(
-        self, candidates: Tensor, items: Tensor, places: Tensor, ages: Tensor, mask: Tensor
+        self, candidates: Tensor, items: Tensor, history: Tensor, ages: Tensor, mask: Tensor
     ) -> Tensor:
-        """f32[B, n, W] of B histories with every one of n candidates [n, W], as matrix products.
+        """Returns f32[B, m, W] for B histories with every one of m candidates [m, W].
 
-        `items` [U, W] are those that `places`, `ages` and `mask` [B, H] speak of. Equal to
-        `forward` of all pairs, whose histories are gathered once instead of n times.
+        Equal to `forward` of all pairs, but histories [B, H] are gathered once instead of m times,
+        and scores and sums are products of matrices.
         """
-        n, (b, h) = len(candidates), places.shape
-        heads, each = self.num_heads, items.shape[1] // self.num_heads
-        pairs = torch.cat([self.key(items), self.value(items)], 1)
-        keys, values = F.embedding(places, pairs).view(b, h, 2, heads, each).unbind(2)
-        query = self.query(candidates).view(n, heads, each) / each**0.5
-        scores = torch.einsum("nad,bhad->bnha", query, keys)
+        keys, values = self._keys_and_values(items, history)
+        scores = torch.einsum("mad,bhad->bmha", self._queries(candidates), keys)
         scores = scores + self.age_key(ages.clamp(max=NUM_AGES - 1)).unsqueeze(1)
-        known = mask.view(b, 1, h, 1)
-        weights = scores.masked_fill(~known, -1e4).float().softmax(2).to(values.dtype) * known
-        return torch.einsum("bnha,bhad->bnad", weights, values).reshape(b, n, heads * each)
+        known = mask.unsqueeze(1).unsqueeze(-1)
+        weights = masked_softmax(scores, known, 2).to(values.dtype)
+        return torch.einsum("bmha,bhad->bmad", weights * known, values).flatten(2)
+
+    def _queries(self, candidates: Tensor) -> Tensor:
+        """Returns f32[N, A, W / A] for candidates [N, W] and A heads."""
+        size = candidates.shape[1] // self.num_heads
+        return self.query(candidates).view(-1, self.num_heads, size) / size**0.5
+
+    def _keys_and_values(self, items: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys and values, each f32[N, H, A, W / A], of histories of items [U, W]."""
+        projected = torch.cat([self.key(items), self.value(items)], 1)
+        gathered = F.embedding(history, projected)
+        keys, values = gathered.view(*history.shape, 2, self.num_heads, -1).unbind(2)
+        return keys, values
+
+
+def masked_softmax(scores: Tensor, known: Tensor, dim: int) -> Tensor:
+    """Returns the softmax f32 over one dimension, next to nothing where `known` is False."""
+    return scores.masked_fill(~known, -1e4).float().softmax(dim)
 
 
 def similarity_summary(cosine: Tensor, mask: Tensor) -> Tensor:
-    """f32[N, 3]: mean, maximum and latest of cosines [N, H] where the mask has them, else 0."""
+    """Returns mean, maximum and latest f32[N, 3] of cosines [N, H] in the mask; 0 without any."""
     cosine = cosine.masked_fill(~mask, 0.0)
-    count = mask.sum(1).clamp(min=1)
-    best = cosine.masked_fill(~mask, -1.0).amax(1).masked_fill(~mask.any(1), 0.0)
-    return torch.stack([cosine.sum(1) / count, best, cosine[:, 0]], 1)
+    mean = cosine.sum(1) / mask.sum(1).clamp(min=1)
+    maximum = cosine.masked_fill(~mask, -1.0).amax(1).masked_fill(~mask.any(1), 0.0)
+    return torch.stack([mean, maximum, cosine[:, 0]], 1)
 
 
 def similarity_kernels(cosine: Tensor, mask: Tensor) -> Tensor:
-    """f32[N, 4 K]: how much of a history is how like the candidate, by K Gaussian kernels.
+    """Returns f32[N, 4 K] for cosines [N, H]: how similar which part of a history is.
 
-    Kernel pooling (1706.06613): the mean over the history of each kernel of the cosine, and each
-    kernel of the mean, the maximum and the latest; zeros where there is no history.
+    Kernel pooling (1706.06613): the mean over the history of each of K Gaussian kernels of the
+    cosine, and each kernel of the mean, maximum and latest cosine; zeros without a history.
     """
+    pooled = gaussian_kernels(cosine) * mask.unsqueeze(-1)
+    pooled = pooled.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    summary = gaussian_kernels(similarity_summary(cosine, mask)) * mask.any(1).view(-1, 1, 1)
+    return torch.cat([pooled, summary.flatten(1)], 1)
+
+
+def gaussian_kernels(cosine: Tensor) -> Tensor:
+    """Returns f32[.., K] for cosines [..]: 1 at a kernel's centre, falling off with its width."""
     centres = torch.linspace(KERNEL_LOW, 1.0, NUM_KERNELS, device=cosine.device)
     width = (1.0 - KERNEL_LOW) / (NUM_KERNELS - 1)
-    each = torch.exp(-0.5 * ((cosine.unsqueeze(-1) - centres) / width) ** 2)
-    each = each * mask.unsqueeze(-1)
-    pooled = each.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-    whole = torch.exp(
-        -0.5 * ((similarity_summary(cosine, mask).unsqueeze(-1) - centres) / width) ** 2
-    )
-    whole = whole * mask.any(1).view(-1, 1, 1)
-    return torch.cat([pooled, whole.flatten(1)], 1)
+    return torch.exp(-0.5 * ((cosine.unsqueeze(-1) - centres) / width) ** 2)
 
 
-def cosines(vectors: Tensor, candidate: Tensor, places: Tensor) -> Tensor:
-    """f32[N, H]: cosine of each candidate with its history.
+def cosines(vectors: Tensor, candidate: Tensor, history: Tensor) -> Tensor:
+    """Returns the cosines f32[N, H] of each candidate with its history, rows of vectors [U, D].
 
-    Vectors are taken to the precision of autocast before they are gathered: gathering is what
-    this costs. (All products of distinct items instead, once tried, were slower on a CPU.)
+    Vectors are cast to the precision of autocast before they are gathered, because gathering takes
+    most of the time. (All products of distinct items instead were slower on a CPU.)
     """
     unit = F.normalize(vectors.float(), dim=-1)
     if torch.is_autocast_enabled(unit.device.type):
         unit = unit.to(torch.get_autocast_dtype(unit.device.type))
-    return torch.einsum("nd,nhd->nh", unit[candidate], unit[places]).float()
+    return torch.einsum("nd,nhd->nh", unit[candidate], unit[history]).float()

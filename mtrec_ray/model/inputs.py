@@ -1,6 +1,6 @@
 """A scenario's own embeddings and columns.
 
-Letters: N samples, U distinct items, W width.
+Letters: N samples, U distinct items, F numeric columns, W width.
 """
 
 import math
@@ -15,8 +15,8 @@ from mtrec_ray.model.numeric import NumericInputs
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
 
-# The time since the first row of what has always been there is the calendar, and later rows lie
-# outside of what training saw: ages beyond 30 days are read as one.
+# The age of what has been there since the first row is the calendar, and later rows would lie
+# outside the range that training saw: ages beyond 30 days are read as 30 days.
 AGE, MAX_AGE = ".log_seconds_since_first", math.log1p(30 * 86_400)
 
 
@@ -47,9 +47,11 @@ class ScenarioInputs(nn.Module):
         limits += [math.inf] * num_numeric
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
         self.register_buffer("kept", torch.tensor(kept, dtype=torch.bool), persistent=False)
-        self.item_ids = _ids(facts.num_items + 1, width) if options.item_ids else None
-        self.item_categories = nn.ModuleList(_ids(n, width) for n in facts.item_category_sizes)
-        self.categories = nn.ModuleList(_ids(n, width) for n in facts.category_sizes)
+        self.item_ids = id_embedding(facts.num_items + 1, width) if options.item_ids else None
+        self.item_categories = nn.ModuleList(
+            id_embedding(n, width) for n in facts.item_category_sizes
+        )
+        self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.category_sizes)
         self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
         self.options = options
         numbers = torch.from_numpy(catalogue.numeric)
@@ -66,7 +68,7 @@ class ScenarioInputs(nn.Module):
         self.register_buffer("catalogue_categories", codes, persistent=False)
 
     def item_extras(self, items: Tensor) -> Tensor:
-        """f32[U, W]: what is added to the text of items: ids, categories, numbers."""
+        """Returns f32[U, W], what is added to the text of items: ids, categories, numbers."""
         extra = torch.zeros(len(items), self.options.width, device=items.device)
         if self.item_numeric is not None:
             extra = extra + self.item_numeric(self.catalogue_numeric[items])
@@ -77,17 +79,26 @@ class ScenarioInputs(nn.Module):
             extra = extra + table(self.catalogue_categories[items, i])
         return extra
 
+    def visible_columns(self, values: Tensor) -> Tensor:
+        """Returns numeric columns f32[N, G], the first G of all, as the model sees them.
+
+        Columns that the options hide are NaN, and ages end at 30 days.
+        """
+        num_columns = values.shape[1]
+        values = values.masked_fill(~self.kept[:num_columns], math.nan)
+        return torch.minimum(values, self.limits[:num_columns])
+
     def row_columns(self, samples: Samples) -> Tensor:
-        """f32[N, W]: the samples' statistics and categories, and the candidate's numbers."""
+        """Returns f32[N, W] of the samples' statistics and categories, and candidates' numbers."""
         numbers = self.catalogue_raw[samples.items[samples.candidate]]
-        values = torch.cat([samples.numeric, numbers], 1).masked_fill(~self.kept, math.nan)
-        columns = self.columns(torch.minimum(values, self.limits))
+        columns = self.columns(self.visible_columns(torch.cat([samples.numeric, numbers], 1)))
         for i, table in enumerate(self.categories):
             columns = columns + table(samples.categorical[:, i])
         return columns
 
 
-def _ids(number: int, width: int) -> nn.Embedding:
+def id_embedding(number: int, width: int) -> nn.Embedding:
+    """Returns small random vectors of `number` ids, of which 0, the unknown one, has zeros."""
     table = nn.Embedding(number, width, padding_idx=0)
     nn.init.normal_(table.weight, std=0.01)
     with torch.no_grad():
@@ -96,7 +107,7 @@ def _ids(number: int, width: int) -> nn.Embedding:
 
 
 def drop_ids(ids: Tensor, share: float, training: bool) -> Tensor:
-    """Ids with a share of them made unknown (0), so that the model learns to do without."""
+    """Returns ids, a share of them made unknown (0) so that the model learns to do without."""
     if not training or share == 0:
         return ids
     return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, 0)

@@ -1,6 +1,6 @@
 """Numeric columns as the network reads them: standardised, as ranks, and in bins.
 
-Letters: N samples, F numeric columns, Q quantiles, W width.
+Letters: N samples, F numeric columns, G some of them, Q quantiles, K bins, W width.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ CLIP = 4.0
 
 
 class NumericInputs(nn.Module):
-    """Numeric columns in three readings: standardised and clipped, quantile ranks, and bins.
+    """Encodes numeric columns in three ways: standardised and clipped, as ranks, and in bins.
 
-    Heavy-tailed counts are read badly raw; ranks in [-1, 1] put equal numbers of training rows into
-    equal lengths. Between the knots of K bins of equal lengths of rank a learned vector of the
-    column is interpolated, so that thresholds are learned as trees find them (2203.05556).
-    Nulls are 0 in all. Constants are fitted on training rows; beyond their range a value is read as
-    its end, as trees do.
+    Raw heavy-tailed counts are hard to learn from; ranks in [-1, 1] spread training rows evenly.
+    K bins cut the ranks into equal lengths. A column has a learned vector at each knot between
+    them, and between knots the vectors are interpolated, so that thresholds are learned as trees
+    find them (2203.05556). Nulls are 0 in all encodings. Constants are fitted on training rows; a
+    value beyond their range is read as the end of the range, as trees do.
     """
 
     mean: Tensor
@@ -45,37 +45,38 @@ class NumericInputs(nn.Module):
             nn.init.normal_(self.bins.weight, std=0.01)
 
     def forward(self, values: Tensor) -> Tensor:
-        """f32[N, W] from f32[N, F]."""
+        """Returns f32[N, W] for columns f32[N, F]."""
         encodings = self.encodings(values)
-        found = self.plain(encodings)
+        plain = self.plain(encodings)
         if self.bins is None:
-            return found
-        return found + self.bins(
-            self.piecewise_linear(encodings[:, len(self.mean) :], values.isfinite())
-        )
+            return plain
+        rank = encodings[:, len(self.mean) :]
+        return plain + self.bins(self.piecewise_linear(rank, values.isfinite()))
 
     def encodings(self, values: Tensor) -> Tensor:
-        """f32[N, 2F]: standardised columns, then ranks."""
-        return read_numbers(values, self.mean, self.std, self.edges)
+        """Returns f32[N, 2F] for columns f32[N, F]: standardised columns, then ranks."""
+        return encode_numbers(values, self.mean, self.std, self.edges)
 
     def some_encodings(self, values: Tensor, columns: Tensor) -> Tensor:
-        """f32[N, 2G]: the same of some columns, by their places i64[G]."""
-        return read_numbers(values, self.mean[columns], self.std[columns], self.edges[columns])
+        """Returns the encodings f32[N, 2G] of f32[N, G], which are the columns i64[G]."""
+        return encode_numbers(values, self.mean[columns], self.std[columns], self.edges[columns])
 
     def piecewise_linear(self, ranks: Tensor, known: Tensor) -> Tensor:
-        """f32[N, F (K + 1)]: nearness of ranks f32[N, F] to each knot: 1 there, 0 at the next."""
-        place = (ranks + 1) * (self.num_bins / 2)
+        """Returns f32[N, F (K + 1)] for ranks f32[N, F]: at each knot 1, falling to 0 at the next.
+
+        `known` bool[N, F] marks values that are not null.
+        """
+        position = (ranks + 1) * (self.num_bins / 2)
         knots = torch.arange(self.num_bins + 1, device=ranks.device)
-        near = (1 - (place.unsqueeze(-1) - knots).abs()).clamp(min=0)
+        near = (1 - (position.unsqueeze(-1) - knots).abs()).clamp(min=0)
         return (near * known.unsqueeze(-1)).flatten(1)
 
-    def ranks(self, values: Tensor) -> Tensor:
-        """f32[N, F]: the ranks alone."""
-        return ranks(values, self.edges)
 
+def encode_numbers(values: Tensor, mean: Tensor, std: Tensor, edges: Tensor) -> Tensor:
+    """Returns f32[N, 2F] for columns f32[N, F]: standardised and clipped, then ranks.
 
-def read_numbers(values: Tensor, mean: Tensor, std: Tensor, edges: Tensor) -> Tensor:
-    """f32[N, 2F]: columns f32[N, F] standardised and clipped, then their ranks; 0 for null."""
+    Nulls are 0 in both.
+    """
     unknown = ~values.isfinite()
     values = values.clamp(edges[:, 0], edges[:, -1])
     standard = ((values - mean) / std).clamp(-CLIP, CLIP)
@@ -85,10 +86,11 @@ def read_numbers(values: Tensor, mean: Tensor, std: Tensor, edges: Tensor) -> Te
 
 
 def ranks(values: Tensor, edges: Tensor) -> Tensor:
-    """f32[N, F]: where a value lies among the quantiles f32[F, Q], linear between, in [-1, 1].
+    """Returns the ranks f32[N, F] of values among quantiles f32[F, Q], in [-1, 1].
 
-    The mean of the ranks from the left and from the right, so that a value that fills several
-    quantiles (a constant, a frequent zero) gets their middle.
+    Ranks are linear between quantiles. A rank is the mean of those from the left and from the
+    right, so that a value that fills several quantiles (a constant, a frequent zero) gets their
+    middle.
     """
     columns = values.nan_to_num(0.0).T.contiguous()
     last = edges.shape[1] - 1

@@ -1,11 +1,12 @@
 """The joint model: item texts, histories, ids and statistics to one logit a scenario and task.
 
 Letters: N samples of a scenario, U its distinct items in the batch, H history items, D width of
-text vectors, W width of item representations, T tasks.
+text vectors, W width of item representations, K similarity kernels, F numeric columns, T tasks.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,32 @@ from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.general_head import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head
 from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, cosines, similarity_kernels
-from mtrec_ray.model.inputs import ScenarioInputs, _ids, drop_ids
+from mtrec_ray.model.inputs import ScenarioInputs, drop_ids, id_embedding
 from mtrec_ray.model.samples import Samples
-from mtrec_ray.model.sharing import build_sharing
+from mtrec_ray.model.sharing import SharingInputs, build_sharing
 from mtrec_ray.project.model import Model
 
 GENERAL = "general/"  # before a scenario's name, which cannot hold a slash
-
-
 NUM_SIMILARITIES = 4 * NUM_KERNELS
+
+
+@dataclass(frozen=True)
+class PairInputs:
+    """What the shared layers and the heads read of N pairs of a user and a candidate item.
+
+    Attributes:
+        user: f32[N, W], the history, as the candidate attends over it.
+        candidate: f32[N, W], the item.
+        columns: f32[N, W], numeric columns and categories.
+        identity: f32[N, W], the user's embedding.
+        similarity: f32[N, 4 K], kernels of the cosines of candidate and history.
+    """
+
+    user: Tensor
+    candidate: Tensor
+    columns: Tensor
+    identity: Tensor
+    similarity: Tensor
 
 
 class Recommender(nn.Module):
@@ -53,7 +71,7 @@ class Recommender(nn.Module):
         )
         spaces = {f.user_space: f.num_users for f in scenarios.values()}
         self.users = nn.ModuleDict(
-            {n: _ids(number, width) for n, number in spaces.items()} if options.user_ids else {}
+            {n: id_embedding(size, width) for n, size in spaces.items()} if options.user_ids else {}
         )
         num_inputs = 6 * width + NUM_SIMILARITIES
         self.similarity = nn.Linear(NUM_SIMILARITIES, width, bias=False)
@@ -67,7 +85,7 @@ class Recommender(nn.Module):
         self.use_general_head = False
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
-        """Heads that start at the training base rate (binary) or mean (regression)."""
+        """Returns heads that start at the training base rate (binary) or mean (regression)."""
         options = self.options
         return nn.ModuleDict(
             {
@@ -81,111 +99,145 @@ class Recommender(nn.Module):
     def forward(
         self, samples: Mapping[str, Samples], vectors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """f32[N, T] logits by scenario, from text vectors.
+        """Returns logits f32[N, T] by scenario, and the general head's while it learns.
 
-        f32[U, D] of each one's distinct items, or (layout `pair`) f32[N, D] of its samples.
-
-        Regression outputs are in units of the training labels' standard deviation, around
-        their mean. While the general head learns, its f32[N] by `general/NAME` as well.
+        Text vectors are f32[U, D] of each scenario's distinct items, or (layout `pair`) f32[N, D]
+        of its samples. Regression outputs are in units of the training labels' standard deviation,
+        around their mean. The general head's logits f32[N] of main tasks are `general/NAME`.
         """
-        found = {name: self.score(name, samples[name], vectors[name]) for name in samples}
-        if self.training and self.general_head_learns:
-            for name, facts in self.facts.items():
-                if name in samples and facts.main:
-                    own = self.general_score(name, samples[name], vectors[name])
-                    found[GENERAL + name] = own
-        return found
+        logits: dict[str, Tensor] = {}
+        general: dict[str, Tensor] = {}
+        for name, rows in samples.items():
+            similarity = self.sample_similarity(rows, vectors[name])
+            logits[name] = self._logits(name, rows, vectors[name], similarity)
+            if self.training and self.general_head_learns and self.facts[name].main:
+                general[GENERAL + name] = self.main_task_logits(name, similarity, rows.numeric)
+        return logits | general
+
+    def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
+        """Returns the logits f32[N, T] of one scenario."""
+        return self._logits(name, samples, vectors, self.sample_similarity(samples, vectors))
+
+    def _logits(self, name: str, samples: Samples, vectors: Tensor, similarity: Tensor) -> Tensor:
+        if self.use_general_head:
+            return self.general_logits(name, similarity, samples.numeric)
+        return self.assemble(name, self._pair_inputs(name, samples, vectors, similarity))
+
+    def assemble(self, name: str, pairs: PairInputs) -> Tensor:
+        """Returns the logits f32[N, T] of a scenario's pairs: shared layers, then heads.
+
+        Rows of a batch and blocks of a catalogue (`CatalogueScorer`) both end here.
+        """
+        user, candidate, similarity = pairs.user, pairs.candidate, pairs.similarity
+        columns = pairs.columns + self.similarity(similarity)
+        scenario = self.scenario_vectors[name].expand_as(candidate)
+        parts = [user, candidate, user * candidate, columns, scenario, pairs.identity, similarity]
+        shared = self.sharing(
+            name, SharingInputs(torch.cat(parts, 1), identity=pairs.identity, candidate=candidate)
+        )
+        heads = self.heads[name]
+        assert isinstance(heads, nn.ModuleDict)
+        logits = [
+            head(torch.cat([x, columns], 1)) for head, x in zip(heads.values(), shared, strict=True)
+        ]
+        return torch.stack(logits, 1)
+
+    def _pair_inputs(
+        self, name: str, samples: Samples, vectors: Tensor, similarity: Tensor
+    ) -> PairInputs:
+        """Returns what the shared layers and heads read of a scenario's samples."""
+        inputs = self.scenario_inputs(name)
+        items, candidate = self._items_and_candidates(inputs, samples, self.visible_text(vectors))
+        history, mask = samples.history.clamp(min=0), self.visible_history(samples.history)
+        return PairInputs(
+            user=self.interest(candidate, items, history, samples.ages, mask),
+            candidate=candidate,
+            columns=inputs.row_columns(samples),
+            identity=self.user_vectors(name, samples.user),
+            similarity=similarity,
+        )
+
+    def _items_and_candidates(
+        self, inputs: ScenarioInputs, samples: Samples, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the distinct items f32[U, W] and the samples' candidates f32[N, W]."""
+        extras = inputs.item_extras(samples.items)
+        if self.options.layout == "pair":  # a text of its own for each sample, none for an item
+            candidate = self.item_norm(self.project(vectors) + extras[samples.candidate])
+            return self.item_norm(extras), candidate
+        items = self.item_norm(self.project(vectors) + extras)
+        return items, items[samples.candidate]
+
+    def scenario_inputs(self, name: str) -> ScenarioInputs:
+        """Returns a scenario's own embeddings and columns."""
+        inputs = self.inputs[name]
+        assert isinstance(inputs, ScenarioInputs)
+        return inputs
+
+    def visible_text(self, vectors: Tensor) -> Tensor:
+        """Returns text vectors as towers and general head see them: zeros with `text: false`."""
+        return vectors if self.options.text else torch.zeros_like(vectors)
+
+    def visible_history(self, history: Tensor) -> Tensor:
+        """Returns which history items [.., H] (-1: none) are seen: none with `history: false`."""
+        return (history >= 0) & self.options.history
+
+    def sample_similarity(self, samples: Samples, vectors: Tensor) -> Tensor:
+        """Returns kernels f32[N, 4 K] of the cosines of candidates and histories.
+
+        They carry no gradient into the text vectors, and are zeros where one text holds both.
+        """
+        if self.options.layout == "pair":
+            return vectors.new_zeros(len(vectors), NUM_SIMILARITIES)
+        text = self.visible_text(vectors.detach())
+        cosine = cosines(text, samples.candidate, samples.history.clamp(min=0))
+        return similarity_kernels(cosine, self.visible_history(samples.history))
+
+    def user_vectors(self, name: str, user: Tensor) -> Tensor:
+        """Returns embeddings f32[N, W] of users i64[N]; zeros without a table of users."""
+        space = self.facts[name].user_space
+        if space not in self.users:
+            return self.scenario_vectors[name].new_zeros(len(user), self.options.width)
+        return self.users[space](drop_ids(user, self.options.id_dropout, self.training))
 
     @property
     def general_head_learns(self) -> bool:
         """Whether the general head learns."""
         return self.general is not None and next(self.general.parameters()).requires_grad
 
-    def general_score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
-        """f32[N]: the general head's logits of a scenario's main task."""
-        mask = samples.history >= 0
-        similarity = self._similarity(samples, vectors, samples.history.clamp(min=0), mask)
-        return self._general(name, similarity, samples.numeric)
+    def main_task_logits(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
+        """Returns the general head's logits f32[N] of a scenario's main task.
 
-    def _general(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
-        own, facts = self.inputs[name], self.facts[name]
-        assert isinstance(own, ScenarioInputs)
+        From similarity kernels f32[N, 4 K] and numeric columns f32[N, F].
+        """
+        inputs, facts = self.scenario_inputs(name), self.facts[name]
         assert self.general is not None
         assert facts.main
-        found = self.general(similarity, own.columns, numeric, common_columns(facts))
-        return found + base_rate_logit(facts, facts.main)
+        visible = inputs.visible_columns(numeric)
+        logits = self.general(similarity, inputs.columns, visible, common_columns(facts))
+        return logits + base_rate_logit(facts, facts.main)
 
     def general_logits(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
-        """f32[N, T]: logits without a model of the scenario, from closeness and numeric columns.
+        """Returns logits f32[N, T] without a model of the scenario.
 
-        The general head's for its main task; of other tasks the base rate or the mean.
+        The main task has the general head's logits, other tasks their base rate or mean.
         """
         facts = self.facts[name]
         size = (len(numeric),)
-        found = [
-            self._general(name, similarity, numeric)
+        logits = [
+            self.main_task_logits(name, similarity, numeric)
             if task == facts.main
             else torch.full(size, base_rate_logit(facts, task), device=numeric.device)
             for task in facts.tasks
         ]
-        return torch.stack(found, 1)
-
-    def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
-        """f32[N, T]: logits of one scenario."""
-        if self.use_general_head:
-            mask, places = samples.history >= 0, samples.history.clamp(min=0)
-            similarity = self._similarity(samples, vectors, places, mask)
-            return self.general_logits(name, similarity, samples.numeric)
-        own = self.inputs[name]
-        assert isinstance(own, ScenarioInputs)
-        extras = own.item_extras(samples.items)
-        mask = samples.history >= 0
-        if not self.options.history:
-            mask = torch.zeros_like(mask)
-        if not self.options.text:
-            vectors = torch.zeros_like(vectors)
-        places = samples.history.clamp(min=0)
-        if self.options.layout == "pair":
-            items = self.item_norm(extras)
-            candidate = self.item_norm(self.project(vectors) + extras[samples.candidate])
-        else:
-            items = self.item_norm(self.project(vectors) + extras)
-            candidate = items[samples.candidate]
-        user = self.interest(candidate, items, places, samples.ages, mask)
-        similarity = self._similarity(samples, vectors, places, mask)
-        columns = own.row_columns(samples) + self.similarity(similarity)
-        scenario = self.scenario_vectors[name].expand_as(candidate)
-        identity = self.user_vector(name, samples.user, candidate)
-        parts = [user, candidate, user * candidate, columns, scenario, identity, similarity]
-        found = self.sharing(name, torch.cat(parts, 1), torch.cat([identity, candidate], 1))
-        heads = self.heads[name]
-        assert isinstance(heads, nn.ModuleDict)
-        logits = [
-            head(torch.cat([x, columns], 1)) for head, x in zip(heads.values(), found, strict=True)
-        ]
         return torch.stack(logits, 1)
-
-    def _similarity(
-        self, samples: Samples, vectors: Tensor, places: Tensor, mask: Tensor
-    ) -> Tensor:
-        """f32[N, 4 K]: likeness of candidate and history; 0 where one text holds both."""
-        if self.options.layout == "pair":
-            return vectors.new_zeros(len(vectors), NUM_SIMILARITIES)
-        return similarity_kernels(cosines(vectors.detach(), samples.candidate, places), mask)
-
-    def user_vector(self, name: str, user: Tensor, like: Tensor) -> Tensor:
-        """f32[N, W]: of users i64[N] in a scenario; zeros as `like` without a table of them."""
-        space = self.facts[name].user_space
-        if space not in self.users:
-            return torch.zeros_like(like)
-        return self.users[space](drop_ids(user, self.options.id_dropout, self.training))
 
 
 def scenario_parameters(model: Recommender, name: str) -> list[str]:
-    """Full names of the modules and parameters that a scenario has for itself.
+    """Returns the full names of the modules and parameters that a scenario has for itself.
 
-    Whatever a module or parameter holds by the names of scenarios; a table of users that no other
-    scenario shares is its own, too.
+    They are the entries of its name in the model's dictionaries. A table of users has the name of
+    a user space, which is a scenario's name where no other scenario shares it.
     """
     return [
         f"{full}.{name}" if full else name
@@ -195,12 +247,12 @@ def scenario_parameters(model: Recommender, name: str) -> list[str]:
 
 
 def is_below(full: str, parts: Sequence[str]) -> bool:
-    """Whether a full name is one of some parts or lies in it."""
+    """Returns whether a full name is one of some parts or lies in one of them."""
     return any(full == part or full.startswith(part + ".") for part in parts)
 
 
 def base_rate_logit(facts: PreparedScenario, task: str) -> float:
-    """The logit of the training base rate; 0 for a regression, which predicts around the mean."""
+    """Returns the logit of the training base rate; 0 for a regression, whose mean is 0."""
     if facts.kinds[task] == "regression":
         return 0.0
     rate = min(max(facts.label_means[task], 1e-4), 1 - 1e-4)
@@ -208,7 +260,7 @@ def base_rate_logit(facts: PreparedScenario, task: str) -> float:
 
 
 def predictions(facts: PreparedScenario, logits: Tensor) -> Tensor:
-    """f32[N, T]: probabilities, and regression values in the label's own units."""
+    """Returns f32[N, T]: probabilities, and regression values in the label's own units."""
     columns = []
     for i, (task, kind) in enumerate(facts.kinds.items()):
         value = logits[:, i].float()

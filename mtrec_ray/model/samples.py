@@ -17,8 +17,8 @@ class Samples:
 
     Attributes:
         items: i64[U], the distinct catalogue rows that the samples refer to.
-        candidate: i64[N], places in `items`.
-        history: i64[N, H], places in `items`, -1 where there is none.
+        candidate: i64[N], indices in `items`.
+        history: i64[N, H], indices in `items`, -1 where there is none.
         ages: i64[N, H].
         user: i64[N]. numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
     """
@@ -34,21 +34,20 @@ class Samples:
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> "Samples":
-        """Samples from prepared arrays; distinct items are found here."""
-        refs = np.concatenate([arrays["item"][:, None], arrays["history"]], 1)
-        distinct, places = np.unique(refs, return_inverse=True)
-        shift = int(distinct[0] < 0)
-        places = places.reshape(refs.shape).astype(np.int64) - shift
+        """Returns samples of prepared arrays, which refer to distinct items."""
+        rows = np.concatenate([arrays["item"][:, None], arrays["history"]], 1)
+        distinct, index = np.unique(rows, return_inverse=True)
+        shift = int(distinct[0] < 0)  # -1, no item, comes first
+        index = index.reshape(rows.shape).astype(np.int64) - shift
 
         def put(values: np.ndarray, dtype: type) -> Tensor:
-            return torch.from_numpy(np.array(values, dtype, order="C")).to(
-                device
-            )  # owns its memory
+            owned = np.array(values, dtype, order="C")  # not a view of the arrays' memory
+            return torch.from_numpy(owned).to(device)
 
         return cls(
             items=put(distinct[shift:], np.int64),
-            candidate=put(places[:, 0], np.int64),
-            history=put(places[:, 1:], np.int64),
+            candidate=put(index[:, 0], np.int64),
+            history=put(index[:, 1:], np.int64),
             ages=put(arrays["history_age"], np.int64),
             user=put(arrays["user"], np.int64),
             numeric=put(arrays["numeric"], np.float32),

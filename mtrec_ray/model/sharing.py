@@ -11,6 +11,7 @@ Letters: N samples, X inputs, P prior inputs of gates, E experts, H outputs, T t
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,27 @@ from mtrec_ray.project.model import Model
 Tasks = Mapping[str, Sequence[str]]
 
 
+@dataclass(frozen=True)
+class SharingInputs:
+    """What shared layers read of N samples.
+
+    Attributes:
+        features: f32[N, X], all that is known of a sample.
+        identity: f32[N, W], the user's embedding. candidate: f32[N, W], the item.
+    """
+
+    features: Tensor
+    identity: Tensor
+    candidate: Tensor
+
+    @property
+    def prior(self) -> Tensor:
+        """Whose sample it is, user and item, for PEPNet's gates: f32[N, P]."""
+        return torch.cat([self.identity, self.candidate], 1)
+
+
 class Sharing(nn.Module):
-    """Layers from a scenario's inputs f32[N, X] to f32[N, H] for each of its tasks.
+    """Layers from a scenario's inputs to f32[N, H] for each of its tasks.
 
     Attributes:
         use: by scenario, f32[T, E]: the mean weights of the gates in the last batch, where a
@@ -34,8 +54,8 @@ class Sharing(nn.Module):
         super().__init__()
         self.use: dict[str, Tensor] = {}
 
-    def forward(self, name: str, inputs: Tensor, prior: Tensor) -> list[Tensor]:
-        """f32[N, H] for each task of the scenario; `prior` f32[N, P] says whose sample it is."""
+    def forward(self, name: str, inputs: SharingInputs) -> list[Tensor]:
+        """Returns f32[N, H] for each task of the scenario."""
         raise NotImplementedError
 
     @property
@@ -45,7 +65,7 @@ class Sharing(nn.Module):
 
 
 def build_sharing(options: Model, num_inputs: int, num_prior: int, tasks: Tasks) -> Sharing:
-    """The layers that `model.sharing` names."""
+    """Returns the layers that `model.sharing` names."""
     sizes = [num_inputs, *options.hidden]
     match options.sharing:
         case "mmoe":
@@ -65,17 +85,16 @@ class SharedBottom(Sharing):
 
     def __init__(self, sizes: Sequence[int], options: Model, tasks: Tasks) -> None:
         super().__init__()
-        self.num_tasks = {name: len(own) for name, own in tasks.items()}
+        self.num_tasks = {name: len(names) for name, names in tasks.items()}
         self.tower = tower(sizes, options.dropout)
 
-    def forward(self, name: str, inputs: Tensor, prior: Tensor) -> list[Tensor]:
-        """The tower's output, for each task the same."""
-        del prior
-        return [self.tower(inputs)] * self.num_tasks[name]
+    def forward(self, name: str, inputs: SharingInputs) -> list[Tensor]:
+        """Returns the tower's output, the same for each task."""
+        return [self.tower(inputs.features)] * self.num_tasks[name]
 
     @property
     def first_weight(self) -> nn.Parameter:
-        """Of the tower's first layer."""
+        """The weight of the tower's first layer."""
         return next(self.tower.parameters())
 
 
@@ -86,29 +105,32 @@ class GatedExperts(Sharing):
         super().__init__()
         self.experts = nn.ModuleList(tower(sizes, options.dropout) for _ in range(options.experts))
         self.gates = nn.ModuleDict(
-            {name: nn.Linear(sizes[0], len(own) * options.experts) for name, own in tasks.items()}
+            {
+                name: nn.Linear(sizes[0], len(names) * options.experts)
+                for name, names in tasks.items()
+            }
         )
 
-    def forward(self, name: str, inputs: Tensor, prior: Tensor) -> list[Tensor]:
-        """Each task's mixture of the experts' outputs."""
-        del prior
-        found = torch.stack([expert(inputs) for expert in self.experts], 1)
-        gates = self.gates[name](inputs).view(len(inputs), -1, len(self.experts))
-        weights = gates.float().softmax(2).to(found.dtype)
+    def forward(self, name: str, inputs: SharingInputs) -> list[Tensor]:
+        """Returns each task's mixture of the experts' outputs."""
+        features = inputs.features
+        outputs = torch.stack([expert(features) for expert in self.experts], 1)
+        gates = self.gates[name](features).view(len(features), -1, len(self.experts))
+        weights = gates.float().softmax(2).to(outputs.dtype)
         self.use[name] = weights.detach().float().mean(0)
-        return list(torch.einsum("nte,neh->tnh", weights, found))
+        return list(torch.einsum("nte,neh->tnh", weights, outputs))
 
     @property
     def first_weight(self) -> nn.Parameter:
-        """Of the first expert's first layer."""
+        """The weight of the first expert's first layer."""
         return next(self.experts.parameters())
 
 
 class Extraction(nn.Module):
-    """A level of progressive layered extraction: shared experts, one expert and gate a task.
+    """A level of progressive layered extraction: shared experts, and one expert and gate a task.
 
-    Where it is not the last, a gate of each scenario mixes all of its experts into what the next
-    level's shared experts read.
+    In all levels but the last a gate of each scenario mixes the shared experts and those of its
+    tasks into what the next level's shared experts read.
     """
 
     def __init__(
@@ -130,25 +152,29 @@ class Extraction(nn.Module):
     def forward(
         self, name: str, inputs: list[Tensor], common: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """What each task and the shared experts hand on, and the tasks' gates f32[T, E + 1]."""
-        own, gates = self.own[name], self.gates[name]
-        assert isinstance(own, nn.ModuleList)
+        """Returns the next inputs of each task and of the shared experts, and f32[T, E + 1].
+
+        The last are the mean weights of the tasks' gates.
+        """
+        task_experts, gates = self.own[name], self.gates[name]
+        assert isinstance(task_experts, nn.ModuleList)
         assert isinstance(gates, nn.ModuleList)
         shared = [expert(common) for expert in self.shared]
-        mine = [expert(x) for expert, x in zip(own, inputs, strict=True)]
+        tasks = [expert(x) for expert, x in zip(task_experts, inputs, strict=True)]
         mixed = [
-            mix(gate(x), [one, *shared]) for gate, x, one in zip(gates, inputs, mine, strict=True)
+            mix(gate(x), [task, *shared])
+            for gate, x, task in zip(gates, inputs, tasks, strict=True)
         ]
         use = torch.stack([weights for _, weights in mixed])
         if name in self.shared_gates:
-            common, _ = mix(self.shared_gates[name](common), [*mine, *shared])
-        return [found for found, _ in mixed], common, use
+            common, _ = mix(self.shared_gates[name](common), [*tasks, *shared])
+        return [mixture for mixture, _ in mixed], common, use
 
 
-def mix(gate: Tensor, found: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """f32[N, H]: outputs weighted by the softmax of a gate f32[N, E]; the mean weights f32[E]."""
-    weights = gate.float().softmax(1).to(found[0].dtype)
-    mixed = torch.einsum("ne,neh->nh", weights, torch.stack(found, 1))
+def mix(gate: Tensor, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns outputs f32[N, H] mixed by the softmax of a gate f32[N, E], and its mean f32[E]."""
+    weights = gate.float().softmax(1).to(outputs[0].dtype)
+    mixed = torch.einsum("ne,neh->nh", weights, torch.stack(outputs, 1))
     return mixed, weights.detach().float().mean(0)
 
 
@@ -162,19 +188,19 @@ class ProgressiveExperts(Sharing):
             Extraction(step, options, tasks, is_last=i == len(steps) - 1)
             for i, step in enumerate(steps)
         )
-        self.num_tasks = {name: len(own) for name, own in tasks.items()}
+        self.num_tasks = {name: len(names) for name, names in tasks.items()}
 
-    def forward(self, name: str, inputs: Tensor, prior: Tensor) -> list[Tensor]:
-        """Each task's mixture at the last level, whose gates are reported (own expert first)."""
-        del prior
-        found, common = [inputs] * self.num_tasks[name], inputs
+    def forward(self, name: str, inputs: SharingInputs) -> list[Tensor]:
+        """Returns each task's mixture at the last level; `use` has its gates, own expert first."""
+        common = inputs.features
+        tasks = [common] * self.num_tasks[name]
         for level in self.levels:
-            found, common, self.use[name] = level(name, found, common)
-        return found
+            tasks, common, self.use[name] = level(name, tasks, common)
+        return tasks
 
     @property
     def first_weight(self) -> nn.Parameter:
-        """Of the first shared expert's first layer."""
+        """The weight of the first shared expert's first layer."""
         level = self.levels[0]
         assert isinstance(level, Extraction)
         return next(level.shared.parameters())
@@ -194,21 +220,23 @@ class StarLayer(nn.Module):
         self.shared = nn.Linear(num_in, num_out)
         self.norm = nn.LayerNorm(num_out)
 
-        def own(start: Tensor) -> nn.ParameterDict:
+        def by_scenario(start: Tensor) -> nn.ParameterDict:
             return nn.ParameterDict({n: nn.Parameter(start.clone()) for n in names})
 
-        self.scale, self.shift = own(torch.ones(num_out, num_in)), own(torch.zeros(num_out))
-        self.norm_scale, self.norm_shift = own(torch.ones(num_out)), own(torch.zeros(num_out))
+        self.scale = by_scenario(torch.ones(num_out, num_in))
+        self.shift = by_scenario(torch.zeros(num_out))
+        self.norm_scale = by_scenario(torch.ones(num_out))
+        self.norm_shift = by_scenario(torch.zeros(num_out))
 
     def forward(self, name: str, inputs: Tensor) -> Tensor:
-        """f32[N, out]: the layer's output by the scenario's weights."""
-        found = F.linear(
+        """Returns the layer's output f32[N, out] with the scenario's weights."""
+        hidden = F.linear(
             inputs, self.shared.weight * self.scale[name], self.shared.bias + self.shift[name]
         )
         scale = self.norm.weight * self.norm_scale[name]
         shift = self.norm.bias + self.norm_shift[name]
-        found = F.gelu(F.layer_norm(found, [self.num_out], scale, shift))
-        return F.dropout(found, self.dropout, self.training)
+        hidden = F.gelu(F.layer_norm(hidden, [self.num_out], scale, shift))
+        return F.dropout(hidden, self.dropout, self.training)
 
 
 class Star(Sharing):
@@ -219,17 +247,17 @@ class Star(Sharing):
 
     def __init__(self, sizes: Sequence[int], options: Model, tasks: Tasks) -> None:
         super().__init__()
-        self.num_tasks = {name: len(own) for name, own in tasks.items()}
+        self.num_tasks = {name: len(names) for name, names in tasks.items()}
         self.layers = nn.ModuleList(
             StarLayer(a, b, options.dropout, tasks) for a, b in itertools.pairwise(sizes)
         )
 
-    def forward(self, name: str, inputs: Tensor, prior: Tensor) -> list[Tensor]:
-        """The output of the scenario's tower, for each task the same."""
-        del prior
+    def forward(self, name: str, inputs: SharingInputs) -> list[Tensor]:
+        """Returns the output of the scenario's tower, the same for each task."""
+        hidden = inputs.features
         for layer in self.layers:
-            inputs = layer(name, inputs)
-        return [inputs] * self.num_tasks[name]
+            hidden = layer(name, hidden)
+        return [hidden] * self.num_tasks[name]
 
     @property
     def first_weight(self) -> nn.Parameter:
@@ -250,7 +278,7 @@ class Gate(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, prior: Tensor, inputs: Tensor) -> Tensor:
-        """f32[N, outputs]: the factors."""
+        """Returns the factors f32[N, outputs]."""
         hidden = F.relu(self.inner(torch.cat([prior, inputs.detach()], 1)))
         return 2 * self.out(hidden).sigmoid()
 
@@ -272,23 +300,24 @@ class PersonalGates(Sharing):
         self.unit_gates = nn.ModuleList(Gate(num_prior, sizes[0], b) for _, b in steps[:-1])
         self.task_gates = nn.ModuleDict(
             {
-                n: nn.ModuleList(Gate(num_prior, sizes[0], sizes[-1]) for _ in own)
-                for n, own in tasks.items()
+                n: nn.ModuleList(Gate(num_prior, sizes[0], sizes[-1]) for _ in t)
+                for n, t in tasks.items()
             }
         )
 
-    def forward(self, name: str, inputs: Tensor, prior: Tensor) -> list[Tensor]:
-        """The gated output of the tower for each task."""
-        scenario = self.scenario_vectors[name].expand(len(inputs), -1)
-        found = inputs * self.input_gate(scenario, inputs)
+    def forward(self, name: str, inputs: SharingInputs) -> list[Tensor]:
+        """Returns the gated output of the tower for each task."""
+        features, prior = inputs.features, inputs.prior
+        scenario = self.scenario_vectors[name].expand(len(features), -1)
+        hidden = features * self.input_gate(scenario, features)
         for layer, gate in zip(self.layers[:-1], self.unit_gates, strict=True):
-            found = layer(found) * gate(prior, inputs)
-        found = self.layers[-1](found)
+            hidden = layer(hidden) * gate(prior, features)
+        hidden = self.layers[-1](hidden)
         gates = self.task_gates[name]
         assert isinstance(gates, nn.ModuleList)
-        return [found * gate(prior, inputs) for gate in gates]
+        return [hidden * gate(prior, features) for gate in gates]
 
     @property
     def first_weight(self) -> nn.Parameter:
-        """Of the tower's first layer."""
+        """The weight of the tower's first layer."""
         return next(self.layers.parameters())

@@ -52,7 +52,7 @@ class Model(Section):
     Without `text`, `history` or `statistics` the model does not see them; with `user_ids` and
     `item_ids` it has an embedding of each, which brought nothing (`benchmarks/ablation.py`).
     With `general` a head for the main task of any scenario learns beside the model, which it does
-    not change (`model/general.py`): it scores scenarios that the model has not.
+    not change (`model/general_head.py`): it scores scenarios that the model has not.
     What scenarios and tasks share between inputs and heads is `sharing` (`model/sharing.py`);
     `experts` is the number of shared experts of mmoe and ple. Each numeric column is read in `bins`
     bins of equal numbers of training rows, too, linear in between (0: not).

@@ -22,7 +22,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from mtrec_ray.data import storage
-from mtrec_ray.model.encoder import shallow
+from mtrec_ray.model.layers import shallow
 from mtrec_ray.model.recommender import Recommender, is_below, scenario_parameters
 from mtrec_ray.model.sharing import StarLayer
 from mtrec_ray.training.checkpoint import WEIGHTS, load_part

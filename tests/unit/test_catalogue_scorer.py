@@ -1,5 +1,6 @@
 """All items for some users at once: the scores of every pair by itself, and the best of them."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -8,13 +9,14 @@ import torch
 
 from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer, best_items, blend
+from mtrec_ray.model.recommender import GENERAL
 from mtrec_ray.model.samples import Samples
 from tests.builders import SHOP, VIDEO, build, make_catalogues, small_model
 
 NAMES = [
     "item.log_count",
     "category.brand.rate",
-    "user.rate",
+    "user.rate.click",
     "user_category.brand.rate",
     "event.x",
 ]
@@ -75,8 +77,8 @@ def world():
     return items, users, own
 
 
-def brute_force(model, vectors, world):
-    """Logits of every pair as rows of their own, f32[B, n, T]."""
+def samples_of_all_pairs(world):
+    """Every pair of a user and an item as a sample, user by user."""
     items, users, own = world
     user, item = (x.ravel() for x in np.indices((NUM_USERS, NUM_ITEMS)))
     numeric = items.numeric[item].copy()
@@ -87,24 +89,85 @@ def brute_force(model, vectors, world):
         "categorical": np.zeros((len(user), 1), np.int32),
         "labels": np.zeros((len(user), 2), np.float32),
     }  # fmt: skip
-    samples = Samples.of(arrays)
+    return Samples.of(arrays)
+
+
+def brute_force(model, vectors, world):
+    """Logits of every pair as rows of their own, f32[B, n, T]."""
+    samples = samples_of_all_pairs(world)
     return model.score("shop", samples, vectors[samples.items]).view(NUM_USERS, NUM_ITEMS, -1)
 
 
-@pytest.mark.parametrize("sharing", ["bottom", "mmoe", "ple", "star", "pepnet"])
-@pytest.mark.parametrize("fields", [{}, {"history": False}, {"text": False}, {"statistics": False}])
+OPTIONS = [
+    dict(zip(("text", "history", "statistics"), values, strict=True))
+    for values in itertools.product([True, False], repeat=3)
+]
+
+
+def model_and_vectors(**fields):
+    """A stirred model in evaluation, and random text vectors of the shop's items."""
+    model, _ = build(small_model("none", **fields), CATALOGUES, FACTS)
+    generator = torch.Generator().manual_seed(1)
+    return model.eval(), torch.randn(NUM_ITEMS, model.encoder.width, generator=generator)
+
+
+@pytest.mark.parametrize("general", [False, True], ids=["towers", "general"])
+@pytest.mark.parametrize("fields", OPTIONS, ids=lambda f: "-".join(n for n, v in f.items() if v))
 @torch.no_grad()
-def test_scores_of_all_pairs(world, sharing, fields):
-    """A block of users has the scores that each pair has as a sample by itself."""
-    model, _ = build(small_model("none", sharing=sharing, **fields), CATALOGUES, FACTS)
-    model.eval()
-    vectors = torch.randn(
-        NUM_ITEMS, model.encoder.width, generator=torch.Generator().manual_seed(1)
-    )
+def test_scores_of_all_pairs(world, fields, general):
+    """A block of users has the scores that each pair has as a sample by itself.
+
+    By the towers and by the general head, with and without texts, histories and statistics.
+    """
+    model, vectors = model_and_vectors(**fields)
+    model.use_general_head = general
+    found = CatalogueScorer(model, "shop", vectors, world[0]).logits(world[1])
+    wanted = brute_force(model, vectors, world)
+    if not general or fields["statistics"] or (fields["text"] and fields["history"]):
+        assert wanted[..., 0].std() > 0.01
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharing", ["mmoe", "ple", "star", "pepnet"])
+@torch.no_grad()
+def test_scores_of_all_pairs_with_each_sharing(world, sharing):
+    """A block of users has the scores of its pairs whatever layers scenarios share."""
+    model, vectors = model_and_vectors(sharing=sharing)
     found = CatalogueScorer(model, "shop", vectors, world[0]).logits(world[1])
     wanted = brute_force(model, vectors, world)
     assert wanted.std() > 0.01
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", ["text", "history", "statistics"])
+@pytest.mark.parametrize("training", [True, False])
+@torch.no_grad()
+def test_what_is_hidden_does_not_move_the_general_head(world, hidden, training):
+    """Without `text`, `history` or `statistics` the general head does not see them, with it does.
+
+    In training, where it learns beside the towers, as in evaluation.
+    """
+    other_texts = torch.randn(NUM_ITEMS, 16)
+    moved = []
+    for seen in (True, False):
+        model, vectors = model_and_vectors(**{hidden: seen})
+        samples = samples_of_all_pairs(world)
+        other = replace(samples)
+        texts = vectors[samples.items]
+        if hidden == "history":
+            other.history = torch.full_like(samples.history, -1)
+        if hidden == "statistics":
+            other.numeric = samples.numeric + 1
+        other_vectors = other_texts[samples.items] if hidden == "text" else texts
+        logits = []
+        for rows, text in ((samples, texts), (other, other_vectors)):
+            if training:
+                logits.append(model.train()({"shop": rows}, {"shop": text})[GENERAL + "shop"])
+            else:
+                model.use_general_head = True
+                logits.append(model.score("shop", rows, text)[:, 0])
+        moved.append(not torch.equal(*logits))
+    assert moved == [True, False]
 
 
 @torch.no_grad()

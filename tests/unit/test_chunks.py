@@ -11,16 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutoModel,
+    BertConfig,
     DistilBertConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     ModernBertConfig,
+    Qwen2Config,
     Qwen3Config,
     RobertaConfig,
 )
 
+from mtrec_ray.model import layers
 from mtrec_ray.model.chunks import PairLayout, Texts, chunks
 from mtrec_ray.model.encoder import TextEncoder, pool, tiny_backbone
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.model import Encoder
 from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.item_vectors import ItemVectors
@@ -483,8 +489,18 @@ SIZES = {
     "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
     "intermediate_size": 32, "pad_token_id": 0,
 }  # fmt: skip
+# Windows are shorter than the texts, and the lowest layer is of another type than the top ones.
+SLIDING = {
+    "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+}  # fmt: skip
 BUILDS = {
+    "bert": BertConfig(**SIZES),
     "llama": LlamaConfig(**SIZES),
+    "gemma2": Gemma2Config(**SIZES, **SLIDING),
+    "gemma3": Gemma3TextConfig(**SIZES, **SLIDING),
+    "qwen2-sliding": Qwen2Config(**SIZES, **SLIDING, use_sliding_window=True),
+    "qwen3-sliding": Qwen3Config(**SIZES, **SLIDING, use_sliding_window=True),
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=8),
     "roberta": RobertaConfig(**SIZES),
     "modernbert": ModernBertConfig(
@@ -512,6 +528,33 @@ def test_other_builds_are_cut_alike(build, trainable, pooling):
     encoder = TextEncoder(Encoder.model_validate(options), model)
     assert_close(encoder(tokens, mask).detach(), pool(whole, mask, pooling))
     assert bool(trained_sizes(encoder)) == (trainable != "none")
+
+
+@pytest.mark.parametrize("build", ["gemma2", "gemma3", "qwen2-sliding", "qwen3-sliding"])
+@pytest.mark.parametrize("trainable", ["top_k", "lora"])
+def test_a_cut_that_changes_the_encoder_is_refused(build, trainable, monkeypatch):
+    """An encoder whose two parts do not give the whole's vectors is refused when it is loaded.
+
+    Here because the upper part counts its layers from 0: fields of the config are not cut.
+    """
+    monkeypatch.setattr(layers, "PER_LAYER_FIELDS", ())
+    torch.manual_seed(0)
+    model = AutoModel.from_config(BUILDS[build])
+    options = Encoder.model_validate({"source": build, "trainable": trainable})
+    line = (
+        rf"model\.encoder\.trainable: found {trainable} for a {type(model).__name__}, .*: all, none"
+    )
+    with pytest.raises(ProjectError, match=line):
+        TextEncoder(options, model)
+
+
+def test_the_check_of_a_cut_leaves_the_mode_alone():
+    """A model that was training, or not, still is after it has been cut and checked."""
+    for training in (True, False):
+        model = AutoModel.from_config(BUILDS["roberta"]).train(training)
+        encoder = TextEncoder(Encoder.model_validate({"source": "roberta"}), model)
+        assert {m.training for m in encoder.upper.modules()} == {training}
+        assert {m.training for m in encoder.lower.modules()} == {training}
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -576,7 +619,8 @@ def test_the_frozen_part_is_not_in_the_state(trainable):
 
 def test_more_layers_than_there_are_is_refused():
     """More trainable layers than the encoder has is an error that names both numbers."""
-    with pytest.raises(ValueError, match="found 3 trainable layers; allowed: at most 2"):
+    line = r"model\.encoder\.top_k: found 3; allowed: at most 2, the layers of tiny"
+    with pytest.raises(ProjectError, match=line):
         encoder_of("top_k", top_k=3)
 
 

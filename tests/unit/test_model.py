@@ -19,7 +19,7 @@ from mtrec_ray.model.history import (
     similarity_summary,
 )
 from mtrec_ray.model.inputs import drop_ids
-from mtrec_ray.model.numeric import NumericInputs
+from mtrec_ray.model.numeric import NumericInputs, ranks
 from mtrec_ray.model.recommender import Recommender, predictions
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.training.item_vectors import ItemVectors
@@ -345,17 +345,16 @@ def inputs_of(*quantiles) -> NumericInputs:
 
 
 def rank(quantiles, value):
-    return inputs_of(quantiles).ranks(torch.tensor([[value]])).item()
+    return ranks(torch.tensor([[value]]), torch.tensor([quantiles], dtype=torch.float32)).item()
 
 
 @given(st.lists(numbers, min_size=2, max_size=9), st.lists(numbers, min_size=2, max_size=9))
 def test_ranks_are_monotone(edges, values):
     """A larger value never has a smaller rank, equal quantiles included; all lie in [-1, 1]."""
-    inputs = inputs_of(sorted(edges))
     values = sorted([*values, *edges])
-    ranks = inputs.ranks(torch.tensor(values)[:, None])[:, 0]
-    assert (ranks.diff() >= -1e-6).all()
-    assert ranks.abs().max() <= 1
+    found = ranks(torch.tensor(values)[:, None], torch.tensor([sorted(edges)]))[:, 0]
+    assert (found.diff() >= -1e-6).all()
+    assert found.abs().max() <= 1
 
 
 @given(st.lists(st.integers(-100, 100).map(float), min_size=2, max_size=9, unique=True))
@@ -402,16 +401,18 @@ def test_nulls_are_zero_in_both_readings():
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=5), st.integers(1, 9))
-def test_bins_interpolate_between_knots(ranks, num_bins):
-    """The hats of a rank sum to 1, are at most two, and their mean knot is the rank."""
+def test_bins_interpolate_between_knots(some_ranks, num_bins):
+    """A rank has at most two weights of knots; they sum to 1, and their mean knot is the rank."""
     inputs = NumericInputs([0.0], [1.0], [[0.0, 1.0]], 3, num_bins)
     piecewise_linear = inputs.piecewise_linear(
-        torch.tensor(ranks)[:, None], torch.ones(len(ranks), 1, dtype=torch.bool)
+        torch.tensor(some_ranks)[:, None], torch.ones(len(some_ranks), 1, dtype=torch.bool)
     )
     assert ((piecewise_linear > 0).sum(1) <= 2).all()
-    torch.testing.assert_close(piecewise_linear.sum(1), torch.ones(len(ranks)))
+    torch.testing.assert_close(piecewise_linear.sum(1), torch.ones(len(some_ranks)))
     knots = torch.linspace(-1, 1, num_bins + 1)
-    torch.testing.assert_close(piecewise_linear @ knots, torch.tensor(ranks), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        piecewise_linear @ knots, torch.tensor(some_ranks), atol=1e-5, rtol=0
+    )
 
 
 def test_bins_learn_a_step_that_a_line_cannot():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mtrec_ray.model.samples import Samples
-from mtrec_ray.model.sharing import build_sharing
+from mtrec_ray.model.sharing import SharingInputs, build_sharing
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.training.losses import loss_weights
@@ -39,9 +39,8 @@ def layers_of(kind, stirred=True, **fields):
 
 def some_inputs(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn(NUM_ROWS, width, generator=generator) for width in (NUM_INPUTS, NUM_PRIOR)
-    )
+    widths = (NUM_INPUTS, NUM_PRIOR - 2, 2)
+    return SharingInputs(*(torch.randn(NUM_ROWS, width, generator=generator) for width in widths))
 
 
 @pytest.mark.parametrize("hidden", [(12, 10), (6,), (8, 7, 6)])
@@ -50,7 +49,7 @@ def test_one_output_a_task(kind, hidden):
     """Every task of a scenario gets N rows of the last hidden size, all of them finite."""
     layers = layers_of(kind, hidden=hidden)
     for name, tasks in TASKS.items():
-        found = layers(name, *some_inputs())
+        found = layers(name, some_inputs())
         assert [x.shape for x in found] == [(NUM_ROWS, hidden[-1])] * len(tasks)
         assert all(x.isfinite().all() for x in found)
 
@@ -59,7 +58,7 @@ def test_one_output_a_task(kind, hidden):
                                               ("bottom", False), ("star", False)])  # fmt: skip
 def test_tasks_differ_where_they_have_gates(kind, differ):
     """Gates a task make its output its own; a tower of the scenario gives all tasks the same."""
-    first, second, _ = layers_of(kind)("shop", *some_inputs())
+    first, second, _ = layers_of(kind)("shop", some_inputs())
     assert torch.equal(first, second) != differ
 
 
@@ -67,13 +66,13 @@ def test_tasks_differ_where_they_have_gates(kind, differ):
 def test_own_weights_are_felt_by_their_scenario_alone(kind):
     """Moving every weight that is named after a scenario moves its outputs and no other's."""
     layers, inputs = layers_of(kind), some_inputs()
-    before = {name: layers(name, *inputs) for name in TASKS}
+    before = {name: layers(name, inputs) for name in TASKS}
     own = [p for n, p in layers.named_parameters() if "video" in n]
     assert own
     with torch.no_grad():
         for parameter in own:
             parameter += torch.randn_like(parameter)
-    after = {name: layers(name, *inputs) for name in TASKS}
+    after = {name: layers(name, inputs) for name in TASKS}
     assert all(torch.equal(a, b) for a, b in zip(before["shop"], after["shop"], strict=True))
     assert not torch.equal(before["video"][0], after["video"][0])
 
@@ -83,15 +82,15 @@ def test_the_compared_weight_is_shared(kind):
     """The weight at which gradients are compared has one from every scenario."""
     layers = layers_of(kind)
     for name in TASKS:
-        loss = sum(x.pow(2).sum() for x in layers(name, *some_inputs()))
+        loss = sum(x.pow(2).sum() for x in layers(name, some_inputs()))
         (gradient,) = torch.autograd.grad(loss, layers.first_weight)
         assert gradient.any()
 
 
 def test_mmoe_is_the_gates_mixture():
     """Each task's output is the sum over experts of softmax(gate) times the expert's output."""
-    layers, (inputs, prior) = layers_of("mmoe"), some_inputs()
-    found = layers("shop", inputs, prior)
+    layers, inputs = layers_of("mmoe"), some_inputs()
+    found, inputs = layers("shop", inputs), inputs.features
     experts = [expert(inputs) for expert in layers.experts]
     gates = layers.gates["shop"]
     for task in range(3):
@@ -104,8 +103,8 @@ def test_mmoe_is_the_gates_mixture():
 
 def test_ple_is_its_levels_by_hand():
     """Two levels by hand: task gates over own and shared experts, a shared gate over all."""
-    layers, (inputs, prior) = layers_of("ple"), some_inputs()
-    found = layers("shop", inputs, prior)
+    layers, inputs = layers_of("ple"), some_inputs()
+    found, inputs = layers("shop", inputs), inputs.features
     first, last = layers.levels
     shared = [e(inputs) for e in first.shared]
     own = [e(inputs) for e in first.own["shop"]]
@@ -129,45 +128,44 @@ def test_ple_is_its_levels_by_hand():
 def test_star_starts_as_a_shared_tower():
     """Own weights of one and zero leave the shared tower, the same for every scenario."""
     layers, inputs = layers_of("star", stirred=False), some_inputs()
-    x = inputs[0]
+    x = inputs.features
     for layer in layers.layers:
         x = torch.nn.functional.gelu(layer.norm(layer.shared(x)))
     for name in TASKS:
-        torch.testing.assert_close(layers(name, *inputs)[0], x)
+        torch.testing.assert_close(layers(name, inputs)[0], x)
 
 
 def test_star_multiplies_weights():
     """A layer's weight is the shared one times the scenario's, its bias their sum."""
-    layers, (inputs, prior) = layers_of("star", hidden=(6,)), some_inputs()
+    layers, inputs = layers_of("star", hidden=(6,)), some_inputs()
     layer = layers.layers[0]
-    x = inputs @ (layer.shared.weight * layer.scale["video"]).T
+    x = inputs.features @ (layer.shared.weight * layer.scale["video"]).T
     x = x + layer.shared.bias + layer.shift["video"]
     x = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     x = x * layer.norm.weight * layer.norm_scale["video"]
     x = torch.nn.functional.gelu(x + layer.norm.bias + layer.norm_shift["video"])
-    torch.testing.assert_close(layers("video", inputs, prior)[0], x)
+    torch.testing.assert_close(layers("video", inputs)[0], x)
 
 
 def test_pepnet_starts_without_gates():
     """Gates start at one: the outputs are the ungated tower's; later they lie in (0, 2)."""
-    layers, (inputs, prior) = layers_of("pepnet", stirred=False), some_inputs()
-    x = inputs
+    layers, inputs = layers_of("pepnet", stirred=False), some_inputs()
+    x = inputs.features
     for layer in layers.layers:
         x = layer(x)
-    for found in layers("shop", inputs, prior):
+    for found in layers("shop", inputs):
         torch.testing.assert_close(found, x)
-    gate = layers_of("pepnet").task_gates["shop"][0](prior, inputs)
+    gate = layers_of("pepnet").task_gates["shop"][0](inputs.prior, inputs.features)
     assert ((gate > 0) & (gate < 2)).all()
     assert gate.std() > 0
 
 
 def test_pepnet_gates_do_not_teach_the_inputs():
     """What is gated enters its gates without gradient; the prior enters with it."""
-    layers, (inputs, prior) = layers_of("pepnet"), some_inputs()
-    inputs.requires_grad_()
-    prior.requires_grad_()
-    gate = layers.task_gates["shop"][0](prior, inputs).sum()
-    to_inputs, to_prior = torch.autograd.grad(gate, [inputs, prior], allow_unused=True)
+    layers, inputs = layers_of("pepnet"), some_inputs()
+    features, prior = inputs.features.requires_grad_(), inputs.prior.requires_grad_()
+    gate = layers.task_gates["shop"][0](prior, features).sum()
+    to_inputs, to_prior = torch.autograd.grad(gate, [features, prior], allow_unused=True)
     assert to_inputs is None
     assert to_prior.any()
 
