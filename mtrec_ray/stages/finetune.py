@@ -20,7 +20,7 @@ from mtrec_ray.model.encoder import encoder_problems, quantise_problems
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.training import Tuned
+from mtrec_ray.project.training import FineTuning
 from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
     DECISION,
@@ -256,7 +256,7 @@ def train_scenario(
 
 
 def write_delta(
-    joint_run: JointRun, own: Prepared, name: str, tuned: Tuned, project: Project
+    joint_run: JointRun, own: Prepared, name: str, tuned: FineTuning, project: Project
 ) -> dict[str, Any]:
     """Store what a scenario's best epoch changed, in a Ray task; returns the delta's facts."""
     folder = joint_run.folder(name)

@@ -13,7 +13,7 @@ from mtrec_ray.model.encoder import TextEncoder, load_backbone
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.model import Encoder
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.training import Tuned
+from mtrec_ray.project.training import FineTuning
 from mtrec_ray.stages.finetuning.joint_run import JointRun
 from mtrec_ray.stages.trained_model import local_copy
 from mtrec_ray.training import checkpoint
@@ -29,7 +29,7 @@ from mtrec_ray.training.delta import (
 DELTA_FOLDER = "delta"
 
 
-def encoder_layers(project: Project, tuned: Tuned) -> int:
+def encoder_layers(project: Project, tuned: FineTuning) -> int:
     """Top layers of the encoder that adapt to a scenario."""
     encoder = project.model.encoder
     if tuned.mode != "lora":
@@ -40,7 +40,7 @@ def encoder_layers(project: Project, tuned: Tuned) -> int:
     return learned.get(encoder.trainable, encoder.lora.layers)
 
 
-def encoder_options(joint_run: JointRun, tuned: Tuned) -> dict[str, Any]:
+def encoder_options(joint_run: JointRun, tuned: FineTuning) -> dict[str, Any]:
     """The encoder of a scenario's model: as jointly trained, or that one, frozen or adapted."""
     options = joint_run.project.model.encoder.model_dump(mode="json")
     if tuned.mode == "full":
@@ -70,7 +70,9 @@ def task_weights(project: Project, name: str) -> dict[str, Any]:
     return {n: {"weight": task.weight} for n, task in project.scenarios[name].tasks.items()}
 
 
-def scenario_project(joint_run: JointRun, name: str, tuned: Tuned, project: Project) -> Project:
+def scenario_project(
+    joint_run: JointRun, name: str, tuned: FineTuning, project: Project
+) -> Project:
     """The project of a scenario's fine-tuning."""
     tree = single(project, name)
     tree["model"]["encoder"] = encoder_options(joint_run, tuned)
@@ -82,7 +84,7 @@ def scenario_project(joint_run: JointRun, name: str, tuned: Tuned, project: Proj
     return parse_project(tree)
 
 
-def start_of(joint_run: JointRun, name: str, tuned: Tuned) -> FineTuneStart:
+def start_of(joint_run: JointRun, name: str, tuned: FineTuning) -> FineTuneStart:
     """Where a scenario's model starts."""
     lora = tuned.lora
     return FineTuneStart(
