@@ -350,7 +350,7 @@ def main(
 ) -> None:
     """Fit all models on real4 and write the comparison."""
     words = [
-        "recommend.judged_users=0",
+        "recommend.ranking_users=0",
         *(QUICK if quick else ()),
         *([f"root={root}"] if root else ()),
         *(override or []),

@@ -2,16 +2,24 @@
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Annotated
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def parse_duration(value: object) -> object:
-    """Seconds of a duration such as `31d`, `12h` or a plain number of seconds."""
+    """Returns the seconds of a duration such as `31d`, `12h` or a plain number of seconds."""
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+)\s*([smhdw])", value.strip())
         if not match:
@@ -21,7 +29,7 @@ def parse_duration(value: object) -> object:
 
 
 def check_name(value: str) -> str:
-    """The name itself, refused where it could not be a folder or a column prefix."""
+    """Returns the name itself; refuses what could not be a folder or a column prefix."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", value):
         raise ValueError("allowed: a letter, then letters, digits, _ or -")
     return value
@@ -37,18 +45,58 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A frozen section of the project file; unknown keys are refused."""
+    """A frozen section of the project file; unknown keys are refused.
+
+    Each method named `check_...` yields a line for each mistake between fields. A line begins with
+    the field: `width: found 30; allowed: a multiple of attention_heads, 4`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @classmethod
+    def read(cls, tree: object) -> object:
+        """Returns the fields of the section for what stands in the file."""
+        return tree
+
+    @classmethod
+    def checks(cls) -> list[Callable[[Self], Iterator[str]]]:
+        """Returns the methods that look for mistakes between fields."""
+        methods = {n: m for base in reversed(cls.__mro__) for n, m in vars(base).items()}
+        return [method for name, method in methods.items() if name.startswith("check_")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tree(cls, tree: object) -> object:
+        return cls.read(tree)
+
+    @model_validator(mode="after")
+    def _run_checks(self) -> Self:
+        lines = [line for check in self.checks() for line in check(self)]
+        if lines:
+            raise ValueError("\n".join(lines))
+        return self
+
+
+def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
+    """Returns the section that a field holds, and whether it holds one for each name."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, False
+    parts = typing.get_args(annotation)
+    many = typing.get_origin(annotation) is dict
+    for part in parts[1:] if many else parts:
+        inner, deeper = section_of(part)
+        if inner:
+            return inner, many or deeper
+    return None, False
+
 
 def none_word(value: object) -> object:
-    """None for the word `none`."""
+    """Returns None for the word `none`, any other value as it is."""
     return None if value == "none" else value
 
 
 def check_workers(value: object) -> object:
-    """A number of workers, or the least and the most, as they stand in the file."""
+    """Returns a number of workers, or the least and the most, as they stand in the file."""
     numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
     if not all(type(n) is int and n > 0 for n in numbers):
         raise ValueError("allowed: a number above 0, or two of them, the least and the most")
@@ -59,21 +107,24 @@ class ProjectError(ValueError):
     """Every mistake of a project file or its data, one line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__(problems)  # what pickle makes one anew from
+        super().__init__(problems)  # pickle calls the class with these arguments
         self.problems = list(problems)
 
     def __str__(self) -> str:
-        """One line each."""
+        """Returns one line for each mistake."""
         return "\n".join(self.problems)
 
 
 def shorten(value: object) -> str:
-    """A value for an error line, cut at 60 characters."""
-    text = json.dumps(value, default=str) if not isinstance(value, str) else repr(value)
+    """Returns a value for an error line, cut at 60 characters."""
+    try:
+        text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    except (TypeError, ValueError):  # keys that are no text; a YAML alias inside itself
+        text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def refuse(problems: list[str]) -> None:
-    """Raise the problems, if there are any, as one error."""
+    """Raises the problems, if there are any, as one error."""
     if problems:
         raise ProjectError(problems)

@@ -1,19 +1,21 @@
 """Reading a project file: YAML, `--set` overrides, all mistakes reported at once."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from mtrec_ray.project.base import ProjectError, shorten
+from mtrec_ray.project.base import ProjectError, refuse
+from mtrec_ray.project.mistakes import mistakes_of
 from mtrec_ray.project.project import Project
+from mtrec_ray.project.search import Search
+from mtrec_ray.project.yaml_tree import read_tree
 
 
 def load_project(path: str | Path, overrides: Sequence[str] = ()) -> Project:
-    """The validated project of a YAML file with `a.b=c` overrides applied.
+    """Returns the validated project of a YAML file with `a.b=c` overrides applied.
 
     Raises:
         ProjectError: file, syntax, keys or values; all of them at once.
@@ -21,100 +23,84 @@ def load_project(path: str | Path, overrides: Sequence[str] = ()) -> Project:
     file = Path(path)
     if not file.is_file():
         raise ProjectError([f"--config: found no file {file}; allowed: a project file in YAML"])
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ProjectError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from None
-    if not isinstance(tree, dict):
-        raise ProjectError([f"{file}: found {type(tree).__name__}; allowed: a mapping of sections"])
+    tree, problems = read_tree(file)
     for override in overrides:
-        apply_override(tree, override)
+        problems += apply_override(tree, override)
     tree["root"] = resolve_root(file, tree.get("root", "."))
-    return parse_project(tree)
+    try:
+        project = parse_project(tree)
+    except ProjectError as error:
+        raise ProjectError([*problems, *error.problems]) from None
+    refuse(problems)
+    return project
 
 
 def parse_project(tree: dict[str, Any]) -> Project:
-    """The validated project of a plain mapping."""
+    """Returns the validated project of a plain mapping.
+
+    Raises:
+        ProjectError: a line for each mistake.
+    """
     try:
         return Project.model_validate(tree)
     except ValidationError as error:
-        raise ProjectError([x for item in error.errors() for x in describe(item)]) from None
+        raise ProjectError(mistakes_of(tree, error)) from None
 
 
 def resolve_root(file: Path, root: object) -> object:
-    """Root as an absolute path or URI; a relative one starts at the project file's folder."""
+    """Returns root as an absolute path or URI; a relative one starts at the file's folder."""
     if not isinstance(root, str) or "://" in root:
         return root
     return str((file.resolve().parent / root).resolve())
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` in a nested mapping; the value is read as YAML."""
-    key, sep, value = override.partition("=")
+def apply_override(tree: dict[str, Any], override: str) -> list[str]:
+    """Sets `a.b.c=value` in a nested mapping; the value is read as YAML.
+
+    Returns a line where that cannot be done, with the tree as it was.
+    """
+    key, sep, text = override.partition("=")
     if not sep or not key:
-        raise ProjectError([f"--set: found {override!r}; allowed: section.field=value"])
-    node = tree
-    *parents, leaf = key.split(".")
-    for part in parents:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ProjectError([f"--set {key}: {part!r} is a value, not a section"])
+        return [f"--set: found {override!r}; allowed: section.field=value"]
     try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ProjectError([f"--set {key}: found {value!r}; allowed: a value in YAML"]) from None
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return [f"--set {key}: found {text!r}; allowed: a value in YAML"]
+    parts = path_of(key)
+    problems = list(unknown_names(tree, parts))
+    if problems:
+        return [f"--set {key}: {line}" for line in problems]
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+    node[parts[-1]] = value
+    return []
 
 
-def describe(error: Any) -> list[str]:
-    """A line for each mistake of a pydantic error: field, what was found, what is allowed."""
-    location = [str(p) for p in error["loc"]]
-    field = ".".join(location) or "project file"
-    found = shorten(error.get("input"))
-    match error["type"]:
-        case "extra_forbidden":
-            return [f"{field}: found an unknown key; allowed: {', '.join(allowed_keys(location))}"]
-        case "missing":
-            return [f"{field}: found nothing; allowed: a value (the field is required)"]
-        case "value_error" if isinstance(error["input"], dict):
-            return [below(location, line) for line in str(error["ctx"]["error"]).splitlines()]
-        case "value_error":
-            return [f"{field}: {error['ctx']['error']} (found {found})"]
-        case _:
-            return [
-                f"{field}: found {found}; allowed: {error['msg'][0].lower() + error['msg'][1:]}"
-            ]
+def path_of(key: str) -> list[str]:
+    """Returns the keys on the way to a field; a searched field is one key, dots and all."""
+    parts = key.split(".")
+    searched = parts[1:]
+    if parts[0] == "search" and searched[:1] == ["fields"]:
+        searched = searched[1:]
+    if parts[0] == "search" and len(searched) > 1 and searched[0] not in Search.model_fields:
+        return ["search", "fields", ".".join(searched)]
+    return parts
 
 
-def below(location: Sequence[str], line: str) -> str:
-    """A section's own mistake with the section before it; the line may begin with a field of it."""
-    section = ".".join(location)
-    names_field = re.match(r"[\w.]+: ", line)
-    if not section:
-        return f"project file: {line}"
-    return f"{section}.{line}" if names_field else f"{section}: {line}"
-
-
-def allowed_keys(location: Sequence[str]) -> list[str]:
-    """Keys that the section around an unknown key has."""
-    model: Any = Project
-    parts = iter(location[:-1])
-    for part in parts:
-        field = model.model_fields.get(part)
-        sections = section_classes(field.annotation) if field else []
-        if not sections:
-            return ["see the reference project file"]
-        model = sections[0]
-        if "dict[" in str(field.annotation):
-            next(parts, None)  # the name of a scenario or task
-    return sorted(model.model_fields)
-
-
-def section_classes(annotation: Any) -> list[type[BaseModel]]:
-    """Section classes named anywhere in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    inner = getattr(annotation, "__args__", ())
-    return [found for part in inner for found in section_classes(part)]
+def unknown_names(tree: Mapping[str, Any], parts: Sequence[str]) -> Iterator[str]:
+    """Yields a line where a path leads through a value, or a scenario or task that is not there."""
+    names = {1: "scenario", 3: "task"} if parts[0] == "scenarios" else {}
+    node: Any = tree
+    for depth, part in enumerate(parts[:-1]):
+        is_name = depth in names and (depth == 1 or parts[2] == "tasks")
+        if is_name and part not in node:
+            yield f"found no {names[depth]} {part!r}; allowed: {', '.join(sorted(node)) or 'none'}"
+            return
+        node = node.get(part, {})
+        if not isinstance(node, dict):
+            yield f"found that {'.'.join(parts[: depth + 1])} is a value; allowed: a section"
+            return
 
 
 def with_overrides(project: Project, overrides: Mapping[str, Any]) -> Project:

@@ -1,103 +1,165 @@
 """The sections `model` and `model.encoder` of a project file."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mtrec_ray.project.base import Section, Share
 
 
 class Lora(Section):
-    """LoRA (2106.09685) on projections of the top `layers` layers; default query and value."""
+    """LoRA (2106.09685) in the encoder's top layers, for `trainable: lora`."""
 
-    rank: PositiveInt = 8
-    alpha: PositiveFloat = 16.0
-    layers: PositiveInt = 2
-    targets: tuple[str, ...] | None = None
+    rank: PositiveInt = Field(default=8, description="Rank of the maps.")
+    alpha: PositiveFloat = Field(
+        default=16.0, description="The maps' output is scaled by alpha / rank."
+    )
+    layers: PositiveInt = Field(default=2, description="Top layers of the encoder with maps.")
+    targets: tuple[str, ...] | None = Field(
+        default=None, description="Names of the linear maps to adapt. null: query and value."
+    )
 
 
 class Encoder(Section):
-    """Where the pretrained encoder comes from, which part of it learns, and in which steps.
+    """Where the pretrained encoder comes from, which part of it learns, and in which steps."""
 
-    The encoder learns in every k-th step (`every`; null: 8 with `gather`, else 1) from that step's
-    rows, or (`gather`; null: where that is possible) from the gradients that its cached vectors got
-    in all k steps: of all items that were met, or of the `gather_items` whose gradients are the
-    longest, the others waiting with theirs. In a step with its own rows, candidates and a share of
-    the history items (`history_share`) carry gradients into it; the others come from the cache, but
-    none that is older than `max_age` such steps. `rerun` runs the chunks of texts again in the
-    backward pass, so that memory does not grow with their number.
-    """
-
-    source: str = "sentence-transformers/all-MiniLM-L6-v2"
-    pooling: Literal["mean", "cls", "last"] = "mean"
-    max_tokens: Annotated[int, Field(ge=4, le=8192)] = 64
-    trainable: Literal["all", "top_k", "lora", "none"] = "top_k"
-    top_k: PositiveInt = 1
-    lora: Lora = Lora()
-    every: PositiveInt | None = None
-    gather: bool | None = None
-    gather_items: PositiveInt | None = 2048
-    history_share: Share = 1.0
-    max_age: PositiveInt | None = None
-    rerun: bool = False
-    compile: bool = False
-    tokens_per_chunk: PositiveInt = 8192
+    source: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        description="Model on the Hugging Face hub, local folder, or `package:NAME/FOLDER` in an "
+        "installed package.",
+    )
+    pooling: Literal["mean", "cls", "last"] = Field(
+        default="mean", description="Token vectors that make the text's vector; decoders take last."
+    )
+    max_tokens: Annotated[int, Field(ge=4, le=8192)] = Field(
+        default=64, description="Tokens of an item's text, at most; the rest is cut off."
+    )
+    trainable: Literal["all", "top_k", "lora", "none"] = Field(
+        default="top_k", description="Which part learns: all, the top_k layers, LoRA, or none."
+    )
+    top_k: PositiveInt = Field(
+        default=1, description="Top layers that learn with `trainable: top_k`."
+    )
+    lora: Lora = Field(default=Lora(), description="Low-rank maps of `trainable: lora`.")
+    every: PositiveInt | None = Field(
+        default=None,
+        description="The encoder learns in every k-th step. null: 8 with `gather`, else 1.",
+    )
+    gather: bool | None = Field(
+        default=None,
+        description="The encoder learns from the gradients that cached item vectors got in all k "
+        "steps. false: from that step's rows; null: true where possible.",
+    )
+    gather_items: PositiveInt | None = Field(
+        default=2048,
+        description="Items that the encoder learns from at a time, those with the largest "
+        "gradients first; the others wait. null: all.",
+    )
+    history_share: Share = Field(
+        default=1.0,
+        description="Share of history items with a gradient into the encoder; the others come from "
+        "the cache.",
+    )
+    max_age: PositiveInt | None = Field(
+        default=None,
+        description="Oldest cached vector in use, in steps of the encoder. null: any age.",
+    )
+    rerun: bool = Field(
+        default=False,
+        description="Runs texts again in the backward pass, so that memory is bounded.",
+    )
+    compile: bool = Field(
+        default=False, description="Compiles the layers that learn (torch.compile)."
+    )
+    tokens_per_chunk: PositiveInt = Field(
+        default=8192,
+        description="Tokens that the encoder takes at a time, of texts of similar length.",
+    )
 
 
 class Model(Section):
-    """What the encoder reads, and sizes of the layers above it.
+    """What the model reads, and the layers above the encoder."""
 
-    Layout `vectors`: each item's text on its own. `pair`: the history and the candidate in one
-    sequence of at most `pair_tokens` tokens, a cross encoder, at many times the cost.
-    Without `text`, `history` or `statistics` the model does not see them; with `user_ids` and
-    `item_ids` it has an embedding of each, which brought nothing (`benchmarks/ablation.py`).
-    With `general` a head for the main task of any scenario learns beside the model, which it does
-    not change (`model/general_head.py`): it scores scenarios that the model has not.
-    What scenarios and tasks share between inputs and heads is `sharing` (`model/sharing.py`);
-    `experts` is the number of shared experts of mmoe and ple. Each numeric column is read in `bins`
-    bins of equal numbers of training rows, too, linear in between (0: not).
-    """
+    encoder: Encoder = Field(default=Encoder(), description="The pretrained text encoder.")
+    layout: Literal["vectors", "pair"] = Field(
+        default="vectors",
+        description="vectors encodes each item's text alone; pair encodes history and candidate "
+        "together (cross encoder), at many times the cost.",
+    )
+    pair_tokens: Annotated[int, Field(ge=8, le=8192)] = Field(
+        default=128, description="Tokens of the text of a pair, at most."
+    )
+    width: PositiveInt = Field(default=64, description="Size of the vectors of items and users.")
+    bins: NonNegativeInt = Field(
+        default=16,
+        description="Bins with equal numbers of training rows, in which each numeric column is "
+        "read, too. 0: none.",
+    )
+    attention_heads: PositiveInt = Field(
+        default=4, description="Attention heads over the history; they divide the width."
+    )
+    sharing: Literal["bottom", "mmoe", "ple", "star", "pepnet"] = Field(
+        default="bottom", description="What scenarios and tasks share between inputs and heads."
+    )
+    experts: PositiveInt = Field(default=4, description="Shared experts of mmoe and ple.")
+    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        default=(256, 128), description="Sizes of the shared layers."
+    )
+    head_hidden: PositiveInt = Field(default=64, description="Size of each task's hidden layer.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="Share of activations set to 0 in training."
+    )
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.3, description="Share of user and item ids made unknown in training."
+    )
+    user_ids: bool = Field(
+        default=False, description="The model has an embedding of each user of training."
+    )
+    item_ids: bool = Field(default=False, description="The model has an embedding of each item.")
+    statistics: bool = Field(
+        default=True,
+        description="The model reads past counts, rates and times. false: the log's columns.",
+    )
+    text: bool = Field(
+        default=True, description="The model reads texts. false requires `encoder.trainable: none`."
+    )
+    history: bool = Field(default=True, description="The model reads the user's history.")
+    general: bool = Field(
+        default=True,
+        description="A head beside the model learns the main task of any scenario, for scenarios "
+        "to come; it does not change the model.",
+    )
 
-    encoder: Encoder = Encoder()
-    layout: Literal["vectors", "pair"] = "vectors"
-    pair_tokens: Annotated[int, Field(ge=8, le=8192)] = 128
-    width: PositiveInt = 64
-    bins: NonNegativeInt = 16
-    attention_heads: PositiveInt = 4
-    sharing: Literal["bottom", "mmoe", "ple", "star", "pepnet"] = "bottom"
-    experts: PositiveInt = 4
-    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (256, 128)
-    head_hidden: PositiveInt = 64
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    user_ids: bool = False
-    item_ids: bool = False
-    statistics: bool = True
-    text: bool = True
-    history: bool = True
-    general: bool = True
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
+    def check_width(self) -> Iterator[str]:
+        """Yields a line for a width that the attention heads do not divide."""
         if self.width % self.attention_heads:
-            raise ValueError(
+            yield (
                 f"width: found {self.width}; allowed: a multiple of attention_heads, "
                 f"{self.attention_heads}"
             )
-        encoder = self.encoder
-        if not self.text and (self.layout == "pair" or encoder.trainable != "none"):
-            raise ValueError(
+
+    def check_text(self) -> Iterator[str]:
+        """Yields a line for a model without texts that needs them."""
+        if not self.text and (self.layout == "pair" or self.encoder.trainable != "none"):
+            yield (
                 "text: found false with an encoder that learns or layout pair; allowed: true, or "
                 "encoder.trainable none"
             )
+
+    def check_layout(self) -> Iterator[str]:
+        """Yields a line for pairs with an option that needs cached item vectors."""
+        encoder = self.encoder
         if self.layout == "pair" and (encoder.gather or encoder.history_share < 1):
-            raise ValueError(
+            yield (
                 "layout: found pair with encoder.gather or encoder.history_share; allowed: vectors "
                 "(a pair has no item vectors that could be cached)"
             )
-        if encoder.gather and encoder.trainable == "none":
-            raise ValueError("encoder.gather: found true for trainable: none; allowed: false")
-        return self
+
+    def check_gather(self) -> Iterator[str]:
+        """Yields a line for a frozen encoder that is to learn from gathered gradients."""
+        if self.encoder.gather and self.encoder.trainable == "none":
+            yield "encoder.gather: found true for trainable: none; allowed: false"
 
     @property
     def gathers(self) -> bool:

@@ -1,17 +1,10 @@
 """The whole project file, and its sections `run`, `evaluation`, `recommend` and `sample_world`."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from mtrec_ray.project.base import Name, Section, check_workers
 from mtrec_ray.project.model import Model
@@ -23,137 +16,155 @@ T = TypeVar("T")
 
 
 class Evaluation(Section):
-    """Fixed scenario weights of the joint validation score (default uniform); precision of use.
+    """The joint validation score, and the precision of predictions."""
 
-    While a model is trained it is judged on at most `valid_rows` rows of each scenario's valid, the
-    first in their pseudo-random order: every rank holds their scores. `precision` is that of
-    predictions: int8 quantises the encoder's linear maps (torchao).
-    """
-
-    weights: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
-    valid_rows: PositiveInt = 2_000_000
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    weights: dict[Name, NonNegativeFloat] = Field(
+        default_factory=dict,
+        description="Weights of the scenarios in the joint validation score. Empty: all equal.",
+    )
+    valid_rows: PositiveInt = Field(
+        default=2_000_000,
+        description="Rows of each scenario's valid that score a model in training, at most: the "
+        "first in their pseudo-random order.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        default="auto",
+        description="Precision of predictions. int8 quantises the encoder's linear maps (torchao).",
+    )
 
 
 class Recommend(Section):
-    """Recommending: the `k` best items of a scenario for each user.
+    """The best items of a scenario for each user."""
 
-    `by` weighs, by scenario, the predictions of its tasks (default: its first binary one); those of
-    a task with `given` are multiplied by its parent's. `exclude_seen` leaves items out that the
-    user's log has. `pairs_per_block`: users times items that are scored at a time. `judged_users`:
-    of the test split at most, with which recall and NDCG over the catalogue are measured.
-    """
-
-    k: PositiveInt = 20
-    by: dict[Name, dict[Name, NonNegativeFloat]] = Field(default_factory=dict)
-    exclude_seen: bool = True
-    pairs_per_block: PositiveInt = 16_384
-    judged_users: NonNegativeInt = 1_000
+    k: PositiveInt = Field(default=20, description="Items recommended to a user.")
+    by: dict[Name, dict[Name, NonNegativeFloat]] = Field(
+        default_factory=dict,
+        description="Weights of the tasks' predictions in the score, by scenario; a task with "
+        "`given` counts times its parent's. Empty: the first binary task.",
+    )
+    exclude_seen: bool = Field(
+        default=True, description="Leaves out items of which the user has a row."
+    )
+    pairs_per_block: PositiveInt = Field(
+        default=16_384, description="Users times items that are scored at a time."
+    )
+    ranking_users: NonNegativeInt = Field(
+        default=1_000,
+        description="Users of test, at most, for recall and NDCG over the catalogue. 0: none.",
+    )
 
 
 class Run(Section):
-    """Name (the resume key), workers and resources of the run.
+    """Name, workers and resources of a run."""
 
-    Training goes on with any number of workers within a pair `num_workers`. Rows are kept in the
-    object store for all passes, or streamed (`cache`). A checkpoint is written after every epoch
-    and every `checkpoint_steps` steps.
-    `cache_folder` lies on each node and holds outputs of frozen layers, for all runs; by default
-    it is below the node's folder for temporary files.
-    """
+    name: Name = Field(description="With the storage the key of the run, by which it resumes.")
+    num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers)] = Field(
+        default=2, description="Workers of training. Two numbers: any number between them."
+    )
+    cache: Literal["auto", "object_store", "stream"] = Field(
+        default="auto",
+        description="Training rows stay in the object store, or are streamed. auto: they stay when "
+        "they fit 0.3 of it.",
+    )
+    checkpoint_steps: PositiveInt = Field(
+        default=1000, description="Steps between checkpoints; each epoch ends with one, too."
+    )
+    use_gpu: bool = Field(default=False, description="Each worker has a GPU.")
+    cpus_per_worker: PositiveInt = Field(default=1, description="CPUs of a worker.")
+    cache_folder: str | None = Field(
+        default=None,
+        description="Folder on each node for outputs of frozen layers. null: below the node's "
+        "folder for temporary files.",
+    )
+    max_failures: int = Field(
+        default=3, ge=-1, description="Restarts from the last checkpoint. -1: any number."
+    )
 
-    name: Name
-    num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers)] = 2
-    cache: Literal["auto", "object_store", "stream"] = "auto"
-    checkpoint_steps: PositiveInt = 1000
-    use_gpu: bool = False
-    cpus_per_worker: PositiveInt = 1
-    cache_folder: str | None = None
-    max_failures: int = Field(3, ge=-1)
-
-    @model_validator(mode="after")
-    def _least_workers_first(self) -> Self:
+    def check_order(self) -> Iterator[str]:
+        """Yields a line for a least number of workers above the most."""
         if self.least_workers > self.most_workers:
-            raise ValueError(
+            yield (
                 f"num_workers: found [{self.least_workers}, {self.most_workers}]; allowed: a "
                 "number, or the least and the most"
             )
-        return self
 
     @property
     def least_workers(self) -> int:
-        """With so many workers training goes on."""
+        """The number of workers that training needs."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def most_workers(self) -> int:
-        """So many workers at most."""
+        """The number of workers that training uses, at most."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class SampleWorld(Section):
-    """Sizes of the generated sample world: users in all, items and events of each scenario.
+    """Sizes of the generated sample world (`shop/`, `news/`, `video/`)."""
 
-    A project with this section reads the world's files (`shop/`, `news/`, `video/`) in place of
-    those below `root`.
-    """
-
-    seed: int = 7
-    users: PositiveInt = 1500
-    items: PositiveInt = 240
-    events: PositiveInt = 30000
+    seed: int = Field(default=7, description="Seed of the world.")
+    users: PositiveInt = Field(default=1500, description="Users of all scenarios together.")
+    items: PositiveInt = Field(default=240, description="Items of each scenario.")
+    events: PositiveInt = Field(default=30000, description="Events of each scenario.")
 
 
 class Project(Section):
-    """The whole project file. `root` is where relative paths of scenarios start.
+    """The whole project file."""
 
-    `data_seed` is that of prepared data: splits by fractions, folds, negatives, order of rows. All
-    that is trained on them has `training.seed`.
-    """
+    root: str = Field(
+        default=".",
+        description="Folder or URI where the scenarios' relative paths start; relative to this "
+        "file's folder.",
+    )
+    data_seed: NonNegativeInt = Field(
+        default=0,
+        description="Seed of prepared data: splits by fractions, folds, negatives, row order.",
+    )
+    sample_world: SampleWorld | None = Field(
+        default=None,
+        description="Reads a generated world in place of files. null: the files below root.",
+    )
+    scenarios: dict[Name, Scenario] = Field(min_length=1, description="Scenarios by name.")
+    model: Model = Field(default=Model(), description="The network.")
+    training: Training = Field(default=Training(), description="Optimisation of the joint model.")
+    search: Search = Field(default=Search(), description="What the tune stage tries.")
+    finetune: Finetune = Field(default=Finetune(), description="Fine-tuning of each scenario.")
+    evaluation: Evaluation = Field(default=Evaluation(), description="Scores and predictions.")
+    recommend: Recommend = Field(default=Recommend(), description="Recommendations.")
+    run: Run = Field(description="Name, workers and resources.")
 
-    root: str = "."
-    data_seed: NonNegativeInt = 0
-    sample_world: SampleWorld | None = None
-    scenarios: dict[Name, Scenario] = Field(min_length=1)
-    model: Model = Model()
-    training: Training = Training()
-    search: Search = Search()
-    finetune: Finetune = Finetune()
-    evaluation: Evaluation = Evaluation()
-    recommend: Recommend = Recommend()
-    run: Run
-
-    @model_validator(mode="after")
-    def _weights_make_sense(self) -> Self:
+    def check_weights(self) -> Iterator[str]:
+        """Yields a line for scenarios that all weigh nothing."""
         if sum(s.weight for s in self.scenarios.values()) <= 0:
-            raise ValueError(
-                "scenarios: found that all weights are 0; allowed: at least one above 0"
-            )
-        named = {
-            "evaluation.weights": self.evaluation.weights,
-            "search.preference": self.search.preference,
-            "finetune.scenarios": self.finetune.scenarios,
-        }
-        problems = [
-            f"{field}: found {unknown}; allowed: {sorted(self.scenarios)}"
-            for field, weights in named.items()
-            if (unknown := sorted(set(weights) - set(self.scenarios)))
-        ]
-        if problems:
-            raise ValueError("\n".join(problems))
-        self._check_recommend()
-        return self
+            yield "scenarios: found that all weights are 0; allowed: at least one above 0"
 
-    def _check_recommend(self) -> None:
-        """Refuse weights of what is no scenario or task, and those without a sum."""
+    def check_evaluation(self) -> Iterator[str]:
+        """Yields a line for weights of scores of what is no scenario."""
+        yield from self._unknown_scenarios("evaluation.weights", self.evaluation.weights)
+
+    def check_search(self) -> Iterator[str]:
+        """Yields a line for a preference for what is no scenario."""
+        yield from self._unknown_scenarios("search.preference", self.search.preference)
+
+    def check_finetune(self) -> Iterator[str]:
+        """Yields a line for fine-tuning of what is no scenario."""
+        yield from self._unknown_scenarios("finetune.scenarios", self.finetune.scenarios)
+
+    def check_recommend(self) -> Iterator[str]:
+        """Yields a line for weights of what is no scenario or task, and those without a sum."""
+        yield from self._unknown_scenarios("recommend.by", self.recommend.by)
         for name, weights in self.recommend.by.items():
             tasks = sorted(self.scenarios[name].tasks) if name in self.scenarios else None
-            if tasks is None:
-                raise ValueError(f"recommend.by: found {name!r}; allowed: {sorted(self.scenarios)}")
-            if set(weights) - set(tasks) or sum(weights.values()) <= 0:
-                raise ValueError(
+            if tasks and (set(weights) - set(tasks) or sum(weights.values()) <= 0):
+                yield (
                     f"recommend.by.{name}: found {weights}; allowed: weights of {tasks}, one "
                     "of them above 0"
                 )
+
+    def _unknown_scenarios(self, field: str, names: Iterable[str]) -> Iterator[str]:
+        unknown = sorted(set(names) - set(self.scenarios))
+        if unknown:
+            yield f"{field}: found {unknown}; allowed: {sorted(self.scenarios)}"
 
     def only(self, names: Collection[str]) -> Self:
         """Returns the project of some of its scenarios, in its own order.

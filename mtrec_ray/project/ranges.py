@@ -1,133 +1,160 @@
-"""Ranges of searched fields, as they stand in the project file: `loguniform(1e-4, 1e-2)`."""
+"""Ranges of searched fields, each a mapping with one key: `{loguniform: [1e-4, 1e-2]}`."""
 
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import BeforeValidator, Field, model_serializer
+
+from mtrec_ray.project.base import Section
 
 Kind = Literal["uniform", "loguniform", "randint", "choice", "grid"]
-
-
-KINDS: dict[str, Kind] = {
-    "uniform": "uniform",
-    "loguniform": "loguniform",
-    "randint": "randint",
-    "choice": "choice",
-    "grid": "grid",
-}
-
+KINDS: tuple[Kind, ...] = ("uniform", "loguniform", "randint", "choice", "grid")
 
 MOST_OPTIONS = 256
 
-
 ALLOWED = (
-    "allowed: uniform(low, high), loguniform(low, high), randint(low, high), choice(a, b, ...) or "
-    "grid(a, b, ...)"
+    "allowed: {uniform: [low, high]}, {loguniform: [low, high]}, {randint: [low, high]}, "
+    "{choice: [a, b, ...]} or {grid: [a, b, ...]}"
 )
 
 
-@dataclass(frozen=True)
-class Range:
-    """What a searched field may be: between `low` and `high`, both included, or one of `values`.
-
-    `grid` is `choice` to an algorithm other than grid. `values` are JSON texts (they hash).
-    """
-
-    kind: Kind
-    low: float = 0.0
-    high: float = 0.0
-    values: tuple[str, ...] = ()
-
-    @property
-    def options(self) -> list[Any]:
-        """Values that show what is possible: all, or of many and of numbers ends and some between.
-
-        Of uniform and loguniform one that is no whole number is among them.
-        """
-        if self.values:
-            return [json.loads(v) for v in self.values]
-        if self.kind == "randint":
-            low, high = int(self.low), int(self.high)
-            return [*range(low, high, max((high - low) // MOST_OPTIONS, 1)), high]
-        return [self.low, self.low + (self.high - self.low) / math.pi, self.high]
-
-
-def parse_range(text: str) -> Range:
-    """The range that a text says.
-
-    Raises:
-        ValueError: what is wrong with it and what is allowed.
-    """
-    match = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text, re.DOTALL)
-    kind = KINDS.get(match[1]) if match else None
-    if match is None or kind is None:
-        raise ValueError(ALLOWED)
-    values = [as_number(v) for v in read_list(match[2])]
-    if kind in ("choice", "grid"):
-        return choice_of(kind, values)
-    if len(values) != 2 or not all(isinstance(v, int | float) for v in values):
-        raise ValueError(f"allowed: {kind}(low, high) of two numbers")
-    low, high = values
-    if low >= high:
-        raise ValueError(f"an empty range; allowed: {kind}(low, high) with low < high")
-    if kind == "loguniform" and low <= 0:
-        raise ValueError("allowed: loguniform(low, high) with low above 0")
-    if kind == "randint" and not all(float(v).is_integer() for v in values):
-        raise ValueError("allowed: randint(low, high) of two whole numbers")
-    return Range(kind, float(low), float(high))
-
-
-def choice_of(kind: Kind, values: list[Any]) -> Range:
-    """The range of some values."""
-    texts = tuple(json.dumps(v) for v in values)
-    if not texts or len(set(texts)) < len(texts):
-        raise ValueError(f"an empty range; allowed: {kind}(a, b, ...) of different values")
-    return Range(kind, values=texts)
-
-
-def read_list(text: str) -> list[Any]:
-    """The values between the brackets, read as YAML."""
-    try:
-        return yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError:
-        raise ValueError(ALLOWED) from None
-
-
 def as_number(value: Any) -> Any:
-    """The number of a text such as `1e-4`, which is none in YAML; other values as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
+    """Returns the number of a text such as `1e-4`, which YAML reads as text; others as they are."""
+    number = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+    if isinstance(value, str) and re.fullmatch(number, value.strip()):
         return float(value)
-    except ValueError:
-        return value
-
-
-def check_range(value: object) -> object:
-    """The text itself, or that of a list of values, refused where it is no range."""
-    if isinstance(value, list):
-        value = f"choice({', '.join(json.dumps(v) for v in value)})"
-    if not isinstance(value, str):
-        raise ValueError(ALLOWED)
-    parse_range(value)
     return value
 
 
-def rejoin(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with ranges in one piece.
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
-    In YAML's `{a: uniform(1, 2)}` the comma parts entries: `a: uniform(1` and `2): null`.
-    """
-    found: dict[str, Any] = {}
-    last = None
-    for key, value in tree.items():
-        before = found.get(last) if last is not None else None
-        if value is None and isinstance(before, str) and before.count("(") > before.count(")"):
-            found[str(last)] = f"{before}, {key}"
-        else:
-            found[key], last = value, key
-    return found
+
+def read_ends(value: object) -> list[float]:
+    """Returns the two ends of a range, the lower one first."""
+    ends = [as_number(v) for v in value] if isinstance(value, list | tuple) else []
+    if len(ends) != 2 or not all(is_number(v) for v in ends):
+        raise ValueError("allowed: two numbers, [low, high]")
+    if ends[0] >= ends[1]:
+        raise ValueError("allowed: [low, high] with low < high")
+    return ends
+
+
+def read_positive_ends(value: object) -> list[float]:
+    """Returns the two ends of a range of numbers above 0."""
+    ends = read_ends(value)
+    if ends[0] <= 0:
+        raise ValueError("allowed: [low, high] with low above 0")
+    return ends
+
+
+def read_whole_ends(value: object) -> list[int]:
+    """Returns the two ends of a range of whole numbers."""
+    ends = read_ends(value)
+    if not all(float(v).is_integer() for v in ends):
+        raise ValueError("allowed: two whole numbers, [low, high]")
+    return [int(v) for v in ends]
+
+
+def json_text(value: Any) -> str:
+    """Returns a value as JSON; refuses what JSON cannot hold, such as a date."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("allowed: numbers, texts, true, false, null, and lists of them") from None
+
+
+def read_options(value: object) -> list[Any]:
+    """Returns the values to choose from; `1` and `1.0` are the same value."""
+    options = [as_number(v) for v in value] if isinstance(value, list | tuple) else []
+    texts = {json_text(float(v) if is_number(v) else v) for v in options}
+    if not options or len(texts) < len(options):
+        raise ValueError("allowed: a list of one value or more, all different")
+    return options
+
+
+Ends = Annotated[tuple[float, float], BeforeValidator(read_ends)]
+PositiveEnds = Annotated[tuple[float, float], BeforeValidator(read_positive_ends)]
+WholeEnds = Annotated[tuple[int, int], BeforeValidator(read_whole_ends)]
+Options = Annotated[tuple[Any, ...], BeforeValidator(read_options)]
+
+
+def new_form(text: str) -> str:
+    """Returns what is allowed in place of a text: `{uniform: [0, 1]}` for `uniform(0, 1)`."""
+    old = re.fullmatch(rf"\s*({'|'.join(KINDS)})\s*\((.*)\)\s*", text, re.DOTALL)
+    return f"allowed: {{{old[1]}: [{old[2].strip()}]}}" if old else ALLOWED
+
+
+class Range(Section):
+    """The values that a search may try for a field. Exactly one key stands in the file."""
+
+    uniform: Ends | None = Field(
+        default=None, description="Draws a number between low and high, both included."
+    )
+    loguniform: PositiveEnds | None = Field(
+        default=None, description="Draws a number between low and high, uniformly on the logarithm."
+    )
+    randint: WholeEnds | None = Field(
+        default=None, description="Draws a whole number between low and high, both included."
+    )
+    choice: Options | None = Field(
+        default=None, description="Draws one of these values. A list without a key is a choice."
+    )
+    grid: Options | None = Field(
+        default=None, description="Tries each of these values in a grid; elsewhere it is a choice."
+    )
+
+    @classmethod
+    def read(cls, tree: object) -> object:
+        """Returns a bare list as a choice; refuses a text with the form that is allowed."""
+        if isinstance(tree, list | tuple):
+            return {"choice": tree}
+        if not isinstance(tree, dict | Range):
+            raise ValueError(new_form(tree) if isinstance(tree, str) else ALLOWED)
+        return tree
+
+    def check_one_kind(self) -> Iterator[str]:
+        """Yields a line unless exactly one key is given."""
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            yield f"found {' and '.join(given) or 'nothing'}; allowed: one of {', '.join(KINDS)}"
+
+    @model_serializer
+    def _as_written(self) -> dict[str, list[Any]]:
+        return {self.kind: list(getattr(self, self.kind))}
+
+    @property
+    def kind(self) -> Kind:
+        """The key that is given."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Low and high of a range of numbers."""
+        found = self.uniform or self.loguniform or self.randint
+        assert found is not None, "a choice or a grid has values"
+        return found
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values of a choice or a grid as JSON texts, which hash; else empty."""
+        return tuple(json_text(v) for v in self.choice or self.grid or ())
+
+    @property
+    def samples(self) -> list[Any]:
+        """Values to test a field with: all, or both ends and some between.
+
+        Between the ends of uniform and loguniform stands one that is no whole number.
+        """
+        if self.randint:
+            low, high = self.randint
+            step = max((high - low) // MOST_OPTIONS, 1)
+            return [*range(low, high, step), high]
+        if self.values:
+            return list(self.choice or self.grid or ())
+        low, high = self.ends
+        return [low, low + (high - low) / math.pi, high]

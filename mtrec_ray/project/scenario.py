@@ -3,16 +3,9 @@
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from mtrec_ray.project.base import Duration, Name, Section, Share, none_word
 
@@ -20,53 +13,76 @@ SPLITS = ("train", "valid", "test")
 
 
 class Task(Section):
-    """A label to predict; `given` names the task without whose positive this one is undefined."""
+    """A label to predict."""
 
-    kind: Literal["binary", "regression"]
-    label: str | None = None
-    given: str | None = None
-    space: Literal["masked", "entire"] = "masked"
-    delay: Duration = 0
-    weight: NonNegativeFloat = 1.0
+    kind: Literal["binary", "regression"] = Field(
+        description="Labels are 0 or 1 (binary), or numbers (regression); null is unknown."
+    )
+    label: str | None = Field(
+        default=None, description="Column of the log with the label. null: the task's name."
+    )
+    given: str | None = Field(
+        default=None,
+        description="Binary task without whose positive this task is undefined. null: none.",
+    )
+    space: Literal["masked", "entire"] = Field(
+        default="masked",
+        description="masked learns from the rows where the parent is positive, entire from all: "
+        "p(parent) * p(task | parent) (1804.07931).",
+    )
+    delay: Duration = Field(
+        default=0,
+        description="Time from a row until its label is known and enters statistics; a plain "
+        "number is seconds.",
+    )
+    weight: NonNegativeFloat = Field(
+        default=1.0, description="Weight of the task among the scenario's tasks."
+    )
 
-    @model_validator(mode="after")
-    def _entire_space_needs_a_parent(self) -> Self:
+    def check_space(self) -> Iterator[str]:
+        """Yields a line for an entire space without a parent."""
         if self.space == "entire" and (self.given is None or self.kind != "binary"):
-            raise ValueError(
-                "space: found entire; allowed: masked, or a binary task with given (1804.07931)"
-            )
-        return self
+            yield "space: found entire; allowed: masked, or a binary task with given (1804.07931)"
 
 
 class Items(Section):
-    """The catalogue's Parquet file or folder and what its columns mean.
+    """The catalogue, and what its columns mean."""
 
-    Of each value of the columns `statistics` (null: all categorical ones) past counts and rates
-    are kept, and of each user's rows with that value.
-    """
+    path: str = Field(description="Parquet file or folder of the catalogue; a path or a URI.")
+    id: str = Field(default="item_id", description="Column with the item's id: unique, not null.")
+    text: str = Field(
+        description='Template of the text that the encoder reads, such as `"{title}. {brand}"`.'
+    )
+    categorical: tuple[str, ...] = Field(
+        default=(), description="Columns whose frequent values get an embedding."
+    )
+    numeric: tuple[str, ...] = Field(
+        default=(),
+        description="Columns of numbers, standardised on the items of training; null is allowed.",
+    )
+    published: str | None = Field(
+        default=None,
+        description="Column with the publishing time, for the item's age. null: no age.",
+    )
+    statistics_of: tuple[str, ...] | None = Field(
+        default=None,
+        description="Categorical columns whose values have past counts and rates. null: all of "
+        "them.",
+    )
 
-    path: str
-    id: str = "item_id"
-    text: str
-    categorical: tuple[str, ...] = ()
-    numeric: tuple[str, ...] = ()
-    published: str | None = None
-    statistics: tuple[str, ...] | None = None
-
-    @model_validator(mode="after")
-    def _statistics_of_categories(self) -> Self:
-        for column in self.statistics or ():
+    def check_statistics(self) -> Iterator[str]:
+        """Yields a line for each column with statistics that is not categorical."""
+        for column in self.statistics_of or ():
             if column not in self.categorical:
-                raise ValueError(
-                    f"statistics: found {column!r}; allowed: columns of categorical, "
+                yield (
+                    f"statistics_of: found {column!r}; allowed: columns of categorical, "
                     f"{list(self.categorical)}"
                 )
-        return self
 
     @property
     def counted(self) -> tuple[str, ...]:
         """Categorical columns whose values have statistics."""
-        return self.categorical if self.statistics is None else self.statistics
+        return self.categorical if self.statistics_of is None else self.statistics_of
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -75,92 +91,137 @@ class Items(Section):
 
 
 class Events(Section):
-    """The interaction log's Parquet file or folder and what its columns mean."""
+    """The interaction log, and what its columns mean."""
 
-    path: str
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str | None = None
-    categorical: tuple[str, ...] = ()
-    numeric: tuple[str, ...] = ()
+    path: str = Field(description="Parquet file or folder of the log; a path or a URI.")
+    user: str = Field(default="user_id", description="Column with the user's id.")
+    item: str = Field(default="item_id", description="Column with the item's id.")
+    time: str | None = Field(
+        default=None, description="Column with a time stamp, or seconds. null: the log has no time."
+    )
+    categorical: tuple[str, ...] = Field(
+        default=(), description="Categorical columns that are known when the row happens."
+    )
+    numeric: tuple[str, ...] = Field(
+        default=(), description="Columns of numbers that are known when the row happens."
+    )
 
 
 class Split(Section):
-    """Exactly one of: a column, two global time cuts, or fractions of each user's rows."""
+    """Train, valid and test rows. Exactly one way is given."""
 
-    column: str | None = None
-    time: tuple[datetime, datetime] | None = None
-    fractions: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    column: str | None = Field(
+        default=None, description="Column of the log with the values train, valid and test."
+    )
+    time: tuple[datetime, datetime] | None = Field(
+        default=None, description="Two times: valid begins at the first, test at the second."
+    )
+    fractions: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
+        default=None,
+        description="Fractions of each user's rows in train, valid and test; they sum to 1.",
+    )
 
-    @model_validator(mode="after")
-    def _exactly_one_way(self) -> Self:
+    def check_one_way(self) -> Iterator[str]:
+        """Yields a line unless exactly one way is given."""
         given = [k for k in ("column", "time", "fractions") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"found {given or 'none'}; allowed: one of column, time, fractions")
+            yield f"found {given or 'none'}; allowed: one of column, time, fractions"
+
+    def check_fractions(self) -> Iterator[str]:
+        """Yields a line for fractions that do not sum to 1."""
         if self.fractions and abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError(f"fractions: found a sum of {sum(self.fractions):g}; allowed: 1")
+            yield f"fractions: found a sum of {sum(self.fractions):g}; allowed: 1"
+
+    def check_order(self) -> Iterator[str]:
+        """Yields a line for cuts that are not in order."""
         if self.time and self.time[0] >= self.time[1]:
-            raise ValueError(
-                "time: found a first cut that is not before the second; allowed: an earlier one"
-            )
-        return self
+            yield "time: found a first cut that is not before the second; allowed: an earlier one"
 
 
 class Negatives(Section):
-    """Sampled negatives: `per_positive` for every positive of task `of`."""
+    """Sampled negatives, for logs without any."""
 
-    per_positive: PositiveInt = 4
-    of: str
-    source: Literal["popularity", "uniform"] = Field("uniform", alias="from")
+    per_positive: PositiveInt = Field(default=4, description="Negatives drawn for every positive.")
+    of: str = Field(description="Binary task whose positives get negatives.")
+    source: Literal["popularity", "uniform"] = Field(
+        default="uniform", alias="from", description="Distribution that items are drawn from."
+    )
 
 
 class History(Section):
-    """The user's `last` positive items of task `of` (`any`: every row), before the sample."""
+    """The user's earlier items, strictly before the sample."""
 
-    of: str = "any"
-    last: Annotated[int, Field(ge=1, le=512)] = 20
+    of: str = Field(
+        default="any", description="Task whose positives are in the history; any: all rows."
+    )
+    last: Annotated[int, Field(ge=1, le=512)] = Field(
+        default=20, description="Items of the history, at most: the latest ones."
+    )
 
 
 class Scenario(Section):
     """One recommendation surface: its catalogue, log, split, tasks and loss weight (lambda)."""
 
-    items: Items
-    events: Events
-    split: Split
-    negatives: Annotated[Negatives | None, BeforeValidator(none_word)] = None
-    history: History = History()
-    tasks: dict[Name, Task] = Field(min_length=1)
-    weight: NonNegativeFloat = 1.0
-    users: Name | None = None
-    statistics: Literal["live", "frozen"] = "live"
-    max_unknown_items: Share = 0.01
+    items: Items = Field(description="The catalogue.")
+    events: Events = Field(description="The interaction log.")
+    split: Split = Field(description="Train, valid and test rows.")
+    negatives: Annotated[Negatives | None, BeforeValidator(none_word)] = Field(
+        default=None, description="Sampled negatives. none: the log holds negatives."
+    )
+    history: History = Field(default=History(), description="The user's earlier items.")
+    tasks: dict[Name, Task] = Field(min_length=1, description="Labels to predict, by name.")
+    weight: NonNegativeFloat = Field(
+        default=1.0, description="Weight of the scenario in the loss, lambda."
+    )
+    users: Name | None = Field(
+        default=None,
+        description="Scenarios with the same name here share their users. null: users of its own.",
+    )
+    statistics: Literal["live", "frozen"] = Field(
+        default="live",
+        description="live counts on through valid and test; frozen counts train rows only.",
+    )
+    max_unknown_items: Share = Field(
+        default=0.01,
+        description="Share of rows whose item the catalogue may lack; these rows are dropped.",
+    )
 
-    @model_validator(mode="after")
-    def _tasks_exist(self) -> Self:
-        problems = [line for line in self._problems() if line]
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
-
-    def _problems(self) -> Iterator[str]:
-        """One line for each field that does not fit the others."""
-        wanted = {f"tasks.{n}.given": t.given for n, t in self.tasks.items() if t.given}
+    def _parents(self) -> dict[str, str]:
+        """Returns the task that a field names, by field."""
+        named = {f"tasks.{n}.given": t.given for n, t in self.tasks.items() if t.given}
         if self.history.of != "any":
-            wanted["history.of"] = self.history.of
+            named["history.of"] = self.history.of
         if self.negatives:
-            wanted["negatives.of"] = self.negatives.of
-        for field, task in wanted.items():
+            named["negatives.of"] = self.negatives.of
+        return named
+
+    def check_tasks_exist(self) -> Iterator[str]:
+        """Yields a line for each field that names no other task."""
+        for field, task in self._parents().items():
             if task not in self.tasks or field == f"tasks.{task}.given":
                 yield f"{field}: found {task!r}; allowed: another of {sorted(self.tasks)}"
-            elif self.tasks[task].kind != "binary":
-                yield f"{field}: found that {task!r} is a regression; allowed: a binary task"
-            elif field.startswith("tasks.") and self.tasks[task].given:
-                yield f"{field}: found that {task!r} is itself conditional; allowed: another"
+
+    def check_parents_are_binary(self) -> Iterator[str]:
+        """Yields a line for each field that names a regression or a conditional parent."""
+        for field, name in self._parents().items():
+            task = self.tasks.get(name)
+            if task is None or field == f"tasks.{name}.given":
+                continue
+            if task.kind != "binary":
+                yield f"{field}: found that {name!r} is a regression; allowed: a binary task"
+            elif field.startswith("tasks.") and task.given:
+                yield f"{field}: found that {name!r} is itself conditional; allowed: another"
+
+    def check_split(self) -> Iterator[str]:
+        """Yields a line for a split by time of a log without time."""
         if self.events.time is None and self.split.time:
             yield "split.time: found two cuts without events.time; allowed: column or fractions"
+
+    def check_weights(self) -> Iterator[str]:
+        """Yields a line for tasks that all weigh nothing."""
         if sum(t.weight for t in self.tasks.values()) <= 0:
             yield "tasks: found that all task weights are 0; allowed: at least one above 0"
 
     def label_column(self, task: str) -> str:
-        """Column of the events that holds the task's label."""
+        """Returns the column of the events that holds the task's label."""
         return self.tasks[task].label or task

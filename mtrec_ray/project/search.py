@@ -1,82 +1,106 @@
 """The section `search` of a project file."""
 
-from collections.abc import Collection
-from typing import Annotated, Literal, Self
+from collections.abc import Collection, Iterator
+from typing import Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from mtrec_ray.project.base import Name, Section
-from mtrec_ray.project.ranges import check_range, rejoin
-
-SearchedFields = dict[str, Annotated[str, BeforeValidator(check_range)]]
+from mtrec_ray.project.ranges import Range
 
 
 class Search(Section):
-    """What the tune stage searches, with what, and how it chooses from what it found.
+    """What the tune stage tries, with which algorithm, and how it chooses from what it tried.
 
-    `fields`: ranges of fields of this file, which may stand among the other keys of this section,
-    too (`training.lr: loguniform(1e-4, 1e-2)`); null: both learning rates, within a factor of 5.
-    `scenario_weights`: the scenarios' weights, uniform over the simplex (`learning/simplex.py`);
-    in `grid` all its points in steps of 1 / `grid_steps`. `objectives`: one for each scenario, or
-    the joint score. `asha` ends those trials early that are not among the better half after
-    `grace` epochs, twice as many, and so on; with `pbt` those of the worse quarter go on every
-    `grace` epochs from one of the better quarter, with values near its. Trials have `epochs` and
-    `rows_per_epoch` in place of training's, and `num_workers` (null: the run's; 0: a trial is one
-    process, which goes on with the next trial and has nothing to start), so many at a time
-    (`concurrent`; null: as the cluster has room for). `choose` is the lowest joint score, the best
-    worst-case gain over models of one scenario, which are trained, too, or the lowest mean of the
-    scores by `preference`. `confirm_seeds`: so many whole runs each of the chosen and of uniform
-    weights, scored on test. `pipeline_trials`: a short search that the pipeline makes, without a
-    confirmation, to train with what it chose (0: none); the tune stage goes on with it.
+    Ranges may also stand beside the other keys: `training.lr: {loguniform: [1e-4, 1e-2]}`.
     """
 
-    trials: PositiveInt = 16
-    algorithm: Literal["optuna", "random", "grid"] = "optuna"
-    objectives: Literal["scenarios", "joint"] = "scenarios"
-    scheduler: Literal["asha", "pbt", "none"] = "asha"
-    grace: PositiveInt = 1
-    scenario_weights: bool = True
-    grid_steps: PositiveInt = 4
-    fields: SearchedFields | None = None
-    epochs: PositiveInt | None = None
-    rows_per_epoch: PositiveInt | None = None
-    num_workers: NonNegativeInt | None = None
-    concurrent: PositiveInt | None = None
-    choose: Literal["joint", "worst_case", "preference"] = "joint"
-    preference: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
-    confirm_seeds: NonNegativeInt = 0
-    pipeline_trials: NonNegativeInt = 0
-    seed: NonNegativeInt = 0
+    trials: PositiveInt = Field(
+        default=16, description="Number of trials; a higher one continues a finished search."
+    )
+    algorithm: Literal["optuna", "random", "grid"] = Field(
+        default="optuna",
+        description="What suggests values: Optuna's TPE, random draws, or all combinations of a "
+        "grid, whatever `trials` is.",
+    )
+    objectives: Literal["scenarios", "joint"] = Field(
+        default="scenarios",
+        description="Optuna minimises one score per scenario, or the joint score.",
+    )
+    scheduler: Literal["asha", "pbt", "none"] = Field(
+        default="asha",
+        description="asha stops trials outside the better half; pbt lets the worse quarter "
+        "continue from the better quarter with values nearby.",
+    )
+    grace: PositiveInt = Field(
+        default=1, description="Epochs before the first stop (asha), or between moves (pbt)."
+    )
+    scenario_weights: bool = Field(
+        default=True, description="Searches the scenarios' weights, uniformly over the simplex."
+    )
+    grid_steps: PositiveInt = Field(
+        default=4, description="A grid takes the scenarios' weights in steps of 1 / grid_steps."
+    )
+    fields: dict[str, Range] | None = Field(
+        default=None,
+        description="Ranges by field of this file. null: both learning rates, from a fifth to five "
+        "times theirs; {}: none.",
+    )
+    epochs: PositiveInt | None = Field(
+        default=None, description="Epochs of a trial. null: those of `training`."
+    )
+    rows_per_epoch: PositiveInt | None = Field(
+        default=None, description="Training rows per epoch of a trial. null: those of `training`."
+    )
+    num_workers: NonNegativeInt | None = Field(
+        default=None,
+        description="Workers of a trial. null: as many as `run` has; 0: one process runs one trial "
+        "after another.",
+    )
+    concurrent: PositiveInt | None = Field(
+        default=None, description="Trials at a time. null: as many as the cluster has room for."
+    )
+    choose: Literal["joint", "worst_case", "preference"] = Field(
+        default="joint",
+        description="The chosen trial has the lowest joint score, the best worst gain over models "
+        "of one scenario, or the lowest mean score weighted by `preference`.",
+    )
+    preference: dict[Name, NonNegativeFloat] = Field(
+        default_factory=dict,
+        description="Weights of the scenarios' scores, for `choose: preference`.",
+    )
+    confirm_seeds: NonNegativeInt = Field(
+        default=0,
+        description="Whole runs each of the chosen, uniform and own weights, scored on test. "
+        "0: none.",
+    )
+    pipeline_trials: NonNegativeInt = Field(
+        default=0,
+        description="Trials of a short search in the pipeline, which trains with its choice. "
+        "0: no search.",
+    )
+    seed: NonNegativeInt = Field(default=0, description="Seed of the suggested values.")
 
-    @model_validator(mode="before")
     @classmethod
-    def _fields_among_the_keys(cls, tree: object) -> object:
+    def read(cls, tree: object) -> object:
+        """Returns the section with the ranges that stand among its keys below `fields`."""
         if not isinstance(tree, dict):
             return tree
-        tree = rejoin(tree)
-        inner = tree.get("fields")
-        fields = rejoin(inner) if isinstance(inner, dict) else inner
-        dotted = {k: tree.pop(k) for k in list(tree) if "." in str(k)}
-        if dotted and (fields is None or isinstance(fields, dict)):
-            fields = {**(fields or {}), **dotted}
-        return tree if fields is None else tree | {"fields": fields}
+        dotted = {key: value for key, value in tree.items() if "." in str(key)}
+        fields = tree.get("fields")
+        if not dotted or not isinstance(fields, dict | None):
+            return tree
+        rest = {key: value for key, value in tree.items() if key not in dotted}
+        return rest | {"fields": {**(fields or {}), **dotted}}
 
-    @model_validator(mode="after")
-    def _preference_is_chosen(self) -> Self:
+    def check_preference(self) -> Iterator[str]:
+        """Yields a line for weights of scores without `choose: preference`, or it without them."""
         given = sum(self.preference.values()) > 0
         if given != (self.choose == "preference"):
-            raise ValueError(
+            yield (
                 f"preference: found {self.preference or 'none'} with choose: {self.choose}; "
                 "allowed: numbers above 0 by scenario, with choose: preference"
             )
-        return self
 
     def only(self, names: Collection[str]) -> Self:
         """Returns the search over some scenarios; without a preference left it chooses `joint`."""

@@ -9,122 +9,175 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
 
 from mtrec_ray.project.base import Name, Section, Share, check_workers
 
 
 class Teacher(Section):
-    """Gradient-boosted trees whose predictions are mixed into the labels (`learning/trees.py`).
+    """Gradient-boosted trees whose predictions are mixed into the labels.
 
-    The network learns from `(1 - share) label + share prediction` (0: there is no teacher). The
-    trees are fitted on at most `rows` rows, in `folds` folds of users, with at most `rounds` trees
-    each; not for tasks with fewer than `least_labels` labels of the rarer kind: there the network
-    knows more.
+    The network learns from `(1 - share) label + share prediction`.
     """
 
-    share: Share = 0.0
-    folds: Annotated[int, Field(ge=2)] = 3
-    rows: PositiveInt = 500_000
-    rounds: PositiveInt = 800
-    least_labels: PositiveInt = 1_000
+    share: Share = Field(
+        default=0.0, description="Share of the trees' prediction in a label. 0: no trees."
+    )
+    folds: Annotated[int, Field(ge=2)] = Field(
+        default=3,
+        description="Folds of users; trees predict the fold that they were not fitted on.",
+    )
+    rows: PositiveInt = Field(
+        default=500_000, description="Rows that the trees are fitted on, at most."
+    )
+    rounds: PositiveInt = Field(default=800, description="Trees per task and fold, at most.")
+    least_labels: PositiveInt = Field(
+        default=1_000, description="A task with fewer labels of its rarer class has no trees."
+    )
 
 
 class Training(Section):
-    """Optimisation; `batch_size` is the global number of rows of an optimizer step.
+    """Optimisation of the joint model."""
 
-    A step whose loss or gradient is not finite is skipped; above the share `max_skipped` of all
-    steps the run stops.
-    """
-
-    epochs: PositiveInt = 3
-    rows_per_epoch: PositiveInt | None = None
-    batch_size: PositiveInt = 2048
-    accumulation: PositiveInt = 1
-    alpha: Share = 1.0
-    lr: PositiveFloat = 1e-3
-    lr_encoder: PositiveFloat = 5e-5
-    weight_decay: NonNegativeFloat = 0.01
-    id_weight_decay: NonNegativeFloat = 0.1
-    warmup: Share = 0.05
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip_norm: PositiveFloat = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    patience: PositiveInt = 3
-    teacher: Teacher = Teacher()
-    max_skipped: Share = 0.01
-    seed: NonNegativeInt = 0
+    epochs: PositiveInt = Field(default=3, description="Number of epochs.")
+    rows_per_epoch: PositiveInt | None = Field(
+        default=None, description="Rows of an epoch over all workers. null: as many as there are."
+    )
+    batch_size: PositiveInt = Field(
+        default=2048, description="Rows per optimizer step over all workers."
+    )
+    accumulation: PositiveInt = Field(default=1, description="Micro-batches per optimizer step.")
+    alpha: Share = Field(
+        default=1.0,
+        description="A scenario with n rows has a share of each batch proportional to n^alpha.",
+    )
+    lr: PositiveFloat = Field(default=1e-3, description="Peak learning rate above the encoder.")
+    lr_encoder: PositiveFloat = Field(
+        default=5e-5, description="Peak learning rate of the encoder."
+    )
+    weight_decay: NonNegativeFloat = Field(default=0.01, description="Weight decay (AdamW).")
+    id_weight_decay: NonNegativeFloat = Field(
+        default=0.1, description="Weight decay of the embeddings of users, items and categories."
+    )
+    warmup: Share = Field(
+        default=0.05, description="Share of all steps with a rising learning rate."
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Shape of the learning rate after the warm-up."
+    )
+    clip_norm: PositiveFloat = Field(default=1.0, description="Largest norm of a step's gradient.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Precision of training. auto: bf16 where the device computes in it.",
+    )
+    patience: PositiveInt = Field(
+        default=3,
+        description="Training stops after so many epochs without a better validation score.",
+    )
+    teacher: Teacher = Field(default=Teacher(), description="Boosted trees that soften the labels.")
+    max_skipped: Share = Field(
+        default=0.01,
+        description="Training stops above this share of steps without a finite loss or gradient.",
+    )
+    seed: NonNegativeInt = Field(default=0, description="Seed of all that is trained.")
 
 
 class Adapter(Section):
-    """What adapts to a scenario in mode `lora`, beside its own layers: low-rank maps (2106.09685).
+    """Low-rank maps (2106.09685) that adapt shared layers to a scenario in mode `lora`."""
 
-    On the query and value (`targets`) of the encoder's top `layers` layers (null: as many as
-    learned in joint training, none where the encoder was frozen), and with `shared` on the linear
-    maps that all scenarios share above the encoder.
-    """
-
-    rank: PositiveInt = 8
-    alpha: PositiveFloat = 16.0
-    layers: NonNegativeInt | None = None
-    targets: tuple[str, ...] | None = None
-    shared: bool = True
-
-
-class Tuned(Section):
-    """How a scenario is fine-tuned from the joint model.
-
-    `lora`: the scenario's own layers, and low-rank changes of shared ones. `head`: its own layers.
-    `full`: whatever learned in joint training. `l2_sp` pulls what learns towards the joint weights
-    (1802.01483), in place of weight decay. With fewer validation labels of the rarer kind than
-    `least_labels` a task has no say in the choice of the model; a scenario without such a task
-    stays joint.
-    """
-
-    mode: Literal["lora", "head", "full"] = "lora"
-    lr: PositiveFloat = 5e-4
-    lr_encoder: PositiveFloat = 1e-4
-    epochs: PositiveInt = 3
-    patience: PositiveInt = 1
-    rows_per_epoch: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
-    l2_sp: NonNegativeFloat = 0.0
-    least_labels: PositiveInt = 100
-    lora: Adapter = Adapter()
+    rank: PositiveInt = Field(default=8, description="Rank of the maps.")
+    alpha: PositiveFloat = Field(
+        default=16.0, description="The maps' output is scaled by alpha / rank."
+    )
+    layers: NonNegativeInt | None = Field(
+        default=None,
+        description="Top layers of the encoder with maps. null: those that learned in joint "
+        "training.",
+    )
+    targets: tuple[str, ...] | None = Field(
+        default=None,
+        description="Names of the encoder's linear maps to adapt. null: query and value.",
+    )
+    shared: bool = Field(
+        default=True, description="Adapts the shared linear maps above the encoder, too."
+    )
 
 
-class Finetune(Tuned):
-    """Fine-tuning: of every scenario as written here, or as its own fields in `scenarios` say.
+class FineTuning(Section):
+    """How one scenario is fine-tuned from the joint model."""
 
-    Each scenario is a run of `num_workers` workers; as many run at a time (`concurrent`) as the
-    cluster has CPUs and GPUs for (null). The fine-tuned model is kept where it is better than the
-    joint one on validation data, for `certain` (the interval of the difference excludes zero) or by
-    any amount (`better`).
-    """
+    mode: Literal["lora", "head", "full"] = Field(
+        default="lora",
+        description="What learns: the scenario's own layers and low-rank maps on shared ones; its "
+        "own layers; or all that learned in joint training.",
+    )
+    lr: PositiveFloat = Field(default=5e-4, description="Peak learning rate above the encoder.")
+    lr_encoder: PositiveFloat = Field(
+        default=1e-4, description="Peak learning rate of the encoder."
+    )
+    epochs: PositiveInt = Field(default=3, description="Number of epochs.")
+    patience: PositiveInt = Field(
+        default=1,
+        description="Training stops after so many epochs without a better validation score.",
+    )
+    rows_per_epoch: PositiveInt | None = Field(
+        default=None, description="Rows of an epoch. null: the scenario's training rows."
+    )
+    batch_size: PositiveInt | None = Field(
+        default=None, description="Rows per optimizer step. null: that of `training`."
+    )
+    l2_sp: NonNegativeFloat = Field(
+        default=0.0,
+        description="Strength of the pull towards the joint weights (1802.01483), in place of "
+        "weight decay. 0: none.",
+    )
+    least_labels: PositiveInt = Field(
+        default=100,
+        description="A task with fewer validation labels of its rarer class has no say in the "
+        "choice; a scenario without another task keeps the joint model.",
+    )
+    lora: Adapter = Field(default=Adapter(), description="Low-rank maps of mode `lora`.")
 
-    num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers)] = 1
-    concurrent: PositiveInt | None = None
-    keep: Literal["certain", "better"] = "certain"
-    scenarios: dict[Name, Tuned] = Field(default_factory=dict)
 
-    @model_validator(mode="before")
+class Finetune(FineTuning):
+    """Fine-tuning of every scenario as written here, or as its own fields in `scenarios` say."""
+
+    num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers)] = Field(
+        default=1, description="Workers of each scenario's run, or the least and the most."
+    )
+    concurrent: PositiveInt | None = Field(
+        default=None, description="Runs at a time. null: as many as the cluster has room for."
+    )
+    keep: Literal["certain", "better"] = Field(
+        default="certain",
+        description="The fine-tuned model replaces the joint one when it is significantly better "
+        "on valid, or better by any amount.",
+    )
+    scenarios: dict[Name, FineTuning] = Field(
+        default_factory=dict,
+        description="A scenario's own fields; what it leaves out is as in this section.",
+    )
+
     @classmethod
-    def _fill_scenarios(cls, tree: Any) -> Any:
-        """Have a scenario's fields that are not written from the section itself."""
+    def read(cls, tree: object) -> object:
+        """Returns the section; a scenario takes the fields that it leaves out from the section."""
         if not isinstance(tree, dict) or not isinstance(tree.get("scenarios"), dict):
             return tree
-        general = {k: v for k, v in tree.items() if k in Tuned.model_fields}
-        lora = general.get("lora")
-        filled = {}
-        for name, own in tree["scenarios"].items():
-            filled[name] = general | own if isinstance(own, dict) else own
-            if isinstance(own, dict) and isinstance(own.get("lora"), dict):
-                filled[name]["lora"] = (lora if isinstance(lora, dict) else {}) | own["lora"]
+        general = {k: v for k, v in tree.items() if k in FineTuning.model_fields}
+        filled = {name: filled_in(own, general) for name, own in tree["scenarios"].items()}
         return tree | {"scenarios": filled}
 
-    def of(self, name: str) -> Tuned:
-        """How a scenario is fine-tuned."""
+    def of(self, name: str) -> FineTuning:
+        """Returns how a scenario is fine-tuned."""
         if name in self.scenarios:
             return self.scenarios[name]
-        return Tuned.model_validate({k: getattr(self, k) for k in Tuned.model_fields})
+        return FineTuning.model_validate({k: getattr(self, k) for k in FineTuning.model_fields})
+
+
+def filled_in(own: Any, general: dict[str, Any]) -> Any:
+    """Returns a scenario's own fields, with the section's for those and that of lora left out."""
+    if not isinstance(own, dict):
+        return own
+    loras = own.get("lora"), general.get("lora")
+    both = all(isinstance(lora, dict) for lora in loras)
+    return general | own | ({"lora": {**general["lora"], **own["lora"]}} if both else {})

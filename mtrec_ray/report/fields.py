@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from mtrec_ray.project.base import Section, section_of
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 
@@ -17,6 +18,10 @@ from mtrec_ray.report.tables import markdown_table
 WORDS = {
     "parse_duration": "a duration such as `31d`, `12h`",
     "check_workers": "integer > 0, or two: the least and the most",
+    "read_ends": "`[low, high]`",
+    "read_positive_ends": "`[low, high]`, low > 0",
+    "read_whole_ends": "`[low, high]`, integers",
+    "read_options": "list of different values",
 }
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
 LIMITS = {
@@ -46,31 +51,21 @@ def fields_table() -> str:
     return markdown_table([{k: v.replace("|", "\\|") for k, v in row.items()} for row in rows])
 
 
-def field_rows(section: type[BaseModel] = Project, above: str = "") -> Iterator[FieldRow]:
+def field_rows(section: type[Section] = Project, above: str = "") -> Iterator[FieldRow]:
     """The fields of a section and of all sections inside it, in the schema's order."""
     for name, field in section.model_fields.items():
         path = f"{above}{field.alias or name}"
         inner, many = section_of(field.annotation)
         if inner and not issubclass(section, inner):
+            if field.default is None:
+                allowed = "fields below by name, or `null`" if many else "fields below, or `null`"
+                yield FieldRow(f"`{path}`", allowed, "`null`", field.description or "")
             yield from field_rows(inner, f"{path}.{NESTED}." if many else f"{path}.")
             continue
         allowed = allowed_of(field.annotation, field.metadata)
         if inner:  # finetune.scenarios: a part of the section that holds it
             allowed = f"fields of `{above.rstrip('.')}` by name"
         yield FieldRow(f"`{path}`", allowed, default_of(field), field.description or "")
-
-
-def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The section that a field holds, and whether it holds one for each name."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    parts = typing.get_args(annotation)
-    many = typing.get_origin(annotation) is dict
-    for part in parts[1:] if many else parts:
-        inner, deeper = section_of(part)
-        if inner:
-            return inner, many or deeper
-    return None, False
 
 
 def allowed_of(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:

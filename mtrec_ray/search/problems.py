@@ -1,13 +1,11 @@
 """What cannot be searched, one line for each field."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.base import ProjectError, Section
 from mtrec_ray.project.depends_on import differences, prepared_data_depends_on
-from mtrec_ray.project.load import value_at, with_overrides
+from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.ranges import parse_range
 from mtrec_ray.search.space import space_of
 
 # Fields that are the same in all trials, and why.
@@ -24,6 +22,17 @@ FIXED_FIELDS = {
 
 # Fields that may change in the middle of a run.
 PBT_FIELDS = ("training.lr", "training.lr_encoder", "training.weight_decay", "training.clip_norm")
+
+
+# Fields that only matter where the encoder learns.
+FIELDS_OF_LEARNING: tuple[str, ...] = (
+    "training.lr_encoder",
+    "model.encoder.every",
+    "model.encoder.gather",
+    "model.encoder.gather_items",
+    "model.encoder.history_share",
+    "model.encoder.max_age",
+)
 
 
 def space_problems(project: Project) -> list[str]:
@@ -68,9 +77,9 @@ def pbt_problems(project: Project) -> list[str]:
 
 def field_problems(project: Project, field: str) -> list[str]:
     """What is wrong with a searched field; the lines begin with it."""
-    known = unknown_part(project.dump(), field)
-    if known:
-        return [f"{field}: found {known}"]
+    unknown = unknown_part(project, field)
+    if unknown:
+        return [f"{field}: found {unknown}"]
     fixed = [why for name, why in FIXED_FIELDS.items() if f"{field}.".startswith(f"{name}.")]
     if fixed:
         return [f"{field}: found a field that all trials share ({fixed[0]}); allowed: others"]
@@ -84,49 +93,55 @@ def field_problems(project: Project, field: str) -> list[str]:
     return wrong_values(project, field)
 
 
-def unknown_part(tree: Mapping[str, Any], field: str) -> str:
-    """What the tree does not have of a field's path, and what it has; empty where all is there."""
-    found: Any = tree
+def unknown_part(project: Project, field: str) -> str:
+    """Returns what a field's path lacks, and what is there; empty where the field exists."""
+    inside = parts_of(project)
     for part in field.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            allowed = ", ".join(sorted(found)) if isinstance(found, Mapping) else "no deeper field"
+        if inside is None or part not in inside:
+            allowed = "no deeper field" if inside is None else ", ".join(sorted(inside))
             return f"no such field ({part}); allowed: {allowed}"
-        found = found[part]
-    return (
-        f"a section; allowed: one of {', '.join(sorted(found))}" if isinstance(found, dict) else ""
-    )
+        inside = parts_of(inside[part])
+    return "" if inside is None else f"a section; allowed: one of {', '.join(sorted(inside))}"
+
+
+def parts_of(value: object) -> Mapping[str, object] | None:
+    """Returns the fields of a section, or the values by name; None for a plain value."""
+    if isinstance(value, Section):
+        fields = type(value).model_fields.items()
+        return {field.alias or name: getattr(value, name) for name, field in fields}
+    return value if isinstance(value, Mapping) else None
+
+
+def idle_fields(project: Project) -> dict[str, tuple[str, str]]:
+    """Returns the fields that change nothing here; of each the field that causes it, its value."""
+    model, encoder = project.model, project.model.encoder
+    trainable: tuple[str, str] = ("model.encoder.trainable", encoder.trainable)
+    idle: dict[str, tuple[str, str]] = {}
+    if encoder.trainable == "none":
+        idle |= dict.fromkeys(FIELDS_OF_LEARNING, trainable)
+    if encoder.trainable != "top_k":
+        idle["model.encoder.top_k"] = trainable
+    if encoder.trainable != "lora":
+        idle["model.encoder.lora"] = trainable
+    if model.sharing not in ("mmoe", "ple"):
+        idle["model.experts"] = ("model.sharing", model.sharing)
+    if model.layout != "pair":
+        idle["model.pair_tokens"] = ("model.layout", model.layout)
+    return idle
 
 
 def without_effect(project: Project, field: str) -> str:
-    """Why a field changes nothing here; empty where it does, or where its cause is searched."""
-    encoder, model = project.model.encoder, project.model
-    frozen = "model.encoder.trainable" if encoder.trainable == "none" else ""
-    reasons = {
-        "training.lr_encoder": frozen,
-        "model.encoder.every": frozen,
-        "model.encoder.gather": frozen,
-        "model.encoder.gather_items": frozen,
-        "model.encoder.history_share": frozen,
-        "model.encoder.max_age": frozen,
-        "model.encoder.top_k": "model.encoder.trainable" if encoder.trainable != "top_k" else "",
-        "model.encoder.lora": "model.encoder.trainable" if encoder.trainable != "lora" else "",
-        "model.experts": "model.sharing" if model.sharing not in ("mmoe", "ple") else "",
-        "model.pair_tokens": "model.layout" if model.layout != "pair" else "",
-    }
-    for name, cause in reasons.items():
-        if (
-            cause
-            and f"{field}.".startswith(f"{name}.")
-            and cause not in (project.search.fields or {})
-        ):
-            return f"{cause} is {value_at(project, cause)}"
+    """Returns why a field changes nothing here; empty where it does, or its cause is searched."""
+    for name, (cause, value) in idle_fields(project).items():
+        inside = f"{field}.".startswith(f"{name}.")
+        if inside and cause not in (project.search.fields or {}):
+            return f"{cause} is {value}"
     return ""
 
 
 def wrong_values(project: Project, field: str) -> list[str]:
     """What the schema does not allow of a field's range, or that prepared data depends on it."""
-    text = (project.search.fields or {})[field]
-    for value in parse_range(text).options:
+    for value in (project.search.fields or {})[field].samples:
         try:
             other = with_overrides(project, {field: value})
         except ProjectError as error:

@@ -21,7 +21,7 @@ from optuna.distributions import (
 
 from mtrec_ray.project.load import value_at
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.ranges import Range, parse_range
+from mtrec_ray.project.ranges import Range
 from mtrec_ray.search.simplex import MARGIN, lattice, numbers_of, scaled, weights_of
 
 LAMBDA = "lambda."
@@ -80,32 +80,34 @@ class Space:
 
 
 def optuna_distribution(found: Range) -> BaseDistribution:
-    """A range as Optuna has it."""
+    """Returns a range as Optuna has it."""
     if found.values:
         return CategoricalDistribution(found.values)
-    if found.kind == "randint":
-        return IntDistribution(int(found.low), int(found.high))
-    return FloatDistribution(found.low, found.high, log=found.kind == "loguniform")
+    if found.randint:
+        return IntDistribution(*found.randint)
+    return FloatDistribution(*found.ends, log=found.kind == "loguniform")
 
 
 def levels(found: Range) -> list[Any]:
-    """The values of a range in a grid: all of them, or both ends and the middle."""
+    """Returns the values of a range in a grid: all of them, or both ends and the middle."""
     if found.values:
         return list(found.values)
-    if found.kind == "randint":
-        return sorted({int(found.low), int((found.low + found.high) // 2), int(found.high)})
-    log = found.kind == "loguniform"
-    middle = (found.low * found.high) ** 0.5 if log else (found.low + found.high) / 2
-    return [found.low, middle, found.high]
+    if found.randint:
+        low, high = found.randint
+        return sorted({low, (low + high) // 2, high})
+    low, high = found.ends
+    middle = (low * high) ** 0.5 if found.kind == "loguniform" else (low + high) / 2
+    return [low, middle, high]
 
 
 def nearest(value: Any, found: Range) -> Any:
-    """The value itself, or where the range does not hold it the nearest that it holds."""
+    """Returns the value itself, or where the range does not hold it the nearest that it holds."""
     if found.values:
         near = functools.partial(distance, value)
         return min(found.values, key=lambda text: near(json.loads(text)))
-    inside = min(max(float(value or 0), found.low), found.high)
-    return round(inside) if found.kind == "randint" else inside
+    low, high = found.ends
+    inside = min(max(float(value or 0), low), high)
+    return round(inside) if found.randint else inside
 
 
 def distance(one: Any, other: Any) -> float:
@@ -128,18 +130,18 @@ def space_of(project: Project) -> Space:
     fields = default_fields(project) if search.fields is None else search.fields
     return Space(
         scenarios=names if len(names) > 1 else (),
-        ranges={field: parse_range(text) for field, text in fields.items()},
+        ranges=dict(fields),
     )
 
 
-def default_fields(project: Project) -> dict[str, str]:
+def default_fields(project: Project) -> dict[str, Range]:
     """Both learning rates, or only that of the heads with a frozen encoder, around their values."""
     options = project.training
     rates = {"training.lr": options.lr}
     if project.model.encoder.trainable != "none":
         rates["training.lr_encoder"] = options.lr_encoder
     return {
-        field: f"loguniform({rate / FACTOR:.6g}, {rate * FACTOR:.6g})"
+        field: Range(loguniform=(float(f"{rate / FACTOR:.6g}"), float(f"{rate * FACTOR:.6g}")))
         for field, rate in rates.items()
     }
 

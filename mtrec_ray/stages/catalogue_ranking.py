@@ -56,9 +56,9 @@ def rank_for_test_users(
     layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
     options, prepared = project.recommend, layout.prepared
     task = main_task(prepared, name, options.by.get(name, {}))
-    if task is None or not options.judged_users:
+    if task is None or not options.ranking_users:
         return None
-    users, positives = first_test_moments(layout, task, options.judged_users)
+    users, positives = first_test_moments(layout, task, options.ranking_users)
     items, users = before_test(layout, items_at_end(layout), users)
     seen = seen_pairs(prepared, name, ("train", "valid"))
     left_out = seen_mask(users, seen, len(items.ids)) & options.exclude_seen

@@ -20,7 +20,7 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import Fields, task_weights
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.training import Tuned
+from mtrec_ray.project.training import FineTuning
 from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
     ZERO_SHOT,
@@ -247,7 +247,7 @@ def scenario_training(
     return TrainingRun(recipe, own, joint_run.folder(name), TRAINING, start=start)
 
 
-def write_delta(training: TrainingRun, folder: str, tuned: Tuned) -> Record:
+def write_delta(training: TrainingRun, folder: str, tuned: FineTuning) -> Record:
     """Stores what a scenario's best epoch changed, in a Ray task; returns the delta's facts."""
     task = task_of(store_delta, training.project.run, gpu=False)
     best = storage.join(training.stage.folder, BEST)

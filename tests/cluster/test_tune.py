@@ -202,7 +202,7 @@ def test_trials_of_ray_train_workers_never_hang(trained, untrained):
 
     Their networks differ in size; the confirmation scores each as it is. Nothing is left.
     """
-    fields = {"training.lr": "loguniform(1e-6, 1e-2)", "model.width": "choice(16, 32)"}
+    fields = {"training.lr": {"loguniform": [1e-6, 1e-2]}, "model.width": [16, 32]}
     asked = {"trials": NUM_SHORT, "num_workers": 1, "epochs": None, "confirm_seeds": 1}
     project = changed(
         searching(trained.project, fields=fields, **asked),

@@ -225,26 +225,27 @@ IN_THE_FILE = {
         (r".*history\.of: found 'buy'", r".*negatives\.of: found", r".*click\.given: found"),
     ),
     "search of a field that does not exist": Mistake(
-        override("search={training.lrr: uniform(0, 1)}"),
+        override("search={training.lrr: {uniform: [0, 1]}}"),
         (r"search\.training\.lrr: found no such field \(lrr\); allowed: .*lr_encoder",),
         job="tune",
     ),
     "search of an empty range": Mistake(
-        override("search={training.lr: loguniform(1e-3, 1e-4)}"),
-        (r"search\.fields\.training\.lr: an empty range; allowed: loguniform\(low, high\)",),
+        override("search={training.lr: {loguniform: [1e-3, 1e-4]}}"),
+        (r"search\.fields\.training\.lr\.loguniform: found \[.*; allowed: .* with low < high",),
         job="tune",
     ),
     "search of a frozen encoder's learning rate": Mistake(
         override(
-            "search={training.lr_encoder: loguniform(1e-6, 1e-4)}", "model.encoder.trainable=none"
+            "search={training.lr_encoder: {loguniform: [1e-6, 1e-4]}}",
+            "model.encoder.trainable=none",
         ),
         (r"search\.training\.lr_encoder: found a range for a field without effect",),
         job="tune",
     ),
     "several of a search at once": Mistake(
         override(
-            "search={training.lrr: uniform(0, 1), model.encoder.max_tokens: choice(4, 8), "
-            "model.width: choice(30), grace: 9}"
+            "search={training.lrr: {uniform: [0, 1]}, model.encoder.max_tokens: [4, 8], "
+            "model.width: [30], grace: 9}"
         ),
         (
             r"search\.training\.lrr: found no such field",

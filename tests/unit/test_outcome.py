@@ -32,7 +32,7 @@ SMALL_NODES = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 2.0}]
 
 def searching(**search) -> Project:
     """The project of two scenarios, uniform weights, with a search of weights and a rate."""
-    fields = {"training.lr": "loguniform(1e-4, 1e-1)"}
+    fields = {"training.lr": {"loguniform": [1e-4, 1e-1]}}
     own = with_overrides(two_scenario_project(), weight_overrides(NAMES, [1.0, 1.0])).dump()
     return parse_project(own | {"search": {"fields": fields} | search})
 
@@ -101,7 +101,7 @@ def test_worst_case_compares_with_the_best_epoch_of_a_model_alone():
 def test_values_that_no_project_may_have_are_in_the_table():
     """A trial that failed for its values has a row with them."""
     wrong = Trial("t006", {"model.width": 40.3}, {}, "failed", "ProjectError: model.width")
-    project = searching(fields={"model.width": "choice(16, 32)"})
+    project = searching(fields={"model.width": [16, 32]})
     rows = trial_rows(project, outcome_of(project, [*TRIALS, wrong]))
     assert rows[-1]["model.width"] == 40.3
 

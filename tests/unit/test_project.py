@@ -3,13 +3,12 @@
 import pickle
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrec_ray.project.base import SECONDS, ProjectError, parse_duration
 from mtrec_ray.project.depends_on import fingerprint
-from mtrec_ray.project.load import apply_override, load_project, parse_project
+from mtrec_ray.project.load import parse_project
 from tests.builders import project_tree, scenario_tree, two_scenario_project
 
 CLICK = {"click": {"kind": "binary"}}
@@ -28,18 +27,6 @@ def problems_of(tree) -> list[str]:
 def problem_of(tree) -> str:
     (problem,) = problems_of(tree)
     return problem
-
-
-def write(tmp_path, tree):
-    file = tmp_path / "project.yaml"
-    file.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
-    return file
-
-
-def load_problems(file, *overrides) -> list[str]:
-    with pytest.raises(ProjectError) as error:
-        load_project(file, overrides)
-    return error.value.problems
 
 
 def test_a_valid_tree_has_no_mistakes():
@@ -101,7 +88,11 @@ def test_an_unknown_key_names_the_known_ones(section, known):
         ({"training": {"epochs": 0}}, "training.epochs", "greater than 0"),
         ({"training": {"lr": "fast"}}, "training.lr", "found 'fast'"),
         ({"run": {"name": "a/b"}}, "run.name", "'a/b'"),
-        ({"evaluation": {"weights": {"shoe": 1}}}, "project file", "['shoe']; allowed: ['shop']"),
+        (
+            {"evaluation": {"weights": {"shoe": 1}}},
+            "evaluation.weights",
+            "['shoe']; allowed: ['shop']",
+        ),
     ],
 )
 def test_a_bad_value_is_named(fields, where, words):
@@ -189,6 +180,68 @@ def test_several_wrong_references_of_a_scenario_are_all_reported():
     assert "negatives.of: found 'love'" in found
 
 
+def test_a_wrong_field_hides_no_mistake_between_others():
+    """Mistakes between fields are reported beside wrong fields of the same and inner sections."""
+    tree = tree_of(
+        {"click": {"kind": "binray"}, "buy": {"kind": "binary", "given": "clik"}},
+        split={"fractions": [0.8, 0.1, 0.2], "colum": "x"}, weight=0,
+        history={"of": "love", "last": 0},
+    )  # fmt: skip
+    tree |= {"model": {"width": 30, "dropout": 2}, "evaluation": {"weights": {"shoe": 1}}}
+    tree |= {"search": {"trials": 0, "choose": "preference", "training.lr": {"uniform": [1, 1]}}}
+    assert sorted(line.split(": ")[0] for line in problems_of(tree)) == [
+        "evaluation.weights", "model.dropout", "model.width", "scenarios",
+        "scenarios.shop.history.last", "scenarios.shop.history.of",
+        "scenarios.shop.split.colum", "scenarios.shop.split.fractions",
+        "scenarios.shop.tasks.buy.given", "scenarios.shop.tasks.click.kind",
+        "search.fields.training.lr.uniform", "search.preference", "search.trials",
+    ]  # fmt: skip
+
+
+def test_mistakes_of_one_section_are_all_reported():
+    """Two mistakes between fields of one section are two lines."""
+    found = problems_of(tree_of() | {"model": {"width": 30, "text": False}})
+    assert [line.split(":")[0] for line in found] == ["model.width", "model.text"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"attention_heads": "four", "width": 30},
+        {"encoder": {"trainable": "no"}, "text": False},
+        {"heads": 7, "width": 30},
+    ],
+)
+def test_a_wrong_field_is_not_taken_for_its_default(model):
+    """What rests on a wrong field is not checked with the default in its place."""
+    assert len(problems_of(tree_of() | {"model": model})) == 1
+
+
+def test_a_mistake_of_the_general_fine_tuning_is_one_line():
+    """Scenarios that take a wrong value from the section do not repeat its line; their own do."""
+    scenarios = {"shop": {"mode": "head"}}
+    tree = two_scenarios(finetune={"lr": -1, "scenarios": scenarios})
+    assert [line.split(":")[0] for line in problems_of(tree)] == ["finetune.lr"]
+    tree = two_scenarios(finetune={"scenarios": {"shop": {"lr": -1}}})
+    assert [line.split(":")[0] for line in problems_of(tree)] == ["finetune.scenarios.shop.lr"]
+
+
+@pytest.mark.parametrize(
+    ("where", "old"),
+    [(("recommend",), "judged_users"), (("scenarios", "shop", "items"), "statistics")],
+)
+def test_a_name_of_earlier_files_is_an_unknown_key(where, old):
+    """A field that has another name now is refused with the names that there are."""
+    tree = tree_of()
+    node = tree
+    for part in where:
+        node = node.setdefault(part, {})
+    node[old] = None
+    found = problem_of(tree)
+    assert found.startswith(f"{'.'.join(where)}.{old}: found an unknown key; allowed: ")
+    assert ("ranking_users" in found) or ("statistics_of" in found)
+
+
 def test_an_unknown_key_of_a_scenario_named_like_a_field():
     """A scenario may be called `items` or `weight`: its keys are still those of a scenario."""
     for name in ("items", "weight"):
@@ -227,100 +280,6 @@ def test_a_delay_is_read():
     assert parse_project(tree_of({"a": task(delay="31d")})).scenarios["shop"].tasks["a"].delay == (
         31 * 86400
     )
-
-
-# --- files and overrides ---------------------------------------------------------------------
-
-
-def test_overrides_are_read_as_yaml(tmp_path):
-    """`--set` changes fields of given and of absent sections, numbers, lists and words."""
-    file = write(tmp_path, tree_of())
-    project = load_project(
-        file,
-        [
-            "training.lr=3e-4", "model.hidden=[7, 5]", "scenarios.shop.weight=2",
-            "model.encoder.pooling=cls", "scenarios.shop.tasks.click.delay=2h", "run.name=again",
-        ],
-    )  # fmt: skip
-    assert project.training.lr == 3e-4
-    assert project.model.hidden == (7, 5)
-    assert project.scenarios["shop"].weight == 2
-    assert project.scenarios["shop"].tasks["click"].delay == 7200
-    assert (project.model.encoder.pooling, project.run.name) == ("cls", "again")
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("training.lr", "--set: found 'training.lr'; allowed: section.field=value"),
-        ("=3", "--set: found '=3'; allowed: section.field=value"),
-        ("run.name.first=x", "--set run.name.first: 'name' is a value, not a section"),
-        ("training.lrr=1", "training.lrr: found an unknown key"),
-        ("training.lr=fast", "training.lr: found 'fast'"),
-        ("shop.weight=2", "shop: found an unknown key"),
-        ("training.lr=[1", "--set training.lr"),
-    ],
-)
-def test_bad_overrides_are_refused(tmp_path, override, words):
-    """A bad `--set` is one line that names it or its field."""
-    (found,) = load_problems(write(tmp_path, tree_of()), override)
-    assert found.startswith(words)
-    assert "\n" not in found
-
-
-def test_override_of_a_tree():
-    """An override makes the sections on its way and leaves the others alone."""
-    tree = {"a": {"b": 1}}
-    apply_override(tree, "a.c.d=2")
-    apply_override(tree, "e=null")
-    assert tree == {"a": {"b": 1, "c": {"d": 2}}, "e": None}
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a: [1", "not YAML"),
-        ("- a\n- b", "found list; allowed: a mapping"),
-        ("", "found NoneType; allowed: a mapping"),
-    ],
-)
-def test_files_that_are_no_mapping(tmp_path, text, words):
-    """A file that is no YAML mapping is one line that names the file."""
-    file = write(tmp_path, text)
-    (found,) = load_problems(file)
-    assert found.startswith(f"{file}: ")
-    assert words in found
-
-
-def test_missing_file(tmp_path):
-    """A missing project file is one line that names it."""
-    (found,) = load_problems(tmp_path / "none.yaml")
-    assert found.startswith(f"--config: found no file {tmp_path / 'none.yaml'}")
-
-
-def test_an_empty_file_section_is_a_mistake(tmp_path):
-    """A file without its required sections names each of them."""
-    found = load_problems(write(tmp_path, {"model": {}}))
-    assert sorted(p.split(":")[0] for p in found) == ["run", "scenarios"]
-
-
-@pytest.mark.parametrize(
-    ("root", "path", "wanted"),
-    [
-        (None, "a/b.parquet", "{folder}/a/b.parquet"),
-        ("data", "b.parquet", "{folder}/data/b.parquet"),
-        ("..", "b.parquet", "{parent}/b.parquet"),
-        ("/data", "b.parquet", "/data/b.parquet"),
-        ("s3://bucket/x/", "b.parquet", "s3://bucket/x/b.parquet"),
-        ("data", "/else/b.parquet", "/else/b.parquet"),
-        ("data", "gs://bucket/b.parquet", "gs://bucket/b.parquet"),
-    ],
-)
-def test_paths_start_at_the_files_folder(tmp_path, root, path, wanted):
-    """Relative paths start at the project file's folder; absolute ones and URIs stay."""
-    tree = tree_of() | ({} if root is None else {"root": root})
-    project = load_project(write(tmp_path, tree))
-    assert project.path(path) == wanted.format(folder=tmp_path, parent=tmp_path.parent)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +349,8 @@ def test_workers_are_a_number_or_a_pair(found):
     with pytest.raises(ProjectError) as error:
         parse_project(tree)
     (line,) = error.value.problems
-    assert line.startswith("run.num_workers: allowed: a number above 0, or two of them")
+    assert line.startswith("run.num_workers: found ")
+    assert line.endswith("; allowed: a number above 0, or two of them, the least and the most")
 
 
 # --- fine-tuning and recommending ------------------------------------------------------------
@@ -422,7 +382,7 @@ def test_scenarios_own_fine_tuning():
         ({"finetune": {"scenarios": {"books": {}}}}, r"finetune\.scenarios: found \['books'\]"),
         ({"finetune": {"scenarios": {"shop": {"mood": 1}}}}, r"finetune\.scenarios\.shop\.mood"),
         ({"finetune": {"mode": "half"}}, r"finetune\.mode: found 'half'"),
-        ({"recommend": {"by": {"books": {"buy": 1}}}}, r"recommend\.by: found 'books'"),
+        ({"recommend": {"by": {"books": {"buy": 1}}}}, r"recommend\.by: found \['books'\]"),
         ({"recommend": {"by": {"shop": {"like": 1}}}}, r"recommend\.by\.shop: found .*'like'"),
         ({"recommend": {"by": {"shop": {"buy": 0}}}}, r"recommend\.by\.shop: .*one of them above"),
     ],

@@ -5,30 +5,32 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
-from mtrec_ray.project.load import load_project, section_classes
+from mtrec_ray.project.base import Section, section_of
+from mtrec_ray.project.load import load_project
 from mtrec_ray.project.model import Model
 from mtrec_ray.project.project import Evaluation, Project, Recommend
+from mtrec_ray.project.ranges import Range
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
-from mtrec_ray.project.training import Finetune, Training, Tuned
+from mtrec_ray.project.training import Finetune, FineTuning, Training
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TREE = yaml.safe_load((JOBS / "reference.yaml").read_text())
 
 
-def fields_below(section: type[BaseModel]) -> dict[str, type[BaseModel]]:
+def fields_below(section: type[Section]) -> dict[str, type[Section]]:
     """Field names (as written in YAML) of a section and of all sections inside it."""
     found = {}
     for name, field in section.model_fields.items():
         found[f"{section.__name__}.{field.alias or name}"] = section
-        for inner in section_classes(field.annotation):
+        inner, _ = section_of(field.annotation)
+        if inner:
             found |= fields_below(inner)
     return found
 
 
-def written_fields(tree: Any, section: type[BaseModel]) -> set[str]:
+def written_fields(tree: Any, section: type[Section]) -> set[str]:
     """Fields that a YAML tree of a section holds, in the names of `fields_below`."""
     found: set[str] = set()
     for name, field in section.model_fields.items():
@@ -36,12 +38,11 @@ def written_fields(tree: Any, section: type[BaseModel]) -> set[str]:
         if key not in tree:
             continue
         found.add(f"{section.__name__}.{key}")
-        for inner in section_classes(field.annotation):
-            value = tree[key]
-            named = "dict[" in str(field.annotation)
+        value = tree[key]
+        inner, named = section_of(field.annotation)
+        if inner and isinstance(value, dict):
             for part in value.values() if named else [value]:
-                if isinstance(part, dict):
-                    found |= written_fields(part, inner)
+                found |= written_fields(part, inner)
     return found
 
 
@@ -61,7 +62,7 @@ def test_defaults_are_true(section):
     """The sections below the scenarios hold exactly the defaults of the schema."""
     shown = TREE[section.__name__.lower()]
     assert section.model_validate(shown) == section()
-    wanted = {f for f, owner in fields_below(section).items() if owner is not Tuned}
+    wanted = {f for f, owner in fields_below(section).items() if owner not in (FineTuning, Range)}
     assert wanted == written_fields(shown, section)
 
 

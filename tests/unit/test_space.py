@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mtrec_ray.stages.tuning.searcher import drawn
 from tests.builders import two_scenario_project
 
 
-def searching(fields: dict[str, str] | None = None, **tree) -> Project:
+def searching(fields: dict[str, Any] | None = None, **tree) -> Project:
     """The project of two scenarios with a search of some fields, and other sections changed."""
     own = two_scenario_project().dump()
     sections = {name: own[name] | given for name, given in tree.items()}
@@ -27,21 +28,29 @@ def searching(fields: dict[str, str] | None = None, **tree) -> Project:
 @pytest.mark.parametrize(
     ("field", "text", "line"),
     [
-        ("training.lrr", "uniform(0, 1)", r"no such field \(lrr\); allowed: accumulation, "),
-        ("scenarios.shopp.weight", "uniform(0, 1)", r"no such field \(shopp\); allowed: shop, vid"),
-        ("training.lr.x", "uniform(0, 1)", r"no such field \(x\); allowed: no deeper field"),
-        ("model.encoder", "choice(1, 2)", r"a section; allowed: one of compile, "),
-        ("training.lr", "uniform(-1, 1)", r"found -1\.0; allowed: input should be greater than 0"),
-        ("model.width", "choice(16, 30)", r"found 30; allowed: a multiple of attention_heads"),
-        ("model.sharing", "choice(mmoe, moe)", r"found 'moe'; allowed: input should be 'bottom'"),
-        ("model.experts", "randint(2, 8)", r"without effect \(model\.sharing is bottom\)"),
-        ("model.encoder.max_tokens", "choice(8, 16)", r"that prepared data depends on"),
-        ("scenarios.shop.history.last", "choice(2, 3)", r"that prepared data depends on"),
-        ("scenarios.shop.weight", "uniform(0, 1)", r"beside scenario_weights: true"),
-        ("training.epochs", "choice(1, 2)", r"all trials share \(search\.epochs sets it"),
-        ("training.teacher.share", "uniform(0, 1)", r"all trials share \(the teacher"),
-        ("run.num_workers", "choice(1, 2)", r"all trials share \(resources"),
-        ("evaluation.precision", "choice(fp32)", r"all trials share \(the score"),
+        ("training.lrr", {"uniform": [0, 1]}, r"no such field \(lrr\); allowed: accumulation, "),
+        (
+            "scenarios.shopp.weight",
+            {"uniform": [0, 1]},
+            r"no such field \(shopp\); allowed: shop, vid",
+        ),
+        ("training.lr.x", {"uniform": [0, 1]}, r"no such field \(x\); allowed: no deeper field"),
+        ("model.encoder", [1, 2], r"a section; allowed: one of compile, "),
+        (
+            "training.lr",
+            {"uniform": [-1, 1]},
+            r"found -1\.0; allowed: input should be greater than 0",
+        ),
+        ("model.width", [16, 30], r"found 30; allowed: a multiple of attention_heads"),
+        ("model.sharing", ["mmoe", "moe"], r"found 'moe'; allowed: input should be 'bottom'"),
+        ("model.experts", {"randint": [2, 8]}, r"without effect \(model\.sharing is bottom\)"),
+        ("model.encoder.max_tokens", [8, 16], r"that prepared data depends on"),
+        ("scenarios.shop.history.last", [2, 3], r"that prepared data depends on"),
+        ("scenarios.shop.weight", {"uniform": [0, 1]}, r"beside scenario_weights: true"),
+        ("training.epochs", [1, 2], r"all trials share \(search\.epochs sets it"),
+        ("training.teacher.share", {"uniform": [0, 1]}, r"all trials share \(the teacher"),
+        ("run.num_workers", [1, 2], r"all trials share \(resources"),
+        ("evaluation.precision", ["fp32"], r"all trials share \(the score"),
     ],
 )
 def test_a_field_that_cannot_be_searched(field, text, line):
@@ -56,19 +65,19 @@ def test_a_range_for_a_frozen_encoder():
     """Its learning rate has no effect, unless what is trainable is searched, too."""
     frozen = {"model": two_scenario_project().dump()["model"]}
     frozen["model"]["encoder"]["trainable"] = "none"
-    rate = {"training.lr_encoder": "loguniform(1e-6, 1e-4)"}
+    rate = {"training.lr_encoder": {"loguniform": [1e-6, 1e-4]}}
     (found,) = space_problems(searching(rate, **frozen))
     assert found == (
         "search.training.lr_encoder: found a range for a field without effect "
         "(model.encoder.trainable is none); allowed: none"
     )
-    both = rate | {"model.encoder.trainable": "choice(none, top_k)"}
+    both = rate | {"model.encoder.trainable": ["none", "top_k"]}
     assert space_problems(searching(both, **frozen)) == []
 
 
 def test_all_mistakes_at_once():
     """Every wrong field has its line."""
-    fields = {"training.lrr": "uniform(0, 1)", "model.width": "choice(30)"}
+    fields = {"training.lrr": {"uniform": [0, 1]}, "model.width": [30]}
     project = searching(fields, search={"grace": 99})
     assert [line.split(":")[0] for line in space_problems(project)] == [
         "search.training.lrr", "search.model.width", "search.grace"
@@ -86,8 +95,8 @@ def test_default_fields_are_around_the_own_values():
     project = searching()
     space = space_of(project)
     rate = project.training.lr
-    assert space.ranges["training.lr"].low == pytest.approx(rate / 5)
-    assert space.ranges["training.lr"].high == pytest.approx(rate * 5)
+    assert space.ranges["training.lr"].ends[0] == pytest.approx(rate / 5)
+    assert space.ranges["training.lr"].ends[1] == pytest.approx(rate * 5)
     frozen = with_overrides(project, {"model.encoder.trainable": "none"})
     assert set(space_of(frozen).ranges) == {"training.lr"}
     assert set(space.ranges) >= {"training.lr"}
@@ -95,9 +104,7 @@ def test_default_fields_are_around_the_own_values():
 
 def test_a_point_changes_what_it_names_and_no_more():
     """Overrides of a point are the weights and fields searched, the rest of the project stays."""
-    project = searching(
-        {"training.lr": "loguniform(1e-4, 1e-2)", "model.dropout": "choice(0.0, 0.5)"}
-    )
+    project = searching({"training.lr": {"loguniform": [1e-4, 1e-2]}, "model.dropout": [0.0, 0.5]})
     space = space_of(project)
     point = {"lambda.shop": 0.5, "lambda.video": 0.25, "training.lr": 3e-3, "model.dropout": "0.5"}
     assert set(space.distributions()) == set(point)
@@ -113,7 +120,7 @@ def test_a_point_changes_what_it_names_and_no_more():
 
 def test_own_values_are_a_point():
     """The project's own values are a point of the space, the nearest one where they are outside."""
-    project = searching({"training.lr": "uniform(5, 6)", "model.dropout": "choice(0.0, 0.5)"})
+    project = searching({"training.lr": {"uniform": [5, 6]}, "model.dropout": [0.0, 0.5]})
     space = space_of(project)
     point = space.point_of(project)
     for name, found in space.distributions().items():
@@ -124,7 +131,7 @@ def test_own_values_are_a_point():
 def test_own_values_among_options():
     """The same number, or the nearest; `1` is `1.0`, and no text."""
     project = with_overrides(
-        searching({"training.clip_norm": "choice(5, 1)", "training.batch_size": "choice(8, 99)"}),
+        searching({"training.clip_norm": [5, 1], "training.batch_size": [8, 99]}),
         {"training.clip_norm": 1.0, "training.batch_size": 96},
     )
     point = space_of(project).point_of(project)
@@ -135,9 +142,9 @@ def test_own_values_among_options():
 @pytest.mark.parametrize(
     ("field", "text", "found"),
     [
-        ("model.width", "randint(16, 64)", "17"),
-        ("model.width", "uniform(16, 64)", "31.27"),
-        ("training.batch_size", "loguniform(32, 512)", "184.78"),
+        ("model.width", {"randint": [16, 64]}, "17"),
+        ("model.width", {"uniform": [16, 64]}, "31.27"),
+        ("training.batch_size", {"loguniform": [32, 512]}, "184.78"),
     ],
 )
 def test_ranges_hold_only_what_a_field_may_be(field, text, found):
@@ -168,7 +175,7 @@ def test_references_begin_a_search():
 
 def test_a_grid_has_all_combinations():
     """The simplex in steps, times choices, times both ends and the middle of a range."""
-    fields = {"training.lr": "loguniform(1e-4, 1e-2)", "model.dropout": "grid(0.0, 0.5)"}
+    fields = {"training.lr": {"loguniform": [1e-4, 1e-2]}, "model.dropout": {"grid": [0.0, 0.5]}}
     space = space_of(searching(fields))
     points = list(space.grid(4))
     assert len(points) == 5 * 3 * 2
@@ -183,7 +190,7 @@ def test_a_grid_has_all_combinations():
         ({}, {"algorithm": "grid"}, r"search\.algorithm: found grid with scheduler: pbt"),
         ({}, {"grace": 99}, r"search\.grace: found 99; allowed: at most \d+ epochs"),
         (
-            {"model.sharing": "choice(mmoe, ple)"},
+            {"model.sharing": ["mmoe", "ple"]},
             {},
             r"search\.model\.sharing: .* weights, training",
         ),
@@ -198,7 +205,7 @@ def test_what_a_population_cannot_search(fields, search, line):
 
 def test_a_population_moves_inside_the_ranges():
     """Moved points stay in their ranges, most of them near, some far; weights have a mean of 1."""
-    fields = {"training.lr": "loguniform(1e-4, 1e-2)", "training.clip_norm": "choice(1, 5)"}
+    fields = {"training.lr": {"loguniform": [1e-4, 1e-2]}, "training.clip_norm": [1, 5]}
     space = space_of(searching(fields))
     point, rng = drawn(space, 1, 0)[0], np.random.default_rng(0)
     found = [moved(space, point, rng) for _ in range(300)]

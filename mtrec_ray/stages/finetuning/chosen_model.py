@@ -12,7 +12,7 @@ from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.training import Tuned
+from mtrec_ray.project.training import FineTuning
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.finetuning.joint_run import JointRun
 from mtrec_ray.stages.finetuning.recipe import DELTA_FOLDER, scenario_project, start_of
@@ -65,7 +65,7 @@ def finetuned_model_in(
         ProjectError: there is no delta, or it belongs to another base.
     """
     facts = read_delta(delta, joint_run.fingerprint, name)
-    tuned = Tuned.model_validate(facts["tuned"])
+    tuned = FineTuning.model_validate(facts["tuned"])
     own = scenario_project(joint_run, name, tuned, project)
     frozen = (own.model.encoder.trainable, project.model.encoder.trainable) == ("none", "none")
     shared = frozen and not joint_run.is_new(name)  # its items have the joint model's vectors

@@ -13,7 +13,7 @@ from mtrec_ray.model.encoder import TextEncoder, load_backbone
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.model import Encoder
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.training import Tuned
+from mtrec_ray.project.training import FineTuning
 from mtrec_ray.stages.finetuning.joint_run import JointRun
 from mtrec_ray.stages.trained_model import local_copy
 from mtrec_ray.training import checkpoint
@@ -29,7 +29,7 @@ from mtrec_ray.training.delta import (
 DELTA_FOLDER = "delta"
 
 
-def encoder_layers(project: Project, tuned: Tuned) -> int:
+def encoder_layers(project: Project, tuned: FineTuning) -> int:
     """Top layers of the encoder that adapt to a scenario."""
     encoder = project.model.encoder
     if tuned.mode != "lora":
@@ -40,7 +40,7 @@ def encoder_layers(project: Project, tuned: Tuned) -> int:
     return learned.get(encoder.trainable, encoder.lora.layers)
 
 
-def encoder_overrides(joint_run: JointRun, tuned: Tuned) -> dict[str, Any]:
+def encoder_overrides(joint_run: JointRun, tuned: FineTuning) -> dict[str, Any]:
     """Returns fields of a scenario's encoder: that of the joint model, frozen or adapted."""
     if tuned.mode == "full":
         return {}
@@ -56,7 +56,9 @@ def encoder_overrides(joint_run: JointRun, tuned: Tuned) -> dict[str, Any]:
     }
 
 
-def scenario_project(joint_run: JointRun, name: str, tuned: Tuned, project: Project) -> Project:
+def scenario_project(
+    joint_run: JointRun, name: str, tuned: FineTuning, project: Project
+) -> Project:
     """Returns the project of a scenario's fine-tuning: the joint model's encoder, `tuned` steps.
 
     Raises:
@@ -74,7 +76,7 @@ def scenario_project(joint_run: JointRun, name: str, tuned: Tuned, project: Proj
     return with_overrides(own, overrides | encoder_overrides(joint_run, tuned))
 
 
-def start_of(joint_run: JointRun, name: str, tuned: Tuned) -> FineTuneStart:
+def start_of(joint_run: JointRun, name: str, tuned: FineTuning) -> FineTuneStart:
     """Where a scenario's model starts."""
     lora = tuned.lora
     return FineTuneStart(
