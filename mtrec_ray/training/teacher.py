@@ -8,7 +8,6 @@ folds predict.
 Letters: N rows, T tasks, F columns, D width of text vectors.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import lightgbm
@@ -18,14 +17,12 @@ from sklearn.decomposition import PCA
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import hash_ints
-from mtrec_ray.data.prepared import Prepared, PreparedScenario
-from mtrec_ray.data.shards import Arrays, read_rows, write_teacher_labels
-from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import Arrays, read_rows, write_predictions
 from mtrec_ray.model.history import cosines, similarity_summary
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Teacher
-from mtrec_ray.training.build import autocast_for, cache_folder
-from mtrec_ray.training.item_vectors import ItemVectors
+from mtrec_ray.training.build import pretrained_vectors
 
 NUM_COMPONENTS = 32
 
@@ -42,19 +39,6 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-def frozen_vectors(project: Project, prepared: Prepared, name: str) -> torch.Tensor:
-    """f32[n, D]: vectors of a scenario's items by the pretrained encoder."""
-    options = project.model.encoder.model_copy(update={"trainable": "none"})
-    device = torch.device("cpu")
-    catalogues = {name: prepared.catalogue(name)}
-    vectors = ItemVectors(
-        TextEncoder(options), catalogues, device, autocast_for(device, project.training.precision)
-    )
-    vectors.compute_frozen(cache_folder(project))
-    assert vectors.cache is not None
-    return vectors.cache
-
-
 class Columns:
     """What trees read of a scenario's rows.
 
@@ -64,7 +48,7 @@ class Columns:
 
     def __init__(self, project: Project, prepared: Prepared, name: str) -> None:
         self.facts, self.catalogue = prepared.scenarios[name], prepared.catalogue(name)
-        self.vectors = frozen_vectors(project, prepared, name)
+        self.vectors = pretrained_vectors(project, prepared, name, torch.device("cpu"))
         known = self.vectors.numpy()[self.catalogue.known]
         number = min(NUM_COMPONENTS, *known.shape)
         components = PCA(number, random_state=0).fit(known)
@@ -149,13 +133,13 @@ def fit_teacher(
         if own:
             boosters[task] = own
             trees[facts.tasks[task]] = sum(b.best_iteration for b in own)
-    for shard in prepared.train_shards(name):
+    for shard_path in prepared.shard_paths(name, "train"):
         found = [
             predict_out_of_fold(columns, rows, boosters, options.folds)
-            for rows in read_rows([shard.path], BATCH_ROWS, 0, 10**12)
+            for rows in read_rows([shard_path], BATCH_ROWS, 0, 10**12)
         ]
-        path = storage.join(folder, name, shard.path.rsplit("/", 1)[1])
-        write_teacher_labels(path, np.concatenate(found))
+        path = storage.join(folder, name, shard_path.rsplit("/", 1)[1])
+        write_predictions(path, np.concatenate(found))
     return trees
 
 
@@ -224,14 +208,3 @@ def predict_out_of_fold(
             if chosen.any():
                 found[chosen, task] = np.asarray(booster.predict(inputs[chosen], num_threads=1))
     return found
-
-
-def batches(prepared: Prepared, name: str, split: str) -> Iterator[Arrays]:
-    """Rows of a split of a scenario."""
-    return read_rows(prepared.shard_paths(name, split), BATCH_ROWS, 0, 10**12)
-
-
-def popularity(facts: PreparedScenario, rows: Arrays) -> np.ndarray:
-    """f32[N, T]: the column that ranks items by popularity for each task."""
-    places = [facts.numeric_names.index(facts.popularity[t]) for t in facts.tasks]
-    return rows["numeric"][:, places]
