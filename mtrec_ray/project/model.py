@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from mtrec_ray.project.base import Section, Share
+from mtrec_ray.project.base import Section
 
 
 class Lora(Section):
@@ -22,10 +22,8 @@ class Encoder(Section):
     The encoder learns in every k-th step (`every`; null: 8 with `gather`, else 1) from that step's
     rows, or (`gather`; null: where that is possible) from the gradients that its cached vectors got
     in all k steps: of all items that were met, or of the `gather_items` whose gradients are the
-    longest, the others waiting with theirs. In a step with its own rows, candidates and a share of
-    the history items (`history_share`) carry gradients into it; the others come from the cache, but
-    none that is older than `max_age` such steps. `rerun` runs the chunks of texts again in the
-    backward pass, so that memory does not grow with their number.
+    longest, the others waiting with theirs. `rerun` runs the chunks of texts again in the backward
+    pass, so that memory does not grow with their number.
     """
 
     source: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -37,8 +35,6 @@ class Encoder(Section):
     every: PositiveInt | None = None
     gather: bool | None = None
     gather_items: PositiveInt | None = 2048
-    history_share: Share = 1.0
-    max_age: PositiveInt | None = None
     rerun: bool = False
     compile: bool = False
     tokens_per_chunk: PositiveInt = 8192
@@ -90,10 +86,10 @@ class Model(Section):
                 "text: found false with an encoder that learns or layout pair; allowed: true, or "
                 "encoder.trainable none"
             )
-        if self.layout == "pair" and (encoder.gather or encoder.history_share < 1):
+        if self.layout == "pair" and encoder.gather:
             raise ValueError(
-                "layout: found pair with encoder.gather or encoder.history_share; allowed: vectors "
-                "(a pair has no item vectors that could be cached)"
+                "layout: found pair with encoder.gather; allowed: vectors (a pair has no item "
+                "vectors that could be cached)"
             )
         if encoder.gather and encoder.trainable == "none":
             raise ValueError("encoder.gather: found true for trainable: none; allowed: false")
@@ -105,8 +101,7 @@ class Model(Section):
         encoder = self.encoder
         if encoder.gather is not None:
             return encoder.gather
-        possible = self.layout == "vectors" and encoder.history_share == 1
-        return possible and encoder.trainable != "none" and encoder.every != 1
+        return self.layout == "vectors" and encoder.trainable != "none" and encoder.every != 1
 
     @property
     def encoder_every(self) -> int:

@@ -16,7 +16,7 @@ from mtrec_ray.project.base import Name, Section, Share, check_workers
 
 
 class Teacher(Section):
-    """Gradient-boosted trees whose predictions are mixed into the labels (`learning/trees.py`).
+    """Gradient-boosted trees whose predictions are mixed into the labels (`training/teacher.py`).
 
     The network learns from `(1 - share) label + share prediction` (0: there is no teacher). The
     trees are fitted on at most `rows` rows, in `folds` folds of users, with at most `rounds` trees

@@ -106,8 +106,6 @@ def without_effect(project: Project, field: str) -> str:
         "model.encoder.every": frozen,
         "model.encoder.gather": frozen,
         "model.encoder.gather_items": frozen,
-        "model.encoder.history_share": frozen,
-        "model.encoder.max_age": frozen,
         "model.encoder.top_k": "model.encoder.trainable" if encoder.trainable != "top_k" else "",
         "model.encoder.lora": "model.encoder.trainable" if encoder.trainable != "lora" else "",
         "model.experts": "model.sharing" if model.sharing not in ("mmoe", "ple") else "",

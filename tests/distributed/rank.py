@@ -28,7 +28,7 @@ from mtrec_ray.training import validation
 from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import world
 from mtrec_ray.training.item_vectors import Batch
-from mtrec_ray.training.losses import loss_weights
+from mtrec_ray.training.losses import weight_tensor
 from mtrec_ray.training.step import Forward, accumulate, wrap
 from tests.builders import (
     FACTS,
@@ -99,7 +99,7 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     if mode.startswith("gather"):
         vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
-    weights = torch.tensor(list(loss_weights(two_scenario_project().scenarios).values()))
+    weights = weight_tensor(FACTS, two_scenario_project().scenarios)
     result = accumulate(module, FACTS, batches_of(rank, size), weights, encode=encode)
     if vectors.gathered is not None:
         vectors.gathered.collect()

@@ -320,37 +320,6 @@ def test_gathering_renews_the_cache_of_the_items_it_met():
     assert torch.equal(vectors.cache[others], old[others])
 
 
-def test_candidates_and_a_share_of_the_history_carry_gradients():
-    """With a share of 0 only candidates do; all vectors are those of a full encoding."""
-    batch = samples_with_history()
-    full, some = vectors_of("all"), vectors_of("all", history_share=0.0)
-    some.refresh()
-    places = places_of(some, batch)
-    candidates = np.concatenate(
-        [some.places(n, s.items[s.candidate.unique()]) for n, s in batch.items()]
-    )
-    assert len(candidates) < len(places)
-    assert_close(joined(some, batch, encode=True), joined(full, batch, encode=True))
-    assert (some.ages[candidates] == 0).all()
-    assert (some.ages[np.setdiff1d(places, candidates)] == 1).all()
-    joined(some, batch, encode=True).pow(3).sum().backward()
-    full.run(candidates).pow(3).sum().backward()
-    assert_same_gradients(some, full)
-
-
-def test_old_vectors_are_encoded_again():
-    """A history item whose cached vector is older than `max_age` steps is encoded in the next."""
-    batch = samples_with_history()
-    vectors = vectors_of("all", history_share=0.0, max_age=2)
-    vectors.refresh()
-    places = places_of(vectors, batch)
-    ages = []
-    for _ in range(4):
-        joined(vectors, batch, encode=True)
-        ages.append(int(vectors.ages[places].max()))
-    assert ages == [1, 2, 0, 1]
-
-
 # --- frozen layers on disk -------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.training import loop, run
-from mtrec_ray.training.batches import make_plan, pick
+from mtrec_ray.training.batches import make_plan
 from mtrec_ray.training.checkpoint import WEIGHTS, load_state
 from mtrec_ray.training.context import NO_SCORE
 from mtrec_ray.training.run import NotFiniteError, RankRun
@@ -19,6 +19,7 @@ from tests.builders import (
     FACTS,
     make_catalogues,
     make_rows,
+    pick,
     small_model,
     take,
     two_scenario_project,
@@ -44,7 +45,7 @@ class Host:
         self.furthest = self.redone = 0
 
     @property
-    def reader(self):
+    def open_rows(self):
         return lambda wanted: {n: self.parts(n, own.pieces) for n, own in wanted.items()}
 
     def parts(self, name, pieces):
@@ -62,18 +63,18 @@ class Host:
     def preempted(self):
         return False
 
-    def restore(self):
+    def checkpoint_folder(self):
         return self.folder if self.folder.exists() else None
 
     def log(self, text):
         pass
 
-    def started(self, step):
+    def note_start(self, step):
         self.redone += max(self.furthest - step, 0)
         self.furthest = step
         return self.redone
 
-    def reached(self, step):
+    def note_step(self, step):
         self.furthest = step
 
 
@@ -113,12 +114,12 @@ def ended(context, options, prepared):
     step = RankRun.train_step
 
     def counted(run):
-        if context.ends_at is not None and run.step >= context.ends_at:
+        if context.ends_at is not None and run.progress.step >= context.ends_at:
             raise StoppedError
         found = step(run)
-        context.reached(run.step)
-        for name, samples in run.last_batch.items():
-            context.seen[name].append((run.step, samples.user.tolist()))
+        context.note_step(run.progress.step)
+        for name, samples in run.session.last_batch.items():
+            context.seen[name].append((run.progress.step, samples.user.tolist()))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
@@ -183,13 +184,13 @@ def test_a_node_that_will_go_makes_a_checkpoint(data, tmp_path):
     context = Host(data[1], tmp_path / "run")
     context.preempted = lambda: True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "ASK_SECONDS", 0)
+        patch.setattr(run, "PREEMPTION_CHECK_SECONDS", 0)
         ended(context, project(), data[0])
     assert [c["step"] for c in context.checkpoints] == [1, 3, 4, 5, 6, 8]
 
 
 def test_rows_are_accounted_for(data, tmp_path):
-    """Seen are steps times quotas; what more than a pass was is told, and nothing is dropped."""
+    """Seen are steps times quotas; rows of more than one pass are counted as repeated."""
     context = Host(data[1], tmp_path / "run")
     for context.ends_at in (2, 5, 5, None):  # the last checkpoints are of steps 0, 4, and 4
         found = ended(context, project(), data[0])
@@ -199,7 +200,6 @@ def test_rows_are_accounted_for(data, tmp_path):
         assert row["seen"] == quotas[name] * STEPS
         assert row["repeated"] == max(row["seen"] - ROWS[name], 0)
         assert row["not_reached"] == max(ROWS[name] - row["seen"], 0)
-        assert row["dropped"] == 0
         assert row["redone"] == quotas[name] * redone
 
 
@@ -208,7 +208,7 @@ def test_a_step_left_out_does_not_reach_the_encoder(data, tmp_path):
     context = Host(broken(data[1], "video"), tmp_path / "run")
     options = project("top_k", max_skipped=1.0)
     found = ended(context, options, data[0])
-    assert set(found["not_finite"]) == {"video/stars", "steps"}
+    assert set(found["not_finite_losses"]) == {"video/stars"}
     state = load_state(context.folder)["vectors"]
     assert state["gathered_sums"].abs().max() < 1e6
     assert state["cache"].isfinite().all()
@@ -230,10 +230,8 @@ def test_too_many_steps_without_a_finite_gradient_stop(data, tmp_path):
     context = Host(rows, tmp_path / "few")
     found = ended(context, project(max_skipped=1.0), data[0])
     assert 0 < found["skipped_steps"] < STEPS
-    assert found["not_finite"] == {
-        "video/stars": found["skipped_steps"],
-        "steps": found["skipped_steps"],
-    }
+    assert found["not_finite_losses"] == {"video/stars": found["skipped_steps"]}
+    assert found["not_finite_gradients"] == 0
     weights = load_file(context.folder / WEIGHTS)
     assert all(value.isfinite().all() for value in weights.values())
     with pytest.raises(NotFiniteError, match=r"training\.max_skipped: found 1 .*video/stars 1"):

@@ -16,6 +16,7 @@ from mtrec_ray.training.losses import (
     loss_weights,
     row_losses,
     target,
+    weight_tensor,
 )
 from mtrec_ray.training.step import Forward, accumulate
 from tests.builders import (
@@ -42,7 +43,7 @@ LOGITS = {"shop": SHOP_LOGITS, "video": VIDEO_LOGITS}
 
 
 def weights_of(shop: float, video: float) -> torch.Tensor:
-    return torch.tensor(list(loss_weights(two_scenario_project(shop, video).scenarios).values()))
+    return weight_tensor(FACTS, two_scenario_project(shop, video).scenarios)
 
 
 def joint(facts, logits, labels, weights):

@@ -327,7 +327,6 @@ def test_paths_start_at_the_files_folder(tmp_path, root, path, wanted):
     ("model", "message"),
     [
         ({"layout": "pair", "encoder": {"gather": True}}, r"model\.layout: found pair with"),
-        ({"layout": "pair", "encoder": {"history_share": 0.5}}, r"model\.layout: found pair with"),
         (
             {"encoder": {"gather": True, "trainable": "none"}},
             r"model\.encoder\.gather: found true for trainable: none; allowed: false",
@@ -372,7 +371,6 @@ def test_fingerprint():
         ({"encoder": {"gather": False}}, False, 1),
         ({"encoder": {"gather": False, "every": 4}}, False, 4),
         ({"encoder": {"trainable": "none"}}, False, 1),
-        ({"encoder": {"history_share": 0.5}}, False, 1),
         ({"layout": "pair"}, False, 1),
     ],
 )
