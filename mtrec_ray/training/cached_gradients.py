@@ -39,8 +39,8 @@ class CachedGradients:
     def state(self) -> dict[str, Tensor]:
         """The mean over ranks of what is gathered; every rank must call this.
 
-        Each rank goes on with the mean too, as it would after a restart: so a resumed run rounds
-        as an undisturbed one.
+        Each rank continues with that mean, as it would after a restart: a resumed run then rounds
+        like an undisturbed one.
         """
         met = sum_over_ranks(self.met.clone()).nonzero().squeeze(1)
         sums = sum_over_ranks(self.sums[met]) / world()[1]

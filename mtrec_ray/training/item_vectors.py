@@ -1,4 +1,4 @@
-"""Item vectors: each distinct text of a batch encoded once, frozen layers computed once for all.
+"""Item vectors: each distinct text of a batch is encoded once, frozen layers run once for all.
 
 All catalogues lie one after another; an item's place in them is its base plus its catalogue row.
 
@@ -224,8 +224,8 @@ class ItemVectors:
     def state(self) -> dict[str, Tensor]:
         """What the present vectors are made of beside the weights; every rank must call this.
 
-        Where ranks encode their own rows their caches differ; each goes on with the mean of all, as
-        it would after a restart.
+        Where each rank encodes its own rows the caches differ. Each rank continues with their mean,
+        as it would after a restart.
         """
         if self.cache is None or self.encoder.is_frozen:
             return {}

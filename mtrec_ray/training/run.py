@@ -83,7 +83,7 @@ def start_progress(plan: Plan, prepared: Prepared, saved: SavedRun | None) -> Pr
 
 @dataclass
 class Session:
-    """What this process notes of its own part of a run; no checkpoint holds it.
+    """What this process notes since it started; no checkpoint holds it.
 
     Attributes:
         repeated_steps: steps made again so far, since the last checkpoint did not have them.
