@@ -1,7 +1,7 @@
 """Gradients at cached item vectors, added up over steps, and the encoder's step from them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrec_ray.model.chunks import chunks
-from mtrec_ray.training.collectives import sum_over_ranks, world
+from mtrec_ray.training.collectives import gather_objects, sum_over_ranks, world
 
 if TYPE_CHECKING:
     from mtrec_ray.training.item_vectors import ItemVectors
@@ -36,27 +36,29 @@ class CachedGradients:
         self.num_steps = 0
         self._watched: list[tuple[Tensor, Tensor]] = []
 
-    def state(self) -> dict[str, Tensor]:
-        """The mean over ranks of what is gathered; every rank must call this.
-
-        Each rank continues with that mean, as it would after a restart: a resumed run then rounds
-        like an undisturbed one.
-        """
-        met = sum_over_ranks(self.met.clone()).nonzero().squeeze(1)
-        sums = sum_over_ranks(self.sums[met]) / world()[1]
-        self.sums[met], self.met[met] = sums, 1
+    def state(self) -> dict[str, Any]:
+        """What every rank has gathered; every rank must call this."""
+        met = self.met.nonzero().squeeze(1)
+        parts = gather_objects((met.cpu(), self.sums[met].cpu()))
         return {
-            "gathered_items": met.cpu(),
-            "gathered_sums": sums.cpu(),
-            "gathered_steps": torch.tensor(self.num_steps),
+            "gathered_items": [items for items, _ in parts],
+            "gathered_sums": [sums for _, sums in parts],
+            "gathered_steps": self.num_steps,
         }
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Resume from a `state`, whatever the number of ranks: each gets the mean."""
-        met = state["gathered_items"].to(self.sums.device)
-        self.sums[met] = state["gathered_sums"].to(self.sums)
-        self.met[met] = 1
-        self.num_steps = int(state["gathered_steps"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Resume from a `state`: each rank with its own sums, other numbers of ranks with the mean.
+
+        (The mean would do for the same number, too, but sums of floats would round otherwise.)
+        """
+        parts = list(zip(state["gathered_items"], state["gathered_sums"], strict=True))
+        rank, size = world()
+        shares = [parts[rank]] if size == len(parts) else parts
+        for items, sums in shares:
+            places = items.to(self.sums.device)
+            self.sums.index_add_(0, places, sums.to(self.sums) / len(shares))
+            self.met[places] = 1
+        self.num_steps = state["gathered_steps"]
 
     def watch(self, places: NDArray[np.int64], vectors: Tensor) -> Tensor:
         """The vectors as a leaf of the graph, whose gradient `collect` adds to the sums."""

@@ -8,6 +8,7 @@ Letters: n items in all, U distinct items of a batch, N samples, D encoder width
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -221,7 +222,7 @@ class ItemVectors:
             cache[places] = vectors
         self.cache = sum_over_ranks(cache)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Any]:
         """What the present vectors are made of beside the weights; every rank must call this.
 
         Where each rank encodes its own rows the caches differ. Each rank continues with their mean,
@@ -234,7 +235,7 @@ class ItemVectors:
         self.cache = sum_over_ranks(self.cache) / world()[1]
         return {"cache": self.cache.cpu()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Resume from a `state`."""
         if not state:
             return

@@ -6,6 +6,7 @@ process that has only imported (and has no threads yet): importing in each takes
 of the rest.
 """
 
+import copy
 import multiprocessing
 import sys
 import time
@@ -120,7 +121,7 @@ def resumed_gradients(rank: int, size: int, folder: Path, *, gather: bool) -> li
         one.gathered = CachedGradients(one) if gather else None
     vectors.refresh()
     take_steps(model, vectors, rank, size, gather=gather)
-    resumed.restore({name: value.clone() for name, value in vectors.state().items()})
+    resumed.restore(copy.deepcopy(vectors.state()))
     found = []
     for one, its in ((model, vectors), (again, resumed)):
         take_steps(one, its, rank, size, gather=gather)

@@ -320,6 +320,20 @@ def test_gathering_renews_the_cache_of_the_items_it_met():
     assert torch.equal(vectors.cache[others], old[others])
 
 
+def test_another_number_of_ranks_resumes_with_the_mean():
+    """One rank that resumes what two have gathered has the mean of both, as two would together."""
+    vectors = vectors_of("all")
+    gathered = CachedGradients(vectors)
+    items = [torch.tensor([1, 4]), torch.tensor([4, 7])]
+    sums = [torch.full((2, vectors.encoder.width), value) for value in (2.0, 6.0)]
+    gathered.restore({"gathered_items": items, "gathered_sums": sums, "gathered_steps": 3})
+    assert gathered.sums[[1, 4, 7], 0].tolist() == [1.0, 4.0, 3.0]
+    assert gathered.met.nonzero().squeeze(1).tolist() == [1, 4, 7]
+    assert gathered.num_steps == 3
+    (again,) = gathered.state()["gathered_items"]
+    assert again.tolist() == [1, 4, 7]
+
+
 # --- frozen layers on disk -------------------------------------------------------------------
 
 
