@@ -29,15 +29,16 @@ from benchmarks.common import TOP, write_result
 from benchmarks.local import prepared_by_process
 from jobs.common import teller
 from mtrec_ray.data import storage as files
-from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.shards import Arrays
+from mtrec_ray.data.prepared import Prepared, PreparedScenario
+from mtrec_ray.data.shards import Arrays, read_rows
 from mtrec_ray.evaluation.metrics import binary_metrics, regression_metrics
 from mtrec_ray.progress import Log
 from mtrec_ray.project.load import load_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.training.teacher import Columns, Examples, batches, fit_trees, popularity
+from mtrec_ray.training.teacher import Columns, Examples, fit_trees
 
+BATCH_ROWS = 65_536
 MEASURED = ("valid", "test")
 NAMES = ("popularity", "lightgbm", "lightgbm_text")
 
@@ -76,6 +77,17 @@ def tables(
         ]
         found = [np.concatenate(c) for c in zip(*parts, strict=True)]
         yield split, Table(*found, num_categorical=columns.num_categorical)
+
+
+def batches(prepared: Prepared, name: str, split: str) -> Iterator[Arrays]:
+    """All rows of a scenario's split."""
+    return read_rows(prepared.shard_paths(name, split), BATCH_ROWS, 0, 10**12)
+
+
+def popularity(facts: PreparedScenario, rows: Arrays) -> np.ndarray:
+    """f32[N, T]: the column that ranks items by popularity for each task."""
+    columns = [facts.numeric_names.index(facts.popularity[t]) for t in facts.tasks]
+    return rows["numeric"][:, columns]
 
 
 def first(parts: Iterator[Arrays], rows: int | None) -> Iterator[Arrays]:

@@ -12,7 +12,6 @@ catalogues with a long tail, all variants in one call on the same machine:
     rerun       the same, chunks run again in the backward pass (bounded memory)
     top_1       only the top layer learns, the output of the others per item is cached
     lora_2      LoRA on the top two layers, the others cached
-    share       top_1, and only candidates and a tenth of the history carry gradients
     every_8     top_1, and the encoder learns in every 8th step, from that step's rows
     gather_8    top_1, and the encoder learns in every 8th step, from all 8 steps' gradients
     carry_8     the same for the 2,048 items with the longest gradients, those of the others wait
@@ -59,7 +58,7 @@ from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.training.build import autocast_for
 from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.item_vectors import ItemVectors
-from mtrec_ray.training.losses import loss_weights
+from mtrec_ray.training.losses import weight_tensor
 from mtrec_ray.training.optim import build_optimizer
 from mtrec_ray.training.step import Forward, accumulate, wrap
 
@@ -75,7 +74,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rerun": {"encoder": ALL | {"rerun": True}},
     "top_1": {"encoder": TOP},
     "lora_2": {"encoder": {"trainable": "lora", "lora": {"layers": 2}, "every": 1}},
-    "share": {"encoder": TOP | {"history_share": 0.1, "max_age": 16}},
     "every_8": {"encoder": TOP | {"every": 8, "gather": False}},
     "gather_8": {"encoder": TOP | {"every": 8, "gather_items": None}},
     "carry_8": {"encoder": TOP | {"every": 8, "gather_items": 2048}},
@@ -224,17 +222,13 @@ class Measured:
         self.frozen_seconds = time.monotonic() - started
         if cell.variant == "distinct":
             setattr(self.vectors, "run", pad_all(self.vectors))  # noqa: B010
-        if (
-            options.encoder.trainable == "none"
-            or options.encoder_every > 1
-            or cell.variant == "share"
-        ):
+        if options.encoder.trainable == "none" or options.encoder_every > 1:
             self.vectors.refresh()
         if options.gathers:
             self.vectors.gathered = CachedGradients(self.vectors)
         self.optimizer = build_optimizer(self.model, self.project.training)
         self.module = wrap(Forward(self.model, self.vectors), some_unused=options.encoder_every > 1)
-        self.weights = torch.tensor(list(loss_weights(self.project.scenarios).values()))
+        self.weights = weight_tensor(self.facts, self.project.scenarios)
         self.number = 0
         self.distinct = self.real = self.padded = 0
 

@@ -4,8 +4,9 @@
 
 A Ray of three nodes on this machine: a head without workers, and two nodes with one each. For every
 seed, a small run is trained undisturbed, and once more with every fault at a random step, one after
-another (`benchmarks/faulty.py`). Then a run of one or two workers loses a node for good. `--quick`
-is one seed. The rows that count are those of the last time that a step was made:
+another (`benchmarks/faulty.py`). The top layer of its encoder learns from gathered gradients. Then
+a run of one or two workers loses a node for good. `--quick` is one seed. The rows that count are
+those of the last time that a step was made:
 
     rows_lost, rows_twice       against the undisturbed run's, step by step
     weight_difference           largest of the final weights, relative to the largest weight
@@ -65,7 +66,7 @@ def small_project(num_workers: int | list[int]) -> Project:
     tree = load_project(TOP / "jobs" / "quickstart.yaml").dump()
     tree["sample_world"] |= {"users": 200, "items": 60, "events": 2500}
     tree["model"] |= {"width": 16, "hidden": [32, 16], "head_hidden": 8}
-    tree["model"]["encoder"] |= {"trainable": "none", "max_tokens": 16}
+    tree["model"]["encoder"] |= {"trainable": "top_k", "top_k": 1, "max_tokens": 16}
     tree["training"] |= {
         "epochs": EPOCHS, "batch_size": BATCH, "rows_per_epoch": BATCH * STEPS, "patience": EPOCHS,
         "alpha": 0.5,

@@ -85,7 +85,7 @@ def faulty_worker(folder: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def note_rows(plan: Plan, path: Path, at: dict[str, Any]) -> None:
     """Note the rows of each step once it is done."""
-    take, train_step = BatchComposer.take, RankRun.train_step
+    take, train_step = BatchComposer.next_batch, RankRun.train_step
 
     def noting_take(feed: BatchComposer) -> Any:
         found = take(feed)
@@ -94,17 +94,17 @@ def note_rows(plan: Plan, path: Path, at: dict[str, Any]) -> None:
         return found
 
     def noting_step(run: RankRun) -> Any:
-        at.update(step=run.step, rows={})
+        at.update(step=run.progress.step, rows={})
         result = train_step(run)
         line = {"time": time.time(), "size": run.size, "rank": run.rank, **at}
         with path.open("a") as notes:
             notes.write(json.dumps(line) + "\n")
         if run.rank == 0:
-            (plan.folder / "step").write_text(str(run.step))
+            (plan.folder / "step").write_text(str(run.progress.step))
         time.sleep(PAUSE)
         return result
 
-    mock.patch.object(BatchComposer, "take", noting_take).start()
+    mock.patch.object(BatchComposer, "next_batch", noting_take).start()
     mock.patch.object(RankRun, "train_step", noting_step).start()
 
 
@@ -127,7 +127,7 @@ def fail_in_step(plan: Plan) -> None:
     learn = RankRun.learn
 
     def failing_learn(run: RankRun, result: Any) -> None:
-        number = plan.due("step", run.step, run.rank)
+        number = plan.due("step", run.progress.step, run.rank)
         if number is not None:
             die(plan, number)
         learn(run, result)

@@ -78,7 +78,7 @@ def of_feed(prepared: Prepared, kind: str, own: dict[str, int], number: int) -> 
     feed = BatchComposer(prepared, own, 0, (0, 1))
     feed.open(source.read, number)
     while True:
-        yield feed.take()
+        yield feed.next_batch()
 
 
 def pause(prepared: Prepared, own: dict[str, int], came: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from mtrec_ray.data.shards import Arrays, to_arrays
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint, loop
-from mtrec_ray.training.batches import OpenRows, pick
+from mtrec_ray.training.batches import OpenRows, concatenate
 from mtrec_ray.training.build import build_model, cache_folder
 from mtrec_ray.training.validation import score_split
 
@@ -38,13 +38,15 @@ class Host:
         self.best = float("inf")
 
     @property
-    def reader(self) -> OpenRows:
+    def open_rows(self) -> OpenRows:
         """Training rows from memory."""
         return lambda wanted: {n: self._parts(n, own.pieces) for n, own in wanted.items()}
 
     def _parts(self, scenario: str, pieces: Iterator[Slice]) -> Iterator[Arrays]:
         shards = self.shards(scenario)
-        return (pick(shards, piece) for piece in pieces)
+        for piece in pieces:
+            cuts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in piece.segments]
+            yield {k: v[piece.order] for k, v in concatenate(cuts).items()}
 
     def shards(self, scenario: str) -> list[Arrays]:
         """The scenario's training rows, shard by shard, read once."""
@@ -57,11 +59,11 @@ class Host:
         """Never."""
         return False
 
-    def started(self, step: int) -> int:
+    def note_start(self, step: int) -> int:
         """Nothing was done before."""
         return 0
 
-    def reached(self, step: int) -> None:
+    def note_step(self, step: int) -> None:
         """Nothing is noted."""
 
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
@@ -73,7 +75,7 @@ class Host:
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
         """Nobody is shown."""
 
-    def restore(self) -> Path | None:
+    def checkpoint_folder(self) -> Path | None:
         """There is nothing to go on from."""
         return None
 

@@ -9,7 +9,7 @@ meanwhile. Variants, by what of the model they set:
     plain       text only: cross encoder in a Hugging Face `Trainer` (`plain.py`), capped rows
     text_*      text only: this model without statistics and ids
     *           the whole model
-    frozen, every_8, gather_8, carry_8, top_1, share    as in `benchmarks/encoder.py`
+    frozen, every_8, gather_8, carry_8, top_1    as in `benchmarks/encoder.py`
     NAME_carry_8    the top 2 layers, LoRA on them, or all layers learn as in carry_8
 
 `speedup_at_equal_auc` of a variant is the plain way's whole time over the time at which the
@@ -60,7 +60,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "every_8": TOP_1 | {"every": 8},
     "gather_8": TOP_1 | {"every": 8, "gather": True},
     "carry_8": TOP_1 | CARRY_8,
-    "share": TOP_1 | {"history_share": 0.1, "max_age": 16},
     "top_1": TOP_1,
     "top_2_carry_8": CARRY_8 | {"trainable": "top_k", "top_k": 2},
     "lora_2_carry_8": CARRY_8 | {"trainable": "lora"},
@@ -101,7 +100,7 @@ def jobs(*, quick: bool) -> list[Job]:
     text = [Job("text_carry_8", 131_072, 16_384, 3), Job("text_frozen", 131_072, 32_768)]
     whole = [Job(v, 131_072, 32_768, 3) for v in ("frozen", "carry_8")]
     others = ("every_8", "gather_8", "top_2_carry_8", "lora_2_carry_8")
-    slow = [Job("share", 32_768, 16_384), Job("top_1", 16_384, 8_192)]
+    slow = [Job("top_1", 16_384, 8_192)]
     return [
         Job("plain", 4_096, 2_048), *text, *whole, *(Job(v, 131_072, 32_768) for v in others),
         *slow, Job("all_carry_8", 65_536, 32_768),
@@ -146,10 +145,10 @@ def run_ours(
         loop.train_epoch(run)
         run.vectors.refresh()
         spent += time.monotonic() - started
-        run.epoch += 1
+        run.progress.epoch += 1
         metrics = validate(run.model, run.vectors, mine, "valid")
         curve.seconds.append(spent)
-        curve.rows.append(run.rows_seen[scenario])
+        curve.rows.append(run.progress.rows_seen[scenario])
         curve.auc.append(mean_auc(metrics[scenario]))
         moved = [(run.model.encoder.get_parameter(n) - p).norm() ** 2 for n, p in before.items()]
         norm = [

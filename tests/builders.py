@@ -19,6 +19,7 @@ import torch
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.columns import fixed_list
+from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, Shard, load_prepared
 from mtrec_ray.data.shards import LISTS, SCALARS, Arrays
 from mtrec_ray.model.encoder import TextEncoder
@@ -27,6 +28,7 @@ from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.model import Encoder, Model
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.training.batches import concatenate
 from mtrec_ray.training.item_vectors import ItemVectors
 
 NUM_USERS, NUM_ITEMS, HISTORY = 12, 30, 4
@@ -167,6 +169,12 @@ def make_labels(rng: np.random.Generator, facts: PreparedScenario, num_rows: int
 def take(arrays: Arrays, rows: slice | np.ndarray) -> Arrays:
     """Some of the rows."""
     return {name: values[rows] for name, values in arrays.items()}
+
+
+def pick(shards: Sequence[Arrays], piece: Slice) -> Arrays:
+    """The rows of a piece, of shards in memory."""
+    parts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in piece.segments]
+    return {k: v[piece.order] for k, v in concatenate(parts).items()}
 
 
 def small_model(trainable: str = "all", **fields: Any) -> Model:

@@ -196,12 +196,10 @@ class ReadPlan:
     """Rows of a scenario that a rank will take.
 
     Attributes:
-        shard_rows: rows of its shards.
         pieces: pieces of them, without end.
         rows_per_batch, num_rows: how many it takes at a time, and in all.
     """
 
-    shard_rows: tuple[int, ...]
     pieces: Iterator[Slice]
     rows_per_batch: int
     num_rows: int

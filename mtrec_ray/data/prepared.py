@@ -27,7 +27,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class TeacherLabels:
-    """Where a teacher's predictions lie, `NAME/*.parquet`, and their share in the labels."""
+    """Where a teacher's predictions lie, `NAME/*.parquet`, and their share in the training labels.
+
+    `training/teacher_labels.py` mixes them into the labels of a batch.
+    """
 
     folder: str
     share: float
@@ -117,22 +120,13 @@ class Prepared:
             found[name] = replace(facts, shards=facts.shards | {"train": cut})
         return replace(self, scenarios=found)
 
-    def train_shards(self, name: str) -> list["TrainShard"]:
+    def train_shards(self, name: str) -> list[TrainShard]:
         """A scenario's training shards, with the teacher's predictions where there is one."""
-        facts = self.scenarios[name]
-        parents = {facts.given[task] for task in facts.entire}
-        soft = [task not in parents for task in facts.tasks]
-        return [
-            TrainShard(
-                path,
-                storage.join(self.taught.folder, name, path.rsplit("/", 1)[1])
-                if self.taught
-                else "",
-                self.taught.share if self.taught else 0.0,
-                tuple(soft),
-            )
-            for path in self.shard_paths(name, "train")
-        ]
+        paths = self.shard_paths(name, "train")
+        if self.taught is None:
+            return [TrainShard(path) for path in paths]
+        folder = storage.join(self.taught.folder, name)
+        return [TrainShard(p, storage.join(folder, p.rsplit("/", 1)[1])) for p in paths]
 
     def catalogue(self, name: str) -> Catalogue:
         """The catalogue of a scenario, read from disk."""

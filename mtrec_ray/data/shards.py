@@ -1,4 +1,4 @@
-"""Shards of prepared rows, and catalogues of predictions beside them, as numpy arrays."""
+"""Shards of prepared rows, and a teacher's predictions beside them, as numpy arrays."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,44 +19,31 @@ SCALARS = ("row", "user", "person", "item", "time")
 Arrays = dict[str, np.ndarray]
 
 
+# The column of a teacher's predictions, f32[N, T], beside the columns of prepared rows.
+TEACHER = "teacher"
+
+
 @dataclass(frozen=True)
 class TrainShard:
-    """A shard of training rows and the file of its teacher's predictions (none: empty).
-
-    Attributes:
-        soft: by task, whether its label is mixed: not that of a parent whose child is trained over
-            the entire space, which must be 0 or 1.
-    """
+    """A shard of training rows, and the file of its teacher's predictions (none: empty)."""
 
     path: str
-    taught: str
-    share: float
-    soft: tuple[bool, ...]
+    teacher_path: str = ""
 
     def read(self, start: int = 0, stop: int | None = None) -> pa.Table:
-        """Rows start..stop, by default all."""
+        """Rows start..stop, by default all, with the teacher's predictions as a column."""
         table = read_cut(self.path, start, stop)
-        if not self.taught:
+        if not self.teacher_path:
             return table
-        labels = matrix(table.column("labels"))
-        predicted = matrix(read_cut(self.taught, start, stop).column("taught"))
-        mixed = mix_labels(labels, predicted, self.share, np.array(self.soft))
-        place = table.column_names.index("labels")
-        return table.set_column(place, table.schema.field(place), fixed_list(mixed))
-
-
-def mix_labels(
-    labels: np.ndarray, predicted: np.ndarray, share: float, soft: np.ndarray
-) -> np.ndarray:
-    """f32[N, T]: labels with a share of the predictions, of soft tasks where there is one."""
-    mixed = (1 - share) * labels + share * predicted
-    return np.where(np.isfinite(predicted) & soft, mixed, labels).astype(np.float32)
+        predictions = read_cut(self.teacher_path, start, stop).column(TEACHER)
+        return table.append_column(TEACHER, predictions)
 
 
 def to_arrays(table: pa.Table) -> Arrays:
     """Columns of samples as arrays: [N] for numbers, [N, k] for lists."""
     arrays = {c: table.column(c).to_numpy() for c in SCALARS}
-    return arrays | {c: matrix(table.column(c)) for c in LISTS}
+    lists = [*LISTS, TEACHER] if TEACHER in table.column_names else LISTS
+    return arrays | {c: matrix(table.column(c)) for c in lists}
 
 
 def read_rows(paths: Sequence[str], batch_rows: int, start: int, stop: int) -> Iterator[Arrays]:
@@ -90,6 +77,6 @@ def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
         return table.slice(start - int(ends[first]) + sizes[first], stop - start)
 
 
-def write_teacher_labels(path: str, predicted: np.ndarray) -> None:
+def write_predictions(path: str, predicted: np.ndarray) -> None:
     """Write a teacher's predictions f32[N, T] of a shard's rows, in their order."""
-    storage.write_table(path, pa.table({"taught": fixed_list(predicted)}))
+    storage.write_table(path, pa.table({TEACHER: fixed_list(predicted)}))

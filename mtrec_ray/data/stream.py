@@ -68,8 +68,9 @@ def object_store_bytes() -> float:
 
 
 def rows_in_memory(prepared: Prepared) -> int:
-    """Bytes of all training rows as Arrow tables."""
-    return sum(f.num_rows("train") * f.row_bytes for f in prepared.scenarios.values())
+    """Bytes of all training rows as Arrow tables, with the teacher's predictions."""
+    facts, teaches = prepared.scenarios.values(), prepared.taught is not None
+    return sum(f.num_rows("train") * (f.row_bytes + teaches * 4 * len(f.tasks)) for f in facts)
 
 
 def store_shards(shards: list[TrainShard]) -> list[Ref]:
@@ -84,12 +85,7 @@ def store_shards(shards: list[TrainShard]) -> list[Ref]:
 
 def read_shard(row: dict[str, Any]) -> dict[str, Any]:
     """All rows of a shard as an Arrow stream, in a Ray task."""
-    return {"payload": packed(shard_of(json.loads(row["shard"])).read())}
-
-
-def shard_of(tree: dict[str, Any]) -> TrainShard:
-    """The shard of plain values."""
-    return TrainShard(**{**tree, "soft": tuple(tree["soft"])})
+    return {"payload": packed(TrainShard(**json.loads(row["shard"])).read())}
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ def read_slice(row: dict[str, Any]) -> dict[str, Any]:
     """The rows of a piece as an Arrow stream, in a Ray task."""
     spec = json.loads(row["spec"])
     piece = Slice.of(spec)
-    cuts = [shard_of(spec["shards"][str(i)]).read(a, b) for i, a, b in piece.segments]
+    cuts = [TrainShard(**spec["shards"][str(i)]).read(a, b) for i, a, b in piece.segments]
     table = pa.concat_tables(cuts).take(piece.order).combine_chunks()
     return {"scenario": spec["scenario"], "payload": packed(table)}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.mistakes import mistakes_of

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from mtrec_ray.project.base import Section, Share
+from mtrec_ray.project.base import Section
 
 
 class Lora(Section):
@@ -55,15 +55,6 @@ class Encoder(Section):
         default=2048,
         description="Items that the encoder learns from at a time, those with the largest "
         "gradients first; the others wait. null: all.",
-    )
-    history_share: Share = Field(
-        default=1.0,
-        description="Share of history items with a gradient into the encoder; the others come from "
-        "the cache.",
-    )
-    max_age: PositiveInt | None = Field(
-        default=None,
-        description="Oldest cached vector in use, in steps of the encoder. null: any age.",
     )
     rerun: bool = Field(
         default=False,
@@ -150,10 +141,10 @@ class Model(Section):
     def check_layout(self) -> Iterator[str]:
         """Yields a line for pairs with an option that needs cached item vectors."""
         encoder = self.encoder
-        if self.layout == "pair" and (encoder.gather or encoder.history_share < 1):
+        if self.layout == "pair" and encoder.gather:
             yield (
-                "layout: found pair with encoder.gather or encoder.history_share; allowed: vectors "
-                "(a pair has no item vectors that could be cached)"
+                "layout: found pair with encoder.gather; allowed: vectors (a pair has no item "
+                "vectors that could be cached)"
             )
 
     def check_gather(self) -> Iterator[str]:
@@ -167,8 +158,7 @@ class Model(Section):
         encoder = self.encoder
         if encoder.gather is not None:
             return encoder.gather
-        possible = self.layout == "vectors" and encoder.history_share == 1
-        return possible and encoder.trainable != "none" and encoder.every != 1
+        return self.layout == "vectors" and encoder.trainable != "none" and encoder.every != 1
 
     @property
     def encoder_every(self) -> int:

@@ -30,8 +30,6 @@ FIELDS_OF_LEARNING: tuple[str, ...] = (
     "model.encoder.every",
     "model.encoder.gather",
     "model.encoder.gather_items",
-    "model.encoder.history_share",
-    "model.encoder.max_age",
 )
 
 

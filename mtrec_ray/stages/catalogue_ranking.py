@@ -23,26 +23,18 @@ from mtrec_ray.evaluation.catalogue_ranking import (
     ranking_metrics,
     top,
 )
-from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.ranker import Ranker, seen_mask
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
-from mtrec_ray.training.build import autocast_for, cache_folder
-from mtrec_ray.training.item_vectors import ItemVectors
+from mtrec_ray.training.build import pretrained_vectors
 
 
-@torch.no_grad()
-def frozen_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.float32]:
+def unit_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.float32]:
     """f32[n, D]: unit vectors of the items' texts by the pretrained encoder as it came."""
-    options = project.model.encoder.model_copy(update={"trainable": "none", "gather": None})
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
-    encoder = TextEncoder(options).to(device).eval()
-    catalogues = {name: prepared.catalogue(name)}
-    vectors = ItemVectors(encoder, catalogues, device, autocast_for(device, "auto"))
-    vectors.compute_frozen(cache_folder(project))
-    assert vectors.cache is not None
-    return torch.nn.functional.normalize(vectors.cache, dim=1).cpu().numpy()
+    vectors = pretrained_vectors(project, prepared, name, device)
+    return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
 
 
 def rank_for_test_users(
@@ -70,7 +62,7 @@ def rank_for_test_users(
         return None
     ranker = Ranker(trained_model, name, vectors, items)
     popular = popularity(prepared, name, task)
-    texts = frozen_vectors(source, prepared, name)
+    texts = unit_vectors(source, prepared, name)
     ranked: dict[str, list[NDArray[np.int64]]] = {"model": [], "popularity": [], "neighbours": []}
     start = 0
     for block in blocks(users, ranker.users_per_block):

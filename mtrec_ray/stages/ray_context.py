@@ -34,7 +34,7 @@ class RayTrainContext:
         self.copy = tempfile.TemporaryDirectory()  # of the checkpoint to go on from
 
     @property
-    def reader(self) -> OpenRows:
+    def open_rows(self) -> OpenRows:
         """The rows from the object store, or streamed."""
         return self.source.read
 
@@ -50,15 +50,15 @@ class RayTrainContext:
         """Whether Ray has been told that a node of the workers is about to go (a barrier)."""
         return ray.train.get_preemption_info() is not None
 
-    def started(self, step: int) -> int:
+    def note_start(self, step: int) -> int:
         """Compare with the furthest step in the run's folder; returns the steps done again."""
         path = storage.join(self.folder, REACHED)
         before = storage.read_json(path) if storage.exists(path) else {"step": 0, "redone": 0}
         self.redone = before["redone"] + max(before["step"] - step, 0)
-        self.reached(step)
+        self.note_step(step)
         return self.redone
 
-    def reached(self, step: int) -> None:
+    def note_step(self, step: int) -> None:
         """Keep the step in the run's folder; a storage that fails does not stop the run."""
         with suppress(OSError):
             note = {"step": step, "redone": self.redone}
@@ -69,7 +69,7 @@ class RayTrainContext:
         with suppress(OSError):
             write_curves(curve, storage.join(self.folder, "tensorboard"))
 
-    def restore(self) -> Path | None:
+    def checkpoint_folder(self) -> Path | None:
         """The latest checkpoint of this run's name, copied to this node."""
         held = ray.train.get_checkpoint()
         return Path(held.to_directory(self.copy.name)) if held else None

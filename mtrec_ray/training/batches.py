@@ -1,32 +1,29 @@
-"""Numbers of a run that follow from the project and the data."""
+"""Composed batches: how many rows of each scenario, and the streams that they are taken from."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mtrec_ray.data.order import (
-    PassOrder,
-    RankProgress,
-    ReadPlan,
-    Remaining,
-    Slice,
-    Span,
-    window_rows,
-)
+from mtrec_ray.data.order import PassOrder, RankProgress, ReadPlan, Remaining, Span, window_rows
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.project.project import Project
+from mtrec_ray.training.teacher_labels import with_teacher_labels
 
 
 @dataclass
 class Plan:
-    """Numbers of a run that follow from the project and the data."""
+    """Numbers of a run that follow from the project and the data.
+
+    Attributes:
+        quotas: rows of each scenario in a rank's micro-batch.
+        sampling_shares: of each scenario in the rows; `loss_shares`: in the weights of the loss.
+    """
 
     quotas: dict[str, int]
     steps_per_epoch: int
-    num_steps: int
     sampling_shares: dict[str, float]
     loss_shares: dict[str, float]
 
@@ -39,20 +36,18 @@ def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
     """
     options = project.training
     rows = {n: f.num_rows("train") for n, f in prepared.scenarios.items()}
-    own = quotas(rows, options.batch_size // (world_size * options.accumulation), options.alpha)
-    real_batch = sum(own.values()) * world_size * options.accumulation
-    steps = max(-(-(options.rows_per_epoch or sum(rows.values())) // real_batch), 1)
+    each = quotas(rows, options.batch_size // (world_size * options.accumulation), options.alpha)
+    global_batch = sum(each.values()) * world_size * options.accumulation
     total = sum(s.weight for s in project.scenarios.values())
     return Plan(
-        quotas=own,
-        steps_per_epoch=steps,
-        num_steps=steps * options.epochs,
-        sampling_shares={n: q / sum(own.values()) for n, q in own.items()},
-        loss_shares={n: s.weight / total for n, s in project.scenarios.items()},
+        quotas=each,
+        steps_per_epoch=max(-(-(options.rows_per_epoch or sum(rows.values())) // global_batch), 1),
+        sampling_shares={n: q / sum(each.values()) for n, q in each.items()},
+        loss_shares={n: project.scenarios[n].weight / total for n in prepared.scenarios},
     )
 
 
-# Opens the wanted rows of each scenario: the rows of each piece, in its order.
+# Opens the rows of each scenario that a rank will take: the rows of each piece, in its order.
 OpenRows = Callable[[Mapping[str, ReadPlan]], Mapping[str, Iterator[Arrays]]]
 
 
@@ -65,22 +60,24 @@ class Stream:
 
     def take(self, num_rows: int) -> Arrays:
         """The next rows; a pass that ends runs into the next."""
-        found: list[Arrays] = []
+        taken: list[Arrays] = []
         missing = num_rows
         while missing:
-            rest = self._rest if self._rest is not None else next(self.parts)
-            have = len(rest["row"])
-            found.append({k: v[:missing] for k, v in rest.items()})
-            self._rest = {k: v[missing:] for k, v in rest.items()} if have > missing else None
+            part = self._rest if self._rest is not None else next(self.parts)
+            have = len(part["row"])
+            taken.append({k: v[:missing] for k, v in part.items()})
+            self._rest = {k: v[missing:] for k, v in part.items()} if have > missing else None
             missing -= min(have, missing)
-        return concatenate(found)
+        return concatenate(taken)
 
 
 class BatchComposer:
-    """The streams of a rank, and where all ranks stand in each scenario.
+    """Composes a rank's batches of rows of every scenario.
 
     Attributes:
-        courses: by scenario; the same on every rank, since every rank takes as many rows.
+        orders: of each scenario's passes.
+        progress: how far all ranks are in each scenario; the same on every rank, since every rank
+            takes as many rows.
     """
 
     def __init__(
@@ -91,70 +88,70 @@ class BatchComposer:
         world: tuple[int, int],
         state: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.quotas = dict(quotas)
+        self.facts, self.quotas = prepared.scenarios, dict(quotas)
+        self.teacher_share = prepared.taught.share if prepared.taught else 0.0
         self.rank, self.size = world
         self.orders: dict[str, PassOrder] = {}
-        self.courses: dict[str, RankProgress] = {}
+        self.progress: dict[str, RankProgress] = {}
         self.streams: dict[str, Stream] = {}
-        for name, facts in prepared.scenarios.items():
+        for name, facts in self.facts.items():
             shard_rows = tuple(s.rows for s in facts.shards["train"])
-            num_rows, stands = sum(shard_rows), (state or {}).get(name)
-            window = stands["window"] if stands else window_rows(num_rows, self.size)
+            saved = state[name] if state is not None else None
+            window = saved["window"] if saved else window_rows(sum(shard_rows), self.size)
             self.orders[name] = PassOrder(shard_rows, seed, window)
-            course = (
-                progress_from_state(stands, num_rows)
-                if stands
-                else RankProgress(num_rows, self.size)
-            )
-            self.courses[name] = course.taken_up(self.size)
+            self.progress[name] = resumed_progress(saved, sum(shard_rows), self.size)
 
-    def open(self, reader: OpenRows, num_batches: int) -> None:
-        """Open the streams where the courses stand, for so many batches."""
-        wanted = {
+    def open(self, open_rows: OpenRows, num_batches: int) -> None:
+        """Open the streams from the present progress on, for so many batches."""
+        plans = {
             name: ReadPlan(
-                order.shard_rows,
-                order.pieces(self.courses[name].spans(self.rank)),
-                self.quotas[name],
-                self.quotas[name] * num_batches,
+                pieces=order.pieces(self.progress[name].spans(self.rank)),
+                rows_per_batch=self.quotas[name],
+                num_rows=self.quotas[name] * num_batches,
             )
             for name, order in self.orders.items()
         }
-        self.streams = {name: Stream(parts) for name, parts in reader(wanted).items()}
+        self.streams = {name: Stream(parts) for name, parts in open_rows(plans).items()}
 
-    def take(self) -> dict[str, Arrays]:
-        """The rows of a micro-batch by scenario."""
-        found = {name: self.streams[name].take(quota) for name, quota in self.quotas.items()}
+    def next_batch(self) -> dict[str, Arrays]:
+        """The rows of a micro-batch by scenario, their labels mixed with the teacher's."""
+        batch = {name: self._take(name, quota) for name, quota in self.quotas.items()}
         for name, quota in self.quotas.items():
-            course = self.courses[name]
-            self.courses[name] = replace(course, taken=course.taken + quota)
-        return found
+            progress = self.progress[name]
+            self.progress[name] = replace(progress, taken=progress.taken + quota)
+        return batch
+
+    def _take(self, name: str, num_rows: int) -> Arrays:
+        rows = self.streams[name].take(num_rows)
+        return with_teacher_labels(self.facts[name], rows, self.teacher_share)
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Where all ranks stand, as plain values."""
+        """The progress of all ranks, as plain values."""
         return {
             name: {
                 "window": self.orders[name].window,
-                "size": course.size,
-                "taken": course.taken,
-                "rests": [[s.number, s.low, s.high] for s in course.left.rests],
-                "next_pass": course.left.next_pass,
+                "size": progress.size,
+                "taken": progress.taken,
+                "rests": [[s.number, s.low, s.high] for s in progress.left.rests],
+                "next_pass": progress.left.next_pass,
             }
-            for name, course in self.courses.items()
+            for name, progress in self.progress.items()
         }
 
 
-def progress_from_state(state: Mapping[str, Any], num_rows: int) -> RankProgress:
-    """The course of `Feed.state`."""
-    rests = tuple(Span(*span) for span in state["rests"])
+def resumed_progress(saved: Mapping[str, Any] | None, num_rows: int, size: int) -> RankProgress:
+    """Where `size` ranks start: at the first row, or where the ranks of a saved state stopped."""
+    if saved is None:
+        return RankProgress(num_rows, size)
+    return progress_from_state(saved, num_rows).taken_up(size)
+
+
+def progress_from_state(saved: Mapping[str, Any], num_rows: int) -> RankProgress:
+    """The progress of a scenario in `BatchComposer.state`."""
+    rests = tuple(Span(*span) for span in saved["rests"])
     return RankProgress(
-        num_rows, state["size"], state["taken"], Remaining(rests, state["next_pass"])
+        num_rows, saved["size"], saved["taken"], Remaining(rests, saved["next_pass"])
     )
-
-
-def pick(shards: Sequence[Arrays], piece: Slice) -> Arrays:
-    """The rows of a piece, of shards in memory."""
-    parts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in piece.segments]
-    return {k: v[piece.order] for k, v in concatenate(parts).items()}
 
 
 def concatenate(parts: list[Arrays]) -> Arrays:

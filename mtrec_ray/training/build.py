@@ -1,10 +1,12 @@
 """A project's model on a device, in its precision, with its item vectors."""
 
+import os
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.tokens import special_tokens
@@ -47,5 +49,21 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def cache_folder(project: Project) -> Path:
-    """Where this node keeps outputs of frozen layers."""
-    return Path(project.run.cache_folder or Path(tempfile.gettempdir()) / "mtrec_ray" / "frozen")
+    """Where this node keeps output of frozen layers: by default a folder for each of its users."""
+    if project.run.cache_folder:
+        return Path(project.run.cache_folder)
+    return Path(tempfile.gettempdir()) / f"mtrec_ray-{os.getuid()}" / "frozen"
+
+
+@torch.no_grad()
+def pretrained_vectors(
+    project: Project, prepared: Prepared, name: str, device: torch.device
+) -> Tensor:
+    """f32[n, D]: vectors of a scenario's items by the pretrained encoder, in training precision."""
+    options = project.model.encoder.model_copy(update={"trainable": "none"})
+    encoder = TextEncoder(options).to(device).eval()
+    autocast = autocast_for(device, project.training.precision)
+    vectors = ItemVectors(encoder, {name: prepared.catalogue(name)}, device, autocast)
+    vectors.compute_frozen(cache_folder(project))
+    assert vectors.cache is not None
+    return vectors.cache

@@ -1,7 +1,7 @@
 """Gradients at cached item vectors, added up over steps, and the encoder's step from them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrec_ray.model.chunks import chunks
-from mtrec_ray.training.collectives import sum_over_ranks, world
+from mtrec_ray.training.collectives import gather_objects, sum_over_ranks, world
 
 if TYPE_CHECKING:
     from mtrec_ray.training.item_vectors import ItemVectors
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 class CachedGradients:
     """Gradients that cached item vectors get over some steps, and the encoder's step from them.
 
-    The layers above learn in every step from the cache. What their backward pass leaves at the
-    vectors is added up; then one pass over the items that were met, shared among the ranks, takes
-    it into the encoder, however many samples there were. Its vectors are at most that many steps
-    older than its weights.
+    The layers above learn in every step from the cache. Their backward pass leaves gradients at the
+    vectors, which are summed over steps; then one pass over the items that were met, shared among
+    the ranks, takes the sums into the encoder, however many samples there were. Cached vectors are
+    at most that many steps older than the encoder's weights.
 
     Attributes:
-        sums: f32[n, D], mean over ranks of the gradients, added over steps.
-        met: bool[n], items that were met.
+        sums: f32[n, D], this rank's gradients, summed over steps; the mean over ranks counts.
+        met: f32[n], 1 for items that this rank met.
+        num_steps: how many steps are in the sums.
     """
 
     def __init__(self, vectors: "ItemVectors") -> None:
@@ -35,31 +36,38 @@ class CachedGradients:
         self.num_steps = 0
         self._watched: list[tuple[Tensor, Tensor]] = []
 
-    def state(self) -> dict[str, Tensor]:
-        """Means over ranks of what is gathered; every rank must call this."""
-        met = sum_over_ranks(self.met.clone()).nonzero().squeeze(1)
-        sums = sum_over_ranks(self.sums[met]) / world()[1]
+    def state(self) -> dict[str, Any]:
+        """What every rank has gathered; every rank must call this."""
+        met = self.met.nonzero().squeeze(1)
+        parts = gather_objects((met.cpu(), self.sums[met].cpu()))
         return {
-            "gathered_items": met.cpu(),
-            "gathered_sums": sums.cpu(),
-            "gathered_steps": torch.tensor(self.num_steps),
+            "gathered_items": [items for items, _ in parts],
+            "gathered_sums": [sums for _, sums in parts],
+            "gathered_steps": self.num_steps,
         }
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`, whatever the number of ranks: the mean on each."""
-        met = state["gathered_items"].to(self.sums.device)
-        self.sums[met] = state["gathered_sums"].to(self.sums)
-        self.met[met] = 1
-        self.num_steps = int(state["gathered_steps"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Resume from a `state`: each rank with its own sums, other numbers of ranks with the mean.
+
+        (The mean would do for the same number, too, but sums of floats would round otherwise.)
+        """
+        parts = list(zip(state["gathered_items"], state["gathered_sums"], strict=True))
+        rank, size = world()
+        shares = [parts[rank]] if size == len(parts) else parts
+        for items, sums in shares:
+            places = items.to(self.sums.device)
+            self.sums.index_add_(0, places, sums.to(self.sums) / len(shares))
+            self.met[places] = 1
+        self.num_steps = state["gathered_steps"]
 
     def watch(self, places: NDArray[np.int64], vectors: Tensor) -> Tensor:
-        """The vectors as a leaf whose gradient `collect` takes."""
+        """The vectors as a leaf of the graph, whose gradient `collect` adds to the sums."""
         leaf = vectors.detach().requires_grad_()
         self._watched.append((torch.from_numpy(places).to(leaf.device), leaf))
         return leaf
 
     def is_finite(self) -> bool:
-        """Whether what the backward passes of a step left is finite."""
+        """Whether the gradients that a step left at the watched vectors are finite."""
         return all(
             bool(torch.isfinite(leaf.grad.sum()))
             for _, leaf in self._watched
@@ -67,11 +75,11 @@ class CachedGradients:
         )
 
     def forget(self) -> None:
-        """Leave a step out."""
+        """Drop the gradients of the present step, which then never reach the encoder."""
         self._watched.clear()
 
     def collect(self) -> None:
-        """Add up what the backward passes of a step left at the watched vectors."""
+        """Add the gradients that a step left at the watched vectors to the sums."""
         for places, leaf in self._watched:
             if leaf.grad is not None:
                 self.sums.index_add_(0, places, leaf.grad)
@@ -80,7 +88,7 @@ class CachedGradients:
         self.num_steps += 1
 
     def backward(self) -> None:
-        """Set the encoder's gradient: that of the mean loss of the steps since the last call.
+        """Set the encoder's gradient, that of the mean loss of the steps since the last call.
 
         With `gather_items` only so many items with the longest gradients are encoded; the sums of
         the others are carried into the next call, as in gradient compression (1712.01887).
@@ -108,19 +116,19 @@ class CachedGradients:
         chosen[total.norm(dim=1).topk(limit).indices] = True
         return chosen
 
-    def _encode(self, places: Tensor, wanted: Tensor) -> None:
-        """Encode a rank's share of the items chunk by chunk, and take their gradients back."""
+    def _encode(self, places: Tensor, gradients: Tensor) -> None:
+        """Encode this rank's share of the items, and backpropagate their gradients f32[m, D]."""
         vectors, (rank, size) = self.vectors, world()
         assert vectors.cache is not None
-        everywhere = places.cpu().numpy()
-        order = np.argsort(vectors.texts.lengths[everywhere], kind="stable")[rank::size]
-        fresh = torch.zeros_like(wanted)
-        for chunk in chunks(vectors.texts, everywhere[order], vectors.budget):
-            mine = torch.from_numpy(order[chunk.places]).to(wanted.device)
+        items = places.cpu().numpy()
+        shared = np.argsort(vectors.texts.lengths[items], kind="stable")[rank::size]
+        fresh = torch.zeros_like(gradients)
+        for chunk in chunks(vectors.texts, items[shared], vectors.budget):
+            rows = torch.from_numpy(shared[chunk.places]).to(gradients.device)
             with vectors.autocast():
-                found = vectors.encoder(
-                    vectors._inputs(chunk).to(vectors.device), chunk.mask.to(vectors.device)
+                encoded = vectors.encoder(
+                    vectors.inputs_of(chunk).to(vectors.device), chunk.mask.to(vectors.device)
                 ).float()
-            found.backward(wanted[mine])
-            fresh[mine] = found.detach()
+            encoded.backward(gradients[rows])
+            fresh[rows] = encoded.detach()
         vectors.cache[places] = sum_over_ranks(fresh)

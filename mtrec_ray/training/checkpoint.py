@@ -1,7 +1,8 @@
-"""What a run needs to go on, as files of a folder: weights and training state."""
+"""What a run needs to be resumed, as files of a folder: weights and training state."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from torch import Tensor
 from mtrec_ray.model.recommender import Recommender, is_below
 
 WEIGHTS, STATE, FACTS = "model.safetensors", "training.pt", "model.json"
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint to go on from: its folder and its training state."""
+
+    folder: Path
+    state: dict[str, Any]
 
 
 def save_model(folder: Path, model: Recommender, facts: dict[str, Any]) -> None:
@@ -43,25 +52,30 @@ def load_part(state: dict[str, Tensor], model: Recommender, new: Sequence[str] =
     Raises:
         ValueError: the weights belong to another build.
     """
-    own = model.state_dict()
-    for name, value in own.items():
-        found = state.get(name)
-        if found is not None and found.shape == value.shape:
-            own[name] = found
+    weights = model.state_dict()
+    for name, value in weights.items():
+        stored = state.get(name)
+        if stored is not None and stored.shape == value.shape:
+            weights[name] = stored
         elif not is_below(name, new):
-            what = "none" if found is None else f"the shape {tuple(found.shape)}"
+            what = "none" if stored is None else f"the shape {tuple(stored.shape)}"
             raise ValueError(
                 f"joint model: found {what} for {name}; allowed: {tuple(value.shape)}, "
                 "the weights of this project's model"
             )
-    model.load_state_dict(own)
+    model.load_state_dict(weights)
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write optimizer, schedule, position and scores."""
+    """Write the training state: progress, optimizer, schedule, reading order, item vectors."""
     torch.save(state, folder / STATE)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Read the state of `save_state`."""
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+
+
+def load_run(folder: Path | None) -> SavedRun | None:
+    """The checkpoint in a folder; None where there is no folder."""
+    return SavedRun(folder, load_state(folder)) if folder else None

@@ -16,16 +16,12 @@ def world() -> tuple[int, int]:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The values, added up over ranks in place."""
+    """The values, summed over ranks in place; they must lie on the context's device.
+
+    (NCCL, which Ray Train takes with GPUs, refuses tensors on the CPU.)
+    """
     if world()[1] > 1:
         dist.all_reduce(values)
-    return values
-
-
-def least_over_ranks(values: Tensor) -> Tensor:
-    """The least of the values of all ranks, in place."""
-    if world()[1] > 1:
-        dist.all_reduce(values, dist.ReduceOp.MIN)
     return values
 
 
@@ -34,9 +30,9 @@ def gather_objects(value: T) -> Sequence[T]:
     _, size = world()
     if size == 1:
         return [value]
-    found: list[T] = [value] * size
-    dist.all_gather_object(found, value)
-    return found
+    values: list[T] = [value] * size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:

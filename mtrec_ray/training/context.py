@@ -1,4 +1,8 @@
-"""What a training run sees of the world around it; `stages/train.py` makes one of Ray Train."""
+"""What a training run sees of the world around it.
+
+`stages/ray_context.py` makes one of a Ray Train worker, `stages/tuning/in_process.py` one of the
+calling process.
+"""
 
 import sys
 from pathlib import Path
@@ -18,26 +22,26 @@ class TrainContext(Protocol):
     device: torch.device
 
     @property
-    def reader(self) -> OpenRows:
-        """How to open the rows that this rank will take."""
+    def open_rows(self) -> OpenRows:
+        """Opens the rows that this rank will take."""
         ...
 
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
-        """Hand over metrics, and on rank 0 a folder that holds the checkpoint."""
+        """Report metrics; on rank 0 with a folder that holds the checkpoint."""
         ...
 
     def preempted(self) -> bool:
-        """Whether a node of the ranks is about to go; every rank asks, and gets the same."""
+        """Whether a node of the ranks will be preempted; every rank asks and gets one answer."""
         ...
 
-    def started(self, step: int) -> int:
-        """Note that the run starts, or goes on, at a step; returns the steps done again so far.
+    def note_start(self, step: int) -> int:
+        """Note the step at which the run starts or resumes; called on rank 0.
 
-        Called on rank 0.
+        Returns how many steps have been repeated so far because they were not in a checkpoint.
         """
         ...
 
-    def reached(self, step: int) -> None:
+    def note_step(self, step: int) -> None:
         """Note how far the run is; called on rank 0."""
         ...
 
@@ -45,10 +49,10 @@ class TrainContext(Protocol):
         """Show the records of all epochs so far; called on rank 0."""
         ...
 
-    def restore(self) -> Path | None:
-        """The folder of the checkpoint to go on from, if there is one."""
+    def checkpoint_folder(self) -> Path | None:
+        """The folder of the checkpoint to resume from, if there is one."""
         ...
 
     def log(self, text: str) -> None:
-        """Tell a person."""
+        """Write a line for a person."""
         ...

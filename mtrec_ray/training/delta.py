@@ -1,7 +1,7 @@
-"""A scenario's model from the joint one: what is taken over, what learns, what is stored.
+"""A scenario's model made of the joint one: what it takes over, what learns, what is stored.
 
-The model of one scenario is the joint model without the parts of the others, which its outputs do
-not depend on. What fine-tuning changes is a delta beside the joint weights:
+The model of one scenario is the joint model without the parts of the other scenarios, on which its
+outputs do not depend. What fine-tuning changes is stored as a delta beside the joint weights:
 
     own.safetensors      the scenario's own layers; mode `full`: all that the joint model stores
     encoder/             PEFT adapter of the plain encoder
@@ -38,8 +38,9 @@ class FineTuneStart:
         base: folder of the joint model's weights.
         name: the scenario.
         mode: lora, head or full.
-        rank, alpha: of the low-rank maps; `shared`: whether the shared layers get some.
-        is_new: the joint model does not have the scenario.
+        rank, alpha: of the low-rank maps; `shared`: whether shared layers get such maps.
+        is_new: whether the joint model lacks the scenario.
+        l2_sp: strength of the pull towards the joint weights.
     """
 
     base: str
@@ -69,17 +70,18 @@ def bytes_fingerprint(*parts: bytes) -> str:
 
 
 def load_joint_weights(model: Recommender, start: FineTuneStart) -> PeftModel | None:
-    """Give a scenario's model the joint weights, and let learn what its mode says.
+    """Load the joint weights into a scenario's model, and set which parameters learn.
 
-    Except in mode `full` the encoder is that of the joint model already, whatever adapts it at zero
-    (its project says so). Returns the wrapper of the shared layers' adapter, where there is one.
+    Except in mode `full` the encoder is not loaded: the model's project names the joint model's
+    exported encoder, and its adapter starts at zero. Returns the wrapper of the shared layers'
+    adapter, where there is one.
 
     Raises:
         ValueError: the joint weights belong to another build.
     """
     state, _ = read_base(start.base)
-    own = scenario_parameters(model, start.name)
-    new = [*own, "general"] if start.is_new else []
+    layers = scenario_parameters(model, start.name)
+    new = [*layers, "general"] if start.is_new else []
     if start.mode == "full":
         load_part(state, model, new)
         if model.general is not None:
@@ -89,33 +91,32 @@ def load_joint_weights(model: Recommender, start: FineTuneStart) -> PeftModel | 
     load_part(above, model, [*new, "encoder"])
     learning = [p for p in model.encoder.parameters() if p.requires_grad]
     wrapper = (
-        add_shared_adapter(model, own, start) if start.mode == "lora" and start.shared else None
+        add_shared_adapter(model, layers, start) if start.mode == "lora" and start.shared else None
     )
-    learning += [p for n, p in model.named_parameters() if is_below(n, own) or ".lora_" in n]
+    learning += [p for n, p in model.named_parameters() if is_below(n, layers) or ".lora_" in n]
     model.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
     return wrapper
 
 
-def shared_maps(model: Recommender, own: list[str]) -> list[str]:
-    """Full names of the linear maps above the encoder that are not a scenario's own.
+def shared_maps(model: Recommender, scenario_layers: list[str]) -> list[str]:
+    """Full names of the linear maps above the encoder that scenarios share.
 
     Without those of `StarLayer`, which reads their weights and never calls them.
     """
     star = [n for n, m in model.named_modules() if isinstance(m, StarLayer)]
+    others = [*scenario_layers, *star, "encoder", "general"]
     return [
-        n
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Linear) and not is_below(n, [*own, *star, "encoder", "general"])
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not is_below(n, others)
     ]
 
 
 def add_shared_adapter(
-    model: Recommender, own: list[str], start: FineTuneStart
+    model: Recommender, scenario_layers: list[str], start: FineTuneStart
 ) -> PeftModel | None:
-    """Put low-rank maps beside the shared ones, in place."""
-    names = shared_maps(model, own)
+    """Add low-rank maps beside the shared ones, in place; None where there are no shared ones."""
+    names = shared_maps(model, scenario_layers)
     if not names:
         return None
     config = LoraConfig(
@@ -126,16 +127,16 @@ def add_shared_adapter(
     )
     above = shallow(model)  # without the encoder, whose own adapter PEFT would switch off
     del above._modules["encoder"]
-    found: Any = get_peft_model(above, config, adapter_name=SHARED)
+    wrapper: Any = get_peft_model(above, config, adapter_name=SHARED)
     model._modules.update(above._modules)
-    return found
+    return wrapper
 
 
 class L2SP:
-    """L2-SP (1802.01483): what learns is pulled towards where it started, apart from Adam's step.
+    """L2-SP (1802.01483): pulls the parameters that learn towards where they started.
 
-    w <- w - lr * strength * (w - w0), as AdamW (1711.05101) pulls towards zero. Of the low-rank
-    maps one starts at zero, so that their product is pulled towards none.
+    w <- w - lr * strength * (w - w0), apart from Adam's step, as AdamW (1711.05101) pulls towards
+    zero. One of two low-rank maps starts at zero, so that their product is pulled towards zero.
     """
 
     def __init__(self, model: nn.Module, strength: float) -> None:
@@ -145,7 +146,7 @@ class L2SP:
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Pull once, with each group's present rate."""
+        """Pull once, with the present learning rate of each group."""
         if not self.strength:
             return
         for group in optimizer.param_groups:
@@ -161,24 +162,12 @@ def save_delta(
     folder: str,
     **facts: object,
 ) -> dict[str, Any]:
-    """Write what fine-tuning made of a model beside the joint weights; returns its facts."""
-    own = scenario_parameters(model, start.name)
-    state = model.state_dict()
-    whole = {n: v for n, v in state.items() if not is_below(n, ["general"])}
-    kept = {n: v for n, v in whole.items() if start.mode == "full" or is_below(n, own)}
+    """Write what fine-tuning changed, beside the joint weights; returns the delta's facts."""
     with tempfile.TemporaryDirectory() as local:
         path = Path(local)
-        plain = {n: v.detach().cpu().contiguous().clone() for n, v in kept.items()}
-        save_file(plain, path / OWN)
-        adapted: Any = model.encoder.adapted
-        if start.mode == "lora" and adapted is not None:
-            adapted.save_pretrained(path / ENCODER, save_embedding_layers=False)
-        if wrapper is not None:  # in a folder of the adapter's name
-            wrapper.save_pretrained(str(path), save_embedding_layers=False)
-        for card in path.rglob("README.md"):
-            card.unlink()
+        write_changes(model, wrapper, start, path)
         files = sorted(f for f in path.rglob("*") if f.is_file())
-        found = {
+        delta = {
             "base": base_fingerprint(start.base),
             "scenario": start.name,
             "mode": start.mode,
@@ -188,18 +177,37 @@ def save_delta(
         }
         storage.remove_folder(folder)
         for file in files:
-            storage.write_bytes(
-                storage.join(folder, str(file.relative_to(path))), file.read_bytes()
-            )
-    storage.write_json(storage.join(folder, DELTA), found)
-    return found
+            target = storage.join(folder, str(file.relative_to(path)))
+            storage.write_bytes(target, file.read_bytes())
+    storage.write_json(storage.join(folder, DELTA), delta)
+    return delta
+
+
+def write_changes(
+    model: Recommender, wrapper: PeftModel | None, start: FineTuneStart, path: Path
+) -> None:
+    """Write the weights and adapters that fine-tuning changed to a local folder."""
+    layers = scenario_parameters(model, start.name)
+    changed = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in model.state_dict().items()
+        if not is_below(name, ["general"]) and (start.mode == "full" or is_below(name, layers))
+    }
+    save_file(changed, path / OWN)
+    adapted: Any = model.encoder.adapted
+    if start.mode == "lora" and adapted is not None:
+        adapted.save_pretrained(path / ENCODER, save_embedding_layers=False)
+    if wrapper is not None:  # PEFT puts it into a folder of the adapter's name
+        wrapper.save_pretrained(str(path), save_embedding_layers=False)
+    for card in path.rglob("README.md"):
+        card.unlink()
 
 
 def read_delta(folder: str, base: str, name: str) -> dict[str, Any]:
     """The facts of a scenario's delta on a base of this fingerprint.
 
     Raises:
-        ValueError: there is none, it is another scenario's, or it belongs to another base.
+        ValueError: there is no delta, or it belongs to another scenario or base.
     """
     path = storage.join(folder, DELTA)
     if not storage.exists(path):
@@ -219,9 +227,9 @@ def read_delta(folder: str, base: str, name: str) -> dict[str, Any]:
 
 
 def apply_delta(model: Recommender, wrapper: PeftModel | None, folder: str) -> None:
-    """Read a delta into a model that began (`begin`) as the one that it was saved of."""
-    own = load(storage.read_bytes(storage.join(folder, OWN)))
-    model.load_state_dict(own, strict=False)
+    """Load a delta into a model that was made by `load_joint_weights` from the same start."""
+    weights = load(storage.read_bytes(storage.join(folder, OWN)))
+    model.load_state_dict(weights, strict=False)
     adapted: Any = model.encoder.adapted
     parts = [(ENCODER, adapted, "default"), (SHARED, wrapper, SHARED)]
     for part, target, adapter in parts:

@@ -1,4 +1,4 @@
-"""Item vectors: each distinct text of a batch encoded once, frozen layers computed once for all.
+"""Item vectors: each distinct text of a batch is encoded once, frozen layers run once for all.
 
 All catalogues lie one after another; an item's place in them is its base plus its catalogue row.
 
@@ -8,6 +8,7 @@ Letters: n items in all, U distinct items of a batch, N samples, D encoder width
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from mtrec_ray.model.chunks import Chunk, PairLayout, Texts, chunks
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.training.cached_gradients import CachedGradients
-from mtrec_ray.training.collectives import least_over_ranks, sum_over_ranks, world
+from mtrec_ray.training.collectives import sum_over_ranks, world
 from mtrec_ray.training.node_cache import open_rows, texts_hash, weights_hash
 
 # Frozen states are moved to a GPU up to this size; above, each step takes its own from the file.
@@ -65,8 +66,6 @@ class ItemVectors:
         self.budget = encoder.options.tokens_per_chunk
         self.states: Tensor | None = None
         self.cache: Tensor | None = None
-        self.ages = torch.zeros(len(lengths), dtype=torch.int64)
-        self.changed = torch.zeros(len(lengths), dtype=torch.bool)
         self.gathered: CachedGradients | None = None
 
     @property
@@ -86,43 +85,24 @@ class ItemVectors:
         if self.pairs is not None:
             return {name: self._pair_vectors(name, s) for name, s in batch.items()}
         places = np.concatenate([self.places(n, s.items) for n, s in batch.items()])
-        if encode:
-            vectors = self._encode(places, self._chosen(batch, places))
-        else:
-            assert self.cache is not None
-            vectors = self.cache[torch.from_numpy(places).to(self.device)]
-            if self.gathered is not None and torch.is_grad_enabled():
-                vectors = self.gathered.watch(places, vectors)
+        vectors = self._encode(places) if encode else self._cached(places)
         sizes = [len(s.items) for s in batch.values()]
         return dict(zip(batch, vectors.split(sizes), strict=True))
 
-    def _chosen(self, batch: Batch, places: NDArray[np.int64]) -> Tensor:
-        """bool[U]: which items are encoded: candidates, a share of the others, and old ones."""
-        options = self.encoder.options
-        self.ages += 1
-        if options.history_share >= 1 or self.cache is None:
-            return torch.ones(len(places), dtype=torch.bool)
-        chosen = torch.rand(len(places)) < options.history_share
-        start = 0
-        for samples in batch.values():
-            chosen[start + samples.candidate.cpu()] = True
-            start += len(samples.items)
-        if options.max_age is not None:
-            chosen |= self.ages[places] > options.max_age
-        return chosen
+    def _cached(self, places: NDArray[np.int64]) -> Tensor:
+        """f32[U, D]: cached vectors, whose gradients are watched where they are gathered."""
+        assert self.cache is not None
+        vectors = self.cache[torch.from_numpy(places).to(self.device)]
+        if self.gathered is not None and torch.is_grad_enabled():
+            return self.gathered.watch(places, vectors)
+        return vectors
 
-    def _encode(self, places: NDArray[np.int64], chosen: Tensor) -> Tensor:
-        mine = places[chosen.numpy()]
-        found = self.run(mine)
-        if self.cache is None:
-            return found
-        self.ages[mine] = 0
-        self.changed[mine] = True
-        old = self.cache[torch.from_numpy(places).to(self.device)]
-        self.cache[torch.from_numpy(mine).to(self.device)] = found.detach()
-        if chosen.all():
-            return found
-        return old.index_copy(0, chosen.nonzero().squeeze(1).to(self.device), found)
+    def _encode(self, places: NDArray[np.int64]) -> Tensor:
+        """f32[U, D]: vectors with gradients; the cache takes their values in."""
+        vectors = self.run(places)
+        if self.cache is not None:
+            self.cache[torch.from_numpy(places).to(self.device)] = vectors.detach()
+        return vectors
 
     def _pair_vectors(self, name: str, samples: Samples) -> Tensor:
         """f32[N, D]: the vector of each sample's history and candidate read together."""
@@ -140,9 +120,9 @@ class ItemVectors:
         )
 
     def run(self, places: NDArray[np.int64]) -> Tensor:
-        """f32[U, D]: vectors of some items with the present weights."""
-        found = [(c, self._inputs(c)) for c in chunks(self.texts, places, self.budget)]
-        return self._in_chunks(places, found)
+        """f32[U, D]: vectors of some items by the present weights."""
+        parts = [(c, self.inputs_of(c)) for c in chunks(self.texts, places, self.budget)]
+        return self._in_chunks(places, parts)
 
     def _in_chunks(self, rows: NDArray[np.int64], parts: list[tuple[Chunk, Tensor]]) -> Tensor:
         if not parts:
@@ -160,12 +140,13 @@ class ItemVectors:
         """
         inputs, mask = inputs.to(self.device), mask.to(self.device)
         if self.encoder.options.rerun and torch.is_grad_enabled():
-            found = checkpoint(self.encoder, inputs, mask, use_reentrant=False)
-            assert isinstance(found, Tensor)
-            return found.float()
+            vectors = checkpoint(self.encoder, inputs, mask, use_reentrant=False)
+            assert isinstance(vectors, Tensor)
+            return vectors.float()
         return self.encoder(inputs, mask).float()
 
-    def _inputs(self, chunk: Chunk) -> Tensor:
+    def inputs_of(self, chunk: Chunk) -> Tensor:
+        """What the learning layers read of a chunk: states of the frozen layers, or tokens."""
         if self.states is not None:
             return self.states[chunk.index.to(self.states.device)]
         return self.texts.tokens[chunk.index]
@@ -173,24 +154,21 @@ class ItemVectors:
     def _share(self, rank: int, size: int, items: slice = slice(None)) -> Iterator[Chunk]:
         """Chunks of a rank's share of all items, or of a range of them."""
         places = np.arange(self.num_items)[items]
-        own = places[np.argsort(self.texts.lengths[places], kind="stable")][rank::size]
-        for chunk in chunks(self.texts, own, self.budget):
-            yield Chunk(own[chunk.places], chunk.index, chunk.mask)
+        shared = places[np.argsort(self.texts.lengths[places], kind="stable")][rank::size]
+        for chunk in chunks(self.texts, shared, self.budget):
+            yield Chunk(shared[chunk.places], chunk.index, chunk.mask)
 
     def compute_frozen(self, folder: Path) -> None:
-        """Have what the frozen layers make of the items, from files that a node shares.
+        """Load the output of the frozen layers from files that the runs of a node share.
 
-        Computed where a file is not there yet: of a cut encoder the states of all tokens, of one
-        that is frozen as a whole the vectors of each catalogue.
+        Of a cut encoder: the states of all tokens; of one that is frozen as a whole: the vectors of
+        each catalogue. A file that is missing is computed. A resumed run needs this too: its
+        checkpoint holds vectors by the learning layers, not the states that they read.
         """
         encoder = self.encoder
-        if encoder.lower is None or self.pairs is not None or self.cache is not None:
+        if encoder.lower is None or self.pairs is not None:
             return
-        with self.autocast():
-            precision = str(torch.get_autocast_dtype(self.device.type))
-            if not torch.is_autocast_enabled(self.device.type):
-                precision = "fp32"
-        weights = weights_hash(encoder.lower)
+        weights, precision = weights_hash(encoder.lower), self._precision()
         if encoder.is_frozen:
             words = (weights, precision, encoder.options.pooling)
             parts = [self._stored_vectors(folder, name, words) for name in self.bases]
@@ -203,6 +181,13 @@ class ItemVectors:
             states = states.to(self.device)
         self.states = states
 
+    def _precision(self) -> str:
+        """The data type in which the encoder computes here: `fp32`, or that of autocast."""
+        with self.autocast():
+            if torch.is_autocast_enabled(self.device.type):
+                return str(torch.get_autocast_dtype(self.device.type))
+        return "fp32"
+
     def _stored_vectors(self, folder: Path, name: str, words: tuple[str, ...]) -> Tensor:
         """f32[n, D]: vectors of a catalogue's items by a frozen encoder."""
         base, size = self.bases[name], self.sizes[name]
@@ -211,8 +196,8 @@ class ItemVectors:
         texts = Texts(self.texts.tokens[offsets[0] : offsets[-1]], offsets - offsets[0])
 
         def fill(vectors: Tensor, rank: int, shares: int) -> None:
-            for places, found in self.encode_share(rank, shares, items):
-                vectors[places.cpu() - base] = found.cpu()
+            for places, encoded in self.encode_share(rank, shares, items):
+                vectors[places.cpu() - base] = encoded.cpu()
 
         key = texts_hash(texts, "vectors", *words)
         return open_rows(folder / f"{key}.f32", (size, self.encoder.width), fill)
@@ -224,8 +209,8 @@ class ItemVectors:
             mask = chunk.mask
             tokens = self.texts.tokens[chunk.index].to(self.device)
             with self.autocast():
-                found = self.encoder.frozen_states(tokens, mask.to(self.device))
-            states[chunk.index[mask]] = found.cpu()[mask].float()
+                padded = self.encoder.frozen_states(tokens, mask.to(self.device))
+            states[chunk.index[mask]] = padded.cpu()[mask].float()
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -236,35 +221,25 @@ class ItemVectors:
         for places, vectors in self.encode_share(*world()):
             cache[places] = vectors
         self.cache = sum_over_ranks(cache)
-        self.ages.zero_()
-        self.changed.zero_()
 
-    def state(self) -> dict[str, Tensor]:
-        """What the present vectors are made of beside the weights; every rank must call this."""
+    def state(self) -> dict[str, Any]:
+        """What the present vectors are made of beside the weights; every rank must call this.
+
+        Where each rank encodes its own rows the caches differ. Each rank continues with their mean,
+        as it would after a restart.
+        """
         if self.cache is None or self.encoder.is_frozen:
             return {}
-        if self.gathered is None:
-            self._agree()
-        found = {"cache": self.cache.cpu(), "ages": self.ages}
-        return found | (self.gathered.state() if self.gathered else {})
+        if self.gathered is not None:
+            return {"cache": self.cache.cpu()} | self.gathered.state()
+        self.cache = sum_over_ranks(self.cache) / world()[1]
+        return {"cache": self.cache.cpu()}
 
-    def _agree(self) -> None:
-        """Have the same cache on all ranks: of an item, the mean of those that encoded it."""
-        assert self.cache is not None
-        if world()[1] == 1:
-            return
-        changed = self.changed.to(self.device)
-        count = sum_over_ranks(changed.float()).unsqueeze(1)
-        mean = sum_over_ranks(self.cache * changed.unsqueeze(1)) / count.clamp(min=1)
-        self.cache = torch.where(count > 0, mean, self.cache)
-        self.ages = least_over_ranks(self.ages)
-        self.changed.zero_()
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Resume from a `state`."""
         if not state:
             return
-        self.cache, self.ages = state["cache"].to(self.device), state["ages"]
+        self.cache = state["cache"].to(self.device)
         if self.gathered:
             self.gathered.restore(state)
 
@@ -277,6 +252,6 @@ class ItemVectors:
         self.encoder.eval()
         for chunk in self._share(rank, size, items):
             with self.autocast():
-                found = self._run_chunk(self._inputs(chunk), chunk.mask)
-            yield torch.from_numpy(chunk.places).to(self.device), found
+                vectors = self._run_chunk(self.inputs_of(chunk), chunk.mask)
+            yield torch.from_numpy(chunk.places).to(self.device), vectors
         self.encoder.train(was_training)

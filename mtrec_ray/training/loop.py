@@ -16,7 +16,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint
 from mtrec_ray.training.context import NO_SCORE, TrainContext
 from mtrec_ray.training.delta import FineTuneStart
-from mtrec_ray.training.losses import loss_weights
+from mtrec_ray.training.losses import task_labels
 from mtrec_ray.training.run import RankRun, rows_accounted
 from mtrec_ray.training.step import (
     StepResult,
@@ -26,7 +26,7 @@ from mtrec_ray.training.step import (
 )
 from mtrec_ray.training.validation import validate
 
-PROGRESS_SECONDS = 5.0
+LOG_SECONDS = 5.0
 
 
 def train(
@@ -38,163 +38,181 @@ def train(
     summary is the same on all.
     """
     run = RankRun(project, prepared, context, start)
-    if run.rank == 0:
-        context.log(
-            f"plan: {run.plan.steps_per_epoch} steps an epoch, "
-            f"rows of each rank's batch {run.plan.quotas}"
-        )
+    say = context.log if run.rank == 0 else no_log
+    say(
+        f"plan: {run.plan.steps_per_epoch} steps an epoch, "
+        f"rows of each rank's batch {run.plan.quotas}"
+    )
     started = time.monotonic()
     run.start()
-    if run.rank == 0:
-        context.log(
-            f"{run.vectors.num_items:,} item texts encoded in {time.monotonic() - started:.0f} s"
-        )
-    patience = project.training.patience
-    while run.epoch < project.training.epochs and run.since_best < patience:
+    seconds = time.monotonic() - started
+    say(f"{run.vectors.num_items:,} item texts encoded in {seconds:.0f} s")
+    while not is_finished(run):
         losses = train_epoch(run)
         finish_epoch(run, losses)
     return run_summary(run)
 
 
+def no_log(text: str) -> None:
+    """Write nothing: rank 0 logs for all."""
+
+
+def is_finished(run: RankRun) -> bool:
+    """Whether the last epoch is over, or the score has not fallen for `patience` epochs."""
+    options, progress = run.project.training, run.progress
+    return progress.epoch >= options.epochs or progress.epochs_since_best >= options.patience
+
+
 def train_epoch(run: RankRun) -> dict[str, float]:
-    """The steps of one epoch that are left; returns the mean loss of each scenario and task."""
+    """Take the remaining steps of an epoch; returns the mean loss by `scenario/task`."""
     run.module.train()
-    progress = ProgressLines(run)
-    last = (run.epoch + 1) * run.steps_per_epoch
-    told = False
-    first, started, run.waited = run.step, time.time(), 0.0
-    while run.step < last:
-        result = run.train_step()
-        progress.tell(result)
-        going = not told and run.preempted()
-        told = told or going
-        if run.step < last and (going or run.step % run.project.run.checkpoint_steps == 0):
+    progress, log = run.progress, StepLog(run)
+    last = (progress.epoch + 1) * progress.steps_per_epoch
+    first, started, run.session.wait_seconds = progress.step, time.time(), 0.0
+    has_notice = False  # a preemption gets one checkpoint an epoch
+    while progress.step < last:
+        log.step(run.train_step())
+        first_notice = not has_notice and run.preempted()
+        has_notice = has_notice or first_notice
+        regular = progress.step % run.project.run.checkpoint_steps == 0
+        if progress.step < last and (first_notice or regular):
             report_checkpoint(run, {"joint_score": NO_SCORE})
-    note_speed(run, run.step - first, started)
-    means = (run.loss_sums / run.loss_counts.clamp(min=1)).tolist()
-    run.loss_sums.zero_()
-    run.loss_counts.zero_()
-    return dict(zip(("/".join(k) for k in loss_weights(run.project.scenarios)), means, strict=True))
+    note_speed(run, progress.step - first, started)
+    return take_mean_losses(run)
 
 
-def note_speed(run: RankRun, steps: int, started: float) -> None:
+def take_mean_losses(run: RankRun) -> dict[str, float]:
+    """The epoch's mean loss by `scenario/task`, whose sums start again at 0."""
+    sums, counts = run.progress.loss_sums, run.progress.label_counts
+    run.progress.loss_sums, run.progress.label_counts = {}, {}
+    labels = task_labels(run.prepared.scenarios)
+    return {label: sums.get(label, 0.0) / max(counts.get(label, 0.0), 1) for label in labels}
+
+
+def note_speed(run: RankRun, num_steps: int, started: float) -> None:
     """Note when an epoch started, its rows/s over all ranks and this rank's share of waiting."""
-    seconds = time.time() - started
-    rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
-    run.speed.append(
+    seconds = max(time.time() - started, 1e-9)
+    run.session.speed.append(
         {
-            "epoch": run.epoch + 1,
+            "epoch": run.progress.epoch + 1,
             "started": started,
             "seconds": seconds,
-            "rows_per_s": rows * steps / max(seconds, 1e-9),
-            "data_wait_share": run.waited / max(seconds, 1e-9),
+            "rows_per_s": sum(run.rows_per_step.values()) * num_steps / seconds,
+            "data_wait_share": run.session.wait_seconds / seconds,
         }
     )
 
 
-class ProgressLines:
+class StepLog:
     """A line every few seconds: epoch, step, rows/s, loss of each scenario, time left."""
 
     def __init__(self, run: RankRun) -> None:
         self.run = run
         self.started = self.last = time.monotonic()
-        self.first_step = run.step
+        self.first_step = run.progress.step
 
-    def tell(self, result: StepResult) -> None:
-        """Say how far the run is, on rank 0."""
-        now = time.monotonic()
-        run = self.run
-        if run.rank or now - self.last < PROGRESS_SECONDS:
+    def step(self, result: StepResult) -> None:
+        """Log how far the run is, on rank 0, where the last line is some seconds old."""
+        now, run, progress = time.monotonic(), self.run, self.run.progress
+        if run.rank or now - self.last < LOG_SECONDS:
             return
         self.last = now
-        run.context.reached(run.step)
-        done = run.step - self.first_step
-        each = (now - self.started) / done
-        rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
-        left = (run.num_steps - run.step) * each
+        run.context.note_step(progress.step)
+        seconds = (now - self.started) / (progress.step - self.first_step)
+        left = (run.num_steps - progress.step) * seconds
         run.context.log(
-            f"epoch {run.epoch + 1}/{run.project.training.epochs} "
-            f"step {run.step}/{run.num_steps}  {rows / each:,.0f} rows/s  "
+            f"epoch {progress.epoch + 1}/{run.project.training.epochs} "
+            f"step {progress.step}/{run.num_steps}  "
+            f"{sum(run.rows_per_step.values()) / seconds:,.0f} rows/s  "
             f"loss {scenario_losses(run, result)}  {left / 60:.1f} min left"
         )
 
 
 def scenario_losses(run: RankRun, result: StepResult) -> str:
-    """The loss L_i of each scenario in a step, for a person."""
-    means = (result.sums / result.counts.clamp(min=1)).tolist()
-    keyed = dict(zip(loss_weights(run.project.scenarios), means, strict=True))
+    """`shop 0.512 video 0.304`: the loss L_i of each scenario in a step."""
+    means = run.by_label(result.sums / result.counts.clamp(min=1))
     words = []
     for name, scenario in run.project.scenarios.items():
-        inside = sum(t.weight for t in scenario.tasks.values())
-        value = sum(t.weight * keyed[name, n] for n, t in scenario.tasks.items()) / inside
-        words.append(f"{name} {value:.3f}")
+        total = sum(t.weight for t in scenario.tasks.values())
+        loss = sum(t.weight * means[f"{name}/{n}"] for n, t in scenario.tasks.items()) / total
+        words.append(f"{name} {loss:.3f}")
     return " ".join(words)
 
 
 def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
-    """Validate on all rows, remember the best score, write and report a checkpoint."""
+    """Validate, note the score in the curve, report a checkpoint."""
     run.vectors.refresh()
-    judged = run.project.evaluation
-    metrics = validate(run.model, run.vectors, run.prepared, "valid", judged.valid_rows)
-    score = joint_score(metrics, judged.weights or None)
-    run.epoch += 1
-    run.since_best = 0 if score < run.best else run.since_best + 1
-    run.best = min(run.best, score)
-    assert run.last_batch is not None
-    gradients = scenario_gradients(run.forward, run.prepared.scenarios, run.last_batch, run.weights)
+    options, progress = run.project.evaluation, run.progress
+    metrics = validate(run.model, run.vectors, run.prepared, "valid", options.valid_rows)
+    score = joint_score(metrics, options.weights or None)
+    progress.epoch += 1
+    progress.epochs_since_best = 0 if score < progress.best else progress.epochs_since_best + 1
+    progress.best = min(progress.best, score)
     record = {
-        "epoch": run.epoch,
-        "step": run.step,
+        "epoch": progress.epoch,
+        "step": progress.step,
         "joint_score": score,
         "train_loss": dict(losses),
         "valid": flat(metrics),
-        "gradient_share": gradient_shares(gradients),
-        "gradient_cosine": gradient_cosines(gradients),
-        "gate_use": {n: use.tolist() for n, use in run.model.sharing.use.items()},
-        "skipped_steps": run.not_finite.get("steps", 0),
+        **shared_layer_record(run),
+        "skipped_steps": progress.skipped_steps,
     }
-    run.curve.append(record)
+    progress.curve.append(record)
     if run.rank == 0:
-        run.context.show_curve(run.curve)
+        run.context.show_curve(progress.curve)
         run.context.log(
-            f"epoch {run.epoch}: joint validation score {score:.4f} (best {run.best:.4f})"
+            f"epoch {progress.epoch}: joint validation score {score:.4f} (best {progress.best:.4f})"
         )
     ranked = score if math.isfinite(score) else NO_SCORE
     report_checkpoint(run, {"joint_score": ranked, **record["valid"]}, record)
+
+
+def shared_layer_record(run: RankRun) -> dict[str, Any]:
+    """How scenarios share the layers between inputs and heads, measured on the last batch."""
+    batch = run.session.last_batch
+    assert batch is not None
+    gradients = scenario_gradients(run.forward, run.prepared.scenarios, batch, run.weights)
+    return {
+        "gradient_share": gradient_shares(gradients),
+        "gradient_cosine": gradient_cosines(gradients),
+        "gate_use": {n: use.tolist() for n, use in run.model.sharing.use.items()},
+    }
 
 
 def report_checkpoint(
     run: RankRun, metrics: Mapping[str, float], record: Mapping[str, Any] | None = None
 ) -> None:
     """Report metrics; rank 0 brings the checkpoint. Every rank must call this."""
-    told = {"epoch": run.epoch, "step": run.step, **metrics}
+    report = {"epoch": run.progress.epoch, "step": run.progress.step, **metrics}
     state = run.state()
     if run.rank:
-        run.context.report(told, None)
+        run.context.report(report, None)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         checkpoint.save_model(path, run.model, {"project": run.project.dump(), "record": record})
         checkpoint.save_state(path, state)
-        run.context.reached(run.step)
-        run.context.report(told, path)
+        run.context.note_step(run.progress.step)
+        run.context.report(report, path)
 
 
 def run_summary(run: RankRun) -> dict[str, Any]:
     """What the run did, the same on all ranks but for `speed`: of the epochs since its start."""
+    progress = run.progress
     return {
-        "best_joint_score": run.best,
-        "epochs": run.epoch,
-        "steps": run.step,
-        "skipped_steps": run.not_finite.get("steps", 0),
-        "not_finite": run.not_finite,
+        "best_joint_score": progress.best,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped_steps,
+        "not_finite_losses": progress.not_finite_losses,
+        "not_finite_gradients": progress.not_finite_gradients,
         "sampling_share": run.plan.sampling_shares,
         "loss_share": run.plan.loss_shares,
-        "gradient_share": run.curve[-1]["gradient_share"] if run.curve else {},
+        "gradient_share": progress.curve[-1]["gradient_share"] if progress.curve else {},
         "rows_available": {n: f.num_rows("train") for n, f in run.prepared.scenarios.items()},
-        "rows_seen": run.rows_seen,
+        "rows_seen": progress.rows_seen,
         "rows": rows_accounted(run),
-        "speed": run.speed,
+        "speed": run.session.speed,
         "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
-        "curve": run.curve,
+        "curve": progress.curve,
     }

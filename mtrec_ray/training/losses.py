@@ -9,11 +9,11 @@ R * sum_it c_it * S_it_local / N_it_global. DDP averages gradients over ranks, a
 1/R * sum_r R * S_it_r / N_it = S_it / N_it: exactly the gradient of L on the union batch, wherever
 the rows (and missing labels) fell.
 
-Letters: N rows, T tasks of a scenario.
+Letters: N rows, T tasks of a scenario, K tasks of all scenarios in the manifest's order.
 """
 
 from collections.abc import Mapping
-from math import nan
+from math import fsum, nan
 
 import torch
 from torch import Tensor
@@ -25,15 +25,33 @@ from mtrec_ray.project.scenario import Scenario
 TaskKey = tuple[str, str]
 
 
+def task_keys(facts: Mapping[str, PreparedScenario]) -> list[TaskKey]:
+    """(scenario, task) in the manifest's order, which is that of every tensor [K]."""
+    return [(name, task) for name, scenario in facts.items() for task in scenario.tasks]
+
+
+def task_labels(facts: Mapping[str, PreparedScenario]) -> list[str]:
+    """`scenario/task` for each entry of a tensor [K]."""
+    return ["/".join(key) for key in task_keys(facts)]
+
+
 def loss_weights(scenarios: Mapping[str, Scenario]) -> dict[TaskKey, float]:
-    """c_it by (scenario, task): normalised, they sum to 1."""
-    total = sum(s.weight for s in scenarios.values())
+    """c_it by (scenario, task): they sum to 1, whatever the order of the file."""
+    total = fsum(s.weight for s in scenarios.values())
     weights: dict[TaskKey, float] = {}
     for name, scenario in scenarios.items():
-        inside = sum(t.weight for t in scenario.tasks.values())
+        task_total = fsum(t.weight for t in scenario.tasks.values())
         for task, spec in scenario.tasks.items():
-            weights[name, task] = scenario.weight / total * spec.weight / inside
+            weights[name, task] = scenario.weight / total * spec.weight / task_total
     return weights
+
+
+def weight_tensor(
+    facts: Mapping[str, PreparedScenario], scenarios: Mapping[str, Scenario]
+) -> Tensor:
+    """f32[K]: c_it in the manifest's order; the project file may list them in another one."""
+    weights = loss_weights(scenarios)
+    return torch.tensor([weights[key] for key in task_keys(facts)])
 
 
 def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
@@ -42,31 +60,32 @@ def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
     Regression labels are standardised by the training mean and deviation. A task over the entire
     space (ESMM, 1804.07931) has label 0 where its parent is 0 and null where its parent is null.
     """
-    own = labels[:, facts.tasks.index(task)]
+    label = labels[:, facts.tasks.index(task)]
     if facts.kinds[task] == "regression":
-        return (own - facts.label_means[task]) / facts.label_stds[task]
+        return (label - facts.label_means[task]) / facts.label_stds[task]
     if task in facts.entire:
         parent = labels[:, facts.tasks.index(facts.given[task])]
-        return torch.where(parent == 0, torch.zeros_like(own), own.masked_fill(parent.isnan(), nan))
-    return own
+        known = label.masked_fill(parent.isnan(), nan)
+        return torch.where(parent == 0, torch.zeros_like(label), known)
+    return label
 
 
-def row_losses(facts: PreparedScenario, task: str, logits: Tensor, wanted: Tensor) -> Tensor:
+def row_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor) -> Tensor:
     """f32[N]: loss of each row for targets without NaN."""
-    own = logits[:, facts.tasks.index(task)].float()
+    logit = logits[:, facts.tasks.index(task)].float()
     if facts.kinds[task] == "regression":
-        return (own - wanted) ** 2
+        return (logit - targets) ** 2
     if task not in facts.entire:
-        return F.binary_cross_entropy_with_logits(own, wanted, reduction="none")
+        return F.binary_cross_entropy_with_logits(logit, targets, reduction="none")
     parent = logits[:, facts.tasks.index(facts.given[task])].float()
-    log_joint = F.logsigmoid(parent) + F.logsigmoid(own)
+    log_joint = F.logsigmoid(parent) + F.logsigmoid(logit)
     # 1 - pq = (1 - p) + p (1 - q): exact where both are near 1, so that no gradient is lost
-    log_rest = torch.logaddexp(F.logsigmoid(-parent), F.logsigmoid(parent) + F.logsigmoid(-own))
-    return -(wanted * log_joint + (1 - wanted) * log_rest)
+    log_rest = torch.logaddexp(F.logsigmoid(-parent), F.logsigmoid(parent) + F.logsigmoid(-logit))
+    return -(targets * log_joint + (1 - targets) * log_rest)
 
 
 def label_counts(scenarios: Mapping[str, PreparedScenario], labels: Mapping[str, Tensor]) -> Tensor:
-    """f64[K]: labelled rows of every scenario and task, in order."""
+    """f64[K]: labelled rows of every scenario and task."""
     counts = [
         target(facts, task, labels[name]).isfinite().sum()
         for name, facts in scenarios.items()
@@ -80,13 +99,13 @@ def loss_sums(
     logits: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
 ) -> Tensor:
-    """f32[K]: sum of the row losses of every scenario and task, in order."""
+    """f32[K]: sum of the row losses of every scenario and task."""
     sums = []
     for name, facts in scenarios.items():
         for task in facts.tasks:
-            wanted = target(facts, task, labels[name])
-            known = wanted.isfinite()
-            losses = row_losses(facts, task, logits[name], wanted.nan_to_num(0.0))
+            targets = target(facts, task, labels[name])
+            known = targets.isfinite()
+            losses = row_losses(facts, task, logits[name], targets.nan_to_num(0.0))
             sums.append(losses.masked_fill(~known, 0.0).sum())
     return torch.stack(sums)
 
@@ -104,20 +123,23 @@ def general_loss(
 ) -> Tensor:
     """The general head's loss: the mean over scenarios of S_i / N_i of their main task.
 
-    Logits are those by `general/NAME`; `counts` f64[K] are global, as for the joint loss.
+    `logits` has its own under `general/NAME`; `counts` f64[K] are global, as for the joint loss.
     """
     total, start, num = counts.new_zeros(()), 0, 0
     for name, facts in scenarios.items():
-        own = logits.get(f"general/{name}")
-        if own is not None and facts.main:
-            place = facts.tasks.index(facts.main)
-            wanted = labels[name][:, place]
-            known = wanted.isfinite()
-            losses = F.binary_cross_entropy_with_logits(
-                own.float(), wanted.nan_to_num(0.0), reduction="none"
-            )
-            mine = losses.masked_fill(~known, 0.0).sum()
-            total = total + mine / counts[start + place].clamp(min=1).to(mine)
+        logit = logits.get(f"general/{name}")
+        if logit is not None and facts.main:
+            column = facts.tasks.index(facts.main)
+            loss_sum = binary_loss_sum(logit, labels[name][:, column])
+            total = total + loss_sum / counts[start + column].clamp(min=1).to(loss_sum)
             num += 1
         start += len(facts.tasks)
     return total / max(num, 1)
+
+
+def binary_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """f32[]: log loss summed over rows with a label; both [N], labels NaN where unknown."""
+    losses = F.binary_cross_entropy_with_logits(
+        logits.float(), labels.nan_to_num(0.0), reduction="none"
+    )
+    return losses.masked_fill(~labels.isfinite(), 0.0).sum()

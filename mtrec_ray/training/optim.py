@@ -15,21 +15,35 @@ Schedule = torch.optim.lr_scheduler.LambdaLR
 def build_optimizer(model: Recommender, options: Training) -> torch.optim.AdamW:
     """AdamW (1711.05101): encoder and the rest have their own rate, ids their own decay.
 
-    Biases, norms and single vectors are not decayed.
+    Biases, norms and single vectors are not decayed. The groups depend on the model alone and not
+    on rates and decays, so that a run with other ones can load their state.
     """
-    ids = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    encoder = {id(p) for p in model.encoder.parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        rate = options.lr_encoder if id(parameter) in encoder else options.lr
-        decay = options.weight_decay if parameter.ndim > 1 else 0.0
-        if id(parameter) in ids - encoder:
-            decay = options.id_weight_decay
-        groups.setdefault((rate, decay), []).append(parameter)
-    settings = [{"params": p, "lr": r, "weight_decay": d} for (r, d), p in groups.items()]
+    rates = {"encoder": options.lr_encoder, "ids": options.lr, "rest": options.lr}
+    decays = {"ids": options.id_weight_decay}
+    settings = [
+        {
+            "name": f"{part}.{kind}",
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": decays.get(part, options.weight_decay if kind == "matrix" else 0.0),
+        }
+        for (part, kind), parameters in parameter_groups(model).items()
+    ]
     return torch.optim.AdamW(settings, betas=(0.9, 0.98), fused=True)
+
+
+def parameter_groups(model: Recommender) -> dict[tuple[str, str], list[nn.Parameter]]:
+    """What learns, by part (`encoder`, `ids`, `rest`) and kind (`matrix`, `vector`)."""
+    encoder = {id(p) for p in model.encoder.parameters()}
+    ids = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    groups: dict[tuple[str, str], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            outer = "ids" if id(parameter) in ids else "rest"
+            part = "encoder" if id(parameter) in encoder else outer
+            kind = "matrix" if parameter.ndim > 1 else "vector"
+            groups.setdefault((part, kind), []).append(parameter)
+    return groups
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Training, num_steps: int) -> Schedule:
@@ -52,9 +66,9 @@ def build_schedule(optimizer: torch.optim.Optimizer, options: Training, num_step
 
 
 def restore(optimizer: torch.optim.Optimizer, schedule: Schedule, state: dict[str, Any]) -> None:
-    """Go on from a checkpoint's `optimizer` and `schedule`, at the rates and decays of this run.
+    """Load a checkpoint's `optimizer` and `schedule`, but keep this run's rates and decays.
 
-    They are those of the checkpoint's run but where a run goes on from another one.
+    They differ from the checkpoint's where a trial goes on from another one's checkpoint.
     """
     rates = list(schedule.base_lrs)
     decays = [group["weight_decay"] for group in optimizer.param_groups]
@@ -64,3 +78,14 @@ def restore(optimizer: torch.optim.Optimizer, schedule: Schedule, state: dict[st
     factor = schedule.lr_lambdas[0](schedule.last_epoch)
     for group, rate, decay in zip(optimizer.param_groups, rates, decays, strict=True):
         group |= {"initial_lr": rate, "lr": rate * factor, "weight_decay": decay}
+
+
+def build_optimization(
+    model: Recommender, options: Training, num_steps: int, state: dict[str, Any] | None
+) -> tuple[torch.optim.AdamW, Schedule]:
+    """The optimizer and its schedule, at their start or as a checkpoint's state has them."""
+    optimizer = build_optimizer(model, options)
+    schedule = build_schedule(optimizer, options, num_steps)
+    if state is not None:
+        restore(optimizer, schedule, state)
+    return optimizer, schedule

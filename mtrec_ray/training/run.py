@@ -1,7 +1,9 @@
-"""A training run on one rank: what is built once, and a step of it."""
+"""A training run on one rank: what is built once, what a checkpoint resumes, and a step."""
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,34 +13,118 @@ from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint
-from mtrec_ray.training.batches import BatchComposer, make_plan
+from mtrec_ray.training.batches import BatchComposer, Plan, make_plan
 from mtrec_ray.training.build import build_model, cache_folder
 from mtrec_ray.training.cached_gradients import CachedGradients
+from mtrec_ray.training.checkpoint import SavedRun
 from mtrec_ray.training.collectives import any_rank, world
 from mtrec_ray.training.context import TrainContext
 from mtrec_ray.training.delta import L2SP, FineTuneStart, load_joint_weights
-from mtrec_ray.training.item_vectors import Batch
-from mtrec_ray.training.losses import loss_weights
-from mtrec_ray.training.optim import build_optimizer, build_schedule, restore
+from mtrec_ray.training.item_vectors import Batch, ItemVectors
+from mtrec_ray.training.losses import task_labels, weight_tensor
+from mtrec_ray.training.optim import build_optimization
 from mtrec_ray.training.step import Forward, StepResult, accumulate, wrap
 
-# Ranks ask so often whether a node of theirs is about to go (a barrier, by way of another process).
-ASK_SECONDS = 5.0
-
-
-# What of a run's state is plain values: a checkpoint holds it.
-RESUMED = (
-    "step", "epoch", "best", "since_best", "curve", "not_finite", "rows_seen",
-    "steps_per_epoch", "loss_sums", "loss_counts",
-)  # fmt: skip
+# How often all ranks ask whether one of their nodes will be preempted: the question is a barrier.
+PREEMPTION_CHECK_SECONDS = 5.0
 
 
 class NotFiniteError(ValueError):
     """Too many steps had a loss or gradient that is not finite."""
 
 
+@dataclass
+class Progress:
+    """How far a run is: plain values that a checkpoint holds and a resumed run starts with.
+
+    Attributes:
+        steps_per_epoch: as planned at the first start; another number of ranks does not change it.
+        rows_seen: over all ranks, by scenario.
+        best: the lowest joint score so far, `epochs_since_best` epochs ago.
+        loss_sums, label_counts: of the present epoch, by `scenario/task`.
+        skipped_steps: steps whose loss or gradient was not finite.
+        not_finite_losses: in how many of them a task's loss was not, by `scenario/task`.
+        not_finite_gradients: in how many of them the gradient alone was not.
+    """
+
+    steps_per_epoch: int
+    rows_seen: dict[str, int]
+    step: int = 0
+    epoch: int = 0
+    best: float = math.inf
+    epochs_since_best: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    label_counts: dict[str, float] = field(default_factory=dict)
+    skipped_steps: int = 0
+    not_finite_losses: dict[str, int] = field(default_factory=dict)
+    not_finite_gradients: int = 0
+
+    def add_losses(self, sums: dict[str, float], counts: dict[str, float]) -> None:
+        """Add a step's loss sums and label counts to those of the epoch."""
+        for label, value in sums.items():
+            self.loss_sums[label] = self.loss_sums.get(label, 0.0) + value
+            self.label_counts[label] = self.label_counts.get(label, 0.0) + counts[label]
+
+    def add_skipped(self, not_finite: Sequence[str]) -> None:
+        """Count a skipped step, and the `scenario/task` whose losses were not finite in it."""
+        self.skipped_steps += 1
+        self.not_finite_gradients += not not_finite
+        for label in not_finite:
+            self.not_finite_losses[label] = self.not_finite_losses.get(label, 0) + 1
+
+
+def start_progress(plan: Plan, prepared: Prepared, saved: SavedRun | None) -> Progress:
+    """The progress of a checkpoint, or that of a run that has not begun."""
+    if saved:
+        return Progress(**saved.state["progress"])
+    return Progress(plan.steps_per_epoch, dict.fromkeys(prepared.scenarios, 0))
+
+
+@dataclass
+class Session:
+    """What this process notes since it started; no checkpoint holds it.
+
+    Attributes:
+        repeated_steps: steps made again so far, since the last checkpoint did not have them.
+        wait_seconds: of the present epoch, spent on waiting for rows.
+        speed: a record for each epoch.
+        preemption_check_is_due: the same on all ranks.
+    """
+
+    repeated_steps: int = 0
+    wait_seconds: float = 0.0
+    speed: list[dict[str, float]] = field(default_factory=list)
+    last_batch: Batch | None = None
+    last_preemption_check: float = field(default_factory=time.monotonic)
+    preemption_check_is_due: bool = False
+
+
+def start_model(
+    project: Project,
+    prepared: Prepared,
+    device: torch.device,
+    start: FineTuneStart | None,
+    saved: SavedRun | None,
+) -> tuple[Recommender, ItemVectors, L2SP]:
+    """The model with its weights, its item vectors, and what pulls the weights to their start.
+
+    Initial weights, then the joint ones of `start`, to which L2-SP pulls, then a checkpoint's.
+    """
+    model, vectors = build_model(project, prepared, device, project.training.precision)
+    if start:
+        load_joint_weights(model, start)
+    l2_sp = L2SP(model, start.l2_sp if start else 0.0)
+    if project.model.gathers:
+        vectors.gathered = CachedGradients(vectors)
+    if saved:
+        checkpoint.load_model(saved.folder, model)
+        vectors.restore(saved.state["vectors"])
+    return model, vectors, l2_sp
+
+
 class RankRun:
-    """A training run on one rank: what is built once and what changes from step to step."""
+    """A training run on one rank."""
 
     def __init__(
         self,
@@ -49,103 +135,86 @@ class RankRun:
     ) -> None:
         self.project, self.prepared, self.context = project, prepared, context
         self.rank, self.size = world()
+        saved = checkpoint.load_run(context.checkpoint_folder())
+        state = saved.state if saved else None
         self.plan = make_plan(project, prepared, self.size)
-        self.model, self.vectors = build_model(
-            project, prepared, context.device, project.training.precision
+        self.progress = start_progress(self.plan, prepared, saved)
+        self.session = Session()
+        self.weights = weight_tensor(prepared.scenarios, project.scenarios).to(context.device)
+        self.model, self.vectors, self.l2_sp = start_model(
+            project, prepared, context.device, start, saved
         )
-        if start:
-            load_joint_weights(self.model, start)
-        self.pull = L2SP(self.model, start.l2_sp if start else 0.0)
-        self.weights = torch.tensor(
-            list(loss_weights(project.scenarios).values()), device=context.device
+        self.optimizer, self.schedule = build_optimization(
+            self.model, project.training, self.num_steps, state
         )
-        self.autocast = self.vectors.autocast
-        self.steps_per_epoch = self.plan.steps_per_epoch
-        self.step, self.epoch = 0, 0
-        self.best, self.since_best = float("inf"), 0
-        self.curve: list[dict[str, Any]] = []
-        self.not_finite: dict[str, int] = {}
-        self.rows_seen = dict.fromkeys(prepared.scenarios, 0)
-        self.redone_steps = 0
-        self.waited = 0.0  # seconds of this epoch spent on waiting for rows
-        self.asked, self.asks = time.monotonic(), False  # for a preemption; the same on all ranks
-        self.speed: list[dict[str, float]] = []
-        self.loss_sums = torch.zeros(len(self.weights), dtype=torch.float64)
-        self.loss_counts = torch.zeros_like(self.loss_sums)
-        self.last_batch: Batch | None = None
-        if project.model.gathers:
-            self.vectors.gathered = CachedGradients(self.vectors)
-        folder = context.restore()
-        state = checkpoint.load_state(folder) if folder else None
-        for name, value in (state or {}).items():
-            if name in RESUMED:
-                setattr(self, name, value)
-        self.optimizer = build_optimizer(self.model, project.training)
-        self.schedule = build_schedule(self.optimizer, project.training, self.num_steps)
-        if folder and state:
-            checkpoint.load_model(folder, self.model)
-            restore(self.optimizer, self.schedule, state)
-            self.vectors.restore(state["vectors"])
-        self.feed = BatchComposer(
+        self.batches = BatchComposer(
             prepared, self.plan.quotas, project.training.seed, (self.rank, self.size),
-            state["feed"] if state else None,
+            state["batches"] if state else None,
         )  # fmt: skip
         self.forward = Forward(self.model, self.vectors)
-        some_unused = (
-            project.model.encoder_every > 1
-            and not project.model.gathers
-            and not self.model.encoder.is_frozen
-        )
-        self.module = wrap(self.forward, some_unused=some_unused)
+        self.module = wrap(self.forward, some_unused=self.encoder_skips_steps)
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        return self.steps_per_epoch * self.project.training.epochs
+        return self.progress.steps_per_epoch * self.project.training.epochs
+
+    @property
+    def rows_per_step(self) -> dict[str, int]:
+        """Rows of each scenario in an optimizer step, over all ranks."""
+        times = self.size * self.project.training.accumulation
+        return {name: quota * times for name, quota in self.plan.quotas.items()}
+
+    @property
+    def encoder_skips_steps(self) -> bool:
+        """Whether the encoder learns in every k-th step, from that step's rows."""
+        options = self.project.model
+        learns_from_rows = not self.model.encoder.is_frozen and not options.gathers
+        return learns_from_rows and options.encoder_every > 1
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights; every rank must call this."""
         return {
-            **{name: getattr(self, name) for name in RESUMED},
+            "progress": asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "feed": self.feed.state(),
+            "batches": self.batches.state(),
             "vectors": self.vectors.state(),
         }
 
     def start(self) -> None:
-        """Open the streams and have the item vectors."""
-        batches = (self.num_steps - self.step) * self.project.training.accumulation
-        self.feed.open(self.context.reader, batches)
+        """Open the streams and compute the item vectors."""
+        num_batches = (self.num_steps - self.progress.step) * self.project.training.accumulation
+        self.batches.open(self.context.open_rows, num_batches)
         self.vectors.compute_frozen(cache_folder(self.project))
         if self.vectors.cache is None:
             self.vectors.refresh()
         if self.rank == 0:
-            self.redone_steps = self.context.started(self.step)
+            self.session.repeated_steps = self.context.note_start(self.progress.step)
 
     def next_batch(self) -> Batch:
-        """A micro-batch that holds every scenario; every rank takes as many rows of each."""
+        """A micro-batch with rows of every scenario, as many of each on every rank."""
         for name, quota in self.plan.quotas.items():
-            self.rows_seen[name] += quota * self.size
+            self.progress.rows_seen[name] += quota * self.size
         started = time.monotonic()
-        rows = self.feed.take()
-        self.waited += time.monotonic() - started
+        rows = self.batches.next_batch()
+        self.session.wait_seconds += time.monotonic() - started
         return {n: Samples.of(a, self.context.device) for n, a in rows.items()}
 
     def encodes(self) -> bool:
-        """Whether the encoder learns from this step's rows alone: every k-th step."""
+        """Whether the encoder learns from this step's rows: not where gradients are gathered."""
         options = self.project.model
         if self.model.encoder.is_frozen or options.gathers:
             return False
-        return self.step % options.encoder_every == 0
+        return self.progress.step % options.encoder_every == 0
 
     def gather(self) -> None:
-        """Take the gradients of the item vectors into the encoder, in every k-th step."""
+        """Sum the gradients of the item vectors; in every k-th step, take them to the encoder."""
         gathered = self.vectors.gathered
         if gathered is None:
             return
         gathered.collect()
-        if (self.step + 1) % self.project.model.encoder_every == 0:
+        if (self.progress.step + 1) % self.project.model.encoder_every == 0:
             gathered.backward()
 
     def train_step(self) -> StepResult:
@@ -153,35 +222,51 @@ class RankRun:
 
         Its random numbers follow from seed, step and rank alone.
         """
-        torch.manual_seed(self.project.training.seed * 1_000_003 + self.step * 1009 + self.rank)
+        step = self.progress.step
+        torch.manual_seed(self.project.training.seed * 1_000_003 + step * 1009 + self.rank)
         batches = [self.next_batch() for _ in range(self.project.training.accumulation)]
-        self.last_batch = batches[-1]
+        self.session.last_batch = batches[-1]
         self.optimizer.zero_grad(set_to_none=True)
         result = accumulate(
             self.module, self.prepared.scenarios, batches, self.weights,
-            encode=self.encodes(), autocast=self.autocast,
+            encode=self.encodes(), autocast=self.vectors.autocast,
         )  # fmt: skip
-        gathered = self.vectors.gathered
-        finite = math.isfinite(result.loss) and (gathered is None or gathered.is_finite())
-        late = time.monotonic() - self.asked >= ASK_SECONDS
-        wrong, self.asks = any_rank([not finite, late], self.context.device)
-        if wrong:
-            self.skip(result)
-        else:
+        if self.finite_on_all_ranks(result):
             self.learn(result)
+        else:
+            self.skip(result)
         self.schedule.step()
-        self.step += 1
+        self.progress.step += 1
         return result
 
+    def finite_on_all_ranks(self, result: StepResult) -> bool:
+        """Whether the loss and the watched gradients are finite.
+
+        In the same collective the ranks agree whether they will ask about a preemption.
+        """
+        gathered, session = self.vectors.gathered, self.session
+        finite = math.isfinite(result.loss) and (gathered is None or gathered.is_finite())
+        due = time.monotonic() - session.last_preemption_check >= PREEMPTION_CHECK_SECONDS
+        wrong, session.preemption_check_is_due = any_rank([not finite, due], self.context.device)
+        return not wrong
+
     def preempted(self) -> bool:
-        """Whether a node of the ranks is about to go; asked every few seconds, by all ranks."""
-        if not self.asks:
+        """Whether a node of the ranks will be preempted; all ranks ask, every few seconds."""
+        if not self.session.preemption_check_is_due:
             return False
-        self.asked, self.asks = time.monotonic(), False
+        self.session.last_preemption_check = time.monotonic()
+        self.session.preemption_check_is_due = False
         return self.context.preempted()
 
     def learn(self, result: StepResult) -> None:
-        """Take the step, if the gradient, now the same on all ranks, is finite."""
+        """Take the step, if the gradient, now the same on all ranks, is finite.
+
+        Gathered gradients are collected only once those of all other parameters are known to be
+        finite: a skipped step must not reach the encoder in a later one.
+        """
+        if self.vectors.gathered is not None and not gradient_is_finite(self.model):
+            self.skip(result)
+            return
         self.gather()
         limit = self.project.training.clip_norm
         norms = [torch.nn.utils.clip_grad_norm_(p, limit) for p in clipped_together(self.model)]
@@ -189,51 +274,73 @@ class RankRun:
             self.skip(result)
             return
         self.optimizer.step()
-        self.pull.step(self.optimizer)
-        self.loss_sums += result.sums.cpu()
-        self.loss_counts += result.counts.cpu()
+        self.l2_sp.step(self.optimizer)
+        self.progress.add_losses(self.by_label(result.sums), self.by_label(result.counts))
+
+    def by_label(self, values: torch.Tensor) -> dict[str, float]:
+        """The entries of a tensor [K] by `scenario/task`."""
+        return dict(zip(task_labels(self.prepared.scenarios), values.tolist(), strict=True))
 
     def skip(self, result: StepResult) -> None:
-        """Count a step that is not finite, by scenario and task; above the allowed share, stop."""
+        """Count a step that is not finite.
+
+        Raises:
+            NotFiniteError: there are more of them than the allowed share of all steps.
+        """
         if self.vectors.gathered is not None:
             self.vectors.gathered.forget()
-        names = ["/".join(key) for key in loss_weights(self.project.scenarios)]
-        bad = [n for n, v in zip(names, result.sums.tolist(), strict=True) if not math.isfinite(v)]
-        for name in bad or ["gradient"]:
-            self.not_finite[name] = self.not_finite.get(name, 0) + 1
-        self.not_finite["steps"] = self.not_finite.get("steps", 0) + 1
+        sums = self.by_label(result.sums)
+        self.progress.add_skipped([n for n, value in sums.items() if not math.isfinite(value)])
         allowed = self.project.training.max_skipped * self.num_steps
-        if self.not_finite["steps"] > allowed:
-            found = ", ".join(f"{k} {v}" for k, v in self.not_finite.items() if k != "steps")
+        if self.progress.skipped_steps > allowed:
             raise NotFiniteError(
-                f"training.max_skipped: found {self.not_finite['steps']} steps without a finite "
-                f"loss and gradient ({found}); allowed: {allowed:g} of {self.num_steps} steps"
+                f"training.max_skipped: found {self.progress.skipped_steps} steps without a finite "
+                f"loss and gradient ({causes(self.progress)}); "
+                f"allowed: {allowed:g} of {self.num_steps} steps"
             )
 
 
+def causes(progress: Progress) -> str:
+    """`shop/click 2, gradient 1`: what was not finite in the skipped steps."""
+    words = [f"{label} {count}" for label, count in progress.not_finite_losses.items()]
+    if progress.not_finite_gradients:
+        words.append(f"gradient {progress.not_finite_gradients}")
+    return ", ".join(words)
+
+
+def gradient_is_finite(model: Recommender) -> bool:
+    """Whether the norms of all gradients that are there, those to be clipped, are finite."""
+    norms = [
+        torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
+        for group in clipped_together(model)
+    ]
+    return all(bool(torch.isfinite(norm)) for norm in norms)
+
+
 def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
-    """The parameters of the model, and apart from them those of the general head."""
-    apart = list(model.general.parameters()) if model.general is not None else []
-    ids = {id(p) for p in apart}
-    return [p for p in ([p for p in model.parameters() if id(p) not in ids], apart) if p]
+    """Groups of parameters that are clipped by their joint norm: the model, and the general head.
+
+    They are apart, so that the general head does not change the model's steps.
+    """
+    head = list(model.general.parameters()) if model.general is not None else []
+    ids = {id(p) for p in head}
+    return [p for p in ([p for p in model.parameters() if id(p) not in ids], head) if p]
 
 
 def rows_accounted(run: RankRun) -> dict[str, dict[str, int]]:
-    """By scenario: rows available, seen, repeated, not reached, dropped by the split into ranks.
+    """By scenario: rows available, seen, repeated, not reached, redone.
 
-    Each pass holds every row once, so that none is dropped; those repeated were in earlier passes.
-    `redone` were taken again after a failure, since the last checkpoint; they count once as seen.
+    No row is dropped: each pass holds every row once. `repeated` are seen in more than one pass;
+    `redone` were taken again after a failure, since the last checkpoint, and count once as seen.
     """
-    found = {}
+    rows = {}
     for name, facts in run.prepared.scenarios.items():
-        available, seen = facts.num_rows("train"), run.rows_seen[name]
-        each = run.plan.quotas[name] * run.size * run.project.training.accumulation
-        found[name] = {
+        available, seen = facts.num_rows("train"), run.progress.rows_seen[name]
+        rows[name] = {
             "available": available,
             "seen": seen,
             "repeated": max(seen - available, 0),
             "not_reached": max(available - seen, 0),
-            "dropped": 0,
-            "redone": run.redone_steps * each,
+            "redone": run.session.repeated_steps * run.rows_per_step[name],
         }
-    return found
+    return rows

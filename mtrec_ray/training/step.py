@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,11 +33,11 @@ class Forward(nn.Module):
 
 
 def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
-    """DDP around the module, where there are several ranks."""
+    """The module, wrapped by DDP where there are several ranks."""
     if world()[1] == 1:
         return forward
     device = next(forward.parameters()).device
-    if forward.vectors.gathered is not None:  # the encoder's gradient does not come by DDP
+    if forward.vectors.gathered is not None:  # it sums the encoder's gradient itself
         names = {f"model.encoder.{n}" for n, _ in forward.model.encoder.named_parameters()}
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(forward, names)
     return DistributedDataParallel(
@@ -51,7 +51,10 @@ def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
 
 @dataclass
 class StepResult:
-    """Global sums of a step: loss sums and label counts of each scenario and task, f64[K]."""
+    """A step over all ranks: loss sums and label counts of each scenario and task, f64[K].
+
+    In the manifest's order; `loss` is the joint loss.
+    """
 
     sums: Tensor
     counts: Tensor
@@ -77,23 +80,23 @@ def accumulate(
     size = world()[1]
     total = torch.zeros_like(counts)
     for i, batch in enumerate(batches):
-        last = i == len(batches) - 1
-        is_ddp = isinstance(module, DistributedDataParallel)
-        quiet = (
-            nullcontext()
-            if last or not is_ddp
-            else cast("DistributedDataParallel", module).no_sync()
-        )
-        with quiet:
+        with nullcontext() if i == len(batches) - 1 else without_synchronisation(module):
             with autocast():
                 logits = module(batch, encode)
             sums = loss_sums(facts, logits, labels[i])
-            apart = general_loss(facts, logits, labels[i], counts)
-            (size * (joint_loss(sums, counts, weights.to(sums)) + apart)).backward()
+            general = general_loss(facts, logits, labels[i], counts)
+            (size * (joint_loss(sums, counts, weights.to(sums)) + general)).backward()
         total += sums.detach().double()
     sum_over_ranks(total)
     loss = joint_loss(total, counts, weights.double()).item()
     return StepResult(total, counts, loss)
+
+
+def without_synchronisation(module: nn.Module) -> AbstractContextManager[object]:
+    """Within it DDP leaves gradients on their rank."""
+    if isinstance(module, DistributedDataParallel):
+        return cast("DistributedDataParallel", module).no_sync()
+    return nullcontext()
 
 
 def scenario_gradients(
@@ -101,36 +104,36 @@ def scenario_gradients(
 ) -> dict[str, Tensor]:
     """The gradient of each scenario's lambda_i L_i at the first weight that all share, flat.
 
-    None where that weight does not learn.
+    Empty where that weight does not learn.
     """
-    if not module.model.sharing.first_weight.requires_grad:
+    shared = module.model.sharing.first_weight
+    if not shared.requires_grad:
         return {}
     labels = {name: s.labels for name, s in batch.items()}
     counts = sum_over_ranks(label_counts(facts, labels))
-    shared = module.model.sharing.first_weight
     module.eval()
     sums = loss_sums(facts, module(batch, encode=False), labels)
     module.train()
-    found: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
     start = 0
     for name, scenario in facts.items():
-        mine = slice(start, start + len(scenario.tasks))
-        start += len(scenario.tasks)
-        loss = joint_loss(sums[mine], counts[mine], weights[mine].to(sums))
+        tasks = slice(start, start + len(scenario.tasks))
+        start = tasks.stop
+        loss = joint_loss(sums[tasks], counts[tasks], weights[tasks].to(sums))
         (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True)
-        found[name] = sum_over_ranks(gradient.clone()).flatten()
-    return found
+        gradients[name] = sum_over_ranks(gradient.clone()).flatten()
+    return gradients
 
 
 def gradient_shares(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of each scenario in the lengths of the gradients: its norm over the sum of norms."""
+    """The norm of each scenario's gradient over the sum of all norms."""
     norms = {name: gradient.norm().item() for name, gradient in gradients.items()}
     total = sum(norms.values()) or 1.0
     return {name: norm / total for name, norm in norms.items()}
 
 
 def gradient_cosines(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """Cosine of the gradients of each two scenarios, by `first/second`: below 0 they conflict."""
+    """Cosine of the gradients of two scenarios, by `first/second`: below 0 they conflict."""
     return {
         f"{a}/{b}": torch.nn.functional.cosine_similarity(gradients[a], gradients[b], 0).item()
         for a, b in itertools.combinations(gradients, 2)

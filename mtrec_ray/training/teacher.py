@@ -1,14 +1,13 @@
 """Gradient-boosted trees on prepared rows: what a user would build instead, and a teacher.
 
-As a teacher (1503.02531) their predictions are mixed into the labels that the network learns from:
-trees read thresholds of statistics well, and a prediction says more of a row than a 0 or 1. No
-row's teacher has seen a label of its user: users are split into folds, and the trees of the other
-folds predict.
+A teacher's predictions are mixed into the labels that the network learns from
+(`teacher_labels.py`): trees read thresholds of statistics well, and a prediction says more about a
+row than a 0 or 1. No row's teacher has seen a label of its user: users are split into folds, and
+trees fitted on the other folds predict.
 
 Letters: N rows, T tasks, F columns, D width of text vectors.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import lightgbm
@@ -18,14 +17,12 @@ from sklearn.decomposition import PCA
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import hash_ints
-from mtrec_ray.data.prepared import Prepared, PreparedScenario
-from mtrec_ray.data.shards import Arrays, read_rows, write_teacher_labels
-from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import Arrays, read_rows, write_predictions
 from mtrec_ray.model.history import cosines, similarity_summary
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Teacher
-from mtrec_ray.training.build import autocast_for, cache_folder
-from mtrec_ray.training.item_vectors import ItemVectors
+from mtrec_ray.training.build import pretrained_vectors
 
 NUM_COMPONENTS = 32
 
@@ -42,29 +39,16 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-def frozen_vectors(project: Project, prepared: Prepared, name: str) -> torch.Tensor:
-    """f32[n, D]: vectors of a scenario's items by the pretrained encoder."""
-    options = project.model.encoder.model_copy(update={"trainable": "none"})
-    device = torch.device("cpu")
-    catalogues = {name: prepared.catalogue(name)}
-    vectors = ItemVectors(
-        TextEncoder(options), catalogues, device, autocast_for(device, project.training.precision)
-    )
-    vectors.compute_frozen(cache_folder(project))
-    assert vectors.cache is not None
-    return vectors.cache
-
-
 class Columns:
-    """What trees read of a scenario's rows.
+    """The columns that trees read of a scenario's rows.
 
     Attributes:
-        num_categorical: so many of the plain columns, the first ones, are codes of categories.
+        num_categorical: how many of the plain columns, from the first, are codes of categories.
     """
 
     def __init__(self, project: Project, prepared: Prepared, name: str) -> None:
         self.facts, self.catalogue = prepared.scenarios[name], prepared.catalogue(name)
-        self.vectors = frozen_vectors(project, prepared, name)
+        self.vectors = pretrained_vectors(project, prepared, name, torch.device("cpu"))
         known = self.vectors.numpy()[self.catalogue.known]
         number = min(NUM_COMPONENTS, *known.shape)
         components = PCA(number, random_state=0).fit(known)
@@ -75,8 +59,8 @@ class Columns:
         """f32[N, F]: categories, statistics and numbers."""
         item = rows["item"]
         codes = [self.catalogue.categorical[item], rows["categorical"]]
-        found = [*codes, rows["numeric"], self.catalogue.numeric[item]]
-        return np.concatenate(found, 1).astype(np.float32)
+        columns = [*codes, rows["numeric"], self.catalogue.numeric[item]]
+        return np.concatenate(columns, 1).astype(np.float32)
 
     def text(self, rows: Arrays) -> np.ndarray:
         """f32[N, 3 + 32]: cosines of the candidate with the history, and principal components."""
@@ -102,7 +86,7 @@ class Examples:
     user: np.ndarray
 
     def of_task(self, task: int, chosen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and labels of the (chosen) rows that have a label of the task."""
+        """Inputs and labels of the rows (of those chosen) that have a label of the task."""
         known = np.isfinite(self.labels[:, task])
         known = known if chosen is None else known & chosen
         return self.inputs[known], self.labels[known, task]
@@ -118,7 +102,7 @@ def fit_trees(
     num_threads: int,
     rounds: int = 1500,
 ) -> lightgbm.Booster:
-    """Trees for a task, as many as are best on valid."""
+    """Trees for a task; their number is the one with the lowest loss on the valid rows."""
     parameters = PARAMETERS | {
         "objective": "binary" if kind == "binary" else "regression",
         "seed": seed,
@@ -136,8 +120,8 @@ def fit_teacher(
 ) -> dict[str, int]:
     """Write the teacher's predictions of a scenario's training rows, a file for each shard.
 
-    Returns the number of trees of each task, summed over folds. A task that has too few labels to
-    be split stays without a teacher.
+    Returns the number of trees of each task, summed over folds. A task with too few labels
+    has no predictions.
     """
     options = project.training.teacher
     facts, columns = prepared.scenarios[name], Columns(project, prepared, name)
@@ -145,24 +129,24 @@ def fit_teacher(
     valid = examples(prepared, columns, name, "valid", options.rows)
     boosters, trees = {}, {}
     for task, kind in enumerate(facts.kinds.values()):
-        own = fit_folds(kind, task, train, valid, columns.num_categorical, options, num_threads)
-        if own:
-            boosters[task] = own
-            trees[facts.tasks[task]] = sum(b.best_iteration for b in own)
-    for shard in prepared.train_shards(name):
-        found = [
+        folds = fit_folds(kind, task, train, valid, columns.num_categorical, options, num_threads)
+        if folds:
+            boosters[task] = folds
+            trees[facts.tasks[task]] = sum(b.best_iteration for b in folds)
+    for shard_path in prepared.shard_paths(name, "train"):
+        predicted = [
             predict_out_of_fold(columns, rows, boosters, options.folds)
-            for rows in read_rows([shard.path], BATCH_ROWS, 0, 10**12)
+            for rows in read_rows([shard_path], BATCH_ROWS, 0, 10**12)
         ]
-        path = storage.join(folder, name, shard.path.rsplit("/", 1)[1])
-        write_teacher_labels(path, np.concatenate(found))
+        path = storage.join(folder, name, shard_path.rsplit("/", 1)[1])
+        write_predictions(path, np.concatenate(predicted))
     return trees
 
 
 def examples(
     prepared: Prepared, columns: Columns, name: str, split: str, num_rows: int
 ) -> Examples:
-    """Rows of a split, at most so many: the first ones of each shard (their order is random)."""
+    """At most `num_rows` rows of a split: the first of each shard (their order is random)."""
     paths = prepared.shard_paths(name, split)
     each = -(-num_rows // max(len(paths), 1))
     parts = [
@@ -188,23 +172,23 @@ def fit_folds(
     options: Teacher,
     num_threads: int,
 ) -> list[lightgbm.Booster]:
-    """Trees without each fold; none where there are too few labels."""
-    fold = fold_of(train.user, options.folds)
-    measured = valid.of_task(task)
-    if rarer(kind, train.of_task(task)[1]) < options.least_labels or not rarer(kind, measured[1]):
+    """For each fold the trees of all other folds; empty where there are too few labels."""
+    fold, valid_rows = fold_of(train.user, options.folds), valid.of_task(task)
+    num_labels = num_rarer_labels(kind, train.of_task(task)[1])
+    if num_labels < options.least_labels or not num_rarer_labels(kind, valid_rows[1]):
         return []
-    rest = [train.of_task(task, fold != f) for f in range(options.folds)]
+    others = [train.of_task(task, fold != f) for f in range(options.folds)]
     return [
         fit_trees(
-            kind, part, measured, num_categorical,
+            kind, rows, valid_rows, num_categorical,
             seed=f, num_threads=num_threads, rounds=options.rounds,
         )
-        for f, part in enumerate(rest)
+        for f, rows in enumerate(others)
     ]  # fmt: skip
 
 
-def rarer(kind: str, labels: np.ndarray) -> int:
-    """Number of labels, of a binary task those of the rarer kind."""
+def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
+    """Number of labels; of a binary task, of those of the rarer kind."""
     if kind == "regression":
         return len(labels)
     return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))
@@ -213,25 +197,15 @@ def rarer(kind: str, labels: np.ndarray) -> int:
 def predict_out_of_fold(
     columns: Columns, rows: Arrays, boosters: dict[int, list[lightgbm.Booster]], folds: int
 ) -> np.ndarray:
-    """f32[N, T]: predictions of labelled rows by the trees that have not seen their user."""
+    """f32[N, T]: predictions of labelled rows by trees that have not seen their user, else NaN."""
     labels = rows["labels"]
-    found = np.full(labels.shape, np.nan, np.float32)
+    predicted = np.full(labels.shape, np.nan, np.float32)
     inputs = np.concatenate([columns.plain(rows), columns.text(rows)], 1)
     fold = fold_of(rows["person"], folds)
-    for task, own in boosters.items():
-        for f, booster in enumerate(own):
+    for task, without_fold in boosters.items():
+        for f, booster in enumerate(without_fold):
             chosen = (fold == f) & np.isfinite(labels[:, task])
             if chosen.any():
-                found[chosen, task] = np.asarray(booster.predict(inputs[chosen], num_threads=1))
-    return found
-
-
-def batches(prepared: Prepared, name: str, split: str) -> Iterator[Arrays]:
-    """Rows of a split of a scenario."""
-    return read_rows(prepared.shard_paths(name, split), BATCH_ROWS, 0, 10**12)
-
-
-def popularity(facts: PreparedScenario, rows: Arrays) -> np.ndarray:
-    """f32[N, T]: the column that ranks items by popularity for each task."""
-    places = [facts.numeric_names.index(facts.popularity[t]) for t in facts.tasks]
-    return rows["numeric"][:, places]
+                scores = np.asarray(booster.predict(inputs[chosen], num_threads=1))
+                predicted[chosen, task] = scores
+    return predicted

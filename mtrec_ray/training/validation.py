@@ -21,13 +21,14 @@ BATCH_ROWS = 8192
 def score_rows(
     model: Recommender, vectors: ItemVectors, name: str, batches: Iterator[Arrays]
 ) -> Iterator[tuple[Arrays, np.ndarray]]:
-    """Batches with their predictions f32[N, T]; uses the cached item vectors."""
+    """Each batch with its predictions f32[N, T], from the cached item vectors."""
     was_training = model.training
     model.eval()
     for arrays in batches:
         samples = Samples.of(arrays, vectors.device)
-        found = model.score(name, samples, vectors.of_batch({name: samples}, encode=False)[name])
-        yield arrays, predictions(model.facts[name], found).cpu().numpy()
+        texts = vectors.of_batch({name: samples}, encode=False)[name]
+        logits = model.score(name, samples, texts)
+        yield arrays, predictions(model.facts[name], logits).cpu().numpy()
     model.train(was_training)
 
 
@@ -39,10 +40,10 @@ def score_split(
     split: str,
     most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Persons [N], labels and predictions [N, T] of a split, the same on every rank.
+    """User hashes [N], labels and predictions [N, T] of a split, the same on every rank.
 
     Of all its rows, or of the first `most`. Every rank scores its range of rows; labels and scores
-    (not features) are gathered.
+    (not features) are gathered from all.
     """
     rank, size = world()
     num_rows = prepared.scenarios[name].num_rows(split)

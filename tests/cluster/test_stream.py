@@ -10,7 +10,8 @@ from mtrec_ray.data.order import PassOrder, RankProgress, ReadPlan
 from mtrec_ray.data.shards import to_arrays
 from mtrec_ray.data.stream import StoredRows, StreamedRows, training_source
 from mtrec_ray.stages.train import run_train
-from mtrec_ray.training.batches import BatchComposer, pick
+from mtrec_ray.training.batches import BatchComposer
+from tests.builders import pick
 from tests.cluster.runs import changed, numbers, say_nothing
 
 pytestmark = pytest.mark.cluster
@@ -22,9 +23,9 @@ def batches(prepared, source):
     feed = BatchComposer(prepared, QUOTAS, 3, (1, 2))
     for name, order in feed.orders.items():
         feed.orders[name] = PassOrder(order.shard_rows, order.seed, WINDOW)
-        feed.courses[name] = RankProgress(order.num_rows, 2, 77)
+        feed.progress[name] = RankProgress(order.num_rows, 2, 77)
     feed.open(source.read, BATCHES)
-    return [feed.take() for _ in range(BATCHES)]
+    return [feed.next_batch() for _ in range(BATCHES)]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_stream_ends_where_nobody_wants_more(trained):
     rows = tuple(s.rows for s in prepared.scenarios[name].shards["train"])
     order = PassOrder(rows, 0, WINDOW)
     pieces = order.pieces(RankProgress(sum(rows), 1).spans(0))
-    found = list(itertools.islice(source.read({name: ReadPlan(rows, pieces, 10, 100)})[name], 2))
+    found = list(itertools.islice(source.read({name: ReadPlan(pieces, 10, 100)})[name], 2))
     assert [len(part["row"]) for part in found] == [WINDOW, WINDOW]
 
 

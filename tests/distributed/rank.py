@@ -6,6 +6,7 @@ process that has only imported (and has no threads yet): importing in each takes
 of the rest.
 """
 
+import copy
 import multiprocessing
 import sys
 import time
@@ -28,7 +29,7 @@ from mtrec_ray.training import validation
 from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import world
 from mtrec_ray.training.item_vectors import Batch
-from mtrec_ray.training.losses import loss_weights
+from mtrec_ray.training.losses import weight_tensor
 from mtrec_ray.training.step import Forward, accumulate, wrap
 from tests.builders import (
     FACTS,
@@ -99,13 +100,47 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     if mode.startswith("gather"):
         vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
-    weights = torch.tensor(list(loss_weights(two_scenario_project().scenarios).values()))
+    weights = weight_tensor(FACTS, two_scenario_project().scenarios)
     result = accumulate(module, FACTS, batches_of(rank, size), weights, encode=encode)
     if vectors.gathered is not None:
         vectors.gathered.collect()
         vectors.gathered.backward()
     gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     return {"loss": result.loss, "counts": result.counts, "gradients": gradients}
+
+
+def resumed_gradients(rank: int, size: int, folder: Path, *, gather: bool) -> list[dict[str, Any]]:
+    """The encoder's gradients after two more steps: of a run, and of one resumed from its state.
+
+    With `gather` from gathered gradients, else from this rank's own rows.
+    """
+    model, vectors = build(small_model("top_k"), make_catalogues())
+    again, resumed = build(small_model("top_k"), make_catalogues())
+    for one in (vectors, resumed):
+        one.compute_frozen(folder / f"frozen{size}")
+        one.gathered = CachedGradients(one) if gather else None
+    vectors.refresh()
+    take_steps(model, vectors, rank, size, gather=gather)
+    resumed.restore(copy.deepcopy(vectors.state()))
+    found = []
+    for one, its in ((model, vectors), (again, resumed)):
+        take_steps(one, its, rank, size, gather=gather)
+        if its.gathered is not None:
+            its.gathered.backward()
+        names = one.encoder.named_parameters()
+        gradients = {n: p.grad.clone() for n, p in names if p.grad is not None}
+        found.append({"gradients": gradients, "cache": its.cache})
+    return found
+
+
+def take_steps(model: Any, vectors: Any, rank: int, size: int, *, gather: bool) -> None:
+    """Add up the gradients of a step, without changing the weights."""
+    model.zero_grad()
+    weights = weight_tensor(FACTS, two_scenario_project().scenarios)
+    module = wrap(Forward(model, vectors), some_unused=False)
+    accumulate(module, FACTS, batches_of(rank, size), weights, encode=not gather)
+    if gather:
+        vectors.gathered.collect()
 
 
 @contextmanager
@@ -148,6 +183,10 @@ def run_rank(folder: Path, rank: int, size: int) -> None:
     found: dict[str, Any] = {"validation": validate(folder)}
     if size == 2:
         found["steps"] = {mode: step(mode, rank, size, folder) for mode in MODES}
+        found["resumed"] = {
+            name: resumed_gradients(rank, size, folder, gather=name == "gather")
+            for name in ("gather", "own")
+        }
     torch.save(found, folder / f"rank{rank}of{size}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -121,6 +121,22 @@ def test_the_compared_gradients_are_not_zero(one, part):
     assert all(g.any() for g in moving)
 
 
+@pytest.mark.parametrize("how", ["gather", "own"])
+def test_a_resumed_run_goes_on_to_the_bit(ranks, how):
+    """After a checkpoint two ranks and their resumed copies have the same gradients and vectors."""
+    caches = []
+    for rank in ranks[2]:
+        run, resumed = rank["resumed"][how]
+        assert run["gradients"]
+        assert run["gradients"].keys() == resumed["gradients"].keys()
+        for name, gradient in run["gradients"].items():
+            assert gradient.any()
+            assert torch.equal(gradient, resumed["gradients"][name]), name
+        assert torch.equal(run["cache"], resumed["cache"])
+        caches.append(run["cache"])
+    assert torch.equal(*caches) == (how == "gather")
+
+
 @pytest.mark.parametrize("mode", ["rerun", "gather"])
 def test_other_ways_have_the_same_gradient(one, mode):
     """Chunks run again, and gradients gathered at cached vectors, give the gradient of one pass."""

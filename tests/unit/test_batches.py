@@ -15,8 +15,8 @@ from mtrec_ray.data.order import PassOrder, RankProgress, ReadPlan
 from mtrec_ray.data.prepared import Prepared, Shard
 from mtrec_ray.data.stream import in_order_of_use, prefetch
 from mtrec_ray.training import batches
-from mtrec_ray.training.batches import BatchComposer, pick, quotas
-from tests.builders import FACTS
+from mtrec_ray.training.batches import BatchComposer, quotas
+from tests.builders import FACTS, pick
 
 sizes = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 10**9), min_size=1)
 
@@ -32,13 +32,13 @@ def shards_of(shard_rows):
 
 def read(wanted):
     """Rows from memory."""
-    return {name: parts(own) for name, own in wanted.items()}
+    return {name: parts(name, plan) for name, plan in wanted.items()}
 
 
-def parts(own):
+def parts(name, plan):
     """The rows of each piece."""
-    shards = shards_of(own.shard_rows)
-    return (pick(shards, piece) for piece in own.pieces)
+    shards = shards_of(SHARDS[name])
+    return (pick(shards, piece) for piece in plan.pieces)
 
 
 PREPARED = Prepared(
@@ -104,7 +104,7 @@ def test_too_small_batch_is_refused():
 
 def rows_of(feeds, steps):
     """The rows of shop that some ranks take in some steps."""
-    parts = [f.take()["shop"]["row"] for _ in range(steps) for f in feeds]
+    parts = [f.next_batch()["shop"]["row"] for _ in range(steps) for f in feeds]
     return np.concatenate(parts).tolist() if parts else []
 
 
@@ -121,7 +121,7 @@ def test_batches_hold_every_scenario_by_its_quota():
     """A batch has so many rows of each scenario, and columns stay together."""
     stream = feed_of()
     for _ in range(20):
-        batch = stream.take()
+        batch = stream.next_batch()
         assert {n: len(a["row"]) for n, a in batch.items()} == {"shop": 3, "video": 2}
         for arrays in batch.values():
             np.testing.assert_array_equal(arrays["double"], 2 * arrays["row"])
@@ -159,7 +159,7 @@ def test_other_numbers_of_ranks_skip_and_repeat_nothing(phases):
 
 def orders(seed):
     stream = feed_of(seed=seed, quota=27)
-    return [stream.take()["shop"]["row"].tolist() for _ in range(2)]
+    return [stream.next_batch()["shop"]["row"].tolist() for _ in range(2)]
 
 
 def test_seed_fixes_the_order():
@@ -174,8 +174,8 @@ def test_streams_are_read_in_the_order_of_need():
     """Pieces of all scenarios come in the order of the batches that need them, to the last one."""
     order = PassOrder((100,), 0, 10)
     wanted = {
-        "a": ReadPlan((100,), order.pieces(RankProgress(100, 1).spans(0)), 10, 30),
-        "b": ReadPlan((100,), order.pieces(RankProgress(100, 1).spans(0)), 5, 15),
+        "a": ReadPlan(order.pieces(RankProgress(100, 1).spans(0)), 10, 30),
+        "b": ReadPlan(order.pieces(RankProgress(100, 1).spans(0)), 5, 15),
     }
     assert [name for name, _ in in_order_of_use(wanted)] == ["a", "b", "a", "a", "b"]
 

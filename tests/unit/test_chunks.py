@@ -326,35 +326,18 @@ def test_gathering_renews_the_cache_of_the_items_it_met():
     assert torch.equal(vectors.cache[others], old[others])
 
 
-def test_candidates_and_a_share_of_the_history_carry_gradients():
-    """With a share of 0 only candidates do; all vectors are those of a full encoding."""
-    batch = samples_with_history()
-    full, some = vectors_of("all"), vectors_of("all", history_share=0.0)
-    some.refresh()
-    places = places_of(some, batch)
-    candidates = np.concatenate(
-        [some.places(n, s.items[s.candidate.unique()]) for n, s in batch.items()]
-    )
-    assert len(candidates) < len(places)
-    assert_close(joined(some, batch, encode=True), joined(full, batch, encode=True))
-    assert (some.ages[candidates] == 0).all()
-    assert (some.ages[np.setdiff1d(places, candidates)] == 1).all()
-    joined(some, batch, encode=True).pow(3).sum().backward()
-    full.run(candidates).pow(3).sum().backward()
-    assert_same_gradients(some, full)
-
-
-def test_old_vectors_are_encoded_again():
-    """A history item whose cached vector is older than `max_age` steps is encoded in the next."""
-    batch = samples_with_history()
-    vectors = vectors_of("all", history_share=0.0, max_age=2)
-    vectors.refresh()
-    places = places_of(vectors, batch)
-    ages = []
-    for _ in range(4):
-        joined(vectors, batch, encode=True)
-        ages.append(int(vectors.ages[places].max()))
-    assert ages == [1, 2, 0, 1]
+def test_another_number_of_ranks_resumes_with_the_mean():
+    """One rank that resumes what two have gathered has the mean of both, as two would together."""
+    vectors = vectors_of("all")
+    gathered = CachedGradients(vectors)
+    items = [torch.tensor([1, 4]), torch.tensor([4, 7])]
+    sums = [torch.full((2, vectors.encoder.width), value) for value in (2.0, 6.0)]
+    gathered.restore({"gathered_items": items, "gathered_sums": sums, "gathered_steps": 3})
+    assert gathered.sums[[1, 4, 7], 0].tolist() == [1.0, 4.0, 3.0]
+    assert gathered.met.nonzero().squeeze(1).tolist() == [1, 4, 7]
+    assert gathered.num_steps == 3
+    (again,) = gathered.state()["gathered_items"]
+    assert again.tolist() == [1, 4, 7]
 
 
 # --- frozen layers on disk -------------------------------------------------------------------

@@ -7,8 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.project.load import parse_project
 from mtrec_ray.training.losses import (
     joint_loss,
     label_counts,
@@ -16,6 +19,7 @@ from mtrec_ray.training.losses import (
     loss_weights,
     row_losses,
     target,
+    weight_tensor,
 )
 from mtrec_ray.training.step import Forward, accumulate
 from tests.builders import (
@@ -42,7 +46,7 @@ LOGITS = {"shop": SHOP_LOGITS, "video": VIDEO_LOGITS}
 
 
 def weights_of(shop: float, video: float) -> torch.Tensor:
-    return torch.tensor(list(loss_weights(two_scenario_project(shop, video).scenarios).values()))
+    return weight_tensor(FACTS, two_scenario_project(shop, video).scenarios)
 
 
 def joint(facts, logits, labels, weights):
@@ -284,3 +288,26 @@ def test_confident_and_wrong_rows_keep_their_gradient():
     logits = torch.full((1, 2), 20.0, requires_grad=True)
     row_losses(SHOP, "buy", logits, torch.zeros(1)).sum().backward()
     torch.testing.assert_close(logits.grad, torch.full((1, 2), 0.5), rtol=1e-4, atol=1e-4)
+
+
+WEIGHTS = st.floats(0.1, 10)
+
+
+@given(
+    st.permutations(["shop", "video"]), st.permutations([0, 1]), st.lists(WEIGHTS, min_size=6,
+                                                                         max_size=6),
+)  # fmt: skip
+def test_weights_are_matched_by_name(names, order, values):
+    """Each c_it stands where its task's loss stands in the manifest, whatever the file's order."""
+    tree = two_scenario_project(values[0], values[1]).dump()
+    pairs = [(n, t) for n, facts in FACTS.items() for t in facts.tasks]
+    for (name, task), value in zip(pairs, values[2:], strict=True):
+        tree["scenarios"][name]["tasks"][task]["weight"] = value
+    wanted = weight_tensor(FACTS, parse_project(tree).scenarios)
+    scenarios = {name: tree["scenarios"][name] for name in names}
+    for scenario in scenarios.values():
+        tasks = list(scenario["tasks"].items())
+        scenario["tasks"] = dict(tasks[i] for i in order)
+    permuted = parse_project(tree | {"scenarios": scenarios}).scenarios
+    assert torch.equal(weight_tensor(FACTS, permuted), wanted)
+    assert loss_weights(permuted) == pytest.approx(dict(zip(pairs, wanted.tolist(), strict=True)))

@@ -9,7 +9,7 @@ import torch
 
 from mtrec_ray.project.training import Training
 from mtrec_ray.training.checkpoint import load_model, load_state, save_model, save_state
-from mtrec_ray.training.optim import build_optimizer, build_schedule, restore
+from mtrec_ray.training.optim import build_optimization, build_optimizer, build_schedule, restore
 from tests.builders import FACTS, build, make_catalogues, small_model, stir
 
 OPTIONS = Training(lr=1e-2, lr_encoder=1e-4, weight_decay=0.03, id_weight_decay=0.2)
@@ -216,3 +216,27 @@ def test_a_run_goes_on_at_its_own_rates():
         second.step()
         going.step()
         assert going.get_last_lr() == [g["lr"] for g in second.param_groups]
+
+
+@pytest.mark.parametrize("trainable", ["all", "top_k", "lora", "none"])
+def test_a_run_with_other_decays_loads_the_state(trainable):
+    """Whatever rates and decays are equal or zero, the state goes to the same parameters."""
+    model = model_of(trainable)
+    optimizer, schedule = optimizer_of(model)
+    steps(model, optimizer, schedule, 2)
+    state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    moments = {id(p): optimizer.state[p]["exp_avg"].clone() for p in optimizer.state}
+    for fields in (
+        {"weight_decay": 0.0},
+        {"weight_decay": 0.2},
+        {"lr_encoder": OPTIONS.lr},
+        {"weight_decay": 0.0, "id_weight_decay": 0.0, "lr_encoder": OPTIONS.lr},
+    ):
+        options = OPTIONS.model_copy(update=fields)
+        other, _ = build_optimization(model, options, 20, state)
+        assert all(torch.equal(other.state[p]["exp_avg"], moments[id(p)]) for p in other.state)
+        assert len(other.state) == len(moments)
+        decays = {g["name"]: g["weight_decay"] for g in other.param_groups}
+        assert decays["rest.matrix"] == options.weight_decay
+        assert decays["ids.matrix"] == options.id_weight_decay
+        assert decays["rest.vector"] == 0

@@ -286,7 +286,6 @@ def test_a_delay_is_read():
     ("model", "message"),
     [
         ({"layout": "pair", "encoder": {"gather": True}}, r"model\.layout: found pair with"),
-        ({"layout": "pair", "encoder": {"history_share": 0.5}}, r"model\.layout: found pair with"),
         (
             {"encoder": {"gather": True, "trainable": "none"}},
             r"model\.encoder\.gather: found true for trainable: none; allowed: false",
@@ -331,7 +330,6 @@ def test_fingerprint():
         ({"encoder": {"gather": False}}, False, 1),
         ({"encoder": {"gather": False, "every": 4}}, False, 4),
         ({"encoder": {"trainable": "none"}}, False, 1),
-        ({"encoder": {"history_share": 0.5}}, False, 1),
         ({"layout": "pair"}, False, 1),
     ],
 )

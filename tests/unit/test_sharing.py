@@ -8,7 +8,7 @@ from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import SharingInputs, build_sharing
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
-from mtrec_ray.training.losses import loss_weights
+from mtrec_ray.training.losses import weight_tensor
 from mtrec_ray.training.step import Forward, gradient_cosines, gradient_shares, scenario_gradients
 from tests.builders import (
     FACTS,
@@ -196,8 +196,7 @@ def test_gradient_cosines_and_shares():
     """A scenario's gradient grows with its lambda: the shares move, the cosines do not."""
     batch = samples()
     equal, more = (
-        torch.tensor(list(loss_weights(two_scenario_project(shop, 1.0).scenarios).values()))
-        for shop in (1.0, 5.0)
+        weight_tensor(FACTS, two_scenario_project(shop, 1.0).scenarios) for shop in (1.0, 5.0)
     )
     first, second = gradients(batch, equal), gradients(batch, more)
     assert gradient_shares(second)["shop"] > gradient_shares(first)["shop"]

@@ -1,19 +1,23 @@
 """The teacher: no row's prediction rests on its user's labels; mixed labels are what they say."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.data.prepared import TeacherLabels, load_prepared
-from mtrec_ray.data.shards import mix_labels, read_cut
+from mtrec_ray.data.shards import TEACHER, read_cut, to_arrays
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.training import teacher
+from mtrec_ray.training.batches import BatchComposer
+from mtrec_ray.training.teacher_labels import mix_labels, with_teacher_labels
 from tests.builders import (
     FACTS,
     make_catalogues,
     make_rows,
+    pick,
     small_model,
     take,
     two_scenario_project,
@@ -55,7 +59,7 @@ def taught(project, prepared, folder):
     """The teacher's predictions of shop's rows."""
     teacher.fit_teacher(project, prepared, "shop", str(folder))
     tables = [pq.read_table(folder / "shop" / f"part-{i:05}.parquet") for i in range(2)]
-    return np.concatenate([np.stack(t.column("taught").to_numpy()) for t in tables])
+    return np.concatenate([np.stack(t.column(TEACHER).to_numpy()) for t in tables])
 
 
 def test_no_prediction_rests_on_labels_of_its_user(project, tmp_path):
@@ -85,22 +89,49 @@ def test_predictions_are_of_labelled_rows(project, tmp_path):
     )
 
 
-def test_shards_are_read_with_mixed_labels(project, tmp_path):
+def test_batches_have_mixed_labels(project, tmp_path):
     """A share of the prediction, rest label; but a parent over the entire space stays 0 or 1."""
     prepared = load_prepared(write(tmp_path / "a").folder)
     found = taught(project, prepared, tmp_path / "t")
-    plain = prepared.train_shards("shop")[1].read()
-    mixed = replace(prepared, taught=TeacherLabels(str(tmp_path / "t"), 0.25)).train_shards("shop")[
-        1
-    ]
-    before = np.stack(plain.column("labels").to_numpy())
-    after = np.stack(mixed.read().column("labels").to_numpy())
+    plain = to_arrays(prepared.train_shards("shop")[1].read())
+    with_teacher = replace(prepared, taught=TeacherLabels(str(tmp_path / "t"), 0.25))
+    shard = with_teacher.train_shards("shop")[1]
+    rows = to_arrays(shard.read())
+    np.testing.assert_array_equal(rows["labels"], plain["labels"])
+    mixed = with_teacher_labels(FACTS["shop"], rows, 0.25)
+    assert set(mixed) == set(plain)
+    before, after = plain["labels"], mixed["labels"]
     np.testing.assert_array_equal(after[:, 0], before[:, 0])  # click, the parent of buy
     known = np.isfinite(found[250:, 1])
-    wanted = 0.75 * before[known, 1] + 0.25 * found[250:][known, 1]
-    np.testing.assert_allclose(after[known, 1], wanted, rtol=1e-6)
-    part = np.stack(mixed.read(20, 33).column("labels").to_numpy())
-    np.testing.assert_array_equal(part, after[20:33])
+    wanted = (0.75 * before + 0.25 * found[250:])[known, 1]
+    np.testing.assert_array_equal(after[known, 1], wanted)
+    part = with_teacher_labels(FACTS["shop"], to_arrays(shard.read(20, 33)), 0.25)
+    np.testing.assert_array_equal(part["labels"], after[20:33])
+
+
+def test_the_composer_mixes_labels(project, tmp_path):
+    """The labels of a composed batch are those of whole shards mixed before the rows are cut."""
+    prepared = load_prepared(write(tmp_path / "a").folder)
+    for name in FACTS:
+        teacher.fit_teacher(project, prepared, name, str(tmp_path / "t"))
+    prepared = replace(prepared, taught=TeacherLabels(str(tmp_path / "t"), 0.25))
+    shards = {n: [to_arrays(s.read()) for s in prepared.train_shards(n)] for n in FACTS}
+    composer = BatchComposer(prepared, {"shop": 70, "video": 30}, 0, (0, 1))
+    composer.open(lambda plans: {n: map(partial(pick, shards[n]), p.pieces)
+                                 for n, p in plans.items()}, 3)  # fmt: skip
+    mixed_before = {}
+    for name, facts in FACTS.items():
+        parts = [with_teacher_labels(facts, rows, 0.25) for rows in shards[name]]
+        rows = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        mixed_before[name] = dict(zip(rows["row"].tolist(), rows["labels"], strict=True))
+    plain = 0
+    for _ in range(3):
+        for name, rows in composer.next_batch().items():
+            wanted = np.stack([mixed_before[name][row] for row in rows["row"].tolist()])
+            np.testing.assert_array_equal(rows["labels"], wanted)
+            assert TEACHER not in rows
+            plain += np.isin(rows["labels"], [0, 1]).all()
+    assert not plain
 
 
 def test_few_labels_have_no_teacher(tmp_path):

@@ -23,13 +23,13 @@ from mtrec_ray.search.space import space_of
 from mtrec_ray.stages.tune import planned
 from mtrec_ray.stages.tuning.in_process import BEST, train_in_process
 from mtrec_ray.stages.tuning.trial import TrialInputs, run_trial, train_trial
-from mtrec_ray.training.batches import pick
 from mtrec_ray.training.checkpoint import FACTS as MODEL_FACTS
 from mtrec_ray.training.checkpoint import WEIGHTS
 from tests.builders import (
     FACTS,
     make_catalogues,
     make_rows,
+    pick,
     small_model,
     take,
     two_scenario_project,

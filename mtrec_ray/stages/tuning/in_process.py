@@ -38,7 +38,7 @@ class InProcessContext:
         self.latest = read_latest(folder)
 
     @property
-    def reader(self) -> OpenRows:
+    def open_rows(self) -> OpenRows:
         """The rows from the object store, or streamed."""
         return self.source.read
 
@@ -65,17 +65,17 @@ class InProcessContext:
         """Never: Ray tells workers only, and a trial goes on from its last epoch elsewhere."""
         return False
 
-    def started(self, step: int) -> int:
+    def note_start(self, step: int) -> int:
         """Steps done again are not counted."""
         return 0
 
-    def reached(self, step: int) -> None:
+    def note_step(self, step: int) -> None:
         """The checkpoint says it."""
 
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
         """The search shows the curves of all its trials."""
 
-    def restore(self) -> Path | None:
+    def checkpoint_folder(self) -> Path | None:
         """The latest checkpoint of this name, copied to this node."""
         if not self.latest:
             return None

@@ -1,0 +1,34 @@
+"""A teacher's predictions mixed into the labels that the network learns from (1503.02531).
+
+Apart from `teacher.py`, which fits the trees, so that training workers need not import them.
+"""
+
+import numpy as np
+
+from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.data.shards import TEACHER, Arrays
+
+
+def with_teacher_labels(facts: PreparedScenario, rows: Arrays, share: float) -> Arrays:
+    """The rows with mixed labels in place of labels and predictions; as they are without these."""
+    if TEACHER not in rows:
+        return rows
+    mixed = mix_labels(rows["labels"], rows[TEACHER], share, mixable_tasks(facts))
+    return {k: v for k, v in rows.items() if k != TEACHER} | {"labels": mixed}
+
+
+def mixable_tasks(facts: PreparedScenario) -> np.ndarray:
+    """bool[T]: all but parents of a task over the entire space, whose labels must be 0 or 1."""
+    parents = {facts.given[task] for task in facts.entire}
+    return np.array([task not in parents for task in facts.tasks])
+
+
+def mix_labels(
+    labels: np.ndarray, predicted: np.ndarray, share: float, mixable: np.ndarray
+) -> np.ndarray:
+    """f32[N, T]: (1 - share) label + share prediction, where there is one and the task allows it.
+
+    Predictions are NaN where there is none; `mixable` is bool[T].
+    """
+    mixed = (1 - share) * labels + share * predicted
+    return np.where(np.isfinite(predicted) & mixable, mixed, labels).astype(np.float32)
