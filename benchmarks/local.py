@@ -40,11 +40,11 @@ class Host:
     @property
     def reader(self) -> OpenRows:
         """Training rows from memory."""
-        return lambda wanted: {n: self._parts(n, own.pieces) for n, own in wanted.items()}
+        return lambda wanted: {n: self._parts(n, own.slices) for n, own in wanted.items()}
 
-    def _parts(self, scenario: str, pieces: Iterator[Slice]) -> Iterator[Arrays]:
+    def _parts(self, scenario: str, slices: Iterator[Slice]) -> Iterator[Arrays]:
         shards = self.shards(scenario)
-        return (pick(shards, piece) for piece in pieces)
+        return (pick(shards, one) for one in slices)
 
     def shards(self, scenario: str) -> list[Arrays]:
         """The scenario's training rows, shard by shard, read once."""

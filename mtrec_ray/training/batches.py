@@ -52,7 +52,7 @@ def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
     )
 
 
-# Opens the wanted rows of each scenario: the rows of each piece, in its order.
+# Opens the wanted rows of each scenario: the rows of each slice, in its order.
 OpenRows = Callable[[Mapping[str, ReadPlan]], Mapping[str, Iterator[Arrays]]]
 
 
@@ -106,14 +106,13 @@ class BatchComposer:
                 if stands
                 else RankProgress(num_rows, self.size)
             )
-            self.courses[name] = course.taken_up(self.size)
+            self.courses[name] = course.resume_with(self.size)
 
     def open(self, reader: OpenRows, num_batches: int) -> None:
         """Open the streams where the courses stand, for so many batches."""
         wanted = {
             name: ReadPlan(
-                order.shard_rows,
-                order.pieces(self.courses[name].spans(self.rank)),
+                order.slices(self.courses[name].spans(self.rank)),
                 self.quotas[name],
                 self.quotas[name] * num_batches,
             )
@@ -136,8 +135,8 @@ class BatchComposer:
                 "window": self.orders[name].window,
                 "size": course.size,
                 "taken": course.taken,
-                "rests": [[s.number, s.low, s.high] for s in course.left.rests],
-                "next_pass": course.left.next_pass,
+                "unfinished": [[s.number, s.low, s.high] for s in course.start.unfinished],
+                "next_pass": course.start.next_pass,
             }
             for name, course in self.courses.items()
         }
@@ -145,16 +144,16 @@ class BatchComposer:
 
 def progress_from_state(state: Mapping[str, Any], num_rows: int) -> RankProgress:
     """The course of `Feed.state`."""
-    rests = tuple(Span(*span) for span in state["rests"])
+    unfinished = tuple(Span(*span) for span in state["unfinished"])
     return RankProgress(
-        num_rows, state["size"], state["taken"], Remaining(rests, state["next_pass"])
+        num_rows, state["size"], state["taken"], Remaining(unfinished, state["next_pass"])
     )
 
 
-def pick(shards: Sequence[Arrays], piece: Slice) -> Arrays:
-    """The rows of a piece, of shards in memory."""
-    parts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in piece.segments]
-    return {k: v[piece.order] for k, v in concatenate(parts).items()}
+def pick(shards: Sequence[Arrays], wanted: Slice) -> Arrays:
+    """The rows of a slice, of shards in memory."""
+    parts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in wanted.segments]
+    return {k: v[wanted.order] for k, v in concatenate(parts).items()}
 
 
 def concatenate(parts: list[Arrays]) -> Arrays:
