@@ -9,6 +9,7 @@ Letters: n items, m of a block of them, B users, H history items, F numeric colu
 D width of texts, T tasks.
 """
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -37,11 +38,23 @@ class CatalogueScorer:
         self.vectors = vectors if model.options.text else torch.zeros_like(vectors)
         self.items = model.item_norm(model.project(self.vectors) + own.item_extras(everything))
         self.unit = F.normalize(self.vectors.float(), dim=-1)
-        self.numbers = numbers = torch.tensor(items.numeric).to(device)
-        self.item_columns = self._columns(torch.cat([numbers, own.catalogue_raw], 1))
-        self.nothing = self._columns(torch.full_like(numbers[:1], torch.nan))
+        self.numbers, self.item_columns = self._item_columns(items.numeric)
+        self.nothing = self._columns(torch.full_like(self.numbers[:1], torch.nan))
         self.codes = {c: torch.tensor(v).to(device) for c, v in items.codes.items()}
-        self.empty = {c: self._own_columns(v[None])[0] for c, v in items.empty.items()}
+        self.default = {c: self._own_columns(v[None])[0] for c, v in items.default.items()}
+
+    def as_of(self, numeric: np.ndarray) -> "CatalogueScorer":
+        """The same catalogue with numeric columns f32[B, n, F] of its items for each of B users."""
+        other = copy.copy(self)
+        other.numbers, other.item_columns = self._item_columns(numeric)
+        return other
+
+    def _item_columns(self, numeric: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Numeric columns f32[.., n, F] of the items, and what they add, f32[.., n, W]."""
+        numbers = torch.tensor(numeric).to(self.vectors.device)
+        raw = self.own.catalogue_raw.expand(*numbers.shape[:-1], -1)
+        columns = self._columns(torch.cat([numbers, raw], -1).flatten(0, -2))
+        return numbers, columns.view(*numbers.shape[:-1], -1)
 
     def _columns(self, values: Tensor) -> Tensor:
         """f32[m, W] of numeric columns [m, F] or, with the catalogue's, [m, F + M]."""
@@ -59,7 +72,7 @@ class CatalogueScorer:
         self, column: str, entries: UserCategoryStatistics, num_users: int, items: slice
     ) -> Tensor:
         """f32[B, m, W]: what users' rows with the category of each of some items add."""
-        code, nothing = self.codes[column], self.empty[column]
+        code, nothing = self.codes[column], self.default[column]
         size = int(code.max()) + 1 if len(code) else 0
         table = nothing.expand(num_users, size + 1, -1).clone()
         if len(entries.user):
@@ -81,15 +94,15 @@ class CatalogueScorer:
 
     def _user_columns(self, users: UserSnapshot, items: slice) -> Tensor:
         """f32[B, m, W]: the numeric columns of all pairs."""
-        found = self.item_columns[items] + self._own_columns(users.numeric).unsqueeze(1)
-        for column, entries in users.entries.items():
+        found = self.item_columns[..., items, :] + self._own_columns(users.numeric).unsqueeze(1)
+        for column, entries in users.categories.items():
             found = found + self._pair_columns(column, entries, len(users), items)
         return found
 
     def _general(self, users: UserSnapshot, similarity: Tensor, items: slice) -> Tensor:
         """f32[B m, T]: the general head's logits, from the columns of the item and of the user."""
         own = torch.tensor(users.numeric).to(self.unit.device).unsqueeze(1)
-        numbers = self.numbers[items]
+        numbers = self.numbers[..., items, :]
         numeric = torch.where(numbers.isnan(), own, numbers).flatten(0, 1)
         return self.model.general_logits(self.name, similarity, numeric)
 

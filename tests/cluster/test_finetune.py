@@ -321,7 +321,7 @@ def test_recommendations_are_the_best_of_all(tuned, recommended, name):
             np.testing.assert_allclose(mine["score"], best[np.isfinite(best)], rtol=1e-4, atol=1e-5)
             chosen = [int(np.flatnonzero(items.ids == x)[0]) for x in mine["item"]]
             np.testing.assert_allclose(own[chosen], mine["score"], rtol=1e-4, atol=1e-5)
-            assert mine["new_item"].tolist() == (~items.known[chosen]).tolist()
+            assert mine["new_item"].tolist() == (~items.in_training[chosen]).tolist()
 
 
 def test_interrupted_recommendations_go_on(tuned, recommended, tmp_path):

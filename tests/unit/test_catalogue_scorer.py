@@ -46,13 +46,13 @@ def world():
     code = rng.integers(-1, NUM_BRANDS, NUM_ITEMS)
     numeric = only(rng.normal(size=NUM_ITEMS).astype("f4"), 0)
     numeric[:, 1] = np.where(code >= 0, rng.normal(size=NUM_ITEMS), np.nan)
-    empty = only(np.array(0.25, np.float32), 3)
+    default = only(np.array(0.25, np.float32), 3)
     items = ItemSnapshot(
         ids=np.array([f"item {i}" for i in range(NUM_ITEMS)], object),
-        known=np.ones(NUM_ITEMS, bool),
+        in_training=np.ones(NUM_ITEMS, bool),
         numeric=numeric,
         codes={"brand": code},
-        empty={"brand": empty},
+        default={"brand": default},
     )
     shape = (NUM_USERS, SHOP.history_last)
     some = np.arange(shape[1]) < rng.integers(0, shape[1] + 1, NUM_USERS)[:, None]
@@ -66,7 +66,7 @@ def world():
         history=np.where(some, rng.integers(0, NUM_ITEMS, shape), -1),
         ages=np.where(some, rng.integers(0, 30, shape), 0),
         numeric=only(rng.normal(size=NUM_USERS).astype("f4"), 2),
-        entries={"brand": UserCategoryStatistics(pairs[:, 0], pairs[:, 1], only(rates, 3))},
+        categories={"brand": UserCategoryStatistics(pairs[:, 0], pairs[:, 1], only(rates, 3))},
     )
     own = np.full((NUM_USERS, NUM_ITEMS), 0.25, np.float32)
     for (user, brand), rate in zip(pairs, rates, strict=True):
