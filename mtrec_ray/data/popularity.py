@@ -44,7 +44,7 @@ def training_popularity(layout: SnapshotColumns, task: str) -> Popularity:
 
 
 def live_popularity(layout: SnapshotColumns, task: str) -> Popularity:
-    """Positives of a task that are known at the asking moment, as the model's statistics count them.
+    """Positives of a task that are known at the asking moment, of the rows that statistics count.
 
     Of all splits with `statistics: live`, of training with `frozen` and without time.
     """
