@@ -135,6 +135,9 @@ class Project(Section):
             for field, weights in named.items()
             if (unknown := sorted(set(weights) - set(self.scenarios)))
         ]
+        scored = self.evaluation.weights
+        if scored and sum(scored.values()) <= 0:
+            problems.append(f"evaluation.weights: found {scored}; allowed: at least one above 0")
         if problems:
             raise ValueError("\n".join(problems))
         self._check_recommend()

@@ -122,6 +122,25 @@ def test_blocks_are_the_whole(world):
     torch.testing.assert_close(torch.cat(items, 1), ranking.logits(users))
 
 
+@pytest.mark.parametrize("general", [False, True])
+@torch.no_grad()
+def test_items_as_of_each_users_moment(world, general):
+    """Users for whom items have columns of their own are scored as each would be alone."""
+    model, _ = build(small_model("none"), CATALOGUES, FACTS)
+    model.eval().use_general_head = general
+    vectors = torch.randn(NUM_ITEMS, model.encoder.width)
+    items, users, _ = world
+    rng = np.random.default_rng(5)
+    numeric = only(rng.normal(size=(NUM_USERS, NUM_ITEMS)).astype("f4"), 0)
+    blank = replace(items, numeric=np.full_like(items.numeric, np.nan))
+    scorer = CatalogueScorer(model, "shop", vectors, blank).as_of(numeric)
+    found = torch.cat([scorer.logits(users, s) for s in (slice(0, 4), slice(4, NUM_ITEMS))], 1)
+    for i in range(NUM_USERS):
+        alone = CatalogueScorer(model, "shop", vectors, replace(items, numeric=numeric[i]))
+        torch.testing.assert_close(found[i], alone.logits(users.of(i, i + 1))[0])
+    assert not torch.allclose(found[0], found[1])
+
+
 def test_best_items_are_those_of_a_sort():
     """The k best of the allowed items are the first of a full sort."""
     rng = np.random.default_rng(0)

@@ -102,6 +102,11 @@ def test_an_unknown_key_names_the_known_ones(section, known):
         ({"training": {"lr": "fast"}}, "training.lr", "found 'fast'"),
         ({"run": {"name": "a/b"}}, "run.name", "'a/b'"),
         ({"evaluation": {"weights": {"shoe": 1}}}, "project file", "['shoe']; allowed: ['shop']"),
+        (
+            {"evaluation": {"weights": {"shop": 0}}},
+            "project file",
+            "evaluation.weights: found {'shop': 0.0}; allowed: at least one above 0",
+        ),
     ],
 )
 def test_a_bad_value_is_named(fields, where, words):
