@@ -84,9 +84,8 @@ def choose_model(
     gap = score_difference(facts, scored, tasks, ("finetuned", "joint"))
     better = gap.high < 0 if keep == "certain" else gap.value < 0
     words = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
-    verdict = (
-        "better" if better else ("not better" if gap.value >= 0 else "not significantly better")
-    )
+    worse = "not better" if gap.value >= 0 else "not significantly better"
+    verdict = "better" if better else worse
     return {
         **found,
         "chosen": "finetuned" if better else "joint",

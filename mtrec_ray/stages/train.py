@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.stream import RowSource, training_source
+from mtrec_ray.evaluation.score_weights import score_problems
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
@@ -116,6 +117,7 @@ def run_train(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
         log("train: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
+    refuse(score_problems(project, prepared))
     make_plan(project, prepared, project.run.most_workers)
     mark_started(folder, made_with)
     connect(project.run)

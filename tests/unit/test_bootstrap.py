@@ -70,7 +70,7 @@ def test_draws_are_of_as_many_users():
 
 @pytest.mark.parametrize("cells", [1, 120, 10_000])
 def test_blocks_do_not_change_the_draws(monkeypatch, cells):
-    """Whatever the size of the blocks, the seed fixes the weights; a block holds so many at most."""
+    """Whatever the size of the blocks, the seed fixes the weights; no block is larger."""
     whole = np.random.default_rng(4).multinomial(50, np.full(50, 1 / 50), size=NUM_RESAMPLES)
     monkeypatch.setattr(bootstrap, "BLOCK_CELLS", cells)
     blocks = list(draw_users(50, seed=4))

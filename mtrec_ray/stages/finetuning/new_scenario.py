@@ -22,6 +22,8 @@ def restricted(project: Project, names: list[str]) -> Project:
 
     tree["scenarios"] = some(tree["scenarios"])
     tree["evaluation"]["weights"] = some(tree["evaluation"]["weights"])
+    if not any(tree["evaluation"]["weights"].values()):  # all of those that remain were 0
+        tree["evaluation"]["weights"] = {}
     tree["finetune"]["scenarios"] = some(tree["finetune"]["scenarios"])
     tree["recommend"]["by"] = some(tree["recommend"]["by"])
     tree["search"]["preference"] = some(tree["search"]["preference"])
