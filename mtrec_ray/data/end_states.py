@@ -172,13 +172,11 @@ def category_statistics_at_end(
     )
 
 
-def seen_pairs(
-    prepared: Prepared, name: str, splits: tuple[str, ...] = SPLITS, part: str | None = None
-) -> tuple[Ints, Ints]:
-    """Persons and items of the log's rows (sampled negatives are none), of all or one partition."""
+def seen_pairs(prepared: Prepared, name: str, part: str | None = None) -> tuple[Ints, Ints]:
+    """Persons and items of the log's rows, without sampled negatives, of all or one partition."""
     wanted = part and "/" + part.removesuffix(".parquet")
     persons, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for path in (p for s in splits for p in prepared.shard_paths(name, s)):
+    for path in (p for s in SPLITS for p in prepared.shard_paths(name, s)):
         if wanted and wanted not in path:
             continue
         fs, inner = storage.filesystem(path)
