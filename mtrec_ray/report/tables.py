@@ -83,7 +83,9 @@ def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table
             table.add_column(f"{metric}, {words}", justify="right")
     for name, found in ranking.items():
         facts = [str(found["task"]), *(f"{found[k]:,}" for k in ("k", "users", "items"))]
-        values = [f"{found[m][key]:.4f}" for key in ("recall", "ndcg") for m in models]
+        values = [
+            number(key, found.get(m, {}).get(key)) for key in ("recall", "ndcg") for m in models
+        ]
         table.add_row(name, *facts, *values)
     return table
 

@@ -2,7 +2,8 @@
 
 A test user asks at the moment of their first test row, with the history and the statistics of that
 row. Items, categories and popularity are those of the same moment: nothing later is known. All
-items of the catalogue are ranked but those that the user had seen by then. The rivals:
+items of the catalogue are ranked but those that the user had seen by then; also those published
+later, which are 0 seconds old: the user's positives of all of test are what is sought. The rivals:
 
 popularity       training positives of the item, before the moment where rows have a time
 live_popularity  positives known at the moment, in all splits that the statistics count

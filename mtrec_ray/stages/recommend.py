@@ -1,6 +1,6 @@
 """The recommend stage: the best items of a scenario for each user, by its chosen model.
 
-The score of the network does not factorise (`model/ranking.py`), so that every item is scored in
+The score of the network does not factorise (`model/catalogue_scorer.py`), so that every item is scored in
 full for every user. Item vectors are computed once; partitions of users are streamed to Ray Data
 actors, which write what they found.
 """
