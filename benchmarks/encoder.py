@@ -158,7 +158,7 @@ def make_facts(num_items: int, history: int) -> PreparedScenario:
         item_numeric_mean=[], item_numeric_std=[], item_numeric_quantiles=[],
         item_category_sizes=[], category_sizes=[],
         user_space="shop", num_users=10_000, num_items=num_items,
-        popularity={"click": "n0"}, shards={},
+        popularity={"click": "n0"}, end_ms=0, shards={},
     )  # fmt: skip
 
 

@@ -40,13 +40,13 @@ class Host:
     @property
     def open_rows(self) -> OpenRows:
         """Training rows from memory."""
-        return lambda wanted: {n: self._parts(n, own.pieces) for n, own in wanted.items()}
+        return lambda wanted: {n: self._parts(n, own.slices) for n, own in wanted.items()}
 
-    def _parts(self, scenario: str, pieces: Iterator[Slice]) -> Iterator[Arrays]:
+    def _parts(self, scenario: str, slices: Iterator[Slice]) -> Iterator[Arrays]:
         shards = self.shards(scenario)
-        for piece in pieces:
-            cuts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in piece.segments]
-            yield {k: v[piece.order] for k, v in concatenate(cuts).items()}
+        for one in slices:
+            cuts = [{k: v[a:b] for k, v in shards[i].items()} for i, a, b in one.segments]
+            yield {k: v[one.order] for k, v in concatenate(cuts).items()}
 
     def shards(self, scenario: str) -> list[Arrays]:
         """The scenario's training rows, shard by shard, read once."""

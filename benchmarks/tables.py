@@ -85,7 +85,9 @@ def cosines(result: Result) -> Sequence[Row]:
 
 def ranking(result: Result) -> Sequence[Row]:
     """Recall and NDCG of the quickstart over the catalogue."""
-    figures, models = result["figures"], ("model", "popularity", "neighbours")
+    figures = result["figures"]
+    known = ("model", "popularity", "live_popularity", "neighbours")
+    models = [m for m in known if any(key.endswith(f".recall.{m}") for key in figures)]
     columns = [(metric, model) for metric in ("recall", "ndcg") for model in models]
     return [
         {"scenario": name}

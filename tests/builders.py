@@ -56,6 +56,7 @@ SHOP = PreparedScenario(
     num_users=NUM_USERS,
     num_items=NUM_ITEMS,
     popularity={"click": "item.rate.click", "buy": "item.rate.buy"},
+    end_ms=0,
     shards={split: [] for split in SPLITS},
 )
 VIDEO = replace(
@@ -76,6 +77,7 @@ VIDEO = replace(
     item_category_sizes=[],
     category_sizes=[],
     popularity={"like": "item.rate.like", "stars": "item.log_count"},
+    end_ms=0,
 )
 FACTS = {"shop": SHOP, "video": VIDEO}
 

@@ -1,5 +1,7 @@
 """Users and items at the end of the prepared data."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -7,13 +9,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.catalogue import NO_TIME, load_catalogue
+from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.columns import hash_strings, matrix
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS
 from mtrec_ray.data.snapshot import (
-    PUBLISHED,
     Floats,
     Ints,
     ItemSnapshot,
@@ -41,38 +42,36 @@ def read_states(
     return pa.concat_tables(tables).combine_chunks() if tables else None
 
 
-def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
-    """The catalogue at the end of the data.
+@dataclass(frozen=True)
+class CatalogueColumns:
+    """What a snapshot needs of the catalogue.
+
+    Attributes:
+        ids: as strings; `in_training`: whether training has a row of the item.
+        codes: by categorical column that has statistics: i64[n] the number of its value, or -1.
+        published: i64[n], in ms, NO_TIME where the catalogue does not say.
+    """
+
+    ids: NDArray[np.object_]
+    in_training: NDArray[np.bool_]
+    codes: dict[str, Ints]
+    published: Ints
+
+    def snapshot(self, layout: SnapshotColumns, numeric: Floats) -> ItemSnapshot:
+        """The catalogue with the items' columns f32[n, F]."""
+        cold_start = layout.cold_start(NO_WINDOWS)
+        default = {
+            c: layout.scatter(f"user_category.{c}", NO_WINDOWS, cold_start)[0] for c in self.codes
+        }
+        return ItemSnapshot(self.ids, self.in_training, numeric, self.codes, default)
+
+
+def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
+    """The columns of a scenario's catalogue file.
 
     Raises:
         ValueError: data prepared by a version that did not keep the items' categories.
     """
-    prepared, name = layout.prepared, layout.name
-    ids, known, codes, published = read_catalogue(layout)
-    stats = np.repeat(layout.nothing(WINDOWS_MS), len(ids), 0)
-    state = read_states(prepared, name, "items")
-    assert state is not None
-    stats[state.column("item").to_numpy()] = matrix(state.column("numeric"))[:, : stats.shape[1]]
-    parts = [layout.spread("item", WINDOWS_MS, stats)]
-    for column, code in codes.items():
-        parts.append(category_columns(layout, column, code))
-    if PUBLISHED in layout.names:
-        seconds = np.maximum(layout.end - published, 0) / 1000
-        age = np.full((len(ids), layout.width), np.nan, np.float32)
-        values = np.where(published == NO_TIME, np.nan, np.log1p(seconds))
-        age[:, layout.names.index(PUBLISHED)] = values
-        parts.append(age)
-    empty = {
-        c: layout.spread(f"user_category.{c}", NO_WINDOWS, layout.nothing(NO_WINDOWS))[0]
-        for c in codes
-    }
-    return ItemSnapshot(ids, known, overlay(*parts), codes, empty)
-
-
-def read_catalogue(
-    layout: SnapshotColumns,
-) -> tuple[NDArray[np.object_], NDArray[np.bool_], dict[str, Ints], Ints]:
-    """Ids, whether training knows them, numbers of categories, and when they were published."""
     path = storage.join(layout.prepared.folder, layout.name, "catalogue.parquet")
     fs, inner = storage.filesystem(path)
     table = pq.read_table(inner, filesystem=fs)
@@ -83,25 +82,40 @@ def read_catalogue(
             f"prepared data: found no numbers of the items' {', '.join(missing)} in {path}, which "
             "an earlier version wrote; allowed: prepare again under another run.name"
         )
-    codes = {c: table.column(f"code.{c}").to_numpy() for c in columns}
-    ids = np.asarray(table.column("item_id").to_pylist(), object)
-    return ids, table.column("known").to_numpy(), codes, load_catalogue(path).published
+    return CatalogueColumns(
+        ids=np.asarray(table.column("item_id").to_pylist(), object),
+        in_training=table.column("known").to_numpy(),
+        codes={c: table.column(f"code.{c}").to_numpy() for c in columns},
+        published=load_catalogue(path).published,
+    )
+
+
+def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
+    """The catalogue at the end of the data."""
+    catalogue = read_catalogue(layout)
+    stats = np.repeat(layout.cold_start(WINDOWS_MS), len(catalogue.ids), 0)
+    state = read_states(layout.prepared, layout.name, "items")
+    assert state is not None
+    stats[state.column("item").to_numpy()] = matrix(state.column("numeric"))[:, : stats.shape[1]]
+    parts = [layout.scatter("item", WINDOWS_MS, stats)]
+    parts += [category_columns(layout, c, code) for c, code in catalogue.codes.items()]
+    parts.append(layout.item_ages(catalogue.published, layout.end))
+    return catalogue.snapshot(layout, overlay(*parts))
 
 
 def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Floats:
     """f32[n, F]: statistics of each item's category at the end; NaN for an item without one."""
-    nothing = layout.nothing(NO_WINDOWS)
-    stats = np.repeat(nothing, int(code.max(initial=-1)) + 2, 0)
+    stats = np.repeat(layout.cold_start(NO_WINDOWS), int(code.max(initial=-1)) + 2, 0)
     state = read_states(layout.prepared, layout.name, f"category.{column}")
     if state is not None:
         values = matrix(state.column("numeric"))[:, : stats.shape[1]]
         stats[state.column("category").to_numpy()] = values
     stats[-1] = np.nan
-    return layout.spread(f"category.{column}", NO_WINDOWS, stats[code])
+    return layout.scatter(f"category.{column}", NO_WINDOWS, stats[code])
 
 
 def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
-    """Sorted hashes of the users of an id space whom training knows: user i + 1 is the i-th."""
+    """u64[U]: sorted hashes of the training users of an id space; the i-th has number i + 1."""
     found = [np.zeros(0, np.uint64)]
     for name, facts in prepared.scenarios.items():
         if facts.user_space == space:
@@ -125,7 +139,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
     assert state is not None
     ids = np.asarray(state.column("user_id").to_pylist(), object)
     end = np.full(len(ids), layout.end)
-    own = layout.spread("user", WINDOWS_MS, matrix(state.column("numeric")))
+    own = layout.scatter("user", WINDOWS_MS, matrix(state.column("numeric")))
     person = hash_strings(state.column("user_id")).view(np.int64)
     places = dict(zip(person.tolist(), range(len(person)), strict=True))
     return UserSnapshot(
@@ -135,7 +149,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
         history=matrix(state.column("history")).astype(np.int64),
         ages=matrix(state.column("history_age")).astype(np.int64),
         numeric=overlay(own, layout.calendar(end)),
-        entries={
+        categories={
             c: category_statistics_at_end(layout, c, part, places)
             for c in layout.scenario.items.counted
         },
@@ -145,7 +159,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
 def category_statistics_at_end(
     layout: SnapshotColumns, column: str, part: str, places: dict[int, int]
 ) -> UserCategoryStatistics:
-    """What the users of a partition have of a column's categories at the end of the data."""
+    """Statistics of the users of a partition by a column's categories, at the end of the data."""
     key = f"user_category.{column}"
     state = read_states(layout.prepared, layout.name, key, part)
     if state is None:
@@ -154,17 +168,15 @@ def category_statistics_at_end(
     return UserCategoryStatistics(
         np.array([places[p] for p in person.tolist()], np.int64),
         state.column("category").to_numpy().astype(np.int64),
-        layout.spread(key, NO_WINDOWS, matrix(state.column("numeric"))),
+        layout.scatter(key, NO_WINDOWS, matrix(state.column("numeric"))),
     )
 
 
-def seen_pairs(
-    prepared: Prepared, name: str, splits: tuple[str, ...] = SPLITS, part: str | None = None
-) -> tuple[Ints, Ints]:
-    """Persons and items of the log's rows (sampled negatives are none), of all or one partition."""
+def seen_pairs(prepared: Prepared, name: str, part: str | None = None) -> tuple[Ints, Ints]:
+    """Persons and items of the log's rows, without sampled negatives, of all or one partition."""
     wanted = part and "/" + part.removesuffix(".parquet")
     persons, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for path in (p for s in splits for p in prepared.shard_paths(name, s)):
+    for path in (p for s in SPLITS for p in prepared.shard_paths(name, s)):
         if wanted and wanted not in path:
             continue
         fs, inner = storage.filesystem(path)

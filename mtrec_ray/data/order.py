@@ -5,8 +5,8 @@ one after another and cut into windows; the rows of a window come in an order of
 window. A place is an index into that order. Each rank takes a contiguous part of the places, and
 when it is through, its part of the next pass: no row is dropped, and none comes twice in a pass.
 
-What is left is a few spans of places, whatever the number of ranks: ranks that take it up again,
-as many or not, take exactly that.
+What remains is a few spans of places, whatever the number of ranks: the ranks that resume, as many
+or not, take exactly these.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_WINDOW, MIN_WINDOW = 65_536, 1_024
 
@@ -33,41 +34,46 @@ class Span:
 
 @dataclass(frozen=True)
 class Remaining:
-    """What is still to be taken: the rests of begun passes, and every pass from `next_pass` on."""
+    """What no rank has taken: spans of the passes begun, and every pass from `next_pass` on."""
 
-    rests: tuple[Span, ...] = ()
+    unfinished: tuple[Span, ...] = ()
     next_pass: int = 0
 
 
 @dataclass(frozen=True)
 class RankProgress:
-    """Where `size` ranks stand that began with `left` and took `taken` rows each of `num_rows`."""
+    """How far `size` ranks have come with the passes over `num_rows` rows.
+
+    Attributes:
+        taken: rows that each of them has taken since they started.
+        start: what remained when they started.
+    """
 
     num_rows: int
     size: int
     taken: int = 0
-    left: Remaining = field(default_factory=Remaining)
+    start: Remaining = field(default_factory=Remaining)
 
     def spans(self, rank: int) -> Iterator[Span]:
-        """What a rank takes from where it stands, without end."""
+        """The spans that a rank takes from now on, without end."""
         return skip_rows(self._spans(rank), self.taken)
 
     def _spans(self, rank: int) -> Iterator[Span]:
-        yield from share_spans(self.left.rests, rank, self.size)
-        for number in itertools.count(self.left.next_pass):
+        yield from share_spans(self.start.unfinished, rank, self.size)
+        for number in itertools.count(self.start.next_pass):
             whole = Span(number, 0, self.num_rows)
             yield from share_spans([whole], (rank + number) % self.size, self.size)
 
-    def now_left(self) -> Remaining:
-        """What is left of the begun passes, and the first pass that no rank has begun."""
+    def remaining(self) -> Remaining:
+        """What remains now: spans of the passes begun, and the first pass that no rank began."""
         begun = [self._begun(rank) for rank in range(self.size)]
-        next_pass = max(self.left.next_pass, *(number + 1 for number in begun))
-        rests = [
+        next_pass = max(self.start.next_pass, *(number + 1 for number in begun))
+        unfinished = [
             span
             for rank in range(self.size)
             for span in itertools.takewhile(lambda s: s.number < next_pass, self.spans(rank))
         ]
-        return Remaining(merge_spans(rests), next_pass)
+        return Remaining(merge_spans(unfinished), next_pass)
 
     def _begun(self, rank: int) -> int:
         """The last pass of which a rank has taken a row, -1 if none."""
@@ -78,13 +84,13 @@ class RankProgress:
             number, before = span.number, before + len(span)
         raise AssertionError("spans have no end")
 
-    def taken_up(self, size: int) -> "RankProgress":
-        """The course of another number of ranks that goes on from here."""
-        return self if size == self.size else RankProgress(self.num_rows, size, 0, self.now_left())
+    def resume_with(self, size: int) -> "RankProgress":
+        """The progress of `size` ranks that go on from here; as many ranks go on unchanged."""
+        return self if size == self.size else RankProgress(self.num_rows, size, 0, self.remaining())
 
 
 def share_spans(spans: Sequence[Span], part: int, parts: int) -> Iterator[Span]:
-    """One of some near-equal contiguous parts of spans laid one after another."""
+    """Part number `part` of `parts` near-equal, contiguous parts of the concatenated spans."""
     total = sum(map(len, spans))
     low, high = total * part // parts, total * (part + 1) // parts
     at = 0
@@ -96,7 +102,7 @@ def share_spans(spans: Sequence[Span], part: int, parts: int) -> Iterator[Span]:
 
 
 def skip_rows(spans: Iterator[Span], num_rows: int) -> Iterator[Span]:
-    """Spans without their first rows."""
+    """The spans without their first `num_rows` rows."""
     for span in spans:
         if num_rows < len(span):
             yield Span(span.number, span.low + num_rows, span.high)
@@ -104,25 +110,31 @@ def skip_rows(spans: Iterator[Span], num_rows: int) -> Iterator[Span]:
 
 
 def merge_spans(spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Spans in order, those that touch made one."""
-    found: list[Span] = []
+    """The spans in order; adjacent ones are merged."""
+    merged: list[Span] = []
     for span in sorted(spans, key=lambda s: (s.number, s.low)):
-        if found and found[-1].number == span.number and found[-1].high == span.low:
-            found[-1] = Span(span.number, found[-1].low, span.high)
+        if merged and merged[-1].number == span.number and merged[-1].high == span.low:
+            merged[-1] = Span(span.number, merged[-1].low, span.high)
         else:
-            found.append(span)
-    return tuple(found)
+            merged.append(span)
+    return tuple(merged)
+
+
+# Rows of a shard: (shard, start, stop).
+Segment = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows of a window, which holds the rows of `segments` (shard, start, stop).
+    """Some rows of a window, in the window's order.
 
-    Those at places `low` to `high` of the window's order, which follows from the three numbers of
-    its key: seed, pass, window.
+    Attributes:
+        segments: the rows of the window, before they are permuted.
+        key: seed, pass and window; the permutation follows from it.
+        low, high: which places of the permutation the slice holds.
     """
 
-    segments: tuple[tuple[int, int, int], ...]
+    segments: tuple[Segment, ...]
     key: tuple[int, int, int]
     low: int
     high: int
@@ -132,7 +144,7 @@ class Slice:
 
     @property
     def order(self) -> np.ndarray:
-        """i64[high - low]: places of the rows among those of the segments."""
+        """i64[high - low]: the slice's rows as indices into the rows of the segments."""
         num_rows = sum(stop - start for _, start, stop in self.segments)
         return np.random.default_rng(self.key).permutation(num_rows)[self.low : self.high]
 
@@ -142,9 +154,31 @@ class Slice:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> "Slice":
-        """The piece of `spec`, which may hold more."""
+        """The slice of `spec`, which may hold further keys."""
         segments = tuple((shard, start, stop) for shard, start, stop in spec["segments"])
         return cls(segments, tuple(spec["key"]), spec["low"], spec["high"])
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """The order of the shards in one pass: shards i64[S], and where each ends, i64[S]."""
+
+    shards: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def segments(self, start: int, stop: int) -> tuple[Segment, ...]:
+        """Rows start..stop of the shards laid one after another."""
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        last = int(np.searchsorted(self.ends, stop, side="left"))
+        begins = np.concatenate([[0], self.ends])[first : last + 1].tolist()
+        ends = self.ends[first : last + 1].tolist()
+        return tuple(
+            (shard, max(start - begin, 0), min(stop, end) - begin)
+            for shard, begin, end in zip(
+                self.shards[first : last + 1].tolist(), begins, ends, strict=True
+            )
+            if begin < end
+        )
 
 
 @dataclass(frozen=True)
@@ -160,51 +194,49 @@ class PassOrder:
         """Rows of a pass."""
         return sum(self.shard_rows)
 
-    def pieces(self, spans: Iterator[Span]) -> Iterator[Slice]:
-        """The rows of spans, window by window."""
-        for span in spans:
-            place = span.low
-            while place < span.high:
-                window = place // self.window
-                start = window * self.window
-                stop = min(start + self.window, self.num_rows)
-                last = min(stop, span.high)
-                segments = self.segments(span.number, start, stop)
-                key = (self.seed, span.number, window)
-                yield Slice(segments, key, place - start, last - start)
-                place = last
+    def slices(self, spans: Iterator[Span]) -> Iterator[Slice]:
+        """The rows of spans, window by window. The shards are put in order once a pass."""
+        for number, group in itertools.groupby(spans, key=lambda span: span.number):
+            shards = self.shard_order(number)
+            for span in group:
+                yield from self._slices(span, shards)
 
-    def segments(self, number: int, start: int, stop: int) -> tuple[tuple[int, int, int], ...]:
-        """Rows start..stop of a pass's shards laid one after another, as (shard, start, stop)."""
-        order = np.random.default_rng([self.seed, number]).permutation(len(self.shard_rows))
-        found, at = [], 0
-        for shard in order.tolist():
-            low, high = max(start - at, 0), min(stop - at, self.shard_rows[shard])
-            if low < high:
-                found.append((shard, low, high))
-            at += self.shard_rows[shard]
-        return tuple(found)
+    def _slices(self, span: Span, shards: ShardOrder) -> Iterator[Slice]:
+        place, num_rows = span.low, int(shards.ends[-1])
+        while place < span.high:
+            window = place // self.window
+            start = window * self.window
+            stop = min(start + self.window, num_rows)
+            last = min(stop, span.high)
+            key = (self.seed, span.number, window)
+            yield Slice(shards.segments(start, stop), key, place - start, last - start)
+            place = last
+
+    def shard_order(self, number: int) -> ShardOrder:
+        """The order of the shards in pass `number`."""
+        shards = np.random.default_rng([self.seed, number]).permutation(len(self.shard_rows))
+        return ShardOrder(shards, np.cumsum(np.array(self.shard_rows, np.int64)[shards]))
 
 
 def window_rows(num_rows: int, size: int) -> int:
-    """Rows of a window: at least eight in a rank's part of a pass, within bounds."""
+    """Rows of a window: a rank's part of a pass has at least eight windows, within bounds."""
     return min(max(num_rows // (8 * size), MIN_WINDOW), MAX_WINDOW)
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """Rows of a scenario that a rank will take.
+    """The rows of a scenario that a rank will take.
 
     Attributes:
-        pieces: pieces of them, without end.
-        rows_per_batch, num_rows: how many it takes at a time, and in all.
+        slices: in the order in which it takes them, without end.
+        rows_per_batch, num_rows: how many rows it takes at a time, and in all.
     """
 
-    pieces: Iterator[Slice]
+    slices: Iterator[Slice]
     rows_per_batch: int
     num_rows: int
 
 
 def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rows start..stop of a rank: all rows exactly once over the ranks."""
+    """The rows start..stop of a rank; the ranks' ranges hold every row exactly once."""
     return num_rows * rank // world_size, num_rows * (rank + 1) // world_size

@@ -7,7 +7,7 @@ prepared/NAME/state/{items,users}/  features at the end of the data, for recomme
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from mtrec_ray.data import storage
@@ -49,7 +49,9 @@ class PreparedScenario:
         item_numeric_mean, item_numeric_std, item_numeric_quantiles: the same of the catalogue's
             numeric columns; [M], [M], [M, Q].
         item_category_sizes, category_sizes: vocabulary sizes with the unknown one.
-        user_space: the id space of the users, with the number of its known users.
+        user_space: the id space of the users; `num_users`: its training users, and one.
+        popularity: by task, the numeric column that ranks items by their past.
+        end_ms: the end of the data, the moment just after the last row.
     """
 
     name: str
@@ -72,6 +74,7 @@ class PreparedScenario:
     num_users: int
     num_items: int
     popularity: dict[str, str]
+    end_ms: int
     shards: dict[str, list[Shard]]
 
     @property
@@ -152,6 +155,16 @@ def load_prepared(folder: str) -> Prepared:
 
 
 def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
-    """A scenario of the manifest."""
+    """A scenario of the manifest.
+
+    Raises:
+        ValueError: a manifest that an earlier version wrote.
+    """
+    missing = sorted({f.name for f in fields(PreparedScenario)} - set(tree))
+    if missing:
+        raise ValueError(
+            f"prepared data: found no {', '.join(missing)} in the manifest of {tree.get('name')}, "
+            "which an earlier version wrote; allowed: prepare again under another run.name"
+        )
     shards = {split: [Shard(**s) for s in found] for split, found in tree["shards"].items()}
     return PreparedScenario(**{**tree, "shards": shards})

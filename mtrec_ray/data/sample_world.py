@@ -17,101 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.data import storage
-
-# Words of a topic overlap in meaning, not in spelling: an encoder must know that a comet and an
-# orbit belong together.
-TOPIC_WORDS: dict[str, tuple[str, ...]] = {
-    "cooking": (
-        "cooking", "recipe", "kitchen", "baking", "pasta", "chef", "spice", "soup", "pastry",
-        "roast", "dessert", "seasoning", "frying pan", "cuisine", "dough", "sauce",
-    ),
-    "outdoors": (
-        "camping", "hiking", "tent", "mountain trail", "backpacking", "campfire", "wilderness",
-        "climbing", "sleeping bag", "kayak", "summit", "trekking", "forest walk", "canyon",
-    ),
-    "space": (
-        "space", "astronaut", "telescope", "galaxy", "rocket", "planet", "orbit", "comet",
-        "astronomy", "Mars", "lunar", "satellite", "asteroid", "nebula", "spacecraft",
-    ),
-    "music": (
-        "music", "guitar", "orchestra", "jazz", "piano", "concert", "melody", "drummer", "violin",
-        "songwriter", "album", "choir", "symphony", "singer", "rhythm",
-    ),
-    "football": (
-        "football", "goalkeeper", "striker", "penalty kick", "league match", "midfielder",
-        "World Cup", "stadium", "dribbling", "soccer", "referee", "free kick", "defender",
-        "offside", "football club",
-    ),
-    "gardening": (
-        "gardening", "roses", "seedling", "compost", "greenhouse", "pruning", "flower bed",
-        "tomato plant", "lawn", "orchard", "tulips", "watering can", "hedge", "potting soil",
-    ),
-    "history": (
-        "history", "medieval", "Roman empire", "castle", "ancient Egypt", "archaeology", "knight",
-        "dynasty", "pharaoh", "Viking", "revolution", "monastery", "crusade", "Renaissance",
-    ),
-    "computing": (
-        "computing", "laptop", "programming", "software", "keyboard", "processor", "algorithm",
-        "coding", "robotics", "circuit board", "database", "open source", "compiler", "server",
-    ),
-}  # fmt: skip
-
-
-TOPICS = tuple(TOPIC_WORDS)
-
-
-# Every text names three words of its topic: {a} and {b} in the title or the description, {c} in the
-# description, where a second topic takes its place. {kind} is an item's own flavour, not a topic.
-SHOP_TITLES = (
-    "{kind} {a} set", "{a} gift box, {kind}", "{kind} {a} poster", "The {kind} book of {a}",
-    "{a} and {b} puzzle", "{kind} {a} starter kit",
-)  # fmt: skip
-
-
-SHOP_DESCRIPTIONS = (
-    "Made for everyone who loves {b}. Goes well with {c}.",
-    "Inspired by {b} and {c}, packed by hand.",
-    "A present for friends of {b}, with a touch of {c}.",
-)
-
-
-SHOP_KINDS = ("sturdy", "classic", "compact", "premium", "everyday", "handmade", "travel-size")
-
-
-NEWS_TITLES = (
-    "{kind}: what {a} tells us today", "{kind}: a new look at {a} and {b}",
-    "{kind}: the year of {a}", "{kind}: why people talk about {a}", "{kind}: {a} in the spotlight",
-)  # fmt: skip
-
-
-NEWS_DESCRIPTIONS = (
-    "Our reporter asked experts about {b} and {c}.",
-    "How {b} changed, and what it means for {c}.",
-    "A story of {b}, {c} and the people behind it.",
-)
-
-
-NEWS_KINDS = ("Report", "Opinion", "Interview", "Analysis", "Briefing", "Feature")
-
-
-VIDEO_TITLES = (
-    "The last {a}", "Beyond {a}", "A night of {a} and {b}", "{a}: the untold story",
-    "My life with {a}", "Return to {a}",
-)  # fmt: skip
-
-
-VIDEO_DESCRIPTIONS = (
-    "A {kind} about {b} and {c}.",
-    "This {kind} follows a family between {b} and {c}.",
-    "Two strangers meet over {b} in a {kind} full of {c}.",
-)
-
-
-VIDEO_KINDS = ("drama", "comedy", "documentary", "thriller", "romance", "animation", "mystery")
-
-
-BRANDS = ("Alder", "Brightway", "Corvo", "Dunmore", "Elmira", "Fenwick", "Granite", "Hollis")
-
+from mtrec_ray.data.sample_texts import BRANDS, NEWS, SHOP, TOPICS, VIDEO, Phrases, item_text
 
 MAX_TOPICS_PER_USER = 3
 
@@ -217,9 +123,7 @@ class WorldPairs:
 class WorldScenario:
     """What differs between scenarios: phrases, further item columns, labels, item lifetime."""
 
-    titles: tuple[str, ...]
-    descriptions: tuple[str, ...]
-    kinds: tuple[str, ...]
+    phrases: Phrases
     extra_columns: Callable[[np.random.Generator, WorldItems, np.ndarray], dict[str, pa.Array]]
     labels: Callable[[np.random.Generator, WorldPairs], dict[str, pa.Array]]
     lifetime_days: int | None = None
@@ -392,13 +296,9 @@ def _video_columns(
 
 
 SCENARIOS: dict[str, WorldScenario] = {
-    "shop": WorldScenario(SHOP_TITLES, SHOP_DESCRIPTIONS, SHOP_KINDS, _shop_columns, _shop_labels),
-    "news": WorldScenario(
-        NEWS_TITLES, NEWS_DESCRIPTIONS, NEWS_KINDS, _news_columns, _news_labels, NEWS_LIFETIME_DAYS
-    ),
-    "video": WorldScenario(
-        VIDEO_TITLES, VIDEO_DESCRIPTIONS, VIDEO_KINDS, _video_columns, _video_labels
-    ),
+    "shop": WorldScenario(SHOP, _shop_columns, _shop_labels),
+    "news": WorldScenario(NEWS, _news_columns, _news_labels, NEWS_LIFETIME_DAYS),
+    "video": WorldScenario(VIDEO, _video_columns, _video_labels),
 }
 
 
@@ -406,27 +306,13 @@ def _timestamps(since_start_ms: np.ndarray) -> pa.Array:
     return pa.array(START + since_start_ms.astype("timedelta64[ms]"), pa.timestamp("ms"))
 
 
-def _item_text(
-    rng: np.random.Generator, scenario: WorldScenario, topic: int, second: int, kind: str
-) -> tuple[str, str]:
-    """Title and description, of three different words of the topic or two and one of the second."""
-    a, b, c = rng.choice(TOPIC_WORDS[TOPICS[topic]], size=3, replace=False)
-    if second != topic:
-        c = rng.choice(TOPIC_WORDS[TOPICS[second]])
-    texts = (
-        str(rng.choice(phrases)).format(a=a, b=b, c=c, kind=kind)
-        for phrases in (scenario.titles, scenario.descriptions)
-    )
-    title, description = (text[:1].upper() + text[1:] for text in texts)
-    return title, description
-
-
 def _items_table(
     rng: np.random.Generator, name: str, scenario: WorldScenario, items: WorldItems
 ) -> pa.Table:
-    kind = np.array(scenario.kinds)[rng.integers(0, len(scenario.kinds), size=len(items.topic))]
+    kinds = scenario.phrases.kinds
+    kind = np.array(kinds)[rng.integers(0, len(kinds), size=len(items.topic))]
     texts = [
-        _item_text(rng, scenario, topic, second, flavour)
+        item_text(rng, scenario.phrases, topic, second, flavour)
         for topic, second, flavour in zip(items.topic, items.second, kind, strict=True)
     ]
     columns = {

@@ -80,3 +80,18 @@ def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
 def write_predictions(path: str, predicted: np.ndarray) -> None:
     """Write a teacher's predictions f32[N, T] of a shard's rows, in their order."""
     storage.write_table(path, pa.table({TEACHER: fixed_list(predicted)}))
+
+
+def read_columns(
+    paths: Sequence[str], columns: Sequence[str], batch_rows: int = 65_536
+) -> Iterator[Arrays]:
+    """Some columns of all rows of the shards, in batches; no other column is read."""
+    for path in paths:
+        fs, inner = storage.filesystem(path)
+        with fs.open_input_file(inner) as handle:
+            for batch in pq.ParquetFile(handle).iter_batches(batch_rows, columns=list(columns)):
+                table = pa.Table.from_batches([batch])
+                yield {
+                    c: matrix(table.column(c)) if c in LISTS else table.column(c).to_numpy()
+                    for c in columns
+                }

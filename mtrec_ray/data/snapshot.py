@@ -1,28 +1,26 @@
-"""The state of items and users at one moment, as numeric columns of rows that do not exist yet.
+"""Users and items at a moment, as numeric columns of rows that do not exist yet.
 
-A row of a user and an item has columns that follow from the item, from the user, and from the user
-and a category of the item (`partition.numeric_names`). Each is laid out here over all F columns,
-NaN where it does not speak, so that a row is the three laid over one another.
+Some numeric columns of a row follow from the item, some from the user, and some from the user and
+a category of the item (`features.numeric_names`). A snapshot holds each of these groups over all F
+columns, with NaN in the columns of the others: `overlay` puts them together into a row.
 
-Letters: n items, B users, F numeric columns of a row, H history items, m entries.
+Letters: n items, B users, F numeric columns of a row, H history items, m pairs.
 """
 
-import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mtrec_ray.data import storage
+from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
-from mtrec_ray.project.scenario import SPLITS, Scenario
+from mtrec_ray.project.scenario import Scenario
 
 Floats = NDArray[np.float32]
 
@@ -35,18 +33,24 @@ PUBLISHED = "item.log_seconds_since_published"
 
 @dataclass(frozen=True)
 class UserCategoryStatistics:
-    """What users have of categories: columns f32[m, F] for pairs `user` [m], `category` [m]."""
+    """Statistics of users' rows with a category: f32[m, F] for pairs `user` [m], `category` [m]."""
 
     user: Ints
     category: Ints
     numeric: Floats
 
     def of(self, start: int, stop: int) -> "UserCategoryStatistics":
-        """The entries of the users start..stop, who are counted from 0 then."""
-        mine = (self.user >= start) & (self.user < stop)
+        """The pairs of the users start..stop, who are numbered from 0 then."""
+        kept = (self.user >= start) & (self.user < stop)
         return UserCategoryStatistics(
-            self.user[mine] - start, self.category[mine], self.numeric[mine]
+            self.user[kept] - start, self.category[kept], self.numeric[kept]
         )
+
+    def renumbered(self, number: Ints) -> "UserCategoryStatistics":
+        """The pairs of the users whose new `number` i64[B] is not -1."""
+        user = number[self.user]
+        kept = user >= 0
+        return UserCategoryStatistics(user[kept], self.category[kept], self.numeric[kept])
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ class UserSnapshot:
 
     Attributes:
         ids: their ids, as strings; `person`: hashes of these.
-        user: i64[B], vocabulary numbers, 0 where training never saw them.
+        user: i64[B], vocabulary numbers, 0 for users without a training row.
         history, ages: i64[B, H], as in a sample.
         numeric: f32[B, F], the user's own columns.
-        entries: by categorical column that has statistics.
+        categories: by categorical column that has statistics.
     """
 
     ids: NDArray[np.object_]
@@ -67,7 +71,7 @@ class UserSnapshot:
     history: Ints
     ages: Ints
     numeric: Floats
-    entries: dict[str, UserCategoryStatistics] = field(default_factory=dict)
+    categories: dict[str, UserCategoryStatistics] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of users."""
@@ -75,26 +79,28 @@ class UserSnapshot:
 
     def of(self, start: int, stop: int) -> "UserSnapshot":
         """The users start..stop."""
-        cut = slice(start, stop)
-        return UserSnapshot(
-            self.ids[cut], self.person[cut], self.user[cut], self.history[cut], self.ages[cut],
-            self.numeric[cut], {c: e.of(start, stop) for c, e in self.entries.items()},
-        )  # fmt: skip
+        pairs = {c: s.of(start, stop) for c, s in self.categories.items()}
+        return self._with_rows(slice(start, stop), pairs)
 
     def take(self, rows: Ints) -> "UserSnapshot":
         """Some of the users, in the order of `rows`."""
-        place = np.full(len(self), -1)
-        place[rows] = np.arange(len(rows))
-        entries = {}
-        for column, own in self.entries.items():
-            kept = place[own.user] >= 0
-            entries[column] = UserCategoryStatistics(
-                place[own.user[kept]], own.category[kept], own.numeric[kept]
-            )
-        return UserSnapshot(
-            self.ids[rows], self.person[rows], self.user[rows], self.history[rows],
-            self.ages[rows], self.numeric[rows], entries,
-        )  # fmt: skip
+        number = np.full(len(self), -1)
+        number[rows] = np.arange(len(rows))
+        return self._with_rows(rows, {c: s.renumbered(number) for c, s in self.categories.items()})
+
+    def _with_rows(
+        self, rows: slice | Ints, categories: dict[str, UserCategoryStatistics]
+    ) -> "UserSnapshot":
+        return replace(
+            self,
+            ids=self.ids[rows],
+            person=self.person[rows],
+            user=self.user[rows],
+            history=self.history[rows],
+            ages=self.ages[rows],
+            numeric=self.numeric[rows],
+            categories=categories,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,17 +108,17 @@ class ItemSnapshot:
     """The catalogue at a moment.
 
     Attributes:
-        ids: as strings; `known`: whether training has a row of the item.
+        ids: as strings; `in_training`: whether training has a row of the item.
         numeric: f32[n, F], the item's own columns.
         codes: by categorical column that has statistics: i64[n] the number of its value, or -1.
-        empty: by such a column: f32[F], the columns of a user without a row of the value.
+        default: by such a column: f32[F], the columns of a user without a row of the value.
     """
 
     ids: NDArray[np.object_]
-    known: NDArray[np.bool_]
+    in_training: NDArray[np.bool_]
     numeric: Floats
     codes: dict[str, Ints]
-    empty: dict[str, Floats]
+    default: dict[str, Floats]
 
 
 class SnapshotColumns:
@@ -120,6 +126,7 @@ class SnapshotColumns:
 
     def __init__(self, prepared: Prepared, name: str, scenario: Scenario) -> None:
         self.prepared, self.name, self.scenario = prepared, name, scenario
+        self.facts = prepared.scenarios[name]
         self.names = numeric_names(scenario)
         self.timed = scenario.events.time is not None
 
@@ -128,45 +135,72 @@ class SnapshotColumns:
         """F."""
         return len(self.names)
 
-    @functools.cached_property
+    @property
     def end(self) -> int:
-        """The moment, in ms, of the states at the end."""
-        return end_of_data(self.prepared, self.name)
+        """The end of the data, in ms: the moment just after the last row."""
+        return self.facts.end_ms
 
-    def place(self, key: str, windows: Windows) -> slice:
-        """Columns of the statistics of a key: item, user, category.COLUMN, user_category.COLUMN."""
+    @property
+    def delays_ms(self) -> list[int]:
+        """How long after its row each task's label is known."""
+        return [1000 * task.delay for task in self.scenario.tasks.values()]
+
+    @property
+    def priors(self) -> list[float]:
+        """The training mean of each task's label."""
+        return [self.facts.label_means[task] for task in self.facts.tasks]
+
+    def columns_of(self, key: str, windows: Windows) -> slice:
+        """The columns of a key's statistics.
+
+        A key is `item`, `user`, `category.COLUMN` or `user_category.COLUMN`.
+        """
         names = statistics.feature_names(key, tuple(self.scenario.tasks), self.timed, windows)
         start = self.names.index(names[0])
         return slice(start, start + len(names))
 
-    def spread(self, key: str, windows: Windows, stats: Floats) -> Floats:
-        """f32[m, F] of a key's statistics."""
-        found = np.full((len(stats), self.width), np.nan, np.float32)
-        place = self.place(key, windows)
-        found[:, place] = stats[:, : place.stop - place.start]
-        return found
+    def scatter(self, key: str, windows: Windows, stats: NDArray[np.floating]) -> Floats:
+        """f32[.., F]: a key's statistics [.., f] in their columns, NaN in all others."""
+        row = self.blank(*stats.shape[:-1])
+        columns = self.columns_of(key, windows)
+        row[..., columns] = stats[..., : columns.stop - columns.start]
+        return row
 
-    def nothing(self, windows: Windows) -> Floats:
-        """f32[1, f]: the statistics of what has no past."""
-        facts = self.prepared.scenarios[self.name]
+    def blank(self, *shape: int) -> Floats:
+        """f32[*shape, F] of NaN."""
+        return np.full((*shape, self.width), np.nan, np.float32)
+
+    def cold_start(self, windows: Windows) -> Floats:
+        """f32[1, f]: the statistics of a key without a past."""
         rows = KeyedRows(
             key=np.zeros(1, np.int64),
             time=np.zeros(1, np.int64),
-            labels=np.full((1, len(facts.tasks)), np.nan),
+            labels=np.full((1, len(self.facts.tasks)), np.nan),
             counts=np.zeros(1, bool),
             fold=None if self.timed else np.full(1, -1),
         )
-        delays = [1000 * t.delay for t in self.scenario.tasks.values()]
-        priors = [facts.label_means[t] for t in facts.tasks]
-        return statistics.statistics(rows, delays, priors, windows).astype(np.float32)
+        found = statistics.statistics(rows, self.delays_ms, self.priors, windows)
+        return found.astype(np.float32)
 
     def calendar(self, time: Ints) -> Floats:
-        """f32[B, F]: what the hour and the day say, where rows have a time."""
-        found = np.full((len(time), self.width), np.nan, np.float32)
+        """f32[B, F]: hour and day of the week, where rows have a time."""
+        row = self.blank(len(time))
         if self.timed:
             start = self.names.index(statistics.CALENDAR_NAMES[0])
-            found[:, start : start + len(statistics.CALENDAR_NAMES)] = statistics.calendar(time)
-        return found
+            row[:, start : start + len(statistics.CALENDAR_NAMES)] = statistics.calendar(time)
+        return row
+
+    def item_ages(self, published: Ints, moment: Ints | int) -> Floats:
+        """f32[.., F]: time since the items were published, where the catalogue says when.
+
+        `published` and `moment` are broadcast; an item of a later moment is 0 seconds old.
+        """
+        seconds = np.maximum(moment - published, 0) / 1000
+        row = self.blank(*seconds.shape)
+        if PUBLISHED in self.names:
+            known = np.where(published == NO_TIME, np.nan, np.log1p(seconds))
+            row[..., self.names.index(PUBLISHED)] = known
+        return row
 
     def group(self, prefixes: tuple[str, ...]) -> NDArray[np.bool_]:
         """bool[F]: columns whose names start with one of the prefixes."""
@@ -174,51 +208,36 @@ class SnapshotColumns:
 
 
 def overlay(*parts: Floats) -> Floats:
-    """The columns of several parts, each NaN where it does not speak."""
-    found = parts[0].copy()
+    """Rows that have the columns of several parts, each of which is NaN in the others' columns."""
+    row = parts[0].copy()
     for part in parts[1:]:
-        np.copyto(found, part, where=~np.isnan(part))
-    return found
-
-
-def end_of_data(prepared: Prepared, name: str) -> int:
-    """The moment, in ms, of the states at the end: just after the last row."""
-    last = 0
-    for split in SPLITS:
-        for path in prepared.shard_paths(name, split):
-            fs, inner = storage.filesystem(path)
-            meta = pq.read_metadata(inner, filesystem=fs)
-            column = meta.schema.names.index("time")
-            for group in range(meta.num_row_groups):
-                stats = meta.row_group(group).column(column).statistics
-                last = max(last, stats.max)
-    return last + 1
+        np.copyto(row, part, where=~np.isnan(part))
+    return row
 
 
 def no_category_statistics(layout: SnapshotColumns) -> UserCategoryStatistics:
-    """Nothing of any category."""
-    nobody = np.zeros(0, np.int64)
-    return UserCategoryStatistics(nobody, nobody, np.zeros((0, layout.width), np.float32))
+    """No pair of a user and a category."""
+    none = np.zeros(0, np.int64)
+    return UserCategoryStatistics(none, none, layout.blank(0))
 
 
 def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
-    """Users of whom the data has no row."""
+    """Users of whom the data has no row, at the end of the data."""
     num = len(ids)
-    own = layout.spread("user", WINDOWS_MS, np.repeat(layout.nothing(WINDOWS_MS), num, 0))
-    end = np.full(num, layout.end)
-    none = np.full((num, layout.prepared.scenarios[layout.name].history_last), -1)
+    own = layout.scatter("user", WINDOWS_MS, np.repeat(layout.cold_start(WINDOWS_MS), num, 0))
+    none = np.full((num, layout.facts.history_last), -1)
     return UserSnapshot(
         ids=np.array(ids, object),
         person=hash_strings(pa.array(ids, pa.string())).view(np.int64),
         user=np.zeros(num, np.int64),
         history=none,
         ages=np.zeros_like(none),
-        numeric=overlay(own, layout.calendar(end)),
-        entries={c: no_category_statistics(layout) for c in layout.scenario.items.counted},
+        numeric=overlay(own, layout.calendar(np.full(num, layout.end))),
+        categories={c: no_category_statistics(layout) for c in layout.scenario.items.counted},
     )
 
 
 def blocks(users: UserSnapshot, size: int) -> Iterator[UserSnapshot]:
-    """The users in blocks of so many."""
+    """The users in blocks of at most `size`."""
     for start in range(0, len(users), size):
         yield users.of(start, min(start + size, len(users)))

@@ -1,9 +1,9 @@
 """Prepared training rows by Ray Data, in the order that each rank takes them.
 
 Rows that fit are put into the object store once, for all passes, ranks and runs of a driver.
-Others are streamed: the pieces that a rank will take, of all scenarios in the order of need, are
-one Ray Data stream, from the present piece to the last of the run, so that no pass waits for the
-start of the next.
+Others are streamed: the slices that a rank will take, of all scenarios in the order of use, go
+through Ray Data, `SLICES_PER_STREAM` at a time, across the ends of passes: no pass waits for the
+next one to start.
 """
 
 import heapq
@@ -22,13 +22,18 @@ from mtrec_ray.data.order import ReadPlan, Slice
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays, TrainShard, to_arrays
 
-# What of the object store the training rows of all scenarios may fill; above, they are streamed,
-# and what is on its way fills at most as much.
+# The share of the object store that the training rows of all scenarios may fill. Above it they are
+# streamed, and the rows in flight fill at most as much.
 OBJECT_STORE_SHARE = 0.3
 
 
 # Reading tasks of a stream at a time. They ask for no CPU: training workers may hold them all.
 CONCURRENCY = 2
+
+
+# Slices, and blocks, of a Ray Data stream: of 65,536 rows each, a new stream starts every 134
+# million rows, and neither the driver's plan nor its list of blocks grows with the run.
+SLICES_PER_STREAM = 2048
 
 
 T = TypeVar("T")
@@ -46,14 +51,14 @@ class RowSource(Protocol):
         ...
 
     def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
-        """The rows of each piece of each scenario, in order."""
+        """The rows of each slice of each scenario, in order."""
         ...
 
 
 def training_source(prepared: Prepared, cache: str, num_ranks: int) -> RowSource:
-    """Training rows in the object store (`object_store`, or `auto` where they fit), or streamed.
+    """Training rows in the object store (`object_store`; `auto`, where they fit), or streamed.
 
-    Streams of at most `num_ranks` ranks share the budget.
+    The streams of `num_ranks` ranks share the budget.
     """
     shards = {n: prepared.train_shards(n) for n in prepared.scenarios}
     fits = rows_in_memory(prepared) < OBJECT_STORE_SHARE * object_store_bytes()
@@ -74,7 +79,7 @@ def rows_in_memory(prepared: Prepared) -> int:
 
 
 def store_shards(shards: list[TrainShard]) -> list[Ref]:
-    """The rows of some shards in the object store, a block a shard, in their order."""
+    """Put the rows of some shards into the object store, a block a shard; returns their refs."""
     items = [{"shard": json.dumps(asdict(shard))} for shard in shards]
     data = ray.data.from_items(items, override_num_blocks=len(items))
     tasks = ray.data.TaskPoolStrategy(min(CONCURRENCY, len(items)))
@@ -96,13 +101,13 @@ class StoredRows:
     kind: str = "object_store"
 
     def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
-        """The rows of each piece; the next one is made while the present one is taken."""
-        return {name: prefetch(self._parts(name, own.pieces)) for name, own in wanted.items()}
+        """The rows of each slice; the next one is read while the present one is used."""
+        return {name: prefetch(self._parts(name, plan.slices)) for name, plan in wanted.items()}
 
-    def _parts(self, name: str, pieces: Iterator[Slice]) -> Iterator[Arrays]:
-        for piece in pieces:
-            cuts = [self._shard(name, i).slice(a, b - a) for i, a, b in piece.segments]
-            rows, order = to_arrays(pa.concat_tables(cuts).combine_chunks()), piece.order
+    def _parts(self, name: str, slices: Iterator[Slice]) -> Iterator[Arrays]:
+        for one in slices:
+            cuts = [self._shard(name, i).slice(a, b - a) for i, a, b in one.segments]
+            rows, order = to_arrays(pa.concat_tables(cuts).combine_chunks()), one.order
             yield {k: v[order] for k, v in rows.items()}
 
     def _shard(self, name: str, number: int) -> pa.Table:
@@ -124,8 +129,8 @@ class StreamedRows:
     kind: str = "stream"
 
     def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
-        """The rows of each piece, out of one stream of all of them."""
-        arriving = prefetch(self._stream(wanted))
+        """The rows of each slice, out of one stream of all scenarios."""
+        arriving = prefetch(self._stream(in_order_of_use(wanted)))
         waiting: dict[str, list[Arrays]] = {name: [] for name in wanted}
 
         def parts(name: str) -> Iterator[Arrays]:
@@ -137,8 +142,12 @@ class StreamedRows:
 
         return {name: parts(name) for name in wanted}
 
-    def _stream(self, wanted: Mapping[str, ReadPlan]) -> Iterator[tuple[str, Arrays]]:
-        specs = [{"spec": self._spec(name, piece)} for name, piece in in_order_of_use(wanted)]
+    def _stream(self, slices: Iterator[tuple[str, Slice]]) -> Iterator[tuple[str, Arrays]]:
+        """The rows of slices, a Ray Data stream after another."""
+        while some := list(itertools.islice(slices, SLICES_PER_STREAM)):
+            yield from self._one_stream([{"spec": self._spec(*each)} for each in some])
+
+    def _one_stream(self, specs: list[dict[str, str]]) -> Iterator[tuple[str, Arrays]]:
         data = ray.data.from_items(specs, override_num_blocks=len(specs))
         data = data.map(read_slice, num_cpus=0, compute=ray.data.TaskPoolStrategy(CONCURRENCY))
         options = data.context.execution_options
@@ -150,18 +159,18 @@ class StreamedRows:
         for batch in batches:
             yield batch.column("scenario")[0].as_py(), to_arrays(unpacked(batch))
 
-    def _spec(self, name: str, piece: Slice) -> str:
-        """What a task needs to read a piece: the shards of its own segments only."""
-        own = {str(i): asdict(self.shards[name][i]) for i, _, _ in piece.segments}
-        return json.dumps({"scenario": name, "shards": own, **piece.spec()})
+    def _spec(self, name: str, wanted: Slice) -> str:
+        """What a task needs to read a slice: the shards of its own segments only."""
+        shards = {str(i): asdict(self.shards[name][i]) for i, _, _ in wanted.segments}
+        return json.dumps({"scenario": name, "shards": shards, **wanted.spec()})
 
 
 def read_slice(row: dict[str, Any]) -> dict[str, Any]:
-    """The rows of a piece as an Arrow stream, in a Ray task."""
+    """The rows of a slice as an Arrow stream, in a Ray task."""
     spec = json.loads(row["spec"])
-    piece = Slice.of(spec)
-    cuts = [TrainShard(**spec["shards"][str(i)]).read(a, b) for i, a, b in piece.segments]
-    table = pa.concat_tables(cuts).take(piece.order).combine_chunks()
+    wanted = Slice.of(spec)
+    cuts = [TrainShard(**spec["shards"][str(i)]).read(a, b) for i, a, b in wanted.segments]
+    table = pa.concat_tables(cuts).take(wanted.order).combine_chunks()
     return {"scenario": spec["scenario"], "payload": packed(table)}
 
 
@@ -179,22 +188,22 @@ def unpacked(block: pa.Table) -> pa.Table:
 
 
 def in_order_of_use(wanted: Mapping[str, ReadPlan]) -> Iterator[tuple[str, Slice]]:
-    """The pieces of all scenarios up to the last batch, in the order in which batches need them."""
+    """The slices of all scenarios up to the last batch, in the order in which batches use them."""
 
-    def needed(name: str, own: ReadPlan) -> Iterator[tuple[float, str, Slice]]:
+    def by_batch(name: str, plan: ReadPlan) -> Iterator[tuple[float, str, Slice]]:
         before = 0
-        for piece in own.pieces:
-            if before >= own.num_rows:
+        for one in plan.slices:
+            if before >= plan.num_rows:
                 return
-            yield before / own.rows_per_batch, name, piece
-            before += len(piece)
+            yield before / plan.rows_per_batch, name, one
+            before += len(one)
 
-    merged = heapq.merge(*itertools.starmap(needed, wanted.items()), key=lambda x: x[:2])
-    return ((name, piece) for _, name, piece in merged)
+    merged = heapq.merge(*itertools.starmap(by_batch, wanted.items()), key=lambda x: x[:2])
+    return ((name, one) for _, name, one in merged)
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next of which is made in a thread while the present one is used."""
+    """The same items; a thread makes the next one while the present one is used."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(next, items, end)

@@ -1,13 +1,14 @@
-"""Intervals by resampling users: how far a metric, or the difference of two models, is chance.
+"""Intervals by resampling users: how much of a metric, or of a difference, may be chance.
 
 Rows of one user are not independent, so whole users are drawn, with replacement; a resample is a
 weight (how often it was drawn) for every user. A metric of a resample weights rows accordingly.
-Models that are compared see the same resamples (paired).
+Models that are compared see the same resamples (paired). Resamples are drawn and used in blocks, so
+that memory grows neither with their number nor, beyond one weight a user, with the users.
 
 Letters: N rows, U users, B resamples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 from mtrec_ray.evaluation.metrics import Floats, user_aucs
 
 NUM_RESAMPLES = 200
+
+
+# Weights that are held at a time: 32 MB, however many resamples there are.
+BLOCK_CELLS = 2**22
 
 
 LEVEL = 0.95
@@ -35,15 +40,28 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference is told apart from chance."""
+        """Whether a difference is significant."""
         return self.low > 0 or self.high < 0
 
 
-def draw_users(num_users: int, seed: int, resamples: int = NUM_RESAMPLES) -> Floats:
-    """f64[B, U]: how often each user is drawn; each row sums to U."""
+def draw_users(num_users: int, seed: int, resamples: int = NUM_RESAMPLES) -> Iterator[Floats]:
+    """f64[b, U] in blocks, B rows in all: how often each user is drawn; each row sums to U.
+
+    A block has at most `BLOCK_CELLS` weights, and at least one resample. The seed fixes the
+    weights, whatever the blocks.
+    """
     rng = np.random.default_rng(seed)
     share = np.full(num_users, 1 / num_users)
-    return rng.multinomial(num_users, share, size=resamples).astype(np.float64)
+    step = max(BLOCK_CELLS // num_users, 1)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        yield rng.multinomial(num_users, share, size=size).astype(np.float64)
+
+
+def evaluate_resamples(of: Resampled, num_users: int, seed: int) -> tuple[float, Floats]:
+    """A metric of all rows, and of each resample f64[B]."""
+    whole = float(of(np.ones((1, num_users)))[0])
+    return whole, np.concatenate([of(weights) for weights in draw_users(num_users, seed)])
 
 
 def auc_of(labels: Floats, scores: Floats, users: NDArray[np.int64]) -> Resampled:
@@ -120,8 +138,8 @@ def metric_interval(
     """A metric (auc, gauc or rmse) with its interval."""
     _, code = np.unique(users, return_inverse=True)
     of = METRICS[metric](labels, scores, code)
-    weights = draw_users(int(code.max()) + 1, seed)
-    return interval(of(weights), float(of(np.ones((1, weights.shape[1])))[0]))
+    whole, values = evaluate_resamples(of, int(code.max()) + 1, seed)
+    return interval(values, whole)
 
 
 def paired_difference(
@@ -132,15 +150,16 @@ def paired_difference(
     users: NDArray[np.integer],
     seed: int = 0,
 ) -> Interval:
-    """First less second model in a metric, by the same resampled users.
+    """The first model's metric less the second's, on the same resampled users.
 
     A model is given by its scores under one or more seeds: its metric is their mean.
     """
     _, code = np.unique(users, return_inverse=True)
-    weights = draw_users(int(code.max()) + 1, seed)
-    whole = np.ones((1, weights.shape[1]))
-    means = []
-    for scores in (first, second):
-        found = [METRICS[metric](labels, s, code) for s in scores]
-        means.append([np.mean([of(w) for of in found], 0) for w in (weights, whole)])
-    return interval(means[0][0] - means[1][0], float(means[0][1][0] - means[1][1][0]))
+    models = [[METRICS[metric](labels, s, code) for s in scores] for scores in (first, second)]
+
+    def difference(weights: Floats) -> Floats:
+        one, other = (np.mean([of(weights) for of in seeds], 0) for seeds in models)
+        return one - other
+
+    whole, values = evaluate_resamples(difference, int(code.max()) + 1, seed)
+    return interval(values, whole)

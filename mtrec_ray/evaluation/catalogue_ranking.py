@@ -1,15 +1,16 @@
-"""How good ranked lists are: recall and NDCG over the catalogue, and simple rivals."""
+"""How good ranked lists are: recall and NDCG over the catalogue."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrec_ray.data.before_test import read_split
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 
 
 def main_task(prepared: Prepared, name: str, by: dict[str, float]) -> str | None:
-    """The binary task that recommendations are judged by: the heaviest of the blend."""
+    """The binary task by whose positives lists are judged: the one with the largest weight in `by`.
+
+    The first binary task where `by` weighs none; None where there is none.
+    """
     facts = prepared.scenarios[name]
     binary = [t for t, kind in facts.kinds.items() if kind == "binary"]
     wanted = [t for t in sorted(by, key=lambda t: -by[t]) if t in binary and by[t] > 0]
@@ -36,18 +37,10 @@ def ranking_metrics(
 
 
 def top(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """i64[B, k]: the highest scores f64[B, n] of each row, -1 where it is minus infinity."""
+    """i64[B, k]: columns of the highest scores f64[B, n] of each row; -1 for minus infinity."""
     k = min(k, scores.shape[1])
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.where(np.isfinite(np.take_along_axis(scores, best, 1)), best, -1)
-
-
-def popularity(prepared: Prepared, name: str, task: str) -> NDArray[np.float64]:
-    """f64[n]: training positives of each item."""
-    facts = prepared.scenarios[name]
-    rows = read_split(prepared, name, "train")
-    positive = (rows["labels"][:, facts.tasks.index(task)] == 1) & (rows["row"] < FIRST_NEGATIVE)
-    return np.bincount(rows["item"][positive], minlength=facts.num_items).astype(np.float64)
 
 
 def neighbours(vectors: NDArray[np.float32], history: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Metrics of record: scikit-learn's definitions, and GAUC, which it lacks.
 
-Letters: N rows.
+Letters: N rows, T tasks.
 
 GAUC is the AUC inside each user's own rows, over users that have both classes: the mean weighted
 by the user's rows (`gauc`), and the plain mean over users (`gauc_unweighted`).
@@ -9,10 +9,10 @@ by the user's rows (`gauc`), and the plain mean over users (`gauc_unweighted`).
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import log_loss, mean_absolute_error, roc_auc_score, root_mean_squared_error
+from sklearn.metrics import mean_absolute_error, roc_auc_score
 
 from mtrec_ray.data.prepared import PreparedScenario
 
@@ -25,6 +25,19 @@ Metrics = dict[str, float]
 EPSILON = 1e-7
 
 
+def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
+    """f64[N]: log-loss (binary) or squared error (regression) of each row."""
+    if kind == "regression":
+        return (labels - scores) ** 2
+    p = np.clip(scores.astype(np.float64), EPSILON, 1 - EPSILON)
+    return -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
+
+
+def constant_losses(kind: str, labels: Floats, mean: float) -> Floats:
+    """f64[N]: the same losses of a model that knows only the training mean."""
+    return row_losses(kind, labels, np.full(len(labels), mean))
+
+
 def binary_metrics(
     labels: Floats, scores: Floats, users: NDArray[np.integer], *, base_rate: float
 ) -> Metrics:
@@ -33,17 +46,15 @@ def binary_metrics(
     `ne` is the log-loss over that of the constant training `base_rate` on the same rows (1 for a
     model that knows only that rate); `calibration` is predicted over actual positives.
     """
-    clipped = np.clip(scores, EPSILON, 1 - EPSILON)
-    constant = np.full(len(labels), np.clip(base_rate, EPSILON, 1 - EPSILON))
     both = 0 < labels.sum() < len(labels)
     gauc, unweighted = grouped_auc(labels, scores, users)
-    loss = float(log_loss(labels, clipped, labels=[0, 1]))
+    loss = float(row_losses("binary", labels, scores).mean())
     return {
         "auc": float(roc_auc_score(labels, scores)) if both else float("nan"),
         "gauc": gauc,
         "gauc_unweighted": unweighted,
         "logloss": loss,
-        "ne": loss / float(log_loss(labels, constant, labels=[0, 1])),
+        "ne": loss / float(constant_losses("binary", labels, base_rate).mean()),
         "calibration": float(scores.mean() / labels.mean()) if labels.any() else float("nan"),
         "rows": float(len(labels)),
     }
@@ -90,8 +101,8 @@ def user_aucs(
 
 def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float) -> Metrics:
     """RMSE and MAE, and RMSE over that of the constant training mean on the same rows."""
-    rmse = float(root_mean_squared_error(labels, predictions))
-    constant = float(root_mean_squared_error(labels, np.full(len(labels), train_mean)))
+    rmse = float(np.sqrt(row_losses("regression", labels, predictions).mean()))
+    constant = float(np.sqrt(constant_losses("regression", labels, train_mean).mean()))
     return {
         "rmse": rmse,
         "mae": float(mean_absolute_error(labels, predictions)),
@@ -106,39 +117,45 @@ def task_score(metrics: Mapping[str, float]) -> float:
     return metrics["ne"] if "ne" in metrics else metrics["relative_rmse"]
 
 
+def mean_task_score(scores: ArrayLike) -> Floats:
+    """f64[..]: mean of task scores f64[.., T], over the tasks that have one.
+
+    A task without labelled rows has the score NaN and takes no part; where no task has a score the
+    mean is NaN. A score that is infinite makes the mean infinite: a model that diverged on one task
+    is no better for it.
+    """
+    values = np.asarray(scores, np.float64)
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).sum(-1)
+    count = known.sum(-1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
 def joint_score(
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
     weights: Mapping[str, float] | None = None,
 ) -> float:
     """Mean of the task scores of each scenario, then over scenarios by fixed weights.
 
-    NaN tasks (without rows) take no part; NaN where no scenario with a weight is left. The weights
+    Scenarios without a score take no part; NaN where no scenario with a weight is left. The weights
     are the project's `evaluation.weights`, never the loss weights: else a search would win by
     moving weight to an easy scenario.
     """
     means, shares = [], []
     for name, tasks in metrics.items():
-        scores = [s for s in map(task_score, tasks.values()) if not np.isnan(s)]
-        if scores:
-            means.append(float(np.mean(scores)))
+        mean = float(mean_task_score([task_score(own) for own in tasks.values()]))
+        if not np.isnan(mean):
+            means.append(mean)
             shares.append((weights or {}).get(name, 0.0 if weights else 1.0))
     return float(np.average(means, weights=shares)) if sum(shares) > 0 else float("nan")
 
 
 def scenario_scores(valid: Mapping[str, float]) -> dict[str, float]:
-    """Mean task score of each scenario, from metrics by `scenario/task/metric`.
-
-    Tasks without rows (NaN) take no part.
-    """
-    tasks: dict[str, dict[str, dict[str, float]]] = {}
-    for key, value in valid.items():
-        scenario, task, metric = key.split("/")
-        tasks.setdefault(scenario, {}).setdefault(task, {})[metric] = value
-    found = {}
-    for name, own in tasks.items():
-        scores = [s for s in map(task_score, own.values()) if np.isfinite(s)]
-        found[name] = float(np.mean(scores)) if scores else float("nan")
-    return found
+    """Mean task score of each scenario, from metrics by `scenario/task/metric`."""
+    scores: dict[str, list[float]] = {key.split("/")[0]: [] for key in valid}
+    for key, score in task_scores(valid).items():
+        scores[key.split("/")[0]].append(score)
+    return {name: float(mean_task_score(own)) for name, own in scores.items()}
 
 
 def task_scores(valid: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which of two models is better for a scenario, and how surely: paired bootstrap over users.
+"""Which of two models is better for a scenario, and whether significantly: paired bootstrap.
 
 The score of a scenario is the mean over its tasks of NE (binary) or relative RMSE (regression), as
 in early stopping: lower is better, 1 for a model that knows only the training mean.
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.evaluation.bootstrap import (
     Interval,
-    draw_users,
+    Resampled,
+    evaluate_resamples,
     interval,
     loss_ratio_of,
     paired_difference,
 )
-from mtrec_ray.evaluation.metrics import EPSILON, Floats
+from mtrec_ray.evaluation.metrics import Floats, constant_losses, mean_task_score, row_losses
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ScoredRows:
 
 
 def rare_labels(facts: PreparedScenario, labels: NDArray[np.float32]) -> dict[str, int]:
-    """By task: labels of its rarer kind; of a regression all."""
+    """By task: how many labels of the rarer kind it has; of a regression, how many labels."""
     counts = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         own = labels[:, i]
@@ -43,42 +44,32 @@ def rare_labels(facts: PreparedScenario, labels: NDArray[np.float32]) -> dict[st
     return counts
 
 
-def prediction_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
-    """f64[N]: log-loss or squared error of each row."""
-    if kind == "regression":
-        return (labels - scores) ** 2
-    p = np.clip(scores, EPSILON, 1 - EPSILON)
-    return -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
-
-
-def resampled_task_scores(
-    facts: PreparedScenario, task: str, scored: ScoredRows, model: str, weights: Floats
-) -> Floats:
-    """f64[B]: NE or relative RMSE of a task in each resample, from user weights f64[B, U]."""
-    i = facts.tasks.index(task)
+def resampled_task_score(
+    facts: PreparedScenario, task: str, scored: ScoredRows, model: str
+) -> Resampled:
+    """NE or relative RMSE f64[B] of a task, from user weights f64[B, U]."""
+    i, kind = facts.tasks.index(task), facts.kinds[task]
     known = np.isfinite(scored.labels[:, i])
     labels = scored.labels[known, i].astype(np.float64)
-    _, codes = np.unique(scored.users, return_inverse=True)
-    mean = np.full(len(labels), facts.label_means[task])
-    kind = facts.kinds[task]
-    losses = prediction_losses(kind, labels, scored.scores[model][known, i].astype(np.float64))
-    constant = prediction_losses(kind, labels, mean)
-    found = loss_ratio_of(losses, constant, codes[known], weights.shape[1])(weights)
-    return np.sqrt(found) if kind == "regression" else found
+    people, codes = np.unique(scored.users, return_inverse=True)
+    losses = row_losses(kind, labels, scored.scores[model][known, i].astype(np.float64))
+    constant = constant_losses(kind, labels, facts.label_means[task])
+    ratio = loss_ratio_of(losses, constant, codes[known], len(people))
+    return (lambda weights: np.sqrt(ratio(weights))) if kind == "regression" else ratio
 
 
 def score_difference(
     facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> Interval:
-    """Score of the first model less that of the second over some tasks: below 0 it is better."""
-    num_users = len(np.unique(scored.users))
-    weights = np.concatenate([np.ones((1, num_users)), draw_users(num_users, seed=0)])
-    first, second = (
-        np.nanmean([resampled_task_scores(facts, t, scored, m, weights) for t in tasks], 0)
-        for m in models
-    )
-    difference = first - second
-    return interval(difference[1:], float(difference[0]))
+    """The first model's mean score over some tasks less the second's: below 0 it is better."""
+    scores = [[resampled_task_score(facts, t, scored, m) for t in tasks] for m in models]
+
+    def difference(weights: Floats) -> Floats:
+        first, second = (mean_task_score(np.stack([of(weights) for of in s], 1)) for s in scores)
+        return first - second
+
+    whole, values = evaluate_resamples(difference, len(np.unique(scored.users)), seed=0)
+    return interval(values, whole)
 
 
 def choose_model(
@@ -93,7 +84,8 @@ def choose_model(
     gap = score_difference(facts, scored, tasks, ("finetuned", "joint"))
     better = gap.high < 0 if keep == "certain" else gap.value < 0
     words = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
-    verdict = "better" if better else ("not better" if gap.value >= 0 else "not surely better")
+    worse = "not better" if gap.value >= 0 else "not significantly better"
+    verdict = "better" if better else worse
     return {
         **found,
         "chosen": "finetuned" if better else "joint",
@@ -104,7 +96,7 @@ def choose_model(
 
 
 def too_few(counts: dict[str, int], least: int) -> str:
-    """Why a scenario stays joint whose validation rows have too few labels."""
+    """Why a scenario with too few validation labels keeps the joint model."""
     most = max(counts, key=lambda task: counts[task])
     return (
         f"too few validation labels: at most {counts[most]} of the rarer kind ({most}), "
@@ -115,7 +107,7 @@ def too_few(counts: dict[str, int], least: int) -> str:
 def task_differences(
     facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> dict[str, dict[str, float]]:
-    """By task: the first model's AUC (RMSE) less the second's, with its interval."""
+    """By task: the first model's AUC (RMSE) less the second's, with an interval."""
     found = {}
     for task in tasks:
         i = facts.tasks.index(task)

@@ -10,6 +10,7 @@ Letters: n items, m of a block of them, B users, H history items, F numeric colu
 catalogue, W width, D width of texts, K similarity kernels, T tasks.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,7 +50,8 @@ class CatalogueScorer:
     Attributes:
         unit: f32[n, D], text vectors of length 1 (or 0).
         items: f32[n, W], items as candidates and in histories.
-        item_numbers: f32[n, F], and item_columns: f32[n, W], their map, with its bias.
+        item_numbers: f32[n, F], and item_columns: f32[n, W], their map, with its bias; of
+            `as_of` one for each user, f32[B, n, F] and f32[B, n, W].
         bias: f32[1, W], the map of columns that are all NaN.
         category: by categorical column, i64[n]: the number of an item's value, -1 without one.
         cold_start: by categorical column, f32[W]: the map of a user without a row of a value.
@@ -62,12 +64,23 @@ class CatalogueScorer:
         text, rows = model.visible_text(vectors), torch.arange(len(vectors), device=device)
         self.items = model.item_norm(model.project(text) + self.inputs.item_extras(rows))
         self.unit = F.normalize(text.float(), dim=-1)
-        self.item_numbers = torch.tensor(items.numeric).to(device)
-        numbers = torch.cat([self.item_numbers, self.inputs.catalogue_raw], 1)
-        self.item_columns = self._map(numbers)
-        self.bias = self._map(torch.full_like(numbers[:1], torch.nan))
+        self.item_numbers, self.item_columns = self._item_columns(items.numeric)
+        self.bias = self._map(torch.full_like(self.item_numbers[:1], torch.nan))
         self.category = {c: torch.tensor(v).to(device) for c, v in items.codes.items()}
-        self.cold_start = {c: self._map_without_bias(v[None])[0] for c, v in items.empty.items()}
+        self.cold_start = {c: self._map_without_bias(v[None])[0] for c, v in items.default.items()}
+
+    def as_of(self, numeric: np.ndarray) -> "CatalogueScorer":
+        """Returns the catalogue with numeric columns f32[B, n, F] of its items for each user."""
+        other = copy.copy(self)
+        other.item_numbers, other.item_columns = self._item_columns(numeric)
+        return other
+
+    def _item_columns(self, numeric: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Returns columns f32[.., n, F] of the items as a tensor, and their map f32[.., n, W]."""
+        numbers = torch.tensor(numeric).to(self.unit.device)
+        raw = self.inputs.catalogue_raw.expand(*numbers.shape[:-1], -1)
+        columns = self._map(torch.cat([numbers, raw], -1).flatten(0, -2))
+        return numbers, columns.view(*numbers.shape[:-1], -1)
 
     def _map(self, values: Tensor) -> Tensor:
         """Returns f32[m, W] for numeric columns [m, F] or, with the catalogue's, [m, F + M]."""
@@ -137,8 +150,8 @@ class CatalogueScorer:
     def _columns(self, users: UserSnapshot, items: slice) -> Tensor:
         """Returns f32[B, m, W], the map of the numeric columns of all pairs."""
         user_columns = self._map_without_bias(users.numeric).unsqueeze(1)
-        columns = self.item_columns[items] + user_columns
-        for column, statistics in users.entries.items():
+        columns = self.item_columns[..., items, :] + user_columns
+        for column, statistics in users.categories.items():
             columns = columns + self._category_columns(column, statistics, len(users), items)
         return columns
 
@@ -159,7 +172,7 @@ class CatalogueScorer:
     def _common_numbers(self, users: UserSnapshot, items: slice) -> Tensor:
         """Returns numeric columns f32[B m, F] of items and users, without those of categories."""
         user_numbers = torch.tensor(users.numeric).to(self.unit.device).unsqueeze(1)
-        item_numbers = self.item_numbers[items]
+        item_numbers = self.item_numbers[..., items, :]
         return torch.where(item_numbers.isnan(), user_numbers, item_numbers).flatten(0, 1)
 
 

@@ -140,7 +140,10 @@ class Project(Section):
 
     def check_evaluation(self) -> Iterator[str]:
         """Yields a line for weights of scores of what is no scenario."""
-        yield from self._unknown_scenarios("evaluation.weights", self.evaluation.weights)
+        weights = self.evaluation.weights
+        yield from self._unknown_scenarios("evaluation.weights", weights)
+        if weights and sum(weights.values()) <= 0:
+            yield f"evaluation.weights: found {weights}; allowed: at least one above 0"
 
     def check_search(self) -> Iterator[str]:
         """Yields a line for a preference for what is no scenario."""
@@ -169,19 +172,21 @@ class Project(Section):
     def only(self, names: Collection[str]) -> Self:
         """Returns the project of some of its scenarios, in its own order.
 
-        Loss weights that are all 0 (of scenarios kept out of joint training) become 1.
+        Loss weights that are all 0 (of scenarios kept out of joint training) become 1, and weights
+        of the score that are all 0 equal.
         """
         kept = of_names(self.scenarios, names)
         if not any(scenario.weight for scenario in kept.values()):
             kept = {n: s.model_copy(update={"weight": 1.0}) for n, s in kept.items()}
         evaluation, finetune, recommend = self.evaluation, self.finetune, self.recommend
-        weights = {"weights": of_names(evaluation.weights, kept)}
+        weights = of_names(evaluation.weights, kept)
+        scored = {"weights": weights if any(weights.values()) else {}}
         tuned = {"scenarios": of_names(finetune.scenarios, kept)}
         blends = {"by": of_names(recommend.by, kept)}
         return self.model_copy(
             update={
                 "scenarios": kept,
-                "evaluation": evaluation.model_copy(update=weights),
+                "evaluation": evaluation.model_copy(update=scored),
                 "finetune": finetune.model_copy(update=tuned),
                 "recommend": recommend.model_copy(update=blends),
                 "search": self.search.only(kept),

@@ -11,14 +11,14 @@ MetricsByTask = Mapping[str, Mapping[str, Mapping[str, float]]]
 COLUMNS = {
     "rows": "rows",
     "auc": "AUC",
-    "popularity_auc": "popularity",
+    "popularity_auc": "item rate",
     "gauc": "GAUC",
     "gauc_unweighted": "GAUC unw.",
     "logloss": "log-loss",
     "ne": "NE",
     "calibration": "pred/actual",
     "rmse": "RMSE",
-    "popularity_rmse": "popularity",
+    "popularity_rmse": "item rate",
     "mean_rmse": "mean",
     "mae": "MAE",
 }
@@ -32,7 +32,7 @@ def number(metric: str, value: float | None) -> str:
 
 
 def metrics_table(title: str, metrics: MetricsByTask) -> Table:
-    """One row a scenario and task; an AUC that is not above popularity is marked with `!`."""
+    """One row a scenario and task; an AUC that is not above the item's past rate is marked `!`."""
     table = Table(title=title, title_justify="left")
     table.add_column("scenario", no_wrap=True)
     table.add_column("task", no_wrap=True)
@@ -66,17 +66,26 @@ def comparison_table(title: str, comparison: Mapping[str, Mapping[str, Any]]) ->
 
 
 def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Recall and NDCG over the catalogue: the model, popularity, neighbours of frozen texts."""
+    """Recall and NDCG over the catalogue: the model and its rivals.
+
+    Popularity is the item's training positives, live popularity its positives known when the user
+    asks; neighbours are by frozen texts.
+    """
     table = Table(title=title, title_justify="left")
     for heading in ("scenario", "task", "k", "users", "items"):
         table.add_column(heading, no_wrap=True)
-    models = ("model", "popularity", "neighbours")
+    models = {
+        "model": "model", "popularity": "popularity",
+        "live_popularity": "live popularity", "neighbours": "neighbours",
+    }  # fmt: skip
     for metric in ("recall", "NDCG"):
-        for model in models:
-            table.add_column(f"{metric}, {model}", justify="right")
+        for words in models.values():
+            table.add_column(f"{metric}, {words}", justify="right")
     for name, found in ranking.items():
         facts = [str(found["task"]), *(f"{found[k]:,}" for k in ("k", "users", "items"))]
-        values = [f"{found[m][key]:.4f}" for key in ("recall", "ndcg") for m in models]
+        values = [
+            number(key, found.get(m, {}).get(key)) for key in ("recall", "ndcg") for m in models
+        ]
         table.add_row(name, *facts, *values)
     return table
 

@@ -1,10 +1,16 @@
 """Recall and NDCG over the whole catalogue for test users, by Ray tasks.
 
 A test user asks at the moment of their first test row, with the history and the statistics of that
-row. Beside the model stand popularity (training positives of the item) and nearest neighbours by
-vectors of the frozen, pretrained encoder (cosine with the mean of the history).
+row. Items, categories and popularity are those of the same moment: nothing later is known. All
+items of the catalogue are ranked but those that the user had seen by then; also those published
+later, which are 0 seconds old: the user's positives of all of test are what is sought. The rivals:
+
+popularity       training positives of the item, before the moment where rows have a time
+live_popularity  positives known at the moment, in all splits that the statistics count
+neighbours       cosine with the mean of the history, by the frozen, pretrained encoder
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,17 +18,13 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from mtrec_ray.data.before_test import before_test, first_test_moments
-from mtrec_ray.data.end_states import items_at_end, seen_pairs
+from mtrec_ray.data.as_of import CatalogueAsOf
+from mtrec_ray.data.asking_users import AskingUsers, asking_users
+from mtrec_ray.data.end_states import CatalogueColumns, items_at_end, read_catalogue
+from mtrec_ray.data.popularity import live_popularity, training_popularity
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.snapshot import SnapshotColumns, blocks
-from mtrec_ray.evaluation.catalogue_ranking import (
-    main_task,
-    neighbours,
-    popularity,
-    ranking_metrics,
-    top,
-)
+from mtrec_ray.data.snapshot import SnapshotColumns
+from mtrec_ray.evaluation.catalogue_ranking import main_task, neighbours, ranking_metrics, top
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.ranker import Ranker, seen_mask
@@ -40,48 +42,80 @@ def unit_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.
 def rank_for_test_users(
     trained_model: TrainedModel, source: Project, name: str, vectors: np.ndarray
 ) -> dict[str, Any] | None:
-    """Recall and NDCG at k of the model, popularity and neighbours; None without a binary task.
+    """Recall and NDCG at k of the model and its rivals; None without a user who has positives.
 
     `source` is the project whose encoder is the pretrained one. In a Ray task.
     """
     project = trained_model.project
     layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
-    options, prepared = project.recommend, layout.prepared
-    task = main_task(prepared, name, options.by.get(name, {}))
+    options = project.recommend
+    task = main_task(layout.prepared, name, options.by.get(name, {}))
     if task is None or not options.ranking_users:
         return None
-    users, positives = first_test_moments(layout, task, options.ranking_users)
-    items, users = before_test(layout, items_at_end(layout), users)
-    seen = seen_pairs(prepared, name, ("train", "valid"))
-    left_out = seen_mask(users, seen, len(items.ids)) & options.exclude_seen
-    positives = [p[~left_out[i, p]] for i, p in enumerate(positives)]
-    asked = np.flatnonzero([len(p) > 0 for p in positives])
-    users, left_out = users.take(asked), left_out[asked]
-    positives = [positives[i] for i in asked]
-    if not len(asked):
+    catalogue = read_catalogue(layout)
+    asking = asking_users(layout, catalogue, task, options.ranking_users)
+    asking = asking.without_seen() if options.exclude_seen else asking
+    if not len(asking):
         return None
-    ranker = Ranker(trained_model, name, vectors, items)
-    popular = popularity(prepared, name, task)
-    texts = unit_vectors(source, prepared, name)
-    ranked: dict[str, list[NDArray[np.int64]]] = {"model": [], "popularity": [], "neighbours": []}
-    start = 0
-    for block in blocks(users, ranker.users_per_block):
-        out = left_out[start : start + len(block)]
-        start += len(block)
-        scores, best, _ = ranker.top(block, out)
-        ranked["model"].append(np.where(np.isfinite(scores), best, -1))
-        popular_here = np.repeat(popular[None], len(block), 0)
-        ranked["popularity"].append(top(np.where(out, -np.inf, popular_here), options.k))
-        near = neighbours(texts, block.history)
-        ranked["neighbours"].append(top(np.where(out, -np.inf, near), options.k))
-    found = {
-        model: ranking_metrics(np.concatenate(best), positives) for model, best in ranked.items()
-    }
-    return {"task": task, "k": options.k, "users": len(users), "items": len(items.ids), **found}
+    lists = catalogue_lists(trained_model, layout, vectors, catalogue, asking)
+    rivals = Rivals(layout, task, unit_vectors(source, layout.prepared, name))
+    ranked: dict[str, list[NDArray[np.int64]]] = {}
+    for block, seen, best in lists:
+        for model, own in {"model": best, **rivals.lists(block, seen, options.k)}.items():
+            ranked.setdefault(model, []).append(own)
+    metrics = {m: ranking_metrics(np.concatenate(b), asking.positives) for m, b in ranked.items()}
+    return {
+        "task": task, "k": options.k, "users": len(asking), "items": len(catalogue.ids), **metrics
+    }  # fmt: skip
+
+
+def catalogue_lists(
+    trained_model: TrainedModel,
+    layout: SnapshotColumns,
+    vectors: np.ndarray,
+    catalogue: CatalogueColumns,
+    asking: AskingUsers,
+) -> Iterator[tuple[AskingUsers, NDArray[np.bool_], NDArray[np.int64]]]:
+    """Blocks of users, what each has seen bool[B, n], and the model's lists i64[B, k].
+
+    Items have the columns of each user's own moment; without time, those of training.
+    """
+    if layout.timed:
+        past = CatalogueAsOf(layout, catalogue, int(asking.moments.max()))
+        items = catalogue.snapshot(layout, layout.blank(len(catalogue.ids)))
+    else:
+        past, items = None, items_at_end(layout)
+    ranker = Ranker(trained_model, layout.name, vectors, items)
+    for block in asking.blocks(ranker.users_per_block):
+        seen = seen_mask(block.users, block.seen, len(items.ids)) & ranker.options.exclude_seen
+        numeric = past.numeric(block.moments) if past else None
+        scores, best, _ = ranker.top(block.users, seen, numeric)
+        yield block, seen, np.where(np.isfinite(scores), best, -1)
+
+
+class Rivals:
+    """Simple lists beside the model's: two kinds of popularity, and nearest neighbours."""
+
+    def __init__(self, layout: SnapshotColumns, task: str, vectors: NDArray[np.float32]) -> None:
+        """`vectors` f32[n, D] are unit vectors of the items' texts."""
+        self.training = training_popularity(layout, task)
+        self.live = live_popularity(layout, task)
+        self.vectors = vectors
+
+    def lists(
+        self, block: AskingUsers, seen: NDArray[np.bool_], k: int
+    ) -> dict[str, NDArray[np.int64]]:
+        """i64[B, k] by rival: the best items of each user, without those seen."""
+        scores = {
+            "popularity": self.training.at(block.moments),
+            "live_popularity": self.live.at(block.moments),
+            "neighbours": neighbours(self.vectors, block.users.history),
+        }
+        return {name: top(np.where(seen, -np.inf, values), k) for name, values in scores.items()}
 
 
 def rank_all_scenarios(models: dict[str, TrainedModel], source: Project) -> dict[str, Any]:
-    """`judge` of each scenario's model, side by side."""
+    """Recall and NDCG by scenario, of each scenario's model, measured side by side."""
     run = source.run
     task = task_of(rank_for_test_users, run)
     refs = {

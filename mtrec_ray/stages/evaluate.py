@@ -128,7 +128,7 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
 
 
 def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
-    """Metrics of each task, with those of item popularity beside them."""
+    """Metrics of each task; beside them, as `popularity_*`, those of the item's past rate."""
     found = read_predictions(folder, facts.name, len(facts.tasks))
     metrics = task_metrics(facts, found["person"], found["label"], found["score"])
     for i, (task, kind) in enumerate(facts.kinds.items()):

@@ -19,7 +19,7 @@ NO_PAIRS: SeenPairs = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 class Ranker:
-    """A scenario's model with its whole catalogue, for users of any partition."""
+    """A scenario's model with its whole catalogue; it ranks for the users of any partition."""
 
     def __init__(
         self, trained_model: TrainedModel, name: str, vectors: np.ndarray, items: ItemSnapshot
@@ -44,27 +44,31 @@ class Ranker:
         return max(self.options.pairs_per_block // max(len(self.items.ids), 1), 1)
 
     @torch.no_grad()
-    def scores(self, users: UserSnapshot, items: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def scores(
+        self, catalogue: CatalogueScorer, users: UserSnapshot, items: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Blended scores f32[B, m] of some items and the tasks' predictions f32[B, m, T]."""
-        logits = self.ranking.logits(users, items)
+        logits = catalogue.logits(users, items)
         b, m, t = logits.shape
         found = predictions(self.facts, logits.view(b * m, t)).view(b, m, t)
         return blend(found, self.facts.tasks, self.facts.given, self.by), found
 
     def top(
-        self, users: UserSnapshot, seen: np.ndarray
+        self, users: UserSnapshot, seen: np.ndarray, numeric: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores f32[B, k], items i64[B, k] and predictions f32[B, k, T] of each user's best items.
 
-        Without those that `seen` bool[B, n] marks; minus infinity where fewer are left. Items are
-        scored block by block.
+        Items that `seen` bool[B, n] marks are left out; where fewer than k remain, the score is
+        minus infinity. Items are scored block by block, with the columns of their snapshot, or with
+        `numeric` f32[B, n, F], those of the moment at which each user asks.
         """
+        catalogue = self.ranking if numeric is None else self.ranking.as_of(numeric)
         step = max(self.options.pairs_per_block // max(len(users), 1), 1)
         left_out = torch.from_numpy(seen).to(self.ranking.unit.device)
         parts = []
         for start in range(0, len(self.items.ids), step):
             items = slice(start, min(start + step, len(self.items.ids)))
-            score, predicted = self.scores(users, items)
+            score, predicted = self.scores(catalogue, users, items)
             values, best = best_items(score, left_out[:, items], self.options.k)
             parts.append((values, best + start, gather_items(predicted, best)))
         score, items, predicted = (torch.cat(part, 1) for part in zip(*parts, strict=True))
@@ -73,11 +77,10 @@ class Ranker:
         return values.cpu().numpy(), items.gather(1, place).cpu().numpy(), chosen.cpu().numpy()
 
     def best(self, users: UserSnapshot, seen: np.ndarray) -> pa.Table:
-        """The k best items of each user but those that `seen` bool[B, n] marks."""
+        """The k best items of each user, without those that `seen` bool[B, n] marks."""
         values, best, predicted = self.top(users, seen)
         user, rank = np.nonzero(np.isfinite(values))
         item = best[user, rank]
-        known = (users.user > 0) & (users.history >= 0).any(1)
         columns: dict[str, Any] = {
             "user": pa.array(users.ids[user], pa.string()),
             "rank": (rank + 1).astype(np.int32),
@@ -88,12 +91,12 @@ class Ranker:
         for i, (task, kind) in enumerate(self.facts.kinds.items()):
             word = "probability" if kind == "binary" else "prediction"
             columns[f"{word}.{task}"] = each[:, i]
-        columns["new_user"] = ~known[user]
-        columns["new_item"] = ~self.items.known[item]
+        columns["new_user"] = users.user[user] == 0  # no training row
+        columns["new_item"] = ~self.items.in_training[item]
         return pa.table(columns)
 
     def rank_all(self, users: UserSnapshot, seen: SeenPairs) -> pa.Table:
-        """The best items of many users, in blocks of like long histories; `seen`: who, what."""
+        """The best items of many users, in blocks whose histories are about equally long."""
         order = np.argsort((users.history >= 0).sum(1), kind="stable")
         users = users.take(order)
         num = len(self.items.ids)

@@ -1,8 +1,8 @@
 """The recommend stage: the best items of a scenario for each user, by its chosen model.
 
-The score of the network does not factorise (`model/ranking.py`), so that every item is scored in
-full for every user. Item vectors are computed once; partitions of users are streamed to Ray Data
-actors, which write what they found.
+The score of the network does not factorise (`model/catalogue_scorer.py`), so that every item is
+scored in full for every user. Item vectors are computed once. Ray Data streams partitions of users
+to actors, which rank and write.
 """
 
 import json

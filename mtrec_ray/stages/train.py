@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.stream import RowSource, training_source
+from mtrec_ray.evaluation.score_weights import score_problems
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
@@ -107,6 +108,7 @@ def run_train(project: Project, storage_path: str, log: Log) -> Record:
         log("train: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
+    refuse(score_problems(project, prepared))
     make_plan(project, prepared, project.run.most_workers)
     run.train.start(made_from)
     connect(project.run)

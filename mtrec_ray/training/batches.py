@@ -47,7 +47,7 @@ def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
     )
 
 
-# Opens the rows of each scenario that a rank will take: the rows of each piece, in its order.
+# Opens the rows of each scenario that a rank will take: the rows of each slice, in its order.
 OpenRows = Callable[[Mapping[str, ReadPlan]], Mapping[str, Iterator[Arrays]]]
 
 
@@ -105,7 +105,7 @@ class BatchComposer:
         """Open the streams from the present progress on, for so many batches."""
         plans = {
             name: ReadPlan(
-                pieces=order.pieces(self.progress[name].spans(self.rank)),
+                slices=order.slices(self.progress[name].spans(self.rank)),
                 rows_per_batch=self.quotas[name],
                 num_rows=self.quotas[name] * num_batches,
             )
@@ -132,8 +132,8 @@ class BatchComposer:
                 "window": self.orders[name].window,
                 "size": progress.size,
                 "taken": progress.taken,
-                "rests": [[s.number, s.low, s.high] for s in progress.left.rests],
-                "next_pass": progress.left.next_pass,
+                "unfinished": [[s.number, s.low, s.high] for s in progress.start.unfinished],
+                "next_pass": progress.start.next_pass,
             }
             for name, progress in self.progress.items()
         }
@@ -143,14 +143,14 @@ def resumed_progress(saved: Mapping[str, Any] | None, num_rows: int, size: int) 
     """Where `size` ranks start: at the first row, or where the ranks of a saved state stopped."""
     if saved is None:
         return RankProgress(num_rows, size)
-    return progress_from_state(saved, num_rows).taken_up(size)
+    return progress_from_state(saved, num_rows).resume_with(size)
 
 
 def progress_from_state(saved: Mapping[str, Any], num_rows: int) -> RankProgress:
     """The progress of a scenario in `BatchComposer.state`."""
-    rests = tuple(Span(*span) for span in saved["rests"])
+    unfinished = tuple(Span(*span) for span in saved["unfinished"])
     return RankProgress(
-        num_rows, saved["size"], saved["taken"], Remaining(rests, saved["next_pass"])
+        num_rows, saved["size"], saved["taken"], Remaining(unfinished, saved["next_pass"])
     )
 
 

@@ -243,7 +243,7 @@ def test_evaluation_has_both_models(tuned):
         assert same == (decision["chosen"] == "joint")
         assert found["models"][name].startswith(decision["chosen"])
     ranking = found["ranking"]["shop"]
-    for model in ("model", "popularity", "neighbours"):
+    for model in ("model", "popularity", "live_popularity", "neighbours"):
         assert 0 <= ranking[model]["recall"] <= 1
         assert 0 <= ranking[model]["ndcg"] <= 1
     assert ranking["users"] > 10
@@ -320,7 +320,7 @@ def test_recommendations_are_the_best_of_all(tuned, recommended, name):
             np.testing.assert_allclose(mine["score"], best[np.isfinite(best)], rtol=1e-4, atol=1e-5)
             chosen = [int(np.flatnonzero(items.ids == x)[0]) for x in mine["item"]]
             np.testing.assert_allclose(own[chosen], mine["score"], rtol=1e-4, atol=1e-5)
-            assert mine["new_item"].tolist() == (~items.known[chosen]).tolist()
+            assert mine["new_item"].tolist() == (~items.in_training[chosen]).tolist()
 
 
 def test_interrupted_recommendations_go_on(tuned, recommended, tmp_path):

@@ -9,7 +9,7 @@ from mtrec_ray.data.end_states import items_at_end, seen_pairs, user_parts, user
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.data.shards import read_rows
-from mtrec_ray.data.snapshot import SnapshotColumns, end_of_data, new_users, overlay
+from mtrec_ray.data.snapshot import SnapshotColumns, new_users, overlay
 from mtrec_ray.project.load import parse_project
 from tests.cluster.logs import scenario_tree
 from tests.cluster.runs import prepare_in_partitions, prepared_folder, world_tree
@@ -74,9 +74,9 @@ def test_state_is_the_next_rows_features(worlds):
                 continue
             at = int(np.flatnonzero(state.ids == user)[0])
             number = int(np.flatnonzero(catalogue.ids == item)[0])
-            code, own = catalogue.codes["brand"][number], state.entries["brand"]
+            code, own = catalogue.codes["brand"][number], state.categories["brand"]
             mine = (own.user == at) & (own.category == code)
-            pair = own.numeric[mine][0] if mine.any() else catalogue.empty["brand"]
+            pair = own.numeric[mine][0] if mine.any() else catalogue.default["brand"]
             found = overlay(catalogue.numeric[number], state.numeric[at], pair)
             np.testing.assert_array_equal(found, wanted["numeric"][i])
             np.testing.assert_array_equal(state.history[at], wanted["history"][i])
@@ -84,7 +84,7 @@ def test_state_is_the_next_rows_features(worlds):
             assert state.user[at] == wanted["user"][i]
             checked += 1
     assert checked == 3
-    assert end_of_data(before, "shop") == wanted["time"][0]
+    assert layout.end == wanted["time"][0]
 
 
 def test_unknown_users_have_no_past(worlds):

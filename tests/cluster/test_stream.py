@@ -36,22 +36,27 @@ def wanted_rows(trained):
     class InMemory:
         @staticmethod
         def read(wanted):
-            def parts(name, pieces):
+            def parts(name, slices):
                 shards = [to_arrays(s.read().combine_chunks()) for s in prepared.train_shards(name)]
-                for piece in pieces:
-                    yield pick(shards, piece)
+                for one in slices:
+                    yield pick(shards, one)
 
-            return {n: parts(n, own.pieces) for n, own in wanted.items()}
+            return {n: parts(n, own.slices) for n, own in wanted.items()}
 
     return batches(prepared, InMemory)
 
 
 @pytest.mark.parametrize(
-    ("cache", "kind"), [("object_store", StoredRows), ("stream", StreamedRows)]
+    ("cache", "kind", "per_stream"),
+    [("object_store", StoredRows, 1), ("stream", StreamedRows, 2048), ("stream", StreamedRows, 50)],
 )
-def test_same_rows_in_the_same_order(trained, wanted_rows, cache, kind):
-    """Every column of every batch over more than two passes is that of the shards."""
+def test_same_rows_in_the_same_order(trained, wanted_rows, monkeypatch, cache, kind, per_stream):
+    """Every column of every batch over more than two passes is that of the shards.
+
+    Also where one Ray Data stream does not hold all slices of the run.
+    """
     prepared = trained.prepared
+    monkeypatch.setattr(stream, "SLICES_PER_STREAM", per_stream)
     source = training_source(prepared, cache, 2)
     assert isinstance(source, kind)
     assert source.kind == cache
@@ -73,14 +78,14 @@ def test_what_does_not_fit_is_streamed(trained, monkeypatch):
 
 
 def test_a_stream_ends_where_nobody_wants_more(trained):
-    """Only the pieces up to the last batch are read, and asking for more ends the iteration."""
+    """Only the slices up to the last batch are read, and asking for more ends the iteration."""
     prepared = trained.prepared
     source = training_source(prepared, "stream", 1)
     name = "shop"
     rows = tuple(s.rows for s in prepared.scenarios[name].shards["train"])
     order = PassOrder(rows, 0, WINDOW)
-    pieces = order.pieces(RankProgress(sum(rows), 1).spans(0))
-    found = list(itertools.islice(source.read({name: ReadPlan(pieces, 10, 100)})[name], 2))
+    slices = order.slices(RankProgress(sum(rows), 1).spans(0))
+    found = list(itertools.islice(source.read({name: ReadPlan(slices, 10, 100)})[name], 2))
     assert [len(part["row"]) for part in found] == [WINDOW, WINDOW]
 
 

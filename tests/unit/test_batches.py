@@ -36,9 +36,9 @@ def read(wanted):
 
 
 def parts(name, plan):
-    """The rows of each piece."""
+    """The rows of each slice."""
     shards = shards_of(SHARDS[name])
-    return (pick(shards, piece) for piece in plan.pieces)
+    return (pick(shards, one) for one in plan.slices)
 
 
 PREPARED = Prepared(
@@ -147,10 +147,11 @@ def test_other_numbers_of_ranks_skip_and_repeat_nothing(phases):
         rows += rows_of(feeds, steps)
         state = feeds[0].state()
     total = sum(SHARDS["shop"])
-    left = {s.number: 0 for s in batches.progress_from_state(state["shop"], total).now_left().rests}
-    for span in batches.progress_from_state(state["shop"], total).now_left().rests:
+    remaining = batches.progress_from_state(state["shop"], total).remaining()
+    left = {span.number: 0 for span in remaining.unfinished}
+    for span in remaining.unfinished:
         left[span.number] += len(span)
-    begun = batches.progress_from_state(state["shop"], total).now_left().next_pass
+    begun = remaining.next_pass
     assert len(rows) == begun * total - sum(left.values())
     whole = sum(1 for number in range(begun) if number not in left)
     counts = Counter(rows)
@@ -171,11 +172,11 @@ def test_seed_fixes_the_order():
 
 
 def test_streams_are_read_in_the_order_of_need():
-    """Pieces of all scenarios come in the order of the batches that need them, to the last one."""
+    """Slices of all scenarios come in the order of the batches that need them, to the last one."""
     order = PassOrder((100,), 0, 10)
     wanted = {
-        "a": ReadPlan(order.pieces(RankProgress(100, 1).spans(0)), 10, 30),
-        "b": ReadPlan(order.pieces(RankProgress(100, 1).spans(0)), 5, 15),
+        "a": ReadPlan(order.slices(RankProgress(100, 1).spans(0)), 10, 30),
+        "b": ReadPlan(order.slices(RankProgress(100, 1).spans(0)), 5, 15),
     }
     assert [name for name, _ in in_order_of_use(wanted)] == ["a", "b", "a", "a", "b"]
 

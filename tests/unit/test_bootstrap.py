@@ -1,11 +1,15 @@
 """Intervals by resampled users: weighted metrics, pairing, coverage."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
+from mtrec_ray.evaluation import bootstrap
 from mtrec_ray.evaluation.bootstrap import (
     METRICS,
+    NUM_RESAMPLES,
     draw_users,
     interval,
     metric_interval,
@@ -49,7 +53,7 @@ def plain_metric(metric, labels, scores, users):
 def test_resampled_metric_is_that_of_the_repeated_rows(metric):
     """A metric under weights equals that of rows which repeat each user as often as drawn."""
     rows = some_rows()
-    weights = draw_users(30, seed=1, resamples=5)
+    weights = np.concatenate(list(draw_users(30, seed=1, resamples=5)))
     found = METRICS[metric](*rows)(weights)
     wanted = [plain_metric(metric, *repeated(*rows, w)) for w in weights]
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
@@ -57,10 +61,42 @@ def test_resampled_metric_is_that_of_the_repeated_rows(metric):
 
 def test_draws_are_of_as_many_users():
     """Each resample has as many users as there are, some more than once and some never."""
-    weights = draw_users(50, seed=0)
+    weights = np.concatenate(list(draw_users(50, seed=0)))
+    assert weights.shape == (NUM_RESAMPLES, 50)
     assert (weights.sum(1) == 50).all()
     assert (weights == 0).any()
     assert (weights > 1).any()
+
+
+@pytest.mark.parametrize("cells", [1, 120, 10_000])
+def test_blocks_do_not_change_the_draws(monkeypatch, cells):
+    """Whatever the size of the blocks, the seed fixes the weights; no block is larger."""
+    whole = np.random.default_rng(4).multinomial(50, np.full(50, 1 / 50), size=NUM_RESAMPLES)
+    monkeypatch.setattr(bootstrap, "BLOCK_CELLS", cells)
+    blocks = list(draw_users(50, seed=4))
+    assert all(block.size <= max(cells, 50) for block in blocks)
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+@pytest.mark.parametrize("metric", METRIC_NAMES)
+def test_intervals_do_not_depend_on_blocks(monkeypatch, metric):
+    """An interval of resamples one by one is that of all of them together."""
+    rows = some_rows()
+    whole = metric_interval(metric, *rows)
+    monkeypatch.setattr(bootstrap, "BLOCK_CELLS", 1)
+    one_by_one = metric_interval(metric, *rows)
+    assert (one_by_one.low, one_by_one.high) == pytest.approx((whole.low, whole.high))
+
+
+def test_memory_does_not_grow_with_the_resamples():
+    """Of 200,000 users an interval takes some weights a user, not one for each resample."""
+    users = np.arange(200_000)
+    labels, scores = (users % 2).astype(float), (users % 7).astype(float)
+    tracemalloc.start()
+    metric_interval("rmse", labels, scores, users)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6  # 200 resamples of 8 bytes are 320e6, and as much in integers
 
 
 @pytest.mark.parametrize("metric", METRIC_NAMES)

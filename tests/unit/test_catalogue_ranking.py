@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from mtrec_ray.data.before_test import latest
 from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import neighbours, ranking_metrics, top
 from mtrec_ray.stages.ranker import seen_mask
@@ -32,12 +31,6 @@ def test_left_out_items_are_no_hits():
     """An item with the score minus infinity is not ranked, however few are left."""
     scores = np.array([[0.1, -np.inf, 0.3, -np.inf]])
     assert top(scores, 3).tolist() == [[2, 0, -1]]
-
-
-def test_latest_row_of_each_key():
-    """The row with the greatest time of each key, in the order of keys."""
-    keys, time = np.array([4, 1, 4, 1, 9]), np.array([5, 9, 7, 3, 0])
-    assert latest(keys, time).tolist() == [1, 2, 4]
 
 
 def test_neighbours_are_like_the_mean():

@@ -48,13 +48,13 @@ def world():
     code = rng.integers(-1, NUM_BRANDS, NUM_ITEMS)
     numeric = only(rng.normal(size=NUM_ITEMS).astype("f4"), 0)
     numeric[:, 1] = np.where(code >= 0, rng.normal(size=NUM_ITEMS), np.nan)
-    empty = only(np.array(0.25, np.float32), 3)
+    default = only(np.array(0.25, np.float32), 3)
     items = ItemSnapshot(
         ids=np.array([f"item {i}" for i in range(NUM_ITEMS)], object),
-        known=np.ones(NUM_ITEMS, bool),
+        in_training=np.ones(NUM_ITEMS, bool),
         numeric=numeric,
         codes={"brand": code},
-        empty={"brand": empty},
+        default={"brand": default},
     )
     shape = (NUM_USERS, SHOP.history_last)
     some = np.arange(shape[1]) < rng.integers(0, shape[1] + 1, NUM_USERS)[:, None]
@@ -68,7 +68,7 @@ def world():
         history=np.where(some, rng.integers(0, NUM_ITEMS, shape), -1),
         ages=np.where(some, rng.integers(0, 30, shape), 0),
         numeric=only(rng.normal(size=NUM_USERS).astype("f4"), 2),
-        entries={"brand": UserCategoryStatistics(pairs[:, 0], pairs[:, 1], only(rates, 3))},
+        categories={"brand": UserCategoryStatistics(pairs[:, 0], pairs[:, 1], only(rates, 3))},
     )
     own = np.full((NUM_USERS, NUM_ITEMS), 0.25, np.float32)
     for (user, brand), rate in zip(pairs, rates, strict=True):
@@ -183,6 +183,25 @@ def test_blocks_are_the_whole(world):
     torch.testing.assert_close(torch.cat(parts), ranking.logits(users)[order])
     items = [ranking.logits(users, slice(a, b)) for a, b in ((0, 5), (5, 6), (6, NUM_ITEMS))]
     torch.testing.assert_close(torch.cat(items, 1), ranking.logits(users))
+
+
+@pytest.mark.parametrize("general", [False, True])
+@torch.no_grad()
+def test_items_as_of_each_users_moment(world, general):
+    """Users for whom items have columns of their own are scored as each would be alone."""
+    model, _ = build(small_model("none"), CATALOGUES, FACTS)
+    model.eval().use_general_head = general
+    vectors = torch.randn(NUM_ITEMS, model.encoder.width)
+    items, users, _ = world
+    rng = np.random.default_rng(5)
+    numeric = only(rng.normal(size=(NUM_USERS, NUM_ITEMS)).astype("f4"), 0)
+    blank = replace(items, numeric=np.full_like(items.numeric, np.nan))
+    scorer = CatalogueScorer(model, "shop", vectors, blank).as_of(numeric)
+    found = torch.cat([scorer.logits(users, s) for s in (slice(0, 4), slice(4, NUM_ITEMS))], 1)
+    for i in range(NUM_USERS):
+        alone = CatalogueScorer(model, "shop", vectors, replace(items, numeric=numeric[i]))
+        torch.testing.assert_close(found[i], alone.logits(users.of(i, i + 1))[0])
+    assert not torch.allclose(found[0], found[1])
 
 
 def test_best_items_are_those_of_a_sort():

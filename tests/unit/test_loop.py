@@ -53,11 +53,11 @@ class Host:
 
     @property
     def open_rows(self):
-        return lambda wanted: {n: self.parts(n, own.pieces) for n, own in wanted.items()}
+        return lambda wanted: {n: self.parts(n, own.slices) for n, own in wanted.items()}
 
-    def parts(self, name, pieces):
-        for piece in pieces:
-            yield pick(self.rows[name], piece)
+    def parts(self, name, slices):
+        for one in slices:
+            yield pick(self.rows[name], one)
 
     def report(self, metrics, folder):
         self.checkpoints.append(metrics)

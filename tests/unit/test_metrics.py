@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 
 from mtrec_ray.evaluation.metrics import (
+    EPSILON,
     binary_metrics,
     grouped_auc,
     joint_score,
+    mean_task_score,
     regression_metrics,
+    row_losses,
+    scenario_scores,
     task_score,
 )
 from mtrec_ray.project.load import parse_project
@@ -228,6 +232,32 @@ def test_joint_score_skips_tasks_without_rows():
     assert joint_score({"a": {"x": inf, "y": {"ne": 0.5}}}) == math.inf
     assert math.isnan(joint_score({"a": {"x": nan}}))
     assert math.isnan(joint_score(METRICS, {"c": 1.0}))
+
+
+@given(st.lists(st.one_of(st.floats(0, 9), st.just(math.nan), st.just(math.inf)), max_size=6))
+def test_every_mean_over_tasks_is_the_same(scores):
+    """Joint score, scenario scores and the choice of a model agree on what NaN and infinity do."""
+    wanted = float(mean_task_score(scores))
+    known = [s for s in scores if not math.isnan(s)]
+    assert wanted == pytest.approx(np.mean(known) if known else math.nan, nan_ok=True)
+    tasks = {f"t{i}": {"ne": s} for i, s in enumerate(scores)}
+    assert joint_score({"a": tasks}) == pytest.approx(wanted, nan_ok=True)
+    found = scenario_scores({f"a/{task}/ne": m["ne"] for task, m in tasks.items()})
+    assert found.get("a", math.nan) == pytest.approx(wanted, nan_ok=True)
+    twice = mean_task_score(np.array([scores, scores]))
+    np.testing.assert_array_equal(twice, [wanted, wanted])
+
+
+@pytest.mark.parametrize("kind", ["binary", "regression"])
+def test_row_losses_are_scikit_learns(kind):
+    """The mean of the row losses is scikit-learn's log-loss, or its squared error."""
+    rng = np.random.default_rng(2)
+    labels, scores = rng.integers(0, 2, 300).astype(float), rng.random(300)
+    scores[:2] = [0.0, 1.0]
+    found = row_losses(kind, labels, scores).mean()
+    clipped = np.clip(scores, EPSILON, 1 - EPSILON)
+    of = {"binary": log_loss, "regression": mean_squared_error}[kind]
+    assert found == pytest.approx(of(labels, clipped), rel=1e-6)
 
 
 @pytest.mark.parametrize("fixed", [{}, {"a": 1.0, "b": 4.0}])

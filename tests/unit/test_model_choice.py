@@ -1,4 +1,4 @@
-"""The choice of a model: by the score of all tasks with labels enough, and only if it is sure."""
+"""The choice of a model: by its score on all tasks with enough labels, where it is significant."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mtrec_ray.evaluation.model_choice import (
     ScoredRows,
     choose_model,
     rare_labels,
-    resampled_task_scores,
+    resampled_task_score,
     score_difference,
 )
 from tests.builders import VIDEO
@@ -45,15 +45,15 @@ def test_score_of_all_rows_is_ne():
             wanted = binary_metrics(label, score, rows.users[known], base_rate=0.6)["ne"]
         else:
             wanted = regression_metrics(label, score, train_mean=3.5)["relative_rmse"]
-        assert resampled_task_scores(VIDEO, task, rows, "joint", ones)[0] == pytest.approx(wanted)
+        assert resampled_task_score(VIDEO, task, rows, "joint")(ones)[0] == pytest.approx(wanted)
 
 
 def test_resamples_are_scores_of_the_drawn_rows():
     """A resample's score is that of its users' rows, each as often as its user was drawn."""
     rows = scored(0.5, 0.5, num=200)
     people, code = np.unique(rows.users, return_inverse=True)
-    weights = draw_users(len(people), seed=3, resamples=4)
-    found = resampled_task_scores(VIDEO, "like", rows, "joint", weights)
+    weights = np.concatenate(list(draw_users(len(people), seed=3, resamples=4)))
+    found = resampled_task_score(VIDEO, "like", rows, "joint")(weights)
     known = np.isfinite(rows.labels[:, 0])
     for one, value in zip(weights, found, strict=True):
         own = one[code[known]]

@@ -89,6 +89,11 @@ def test_an_unknown_key_names_the_known_ones(section, known):
         ({"training": {"lr": "fast"}}, "training.lr", "found 'fast'"),
         ({"run": {"name": "a/b"}}, "run.name", "'a/b'"),
         (
+            {"evaluation": {"weights": {"shop": 0}}},
+            "evaluation.weights",
+            "{'shop': 0.0}; allowed: at least one above 0",
+        ),
+        (
             {"evaluation": {"weights": {"shoe": 1}}},
             "evaluation.weights",
             "['shoe']; allowed: ['shop']",

@@ -117,7 +117,7 @@ def test_the_composer_mixes_labels(project, tmp_path):
     prepared = replace(prepared, taught=TeacherLabels(str(tmp_path / "t"), 0.25))
     shards = {n: [to_arrays(s.read()) for s in prepared.train_shards(n)] for n in FACTS}
     composer = BatchComposer(prepared, {"shop": 70, "video": 30}, 0, (0, 1))
-    composer.open(lambda plans: {n: map(partial(pick, shards[n]), p.pieces)
+    composer.open(lambda plans: {n: map(partial(pick, shards[n]), p.slices)
                                  for n, p in plans.items()}, 3)  # fmt: skip
     mixed_before = {}
     for name, facts in FACTS.items():

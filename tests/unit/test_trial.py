@@ -49,7 +49,7 @@ class Rows:
         self.rows = rows
 
     def read(self, wanted):
-        return {n: map(partial(pick, self.rows[n]), own.pieces) for n, own in wanted.items()}
+        return {n: map(partial(pick, self.rows[n]), own.slices) for n, own in wanted.items()}
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ def manifest_of(
             "num_users": len(layouts[name].users) + 1,
             "num_items": len(scans[name].item_rows),
             "popularity": {t: popularity_column(scenario, t) for t in scenario.tasks},
+            "end_ms": scans[name].last_ms + 1,
             "shards": shards,
         }
         report[name] = data_report(scenario, scans[name], written, name)

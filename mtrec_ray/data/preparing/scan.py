@@ -20,6 +20,9 @@ from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS, Scenario
 
+# The last moment of no rows: before any other, those before 1970 included.
+NO_ROW_MS = int(np.iinfo(np.int64).min)
+
 
 @dataclass
 class Scan:
@@ -31,7 +34,7 @@ class Scan:
     item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     users: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     categories: list[np.ndarray] = field(default_factory=list)
-    last_ms: int = 0
+    last_ms: int = NO_ROW_MS
     label_ranges: np.ndarray = field(default_factory=lambda: np.zeros((2, 1)))
 
 
@@ -92,7 +95,7 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource) -> Scan:
             np.unique(np.ascontiguousarray(categories[:, i]).view(np.uint64))
             for i in range(len(source.scenario.events.categorical))
         ],
-        last_ms=int(table.column("time").to_numpy().max(initial=0)),
+        last_ms=int(table.column("time").to_numpy().max(initial=NO_ROW_MS)),
         label_ranges=np.stack([low, high]),
     )
 

@@ -9,6 +9,7 @@ only of rows with time strictly before t - d. Without time: rows of the other fo
 rows only), so that no row's feature holds its own label.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,30 +65,47 @@ class Past:
     """Sums over the strictly earlier rows of the same key, by binary search.
 
     Counting rows are sorted by (key, time) and coded into one increasing integer,
-    `key * span + time`, so that all N questions are answered by one `searchsorted`.
+    `key * span + time`, so that all N questions are answered by one `searchsorted`. The questions
+    are the rows' own keys and times, or those of `asked`.
     """
 
     def __init__(self, key: Ints, time: Ints, counts: Bools) -> None:
         self.low = int(time.min()) if len(time) else 0
         self.span = (int(time.max()) if len(time) else 0) - self.low + 2
-        if len(key) and int(key.max()) >= (2**62) // self.span:
-            raise ValueError(f"{int(key.max())} keys over {self.span} ms overflow 63 bits")
-        code = key * self.span + (time - self.low)
+        code = self._first_code(key) + (time - self.low)
         rows = np.flatnonzero(counts)
         self.rows = rows[np.argsort(code[rows], kind="stable")]
         self.codes = code[self.rows]
+        self.times = time[self.rows]
         self.key = key
         self.time = time
-        self.start = np.searchsorted(self.codes, key * self.span)
+        self.start = np.searchsorted(self.codes, self._first_code(key))
+
+    def _first_code(self, key: Ints) -> Ints:
+        """i64[N]: the code of the earliest time of each key."""
+        if len(key) and int(key.max()) >= (2**62) // self.span:
+            raise ValueError(f"{int(key.max())} keys over {self.span} ms overflow 63 bits")
+        return key * self.span
+
+    def asked(self, key: Ints, time: Ints) -> "Past":
+        """The same rows, asked for other keys and times; the rows are not sorted again."""
+        other = copy.copy(self)
+        other.key, other.time = key, time
+        other.start = np.searchsorted(self.codes, self._first_code(key))
+        return other
 
     def position(self, delay_ms: int = 0) -> Ints:
         """i64[N]: end (exclusive) of the rows with time < t - delay in the sorted order."""
         cutoff = np.clip(self.time - self.low - delay_ms, 0, self.span - 1)
         return np.searchsorted(self.codes, self.key * self.span + cutoff, side="left")
 
+    def running(self, values: Floats) -> Floats:
+        """f64[C + 1]: sums of the values f64[N] of the first 0..C rows in the sorted order."""
+        return np.concatenate([[0.0], np.cumsum(values[self.rows])])
+
     def sum(self, values: Floats, delay_ms: int = 0) -> Floats:
         """f64[N]: sum of `values` over the rows of the key with time < t - delay."""
-        total = np.concatenate([[0.0], np.cumsum(values[self.rows])])
+        total = self.running(values)
         return total[self.position(delay_ms)] - total[self.start]
 
 
@@ -125,29 +143,46 @@ def _timed_statistics(
     rows: KeyedRows, delays_ms: Sequence[int], priors: Sequence[float], windows: Windows
 ) -> Floats:
     past = Past(rows.key, rows.time, rows.counts)
-    ones = np.ones(len(rows.key))
-    count = past.sum(ones)
-    columns = [np.log1p(count)]
-    columns += [np.log1p(count - past.sum(ones, window)) for window in windows.values()]
+    return past_statistics(past, running_labels(past, rows.labels), delays_ms, priors, windows)
+
+
+# By task: running sums f64[C + 1] of known labels, and of their values.
+RunningLabels = list[tuple[Floats, Floats]]
+
+
+def running_labels(past: Past, labels: Floats) -> RunningLabels:
+    """Running sums of the labels f64[N, T], NaN where unknown, in the sorted order."""
+    return [(past.running(known), past.running(value)) for known, value in map(_known, labels.T)]
+
+
+def past_statistics(
+    past: Past,
+    labels: RunningLabels,
+    delays_ms: Sequence[int],
+    priors: Sequence[float],
+    windows: Windows = WINDOWS_MS,
+) -> Floats:
+    """f64[N, F]: the columns of `statistics` as answers to the questions that `past` is asked."""
     end = past.position()
-    columns += [_log_seconds_since(past, at, end, rows.time) for at in (past.start, end - 1)]
-    for labels, delay, prior in zip(rows.labels.T, delays_ms, priors, strict=True):
-        known, value = _known(labels)
-        all_known, all_value = past.sum(known, delay), past.sum(value, delay)
-        columns += _smoothed(all_known, all_value, prior)
+    columns = [np.log1p(end - past.start)]
+    columns += [np.log1p(end - past.position(window)) for window in windows.values()]
+    columns += [_log_seconds_since(past, at, end) for at in (past.start, end - 1)]
+    for (known, value), delay, prior in zip(labels, delays_ms, priors, strict=True):
+        end = past.position(delay)
+        columns += _smoothed(known[end] - known[past.start], value[end] - value[past.start], prior)
         for window in windows.values():
-            recent = all_known - past.sum(known, delay + window)
-            columns.append(_smoothed(recent, all_value - past.sum(value, delay + window), prior)[1])
+            begin = past.position(delay + window)
+            recent = _smoothed(known[end] - known[begin], value[end] - value[begin], prior)
+            columns.append(recent[1])
     return np.stack(columns, 1)
 
 
-def _log_seconds_since(past: Past, at: Ints, end: Ints, time: Ints) -> Floats:
+def _log_seconds_since(past: Past, at: Ints, end: Ints) -> Floats:
     """f64[N]: log of 1 + the seconds since the row at a place of the order; NaN without a past."""
     if not len(past.rows):
-        return np.full(len(time), np.nan)
-    row = past.rows[np.clip(at, 0, len(past.rows) - 1)]
-    seconds = np.where(end > past.start, (time - time[row]) / 1000, np.nan)
-    return np.log1p(seconds)
+        return np.full(len(past.time), np.nan)
+    time = past.times[np.clip(at, 0, len(past.rows) - 1)]
+    return np.log1p(np.where(end > past.start, (past.time - time) / 1000, np.nan))
 
 
 def _fold_statistics(rows: KeyedRows, fold: Ints, priors: Sequence[float]) -> Floats:

@@ -1,0 +1,310 @@
+"""What is known of items, categories and users at each user's own moment, by brute force.
+
+Small random logs are prepared in this process by the functions of the passes. What the code says of
+every pair of an asking user and an item is then counted again from the raw rows, row by row.
+"""
+
+import math
+import tempfile
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.as_of import CatalogueAsOf
+from mtrec_ray.data.asking_users import asking_users
+from mtrec_ray.data.catalogue import NO_TIME, assemble, category_codes
+from mtrec_ray.data.columns import fixed_list, hash_strings
+from mtrec_ray.data.end_states import items_at_end, read_catalogue
+from mtrec_ray.data.popularity import live_popularity, training_popularity
+from mtrec_ray.data.prepared import Prepared, Shard
+from mtrec_ray.data.preparing import features, passes, samples
+from mtrec_ray.data.preparing.features import FeatureSpec
+from mtrec_ray.data.snapshot import SnapshotColumns
+from mtrec_ray.project.load import parse_project
+from tests.builders import VIDEO, project_tree, scenario_tree
+
+HOUR, DAY, NUM_ROWS, NUM_ITEMS = 3_600_000, 86_400_000, 150, 9
+BRANDS = ["a", "b", None, "a", "c", None, "b", "d", "a"]  # no row has item 7: brand d has no past
+PUBLISHED = [5 * DAY, None, 0, 30 * DAY, DAY, 2 * DAY, 9 * DAY, 3 * DAY, None]
+TASKS = {
+    "click": {"kind": "binary"},
+    "buy": {"kind": "binary", "given": "click", "delay": "1d"},
+    "stars": {"kind": "regression"},
+}
+COLUMNS = {"path": "e", "time": "time"}
+CASES = {
+    "column": {"events": COLUMNS},
+    "frozen": {"events": COLUMNS, "statistics": "frozen"},
+    "fractions": {"events": COLUMNS, "split": {"fractions": [0.5, 0.2, 0.3]}},
+    "negatives": {
+        "events": COLUMNS,
+        "split": {"fractions": [0.5, 0.2, 0.3]},
+        "negatives": {"per_positive": 2, "of": "click"},
+    },
+    "cuts": {"events": COLUMNS, "split": {"time": ["1970-01-21", "1970-02-01"]}},
+    "no time": {"events": {"path": "e"}},
+}
+
+
+def scenario_of(case):
+    items = {"path": "i", "text": "{title}", "categorical": ["brand"]}
+    if case != "no time":
+        items["published"] = "published"
+    tree = scenario_tree(TASKS, items=items, history={"of": "click", "last": 3}, **CASES[case])
+    return parse_project(project_tree({"video": tree})).scenarios["video"]
+
+
+def raw_log(seed, scenario):
+    """Rows of 8 users over 45 days, many of them at the same hour; no row of items 7 and 8."""
+    rng = np.random.default_rng(seed)
+    time = rng.integers(0, 90, NUM_ROWS) * 12 * HOUR
+    cuts = [20 * DAY, 31 * DAY]
+    split = rng.choice(3, NUM_ROWS, p=[0.6, 0.2, 0.2])
+    if scenario.split.time:
+        split = np.searchsorted(cuts, time, side="right")
+    click = np.where(rng.random(NUM_ROWS) < 0.1, np.nan, rng.integers(0, 2, NUM_ROWS))
+    buy = np.where(click == 1, rng.integers(0, 2, NUM_ROWS), np.nan)
+    stars = np.where(rng.random(NUM_ROWS) < 0.4, np.nan, rng.integers(1, 6, NUM_ROWS))
+    return {
+        "user": rng.integers(0, 8, NUM_ROWS),
+        "item": rng.integers(0, NUM_ITEMS - 2, NUM_ROWS),
+        "time": time if scenario.events.time else np.zeros(NUM_ROWS, np.int64),
+        "split": split.astype(np.int8),
+        "labels": np.stack([click, buy, stars], 1),
+    }
+
+
+def canonical_table(log, scenario):
+    """The log as canonical rows, with their split and sampled negatives."""
+    ids = pa.array([f"user {u}" for u in log["user"]])
+    split = np.full(NUM_ROWS, 3, np.int8) if scenario.split.fractions else log["split"]
+    table = pa.table(
+        {
+            "row": np.arange(NUM_ROWS),
+            "user": hash_strings(ids).view(np.int64),
+            "user_id": ids,
+            "item": log["item"].astype(np.int32),
+            "time": log["time"],
+            "split": split,
+            "sampled": np.zeros(NUM_ROWS, bool),
+            "labels": fixed_list(log["labels"].astype(np.float32)),
+            "event_numeric": fixed_list(np.zeros((NUM_ROWS, 0), np.float32), 1),
+            "event_categorical": fixed_list(np.zeros((NUM_ROWS, 0), np.int64), 1),
+        }
+    )
+    if samples.needs_expansion(scenario):
+        published = np.full(NUM_ITEMS, NO_TIME)
+        table = samples.expand_users(table, scenario, np.ones(NUM_ITEMS), published, 0)
+    return table
+
+
+def prepared_log(seed, case, folder):
+    """The layout of a random log prepared below `folder`, and its raw rows with their split."""
+    scenario = scenario_of(case)
+    log = raw_log(seed, scenario)
+    table = canonical_table(log, scenario)
+    real = table.filter(pa.array(~table.column("sampled").to_numpy())).sort_by("row")
+    log["split"] = real.column("split").to_numpy()
+    train = log["split"] == 0
+    means = [float(np.nanmean(x[train])) for x in log["labels"].astype(np.float32).T]
+    items = pa.table({
+        "item_id": [f"item {i}" for i in range(NUM_ITEMS)], "brand": pa.array(BRANDS),
+        "published": pa.array(PUBLISHED, pa.timestamp("ms")), "tokens": [[1]] * NUM_ITEMS,
+    })  # fmt: skip
+    rows = np.bincount(log["item"][train], minlength=NUM_ITEMS)
+    storage.write_table(
+        f"{folder}/video/catalogue.parquet", assemble(items, scenario.items, rows)[0]
+    )
+    spec = FeatureSpec(
+        scenario, 3, tuple(means), int(log["time"].max()) + 1, np.full(NUM_ITEMS, NO_TIME),
+        np.unique(real.column("user").to_numpy()[train].view(np.uint64)), (), 0,
+        {"brand": category_codes(items.column("brand"))},
+    )  # fmt: skip
+    facts = replace(
+        VIDEO, kinds={n: t["kind"] for n, t in TASKS.items()}, num_items=NUM_ITEMS,
+        label_means=dict(zip(TASKS, means, strict=True)), end_ms=spec.end_ms, history_last=3,
+        shards=write_passes(table, spec, folder),
+    )  # fmt: skip
+    return SnapshotColumns(Prepared(folder, "", {"video": facts}), "video", scenario), log
+
+
+def write_passes(table, spec, folder):
+    """Run the passes over one partition and write what they write; returns the shards."""
+    table = features.carry_nothing(table, len(features.carried_names(spec.scenario)))
+    table, state = features.category_features(table, spec, "brand")
+    passes.write_state(state, folder, "video", "category.brand", 0)
+    table, state = features.item_features(table, spec)
+    passes.write_state(state, folder, "video", "items", 0)
+    finished, states = features.user_features(table, spec)
+    for kind, state in states.items():
+        passes.write_state(state, folder, "video", kind, 0)
+    written = passes.write_samples(finished, folder, "video", 0, 0).to_pylist()
+    return {
+        split: [Shard(w["path"], w["rows"]) for w in written if w["split"] == split]
+        for split in ("train", "valid", "test")
+    }
+
+
+def counted(layout, log, moment, mine):
+    """Numbers of the rows among `mine` that statistics know at a moment (None: without time)."""
+    only_train = layout.scenario.statistics == "frozen" or moment is None
+    return [
+        i for i in np.flatnonzero(mine)
+        if (moment is None or log["time"][i] < moment) and not (only_train and log["split"][i])
+    ]  # fmt: skip
+
+
+def brute_force(layout, log, moment, mine, kind, windows):
+    """By column: the statistics of a key whose rows are `mine`, counted one by one."""
+    rows = counted(layout, log, moment, mine)
+    found = {f"{kind}.log_count": math.log1p(len(rows))}
+    days = {"1d": 1, "7d": 7, "30d": 30} if windows and moment is not None else {}
+    if moment is not None:
+        times = [int(log["time"][i]) for i in rows]
+        for word, number in days.items():
+            late = [t for t in times if t >= moment - number * DAY]
+            found[f"{kind}.log_count_{word}"] = math.log1p(len(late))
+        ages = [math.log1p((moment - t) / 1000) for t in (min(times), max(times))] if rows else None
+        found[f"{kind}.log_seconds_since_first"] = ages[0] if ages else math.nan
+        found[f"{kind}.log_seconds_since_last"] = ages[1] if ages else math.nan
+    for place, (task, tree) in enumerate(TASKS.items()):
+        delay, prior = DAY if "delay" in tree else 0, layout.facts.label_means[task]
+        known = [i for i in rows if not math.isnan(log["labels"][i, place])]
+        if moment is not None:
+            known = [i for i in known if log["time"][i] < moment - delay]
+
+        def rate(some, place=place, prior=prior):
+            return (sum(log["labels"][i, place] for i in some) + 10 * prior) / (len(some) + 10)
+
+        found[f"{kind}.log_known.{task}"] = math.log1p(len(known))
+        found[f"{kind}.rate.{task}"] = rate(known)
+        for word, number in days.items():
+            begin = moment - delay - number * DAY
+            found[f"{kind}.rate_{word}.{task}"] = rate(
+                [i for i in known if log["time"][i] >= begin]
+            )
+    return found
+
+
+def expected_row(layout, log, user, item, moment):
+    """By column: what a row of a user and an item would hold of both at a moment."""
+    brand = np.array([BRANDS[i] == BRANDS[item] for i in log["item"]]) & (BRANDS[item] is not None)
+    own = log["user"] == user
+    found = brute_force(layout, log, moment, log["item"] == item, "item", True)
+    for kind, mine in (("category.brand", brand), ("user_category.brand", brand & own)):
+        values = brute_force(layout, log, moment, mine, kind, False)
+        found |= values if BRANDS[item] else dict.fromkeys(values, math.nan)
+    if moment is not None:
+        published = PUBLISHED[item]
+        age = math.nan if published is None else math.log1p(max(moment - published, 0) / 1000)
+        found["item.log_seconds_since_published"] = age
+        found |= brute_force(layout, log, moment, own, "user", True)
+    return found
+
+
+def pair_columns(items, users, number, item):
+    """f32[F] of a user's place and an item: the user's rows with the item's category."""
+    pairs, code = users.categories["brand"], items.codes["brand"][item]
+    mine = (pairs.user == number) & (pairs.category == code)
+    row = pairs.numeric[mine][0] if mine.any() else items.default["brand"]
+    return row if code >= 0 else np.full_like(row, np.nan)
+
+
+def assert_row(layout, found, wanted):
+    for name, value in wanted.items():
+        got = found[layout.names.index(name)]
+        assert got == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
+
+
+def first_moment(layout, log, user):
+    """When a user has the first row of test, and None without time."""
+    if not layout.timed:
+        return None
+    return int(log["time"][(log["user"] == user) & (log["split"] == 2)].min())
+
+
+@pytest.mark.parametrize("case", CASES)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_every_pair_is_as_the_raw_rows_say(case, seed):
+    """Columns of every asking user and item are those of rows before the user's own moment."""
+    with tempfile.TemporaryDirectory() as folder:
+        layout, log = prepared_log(seed, case, folder)
+        catalogue = read_catalogue(layout)
+        asking = asking_users(layout, catalogue, "click", 100)
+        if layout.timed:
+            past = CatalogueAsOf(layout, catalogue, int(asking.moments.max()))
+            items = catalogue.snapshot(layout, layout.blank(NUM_ITEMS))
+            numeric = past.numeric(asking.moments)
+        else:
+            items = items_at_end(layout)
+            numeric = np.broadcast_to(items.numeric, (len(asking), *items.numeric.shape))
+    persons = {p: u for u, p in enumerate(hash_strings(user_ids()).view(np.int64).tolist())}
+    for number, person in enumerate(asking.users.person.tolist()):
+        user = persons[person]
+        moment = first_moment(layout, log, user)
+        assert moment is None or asking.moments[number] == moment
+        for item in range(NUM_ITEMS):
+            found = numeric[number, item].copy()
+            for part in (
+                asking.users.numeric[number],
+                pair_columns(items, asking.users, number, item),
+            ):
+                np.copyto(found, part, where=~np.isnan(part))
+            assert_row(layout, found, expected_row(layout, log, user, item, moment))
+
+
+def user_ids():
+    return pa.array([f"user {u}" for u in range(8)])
+
+
+@pytest.mark.parametrize("case", CASES)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_positives_seen_items_and_popularity(case, seed):
+    """Lists are judged by positives in test; popularity and seen items are of rows before."""
+    with tempfile.TemporaryDirectory() as folder:
+        layout, log = prepared_log(seed, case, folder)
+        asking = asking_users(layout, read_catalogue(layout), "click", 100)
+        training, live = training_popularity(layout, "buy"), live_popularity(layout, "buy")
+        counts = [p.at(asking.moments) for p in (training, live)]
+    ids = hash_strings(user_ids()).view(np.int64)
+    hits = {u for u in range(8) if ((log["user"] == u) & (log["split"] == 2)
+            & (log["labels"][:, 0] == 1)).any()}  # fmt: skip
+    assert sorted(ids[sorted(hits)]) == asking.users.person.tolist()
+    for number, person in enumerate(asking.users.person):
+        user = int(np.flatnonzero(ids == person)[0])
+        own, moment = log["user"] == user, first_moment(layout, log, user)
+        wanted = own & (log["split"] == 2) & (log["labels"][:, 0] == 1)
+        assert asking.positives[number].tolist() == sorted(set(log["item"][wanted]))
+        before = log["split"] < 2 if moment is None else log["time"] < moment
+        seen = asking.seen[1][asking.seen[0] == person]
+        assert sorted(seen) == sorted(log["item"][own & before])
+        bought = log["labels"][:, 1] == 1
+        early = np.ones(NUM_ROWS, bool) if moment is None else log["time"] < moment
+        some = np.isin(np.arange(NUM_ROWS), counted(layout, log, moment, bought))
+        late = np.zeros(NUM_ROWS, bool) if moment is None else log["time"] >= moment - DAY
+        for found, rows in zip(
+            counts, (bought & early & (log["split"] == 0), some & ~late), strict=True
+        ):
+            np.testing.assert_array_equal(
+                found[number], np.bincount(log["item"][rows], minlength=NUM_ITEMS)
+            )
+
+
+def test_positives_that_were_seen_are_left_out():
+    """Users whose positives were all seen before do not ask; the others ask for the rest."""
+    with tempfile.TemporaryDirectory() as folder:
+        layout, _ = prepared_log(3, "fractions", folder)
+        asking = asking_users(layout, read_catalogue(layout), "click", 100)
+    left = asking.without_seen()
+    kept = dict(zip(left.users.person.tolist(), left.positives, strict=True))
+    assert 0 < len(left) <= len(asking)
+    for person, positives in zip(asking.users.person.tolist(), asking.positives, strict=True):
+        new = set(positives) - set(asking.seen[1][asking.seen[0] == person])
+        assert set(kept.get(person, ())) == new
