@@ -15,7 +15,7 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-FORMAT = 2  # of prepared data; another one cannot be read
+FORMAT = 3  # of prepared data; another one cannot be read
 
 
 def prepared_with(project: Project) -> dict[str, Any]:

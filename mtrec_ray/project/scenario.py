@@ -1,11 +1,13 @@
 """A scenario of a project file: its catalogue, its log, its split, its tasks and their weights."""
 
 import re
+import string
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -17,6 +19,46 @@ from pydantic import (
 from mtrec_ray.project.base import Duration, Name, Section, Share, none_word
 
 SPLITS = ("train", "valid", "test")
+
+
+# Plain numbers are read as seconds since 1970 where they say a moment from 1990 to 2100.
+PLAUSIBLE_SECONDS = (631_152_000, 4_102_444_800)
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """Columns named in braces in a text template, each once.
+
+    Raises:
+        ValueError: braces that do not match, hold no plain column name, or none at all.
+    """
+    allowed = "allowed: column names in braces, such as {title}, and {{ or }} for a brace itself"
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{error}; {allowed}") from None
+    if not parts:
+        raise ValueError(f"no column name in braces; {allowed}")
+    for _, name, form, conversion in parts:
+        if form or conversion or not re.fullmatch(r"\w+", name or "") or str(name).isdigit():
+            tail = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise ValueError(f"{{{name}{tail}}} is no column name; {allowed}")
+    return tuple(dict.fromkeys(str(name) for _, name, _, _ in parts))
+
+
+def check_template(template: str) -> str:
+    """The text template itself, refused where it names no columns."""
+    template_columns(template)
+    return template
+
+
+def check_moments(value: object) -> object:
+    """Two cuts as they stand in the file; a number that says no moment since 1990 is refused."""
+    low, high = PLAUSIBLE_SECONDS
+    for moment in value if isinstance(value, list | tuple) else ():
+        is_number = re.fullmatch(r"-?\d+(\.\d+)?", str(moment).strip())
+        if is_number and not low <= float(moment) < high:
+            raise ValueError(f"{moment} is no date since 1990; allowed: dates such as 2025-01-31")
+    return value
 
 
 class Task(Section):
@@ -47,7 +89,7 @@ class Items(Section):
 
     path: str
     id: str = "item_id"
-    text: str
+    text: Annotated[str, AfterValidator(check_template)]
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     published: str | None = None
@@ -64,23 +106,27 @@ class Items(Section):
         return self
 
     @property
-    def counted(self) -> tuple[str, ...]:
+    def statistics_columns(self) -> tuple[str, ...]:
         """Categorical columns whose values have statistics."""
         return self.categorical if self.statistics is None else self.statistics
 
     @property
     def text_columns(self) -> tuple[str, ...]:
         """Columns named in braces in the text template."""
-        return tuple(dict.fromkeys(re.findall(r"\{(\w+)\}", self.text)))
+        return template_columns(self.text)
 
 
 class Events(Section):
-    """The interaction log's Parquet file or folder and what its columns mean."""
+    """The interaction log's Parquet file or folder and what its columns mean.
+
+    `time_unit` is that of times which are plain numbers, here and in the catalogue (`published`).
+    """
 
     path: str
     user: str = "user_id"
     item: str = "item_id"
     time: str | None = None
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
 
@@ -89,7 +135,7 @@ class Split(Section):
     """Exactly one of: a column, two global time cuts, or fractions of each user's rows."""
 
     column: str | None = None
-    time: tuple[datetime, datetime] | None = None
+    time: Annotated[tuple[datetime, datetime] | None, BeforeValidator(check_moments)] = None
     fractions: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
 
     @model_validator(mode="after")
@@ -160,6 +206,15 @@ class Scenario(Section):
             yield "split.time: found two cuts without events.time; allowed: column or fractions"
         if sum(t.weight for t in self.tasks.values()) <= 0:
             yield "tasks: found that all task weights are 0; allowed: at least one above 0"
+
+    def label_delay(self, task: str) -> int:
+        """Seconds after which a task's label is known.
+
+        A conditional task's label says that its parent was positive, so it is not known before
+        the parent's is.
+        """
+        parent = self.tasks[task].given
+        return max(self.tasks[task].delay, self.label_delay(parent) if parent else 0)
 
     def label_column(self, task: str) -> str:
         """Column of the events that holds the task's label."""

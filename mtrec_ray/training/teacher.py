@@ -154,7 +154,7 @@ def fit_teacher(
             predict_out_of_fold(columns, rows, boosters, options.folds)
             for rows in read_rows([shard.path], BATCH_ROWS, 0, 10**12)
         ]
-        path = storage.join(folder, name, shard.path.rsplit("/", 1)[1])
+        path = storage.join(folder, name, storage.name_of(shard.path))
         write_teacher_labels(path, np.concatenate(found))
     return trees
 
