@@ -165,7 +165,9 @@ def with_entries(users: UserSnapshot, entries: dict[str, UserCategoryStatistics]
 
 def users_with_end_entries(layout: SnapshotColumns, users: UserSnapshot) -> UserSnapshot:
     """The users with their categories at the end, which without time is training alone."""
-    found: dict[str, list[UserCategoryStatistics]] = {c: [] for c in layout.scenario.items.statistics_columns}
+    found: dict[str, list[UserCategoryStatistics]] = {
+        c: [] for c in layout.scenario.items.statistics_columns
+    }
     for part in user_parts(layout.prepared, layout.name):
         state = users_at_end(layout, part)
         place = np.minimum(np.searchsorted(users.person, state.person), len(users) - 1)

@@ -18,6 +18,10 @@ from mtrec_ray.project.scenario import Items, Scenario
 NO_TIME = np.iinfo(np.int64).min
 
 
+# The column of token ids beside the user's own columns, under a name that is none of theirs.
+TOKENS = "mtrec_ray.tokens"
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Items of one scenario; n items, C categorical and M numeric columns.
@@ -91,7 +95,7 @@ def assemble(
     vocabularies: dict[str, list[str]] = {}
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "item_id": pc.cast(table.column(items.id), pa.string()),
-        "tokens": table.column("tokens"),
+        "tokens": table.column(TOKENS),
         "known": pa.array(train_rows > 0),
         "train_rows": pa.array(train_rows),
     }

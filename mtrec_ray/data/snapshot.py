@@ -214,7 +214,9 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
         history=none,
         ages=np.zeros_like(none),
         numeric=overlay(own, layout.calendar(end)),
-        entries={c: no_category_statistics(layout) for c in layout.scenario.items.statistics_columns},
+        entries={
+            c: no_category_statistics(layout) for c in layout.scenario.items.statistics_columns
+        },
     )
 
 
