@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS
 
-
 UNITS_PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 
 

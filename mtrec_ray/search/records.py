@@ -79,7 +79,6 @@ def record_path(folder: str, name: str) -> str:
 
 def parse_trial(tree: dict[str, Any]) -> Trial:
     """A trial from its JSON, where a score that was not finite stands as null."""
-
     return Trial(**{**tree, "curve": [_with_nan(entry) for entry in tree.get("curve", [])]})
 
 

@@ -266,13 +266,18 @@ def test_negatives_belong_to_positives(logs, prepared, name, per_positive):
 
 @pytest.mark.parametrize(("name", "per_positive"), [("cut", 2), ("shares", 3)])
 def test_negatives_are_new_to_the_user(logs, prepared, name, per_positive):
-    """No user gets an item as a negative that the log has with the user, at any time."""
-    rows = logs[name].rows
-    negatives = drawn(samples(prepared, name), per_positive)
+    """No user gets an item as a negative that the log has with him in this split or an earlier."""
+    rows, found = logs[name].rows, samples(prepared, name)
+    negatives = drawn(found, per_positive)
+    code = real(found)["split"].map(SPLITS.index)
+    first = code.groupby([rows["user_id"], rows["item_id"]]).min()
     users = rows["user_id"].loc[negatives["source"]]
-    drawn_pairs = set(zip(users, item_ids(prepared, name)[negatives["item"]], strict=True))
-    assert drawn_pairs
-    assert not drawn_pairs & set(zip(rows["user_id"], rows["item_id"], strict=True))
+    pairs = list(zip(users, item_ids(prepared, name)[negatives["item"]], strict=True))
+    split = negatives["split"].map(SPLITS.index).tolist()
+    assert pairs
+    assert not [p for p, s in zip(pairs, split, strict=True) if first.get(p, 9) <= s]
+    later = [p for p, s in zip(pairs, split, strict=True) if s < first.get(p, 9) < 9]
+    assert later, "later splits must not shape the samples of earlier ones"
 
 
 def test_negatives_were_published(logs, prepared):

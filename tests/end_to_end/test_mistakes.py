@@ -392,11 +392,6 @@ IN_THE_ROWS = {
         (
             r"scenarios\.shop\.events\.item: found 200 of 200",
             r"scenarios\.shop\.tasks\.click: found 1 labels of a binary task",
-            r"scenarios\.shop\.split: found no rows in train",
-            r"scenarios\.shop\.split: found no rows in valid",
-            r"scenarios\.shop\.split: found no rows in test",
-            r"scenarios\.shop\.tasks\.click: found no labels in train",
-            r"scenarios\.shop\.tasks\.stars: found no labels in train",
             r"scenarios\.video\.split: found no rows in valid",
             r"scenarios\.video\.split: found no rows in test",
         ),

@@ -65,7 +65,7 @@ class NumericColumns:
 def _statistics_names(scenario: Scenario, key: str, category: str) -> dict[str, list[str]]:
     """Names of the statistics of a key, and of it with each category, by group."""
     tasks, timed = tuple(scenario.tasks), scenario.events.time is not None
-    groups = {key: (key, WINDOWS_MS)}
+    groups: dict[str, tuple[str, Windows]] = {key: (key, WINDOWS_MS)}
     for column in scenario.items.statistics_columns:
         groups[f"{category}.{column}"] = (f"{category}.{column}", NO_WINDOWS)
     return {

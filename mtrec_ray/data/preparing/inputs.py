@@ -228,9 +228,11 @@ def read_items(project: Project, name: str) -> pa.Table:
 
 def input_fingerprint(project: Project) -> str:
     """A hash of names, sizes and times of all input files."""
-    parts: list[object] = []
-    for scenario in project.scenarios.values():
-        for path in (scenario.items.path, scenario.events.path):
-            for version in storage.parquet_versions(project.path(path)):
-                parts.append([version.path, version.size, version.mtime_ns])
-    return fingerprint(*parts)
+    return fingerprint(
+        *(
+            [version.path, version.size, version.mtime_ns]
+            for scenario in project.scenarios.values()
+            for path in (scenario.items.path, scenario.events.path)
+            for version in storage.parquet_versions(project.path(path))
+        )
+    )

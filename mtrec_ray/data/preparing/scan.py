@@ -5,6 +5,7 @@ Row groups are read in Ray tasks; what travels and is merged are counts and voca
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -165,9 +166,7 @@ def scan(fragments: list[Fragment], sources: "ray.ObjectRef[Sources]") -> dict[s
     """The scan of each scenario's log, merged in the order of the row groups."""
     task = ray.remote(scan_fragments)
     bounds = np.linspace(0, len(fragments), min(len(fragments), MAX_TASKS) + 1).astype(int)
-    parts = [
-        task.remote(fragments[a:b], sources) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    parts = [task.remote(fragments[a:b], sources) for a, b in pairwise(bounds)]
     merged: dict[str, Scan] = {}
     for part in parts:
         for name, found in ray.get(part).items():
