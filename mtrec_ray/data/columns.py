@@ -59,7 +59,7 @@ def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.Chunked
         whole = pc.cast(numbers, pa.int64(), safe=False)
         values = pc.fill_null(whole, 0).to_numpy() // UNITS_PER_MS[unit]
         return pa.chunked_array([pa.array(values, mask=whole.is_null().to_numpy())])
-    plain = pc.cast(numbers, pa.float64()).to_numpy()
+    plain = pc.cast(numbers, pa.float64(), safe=False).to_numpy()
     values = np.floor(plain / UNITS_PER_MS[unit] if unit in UNITS_PER_MS else plain * 1000)
     known = np.isfinite(values)
     whole_ms = np.clip(np.where(known, values, 0), -LARGEST_MS, LARGEST_MS).astype(np.int64)

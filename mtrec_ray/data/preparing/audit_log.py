@@ -22,6 +22,9 @@ from mtrec_ray.project.scenario import Scenario
 MAX_CATEGORY_ROWS = 1_000_000
 
 
+PER_MS = {"ms": 1, "us": 10**3, "ns": 10**6}
+
+
 MAX_LABEL = 3.4028235e38  # of 32 bits
 
 
@@ -186,11 +189,11 @@ def raw_milliseconds(column: pa.ChunkedArray, unit: str | None) -> np.ndarray:
         whole = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
         ms = pc.cast(whole, pa.float64(), safe=False).to_numpy()
     elif pa.types.is_integer(kind) and unit in ("us", "ns"):  # exact, as a float is not
-        divisor = {"us": 10**3, "ns": 10**6}[unit]
-        ms = np.array([np.nan if v is None else v // divisor for v in column.to_pylist()], float)
+        whole = [np.nan if v is None else v // PER_MS[unit] for v in column.to_pylist()]
+        ms = np.array(whole, float)
     else:
         numbers = pc.cast(column, pa.float64(), safe=False).to_numpy()
-        ms = np.floor(numbers * {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}[unit or "s"])
+        ms = np.floor(numbers * 1e3 if unit in (None, "s") else numbers / PER_MS[unit])
     low, high = (pd.Timestamp(str(year)).value // 10**6 for year in (1900, 2100))
     return np.where((ms >= low) & (ms < high), ms, np.nan)
 
