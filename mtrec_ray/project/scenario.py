@@ -52,12 +52,10 @@ def check_template(template: str) -> str:
 
 
 def check_moments(value: object) -> object:
-    """Two cuts as they stand in the file; a number that says no moment since 1990 is refused."""
-    low, high = PLAUSIBLE_SECONDS
+    """Two cuts as they stand in the file; days as numbers (20250131) would be read as seconds."""
     for moment in value if isinstance(value, list | tuple) else ():
-        is_number = re.fullmatch(r"-?\d+(\.\d+)?", str(moment).strip())
-        if is_number and not low <= float(moment) < high:
-            raise ValueError(f"{moment} is no date since 1990; allowed: dates such as 2025-01-31")
+        if re.fullmatch(r"(19|20)\d\d(0\d|1[0-2])[0-3]\d", str(moment).strip()):
+            raise ValueError(f"{moment} would be read as seconds; allowed: dates as 2025-01-31")
     return value
 
 

@@ -109,7 +109,7 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Ids as text, null for null and for NaN."""
     missing = column.is_null(nan_is_null=True)
     text = pc.cast(column, pa.string())
-    return pc.if_else(missing, pa.scalar(None, pa.string()), text)
+    return pc.if_else(missing, pa.scalar(None, pa.string()), text)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_categories(project: Project, name: str) -> pd.DataFrame:
@@ -144,7 +144,9 @@ def raw_batches(
         for group in range(storage.read_footer(file).num_row_groups):
             table = storage.read_row_group(file, group, sorted(columns))
             user, item = (as_text(table.column(c)) for c in (events.user, events.item))
-            keep = pc.or_(pc.is_in(user, wanted_users), pc.is_in(item, wanted_items))
+            of_user = pc.is_in(user, wanted_users)  # pyright: ignore[reportAttributeAccessIssue]
+            of_item = pc.is_in(item, wanted_items)  # pyright: ignore[reportAttributeAccessIssue]
+            keep = pc.or_(of_user, of_item)  # pyright: ignore[reportAttributeAccessIssue]
             numbers = first + np.flatnonzero(keep.to_numpy())
             first += table.num_rows
             frame = raw_frame(table.filter(keep), scenario)

@@ -1,7 +1,7 @@
 """What the job cannot work with in the rows of catalogues and logs, as one line each."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,12 @@ import pyarrow.compute as pc
 
 from mtrec_ray.data.catalogue import NO_TIME, published_ms
 from mtrec_ray.data.columns import is_plain_number, plausible_unit
-from mtrec_ray.data.preparing.scan import Scan
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
+
+if TYPE_CHECKING:
+    from mtrec_ray.data.preparing.scan import Scan
+
 
 # A shuffle brings all rows of one key to one task, at some 300 bytes and a few copies each. The
 # project file can leave a column with a more frequent value out, which it cannot do with an item.
@@ -64,7 +67,7 @@ def no_moment(where: str, scenario: str, example: Any) -> str:
 
 
 def scan_problems(
-    project: Project, scans: Mapping[str, Scan], *, expanded: bool = True
+    project: Project, scans: Mapping[str, "Scan"], *, expanded: bool = True
 ) -> list[str]:
     """One line for each thing in the logs that the job cannot work with.
 
@@ -86,7 +89,7 @@ def _hides_others(line: str) -> bool:
     return field.endswith((".events.item", ".events.time", ".events.user", ".split.column"))
 
 
-def _row_problems(where: str, scenario: Scenario, found: Scan) -> Iterator[str]:
+def _row_problems(where: str, scenario: Scenario, found: "Scan") -> Iterator[str]:
     counts, examples = found.findings.counts, found.findings.examples
     rows = max(counts["rows"], 1)
     yield from _time_problems(where, found)
@@ -113,7 +116,7 @@ def _row_problems(where: str, scenario: Scenario, found: Scan) -> Iterator[str]:
         )
 
 
-def _time_problems(where: str, found: Scan) -> Iterator[str]:
+def _time_problems(where: str, found: "Scan") -> Iterator[str]:
     """At most one line about the times of a log."""
     counts, examples = found.findings.counts, found.findings.examples
     known = counts["rows"] - counts["null time"]
@@ -133,13 +136,13 @@ def _time_problems(where: str, found: Scan) -> Iterator[str]:
         )
 
 
-def _split_problems(where: str, found: Scan) -> Iterator[str]:
+def _split_problems(where: str, found: "Scan") -> Iterator[str]:
     for split, number in zip(SPLITS, found.split_rows, strict=False):
         if not number and not found.split_rows[3]:
             yield f"{where}.split: found no rows in {split}; allowed: at least one"
 
 
-def _label_problems(where: str, scenario: Scenario, found: Scan, expanded: bool) -> Iterator[str]:
+def _label_problems(where: str, scenario: Scenario, found: "Scan", expanded: bool) -> Iterator[str]:
     for i, task in enumerate(scenario.tasks):
         low, high = found.label_ranges[:, i]
         drawn = scenario.negatives is not None and scenario.negatives.of == task
@@ -155,7 +158,7 @@ def _label_problems(where: str, scenario: Scenario, found: Scan, expanded: bool)
 
 
 def category_problems(
-    project: Project, tables: Mapping[str, pa.Table], scans: Mapping[str, Scan]
+    project: Project, tables: Mapping[str, pa.Table], scans: Mapping[str, "Scan"]
 ) -> list[str]:
     """One line for each catalogue column with a value that has more rows than a task can hold."""
     lines = []
