@@ -143,6 +143,8 @@ def _split_problems(where: str, found: "Scan") -> Iterator[str]:
 
 
 def _label_problems(where: str, scenario: Scenario, found: "Scan", expanded: bool) -> Iterator[str]:
+    if not found.split_rows[[0, 3]].any():
+        return  # without training rows there are no labels either
     for i, task in enumerate(scenario.tasks):
         low, high = found.label_ranges[:, i]
         drawn = scenario.negatives is not None and scenario.negatives.of == task
