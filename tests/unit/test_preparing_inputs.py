@@ -387,6 +387,24 @@ def test_negatives_do_not_know_later_splits():
     assert {item for row, item in found if row == 3} == {4, 5}
 
 
+def test_popularity_counts_training_rows_only():
+    """Before the split by fractions every row counts, after it an item of test rows has none."""
+    project = project_of(
+        split={"fractions": [0.5, 0.25, 0.25]}, negatives={"of": "click", "from": "popularity"}
+    )
+    scenario = project.scenarios["shop"]
+    columns = {"user_id": [1, 1, 1, 1], "item_id": [0, 1, 2, 3], "click": [1.0, 0.0, 1.0, 1.0]}
+    table = pa.table(columns | {"time": START + np.arange(4)})
+    lookup = ItemLookup.of(pa.chunked_array([list(range(NUM_ITEMS))]))
+    source = LogSource(scenario, lookup, 1, NUM_ITEMS, np.full(NUM_ITEMS, NO_TIME))
+    rows, findings = canonical(table, scenario, 0, lookup, 1)
+    whole = scan_rows(rows, findings, source)
+    split = scan_rows(samples.split_by_fractions(rows, scenario, 0), Findings(), source)
+    assert whole.item_rows.tolist() == [1, 1, 1, 1, 0, 0]
+    weights = samples.negative_weights(scenario, split.item_rows)
+    assert weights.tolist() == [1, 1, 0, 0, 0, 0]
+
+
 # --- the audit's log -------------------------------------------------------------------------
 
 
