@@ -17,7 +17,7 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import inputs, samples
 from mtrec_ray.data.preparing.audit import Past, known_after
 from mtrec_ray.data.preparing.audit_log import raw_label, raw_milliseconds, read_log
-from mtrec_ray.data.preparing.events import canonical
+from mtrec_ray.data.preparing.events import Findings, canonical
 from mtrec_ray.data.preparing.features import FeatureSpec, NumericColumns
 from mtrec_ray.data.preparing.manifest import scales
 from mtrec_ray.data.preparing.problems import category_problems, item_problems, scan_problems
