@@ -178,7 +178,7 @@ def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints) -> UserSnap
 
 def categories_at_end(layout: SnapshotColumns, persons: Ints) -> dict[str, UserCategoryStatistics]:
     """Statistics of sorted persons by category, without time: those of training alone."""
-    columns = layout.scenario.items.counted
+    columns = layout.scenario.items.statistics_columns
     found: dict[str, list[UserCategoryStatistics]] = {c: [] for c in columns}
     for part in user_parts(layout.prepared, layout.name):
         state = users_at_end(layout, part)

@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import hash_strings, milliseconds
-from mtrec_ray.project.scenario import Items
+from mtrec_ray.data.columns import finite_floats, hash_strings, milliseconds
+from mtrec_ray.project.scenario import Items, Scenario
 
 NO_TIME = np.iinfo(np.int64).min
+
+
+# The column of token ids beside the user's own columns, under a name that is none of theirs.
+TOKENS = "mtrec_ray.tokens"
 
 
 @dataclass(frozen=True)
@@ -71,40 +74,46 @@ def category_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return codes.astype(np.int64)
 
 
-def published_ms(table: pa.Table, items: Items) -> NDArray[np.int64]:
-    """i64[n]: when each item was published, ms, NO_TIME where that is not known."""
+def published_ms(table: pa.Table, items: Items, unit: str | None = None) -> NDArray[np.int64]:
+    """i64[n]: when each item was published, ms, NO_TIME where that is not known.
+
+    `unit` is that of plain numbers, as `milliseconds` takes it.
+    """
     if items.published is None:
         return np.full(table.num_rows, NO_TIME)
-    return pc.fill_null(milliseconds(table.column(items.published)), NO_TIME).to_numpy()
+    return pc.fill_null(milliseconds(table.column(items.published), unit), NO_TIME).to_numpy()
 
 
 def assemble(
-    table: pa.Table, items: Items, train_rows: NDArray[np.int64]
+    table: pa.Table, scenario: Scenario, train_rows: NDArray[np.int64]
 ) -> tuple[pa.Table, dict[str, list[str]]]:
-    """The prepared catalogue table and the vocabularies of its categorical columns."""
+    """The prepared catalogue table and the vocabularies of its categorical columns.
+
+    `train_rows` i64[n]: training rows of each item. A number that is not finite counts as null.
+    """
+    items = scenario.items
     vocabularies: dict[str, list[str]] = {}
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "item_id": pc.cast(table.column(items.id), pa.string()),
-        "tokens": table.column("tokens"),
+        "tokens": table.column(TOKENS),
         "known": pa.array(train_rows > 0),
         "train_rows": pa.array(train_rows),
     }
     for name in items.categorical:
         codes, vocabularies[name] = encode_categories(table.column(name), train_rows)
         columns[f"categorical.{name}"] = pa.array(codes)
-    for name in items.counted:
+    for name in items.statistics_columns:
         columns[f"code.{name}"] = pa.array(category_codes(table.column(name)))
     for name in items.numeric:
-        columns[f"numeric.{name}"] = pc.cast(table.column(name), pa.float32())
+        columns[f"numeric.{name}"] = pa.array(finite_floats(table.column(name)))
     if items.published:
-        columns["published"] = pa.array(published_ms(table, items))
+        columns["published"] = pa.array(published_ms(table, items, scenario.events.time_unit))
     return pa.table(columns), vocabularies
 
 
 def load_catalogue(path: str) -> Catalogue:
     """The arrays of a prepared catalogue file."""
-    fs, inner = storage.filesystem(path)
-    table = pq.read_table(inner, filesystem=fs).combine_chunks()
+    table = storage.read_table(path).combine_chunks()
     tokens = table.column("tokens").combine_chunks()
     n = table.num_rows
     return Catalogue(

@@ -8,6 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS
+
+UNITS_PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
+
+
+LARGEST_MS = 2**62
+
 
 def hash_strings(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
     """u64[N]: a fixed 64-bit hash of each value as a string."""
@@ -15,12 +22,55 @@ def hash_strings(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
     return pd.util.hash_array(np.asarray(text.to_numpy(zero_copy_only=False), object))
 
 
-def milliseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """i64 with nulls: a time stamp, a date or a number of seconds as milliseconds since 1970."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
-    seconds = pc.cast(column, pa.float64()).to_numpy()
-    return pa.chunked_array([pa.array(np.floor(seconds * 1000), pa.int64(), from_pandas=True)])
+def floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """f32[N]: numbers, NaN for null; beyond the range of 32 bits infinite."""
+    return pc.cast(column, pa.float32(), safe=False).to_numpy().astype(np.float32)
+
+
+def finite_floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """f32[N]: numbers, NaN for null and for those that are not finite in 32 bits."""
+    values = floats(column)
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, whether or not they are stored in a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_plain_number(kind: pa.DataType) -> bool:
+    """Whether times of a type are numbers, whose unit the file does not say."""
+    kind = plain_type(kind)
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.ChunkedArray:
+    """i64 with nulls: a time stamp, a date or a number as milliseconds since 1970, rounded down.
+
+    Plain numbers are of a unit `s` (where none is given), `ms`, `us` or `ns`. Those too great for
+    milliseconds in 63 bits stand as the greatest or the least such number; NaN and infinity are
+    null.
+    """
+    if not is_plain_number(column.type):
+        stamps = pc.cast(column, plain_type(column.type))
+        return pc.cast(pc.cast(stamps, pa.timestamp("ms"), safe=False), pa.int64())
+    numbers = pc.cast(column, plain_type(column.type))
+    if unit in UNITS_PER_MS and pa.types.is_integer(numbers.type):  # floats have 53 bits only
+        whole = pc.cast(numbers, pa.int64(), safe=False)
+        values = pc.fill_null(whole, 0).to_numpy() // UNITS_PER_MS[unit]
+        return pa.chunked_array([pa.array(values, mask=whole.is_null().to_numpy())])
+    plain = pc.cast(numbers, pa.float64(), safe=False).to_numpy()
+    values = np.floor(plain / UNITS_PER_MS[unit] if unit in UNITS_PER_MS else plain * 1000)
+    known = np.isfinite(values)
+    whole_ms = np.clip(np.where(known, values, 0), -LARGEST_MS, LARGEST_MS).astype(np.int64)
+    return pa.chunked_array([pa.array(whole_ms, mask=~known)])
+
+
+def plausible_unit(value: float) -> str | None:
+    """The unit in which a number says a moment from 1990 to 2100; None where there is none."""
+    low, high = PLAUSIBLE_SECONDS
+    sizes = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+    return next((u for u, size in sizes.items() if low <= value / size < high), None)
 
 
 def fixed_list(values: np.ndarray, width: int | None = None) -> pa.FixedSizeListArray:

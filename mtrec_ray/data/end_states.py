@@ -75,7 +75,7 @@ def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
     path = storage.join(layout.prepared.folder, layout.name, "catalogue.parquet")
     fs, inner = storage.filesystem(path)
     table = pq.read_table(inner, filesystem=fs)
-    columns = layout.scenario.items.counted
+    columns = layout.scenario.items.statistics_columns
     missing = [c for c in columns if f"code.{c}" not in table.column_names]
     if missing:
         raise ValueError(
@@ -151,7 +151,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
         numeric=overlay(own, layout.calendar(end)),
         categories={
             c: category_statistics_at_end(layout, c, part, places)
-            for c in layout.scenario.items.counted
+            for c in layout.scenario.items.statistics_columns
         },
     )
 

@@ -143,7 +143,7 @@ class SnapshotColumns:
     @property
     def delays_ms(self) -> list[int]:
         """How long after its row each task's label is known."""
-        return [1000 * task.delay for task in self.scenario.tasks.values()]
+        return [1000 * self.scenario.label_delay(task) for task in self.scenario.tasks]
 
     @property
     def priors(self) -> list[float]:
@@ -233,7 +233,9 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
         history=none,
         ages=np.zeros_like(none),
         numeric=overlay(own, layout.calendar(np.full(num, layout.end))),
-        categories={c: no_category_statistics(layout) for c in layout.scenario.items.counted},
+        categories={
+            c: no_category_statistics(layout) for c in layout.scenario.items.statistics_columns
+        },
     )
 
 

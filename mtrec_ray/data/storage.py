@@ -1,13 +1,27 @@
 """Files of a run: a local folder or a remote URI, read and written through pyarrow filesystems."""
 
 import json
+import math
 import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """A file as it stands: it has changed where its size or its time (ns) has."""
+
+    path: str
+    size: int
+    mtime_ns: int
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -17,9 +31,23 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), str(Path(path).absolute())
 
 
+def split_query(path: str) -> tuple[str, str]:
+    """A URI without its query, and the query with its question mark; a local path has none."""
+    if "://" not in path:
+        return path, ""
+    plain, mark, query = path.partition("?")
+    return plain, mark + query
+
+
 def join(*parts: str) -> str:
-    """A path below a folder or URI."""
-    return "/".join([parts[0].rstrip("/"), *(p.strip("/") for p in parts[1:])])
+    """A path below a folder or URI; the query of a URI (its endpoint, its region) stays last."""
+    folder, query = split_query(parts[0])
+    return "/".join([folder.rstrip("/"), *(p.strip("/") for p in parts[1:])]) + query
+
+
+def name_of(path: str) -> str:
+    """The last part of a path or URI, without the query."""
+    return split_query(path)[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def exists(path: str) -> bool:
@@ -40,8 +68,11 @@ def num_bytes(path: str) -> int:
     return int(fs.get_file_info(inner).size)
 
 
-def parquet_files(path: str) -> list[str]:
-    """Sorted Parquet files of a path, which is a file or a folder of files.
+def parquet_versions(path: str) -> list[FileVersion]:
+    """Parquet files of a path, sorted by name: the file itself, or those anywhere in the folder.
+
+    Files and folders whose name begins with `_` or `.` are passed over: they hold what a job left
+    unfinished, checksums, and logs of table formats.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -51,20 +82,40 @@ def parquet_files(path: str) -> list[str]:
     if info.type == pafs.FileType.NotFound:
         raise FileNotFoundError(path)
     if info.type == pafs.FileType.File:
-        return [path]
-    found = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
-    names = sorted(f.path[len(inner) :] for f in found if f.path.endswith(".parquet"))
+        return [_version(path, info)]
+    listed = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
+    below = {f.path[len(inner) :].strip("/"): f for f in listed if f.type == pafs.FileType.File}
+    shown = [n for n in sorted(below) if not any(p[0] in "_." for p in n.split("/"))]
+    names = [n for n in shown if n.endswith(".parquet")]
     if not names:
-        raise FileNotFoundError(f"{path}: a folder without .parquet files")
-    return [join(path, name) for name in names]
+        raise FileNotFoundError(f"{path}: {len(shown)} files, none of them named *.parquet")
+    return [_version(join(path, _escaped(path, n)), below[n]) for n in names]
+
+
+def parquet_files(path: str) -> list[str]:
+    """The paths of `parquet_versions`.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    return [version.path for version in parquet_versions(path)]
 
 
 def files(path: str) -> list[str]:
     """Sorted files directly in a folder; none where it is not there."""
     fs, inner = filesystem(path)
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    names = [f.base_name for f in found if f.type == pafs.FileType.File]
-    return [join(path, name) for name in sorted(names)]
+    listed = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    names = [f.base_name for f in listed if f.type == pafs.FileType.File]
+    return [join(path, _escaped(path, name)) for name in sorted(names)]
+
+
+def _version(path: str, info: pafs.FileInfo) -> FileVersion:
+    return FileVersion(path, int(info.size), int(info.mtime_ns or 0))
+
+
+def _escaped(folder: str, name: str) -> str:
+    """A listed name as part of its folder's address: a URI is unescaped when it is opened."""
+    return quote(name, safe="/=:") if "://" in folder else name
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -84,6 +135,28 @@ def write_table(path: str, table: pa.Table) -> None:
     write_bytes(path, sink.getvalue().to_pybytes())
 
 
+def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one Parquet file; all columns, or those named."""
+    fs, inner = filesystem(path)
+    with fs.open_input_file(inner) as handle:
+        return pq.ParquetFile(handle).read(None if columns is None else list(columns))
+
+
+def read_row_group(path: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one row group of a Parquet file; all columns, or those named."""
+    fs, inner = filesystem(path)
+    with fs.open_input_file(inner) as handle:
+        names = None if columns is None else list(columns)
+        return pq.ParquetFile(handle).read_row_group(number, columns=names)
+
+
+def read_footer(path: str) -> pq.FileMetaData:
+    """The footer of a Parquet file: its schema, its row groups and their statistics."""
+    fs, inner = filesystem(path)
+    with fs.open_input_file(inner) as handle:
+        return pq.read_metadata(handle)
+
+
 def read_bytes(path: str) -> bytes:
     """The content of a file."""
     fs, inner = filesystem(path)
@@ -92,8 +165,26 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write plain values as indented JSON."""
-    write_bytes(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
+    """Write plain values as indented JSON that every reader of JSON takes.
+
+    Numbers of numpy become numbers. A number that is not finite becomes null, because JSON has no
+    word for it: a reader that needs NaN puts it there for null.
+
+    Raises:
+        TypeError: anything else that JSON does not have, such as an array, a path or a date.
+    """
+    text = json.dumps(_strict(value), indent=1, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {_strict(key): _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str) -> Any:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.columns import plain_type
 from mtrec_ray.project.scenario import Items
 
 TINY = "tiny"
@@ -90,14 +91,26 @@ def special_tokens(source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def item_texts(table: pa.Table, items: Items) -> list[str]:
-    """The text of each item by the template; nulls become empty, white space is folded."""
-    columns = {c: table.column(c).to_pylist() for c in items.text_columns}
+    """The text of each item by the template; nulls become empty, white space is folded.
+
+    Bytes are read as UTF-8: writers of Parquet do not always mark text as text.
+    """
+    columns = {c: _values(table.column(c)) for c in items.text_columns}
     rows = (
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     )
     return [
         " ".join(items.text.format(**{k: "" if v is None else v for k, v in row.items()}).split())
         for row in rows
+    ]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    kind = plain_type(column.type)
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return [
+        value.decode(errors="replace") if is_bytes and value is not None else value
+        for value in column.to_pylist()
     ]
 
 

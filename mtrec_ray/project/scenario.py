@@ -1,15 +1,61 @@
 """A scenario of a project file: its catalogue, its log, its split, its tasks and their weights."""
 
 import re
+import string
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from mtrec_ray.project.base import Duration, Name, Section, Share, none_word
 
 SPLITS = ("train", "valid", "test")
+
+
+# Plain numbers are read as seconds since 1970 where they say a moment from 1990 to 2100.
+PLAUSIBLE_SECONDS = (631_152_000, 4_102_444_800)
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """Columns named in braces in a text template, each once.
+
+    Raises:
+        ValueError: braces that do not match, hold no plain column name, or none at all.
+    """
+    allowed = "allowed: column names in braces, such as {title}, and {{ or }} for a brace itself"
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{error}; {allowed}") from None
+    if not parts:
+        raise ValueError(f"no column name in braces; {allowed}")
+    for _, name, form, conversion in parts:
+        if form or conversion or not re.fullmatch(r"\w+", name or "") or str(name).isdigit():
+            tail = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise ValueError(f"{{{name}{tail}}} is no column name; {allowed}")
+    return tuple(dict.fromkeys(str(name) for _, name, _, _ in parts))
+
+
+def check_template(template: str) -> str:
+    """The text template itself, refused where it names no columns."""
+    template_columns(template)
+    return template
+
+
+def check_moments(value: object) -> object:
+    """Two cuts as they stand in the file; days as numbers (20250131) would be read as seconds."""
+    for moment in value if isinstance(value, list | tuple) else ():
+        if re.fullmatch(r"(19|20)\d\d(0\d|1[0-2])[0-3]\d", str(moment).strip()):
+            raise ValueError(f"{moment} would be read as seconds; allowed: dates as 2025-01-31")
+    return value
 
 
 class Task(Section):
@@ -50,7 +96,7 @@ class Items(Section):
 
     path: str = Field(description="Parquet file or folder of the catalogue; a path or a URI.")
     id: str = Field(default="item_id", description="Column with the item's id: unique, not null.")
-    text: str = Field(
+    text: Annotated[str, AfterValidator(check_template)] = Field(
         description='Template of the text that the encoder reads, such as `"{title}. {brand}"`.'
     )
     categorical: tuple[str, ...] = Field(
@@ -80,14 +126,14 @@ class Items(Section):
                 )
 
     @property
-    def counted(self) -> tuple[str, ...]:
+    def statistics_columns(self) -> tuple[str, ...]:
         """Categorical columns whose values have statistics."""
         return self.categorical if self.statistics_of is None else self.statistics_of
 
     @property
     def text_columns(self) -> tuple[str, ...]:
         """Columns named in braces in the text template."""
-        return tuple(dict.fromkeys(re.findall(r"\{(\w+)\}", self.text)))
+        return template_columns(self.text)
 
 
 class Events(Section):
@@ -97,7 +143,13 @@ class Events(Section):
     user: str = Field(default="user_id", description="Column with the user's id.")
     item: str = Field(default="item_id", description="Column with the item's id.")
     time: str | None = Field(
-        default=None, description="Column with a time stamp, or seconds. null: the log has no time."
+        default=None,
+        description="Column with a time stamp, or a number. null: the log has no time.",
+    )
+    time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
+        default=None,
+        description="Unit of times that are plain numbers, here and in `items.published`. null: "
+        "seconds; other units are refused by name.",
     )
     categorical: tuple[str, ...] = Field(
         default=(), description="Categorical columns that are known when the row happens."
@@ -113,7 +165,7 @@ class Split(Section):
     column: str | None = Field(
         default=None, description="Column of the log with the values train, valid and test."
     )
-    time: tuple[datetime, datetime] | None = Field(
+    time: Annotated[tuple[datetime, datetime] | None, BeforeValidator(check_moments)] = Field(
         default=None, description="Two times: valid begins at the first, test at the second."
     )
     fractions: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
@@ -221,6 +273,15 @@ class Scenario(Section):
         """Yields a line for tasks that all weigh nothing."""
         if sum(t.weight for t in self.tasks.values()) <= 0:
             yield "tasks: found that all task weights are 0; allowed: at least one above 0"
+
+    def label_delay(self, task: str) -> int:
+        """Returns the seconds after which a task's label is known.
+
+        A conditional task's label says that its parent was positive, so it is not known before
+        the parent's is.
+        """
+        parent = self.tasks[task].given
+        return max(self.tasks[task].delay, self.label_delay(parent) if parent else 0)
 
     def label_column(self, task: str) -> str:
         """Returns the column of the events that holds the task's label."""

@@ -41,7 +41,8 @@ def metrics_table(title: str, metrics: MetricsByTask) -> Table:
     for name, tasks in metrics.items():
         for task, values in tasks.items():
             cells = {m: number(m, values.get(m)) for m in COLUMNS}
-            if values.get("auc", 1.0) <= values.get("popularity_auc", 0.0):
+            auc, popularity = values.get("auc"), values.get("popularity_auc")
+            if auc is not None and popularity is not None and auc <= popularity:
                 cells["auc"] += " !"
             table.add_row(name, task, *cells.values())
     return table
@@ -90,12 +91,16 @@ def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table
     return table
 
 
-def difference(gap: Mapping[str, float] | None) -> str:
-    """`+0.0012 [-0.0001, +0.0024]`, with a star where the interval excludes zero."""
-    if gap is None:
+def difference(gap: Mapping[str, float | None] | None) -> str:
+    """`+0.0012 [-0.0001, +0.0024]`, with a star where the interval excludes zero.
+
+    `-` where there is no gap, or one without an interval (stored as null).
+    """
+    value, low, high = ((gap or {}).get(key) for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
         return "-"
-    star = " *" if gap["low"] > 0 or gap["high"] < 0 else ""
-    return f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]{star}"
+    star = " *" if low > 0 or high < 0 else ""
+    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]{star}"
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:

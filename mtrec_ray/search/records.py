@@ -77,13 +77,28 @@ def record_path(folder: str, name: str) -> str:
     return storage.join(folder, f"{name}.json")
 
 
+def parse_trial(tree: dict[str, Any]) -> Trial:
+    """A trial from its JSON, where a score that was not finite stands as null."""
+    return Trial(**{**tree, "curve": [_with_nan(entry) for entry in tree.get("curve", [])]})
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(inner) for key, inner in value.items()}
+    return math.nan if value is None else value
+
+
 def load_trial(folder: str, name: str) -> Trial | None:
     """A trial as it was kept."""
     path = record_path(folder, name)
-    return Trial(**storage.read_json(path)) if storage.exists(path) else None
+    return parse_trial(storage.read_json(path)) if storage.exists(path) else None
 
 
 def load_trials(folder: str) -> dict[str, Trial]:
     """All trials of a folder by name, in the order of their names."""
-    found = [Trial(**storage.read_json(p)) for p in storage.files(folder) if p.endswith(".json")]
+    found = [
+        parse_trial(storage.read_json(p))
+        for p in storage.files(folder)
+        if storage.name_of(p).endswith(".json")
+    ]
     return {trial.name: trial for trial in found}

@@ -138,7 +138,7 @@ def fit_teacher(
             predict_out_of_fold(columns, rows, boosters, options.folds)
             for rows in read_rows([shard_path], BATCH_ROWS, 0, 10**12)
         ]
-        path = storage.join(folder, name, shard_path.rsplit("/", 1)[1])
+        path = storage.join(folder, name, storage.name_of(shard_path))
         write_predictions(path, np.concatenate(predicted))
     return trees
 

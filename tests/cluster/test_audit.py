@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray import cloudpickle
 
 from mtrec_ray.data.columns import fixed_list, matrix
 from mtrec_ray.data.prepared import Prepared
@@ -303,11 +304,14 @@ def own_fold_leak() -> Callable[..., object]:
 def test_leaking_preparation_is_refused(project, tmp_path, monkeypatch, name, leak):
     """A preparation that leaks ends in a ProjectError and leaves no prepared folder behind."""
     parts = {k: v for k, v in vars(features).items() if not k.startswith("__")}
-    monkeypatch.setattr(
-        data_prepare, "partition", SimpleNamespace(**parts | {"user_features": leak})
-    )
-    with pytest.raises(ProjectError) as caught:
-        run_prepare(only(project, name), str(tmp_path), say_nothing)
+    leaking = SimpleNamespace(**parts | {"user_features": leak})
+    monkeypatch.setattr(data_prepare, "features", leaking)
+    cloudpickle.register_pickle_by_value(data_prepare)  # so that workers get the patched module
+    try:
+        with pytest.raises(ProjectError) as caught:
+            run_prepare(only(project, name), str(tmp_path), say_nothing)
+    finally:
+        cloudpickle.unregister_pickle_by_value(data_prepare)
     assert len(caught.value.problems) >= AUDITED
     for line in caught.value.problems:
         assert line.startswith(f"leakage audit: scenarios.{name} (")

@@ -16,7 +16,17 @@ from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.scenario import SPLITS
 from mtrec_ray.stages.prepare import run_prepare
-from tests.cluster.logs import CUTS, FRACTIONS, NUM_ITEMS, NUM_ROWS, NUM_UNSEEN, Log
+from tests.cluster.logs import (
+    CUTS,
+    ENCODER,
+    FRACTIONS,
+    NUM_ITEMS,
+    NUM_ROWS,
+    NUM_UNSEEN,
+    START,
+    Log,
+    scenario_tree,
+)
 from tests.cluster.runs import prepared_folder, say_nothing
 
 pytestmark = pytest.mark.cluster
@@ -266,13 +276,18 @@ def test_negatives_belong_to_positives(logs, prepared, name, per_positive):
 
 @pytest.mark.parametrize(("name", "per_positive"), [("cut", 2), ("shares", 3)])
 def test_negatives_are_new_to_the_user(logs, prepared, name, per_positive):
-    """No user gets an item as a negative that the log has with the user, at any time."""
-    rows = logs[name].rows
-    negatives = drawn(samples(prepared, name), per_positive)
+    """No user gets an item as a negative that the log has with him in this split or an earlier."""
+    rows, found = logs[name].rows, samples(prepared, name)
+    negatives = drawn(found, per_positive)
+    code = real(found)["split"].map(SPLITS.index)
+    first = code.groupby([rows["user_id"], rows["item_id"]]).min()
     users = rows["user_id"].loc[negatives["source"]]
-    drawn_pairs = set(zip(users, item_ids(prepared, name)[negatives["item"]], strict=True))
-    assert drawn_pairs
-    assert not drawn_pairs & set(zip(rows["user_id"], rows["item_id"], strict=True))
+    pairs = list(zip(users, item_ids(prepared, name)[negatives["item"]], strict=True))
+    split = negatives["split"].map(SPLITS.index).tolist()
+    assert pairs
+    assert not [p for p, s in zip(pairs, split, strict=True) if first.get(p, 9) <= s]
+    later = [p for p, s in zip(pairs, split, strict=True) if s < first.get(p, 9) < 9]
+    assert later, "later splits must not shape the samples of earlier ones"
 
 
 def test_negatives_were_published(logs, prepared):
@@ -298,6 +313,38 @@ def test_negatives_by_popularity(prepared):
     for name, per_positive, expected in (("cut", 2, False), ("shares", 3, True)):
         items = drawn(samples(prepared, name), per_positive)["item"]
         assert (items >= NUM_ITEMS - NUM_UNSEEN).any() == expected
+
+
+def test_popularity_is_of_training_rows_under_fractions(tmp_path):
+    """An item that only test rows have is never drawn by popularity, whoever the user is."""
+    rows = [(user, place) for user in range(12) for place in range(20)]
+    (tmp_path / "drawn").mkdir()
+    items = pd.DataFrame({"item_id": [f"i{i}" for i in range(25)], "title": "a thing"})
+    items.to_parquet(tmp_path / "drawn" / "items.parquet")
+    events = pd.DataFrame(
+        {
+            "user_id": [f"u{user}" for user, _ in rows],
+            "item_id": [f"i{24 if p == 19 and u < 6 else (7 * u + p) % 24}" for u, p in rows],
+            "time": [START + DAY * place for _, place in rows],
+            "click": [float((user + place) % 2) for user, place in rows],
+        }
+    )
+    events.to_parquet(tmp_path / "drawn" / "events.parquet")
+    tree = scenario_tree(
+        "drawn",
+        split={"fractions": list(FRACTIONS)},
+        negatives={"per_positive": 20, "of": "click", "from": "popularity"},
+    )
+    encoder = {"source": ENCODER, "max_tokens": 16}
+    project = parse_project(
+        {"root": str(tmp_path), "scenarios": {"drawn": tree}, "model": {"encoder": encoder}}
+        | {"run": {"name": "drawn"}}
+    )
+    run_prepare(project, str(tmp_path), say_nothing)
+    found = load_prepared(prepared_folder(project, str(tmp_path)))
+    ids = item_ids(found, "drawn")[drawn(samples(found, "drawn"), 20)["item"]]
+    assert len(ids) > 200
+    assert "i24" not in set(ids)
 
 
 # --- report ----------------------------------------------------------------------------------

@@ -216,6 +216,14 @@ IN_THE_FILE = {
             r"run\.name: .*'a/b'",
         ),
     ),
+    "text without a column": Mistake(
+        override("scenarios.shop.items.text=an item"),
+        (r"scenarios\.shop\.items\.text: no column name in braces; allowed: .*\{title\}",),
+    ),
+    "text with a place in place of a name": Mistake(
+        override("scenarios.shop.items.text='{title} {0}'"),
+        (r"scenarios\.shop\.items\.text: \{0\} is no column name; allowed: .*\{title\}",),
+    ),
     "several references of one scenario": Mistake(
         override(
             "scenarios.shop.history.of=buy",
@@ -334,6 +342,24 @@ IN_THE_ROWS = {
         lambda p: p.set_events("shop", time="Monday"),
         (r"scenarios\.shop\.events\.time: .*(string|text).*",),
     ),
+    "milliseconds": Mistake(
+        lambda p: p.set_events("shop", time=events_of("shop")["time"].astype("int64") // 10**6),
+        (r"scenarios\.shop\.events\.time: found numbers such as 17\d+, .*time_unit: ms",),
+    ),
+    "unknown items of an expanded log": Mistake(
+        in_order(by_fractions, lambda p: p.set_events("shop", item_id=["gone"] * NUM_ROWS)),
+        (r"scenarios\.shop\.events\.item: found 200 of 200 rows",),
+    ),
+    "no training rows to draw negatives by": Mistake(
+        lambda p: p.tree["scenarios"]["shop"].update(
+            split={"time": ["2020-01-01", "2020-02-01"]},
+            negatives={"of": "click", "from": "popularity"},
+        ),
+        (
+            r"scenarios\.shop\.split: found no rows in train",
+            r"scenarios\.shop\.split: found no rows in valid",
+        ),
+    ),
     "repeated item ids": Mistake(
         repeated_ids,
         (r"scenarios\.shop\.items\.id: found 2 duplicate ids, such as 'shop [01]'; allowed: none",),
@@ -393,11 +419,6 @@ IN_THE_ROWS = {
         (
             r"scenarios\.shop\.events\.item: found 200 of 200",
             r"scenarios\.shop\.tasks\.click: found 1 labels of a binary task",
-            r"scenarios\.shop\.split: found no rows in train",
-            r"scenarios\.shop\.split: found no rows in valid",
-            r"scenarios\.shop\.split: found no rows in test",
-            r"scenarios\.shop\.tasks\.click: found no labels in train",
-            r"scenarios\.shop\.tasks\.stars: found no labels in train",
             r"scenarios\.video\.split: found no rows in valid",
             r"scenarios\.video\.split: found no rows in test",
         ),

@@ -16,7 +16,7 @@ from mtrec_ray.data.catalogue import NO_TIME, ItemLookup
 from mtrec_ray.data.columns import DAY_MS, hash_strings, matrix
 from mtrec_ray.data.preparing import features, statistics
 from mtrec_ray.data.preparing.events import Findings, canonical
-from mtrec_ray.data.preparing.features import FeatureSpec
+from mtrec_ray.data.preparing.features import FeatureSpec, NumericColumns
 from mtrec_ray.data.preparing.scan import LogSource, scan_rows
 from mtrec_ray.data.preparing.statistics import KeyedRows
 from mtrec_ray.project.load import parse_project
@@ -248,7 +248,7 @@ def canonical_rows(raw, scenario) -> pa.Table:
     table = pa.table({k: pa.array(v.tolist()) for k, v in raw.items()})
     lookup = ItemLookup.of(pa.chunked_array([list(range(NUM_ITEMS))]))
     rows = canonical(table, scenario, 0, lookup, width=3)[0]
-    return features.carry_nothing(rows, len(features.carried_names(scenario)))
+    return features.without_statistics(rows, NumericColumns.of(scenario).num_of_items)
 
 
 def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> FeatureSpec:
@@ -256,7 +256,6 @@ def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> FeatureSpec:
     users = np.unique(raw["user_id"][raw["user_id"] > 0])
     return FeatureSpec(
         scenario=scenario,
-        width=3,
         priors=(0.4, 0.2),
         end_ms=int(raw["time"].max()) * 1000 + 1 if end_ms is None else end_ms,
         published=np.full(NUM_ITEMS, NO_TIME),
@@ -440,7 +439,7 @@ def test_infinite_labels_are_unknown(scenario):
     layout = replace(layout_of(raw, rated), priors=(2.0,))
     table, _ = features.item_features(canonical_rows(raw, rated), layout)
     names = statistics.feature_names("item", ["rating"], layout.timed)
-    rates = matrix(table.column("carried"))[:, names.index("item.rate.rating")]
+    rates = matrix(table.column("statistics"))[:, names.index("item.rate.rating")]
     np.testing.assert_allclose(rates, 2.0)
 
 

@@ -3,6 +3,7 @@
 Without Ray: Tune's report is a list.
 """
 
+import math
 import re
 import shutil
 from functools import partial
@@ -219,3 +220,13 @@ def test_an_interrupted_search_plans_what_is_left(project, tmp_path):
     assert [t.name for t in trials.values() if t.ended] == ["own", "t001"]
     assert [t.name for t in trials.values() if not t.ended] == ["uniform", "t002"]
     assert trials["t002"] == kept[2]
+
+
+def test_a_trial_without_a_score_is_read_as_it_was_written(tmp_path):
+    """A curve whose scores are not finite comes back with NaN, and its trial has no best epoch."""
+    entry = {"epoch": 1, "joint_score": math.nan, "scores": {"shop": math.nan, "video": 0.5}}
+    Trial("t003", {}, {}, "finished", curve=[entry]).save(str(tmp_path))
+    found = load_trials(str(tmp_path))["t003"]
+    assert found.best is None
+    assert math.isnan(found.curve[0]["scores"]["shop"])
+    assert found.curve[0]["scores"]["video"] == 0.5

@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
+from mtrec_ray.data.preparing.audit_log import Log, read_log, source_row
 from mtrec_ray.data.shards import Arrays, read_rows
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -32,35 +29,6 @@ WINDOWS_DAYS = (1, 7, 30)
 
 
 NUM_FOLDS = 5
-
-
-MAX_CATEGORY_ROWS = 1_000_000
-
-
-FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
-
-
-@dataclass(frozen=True)
-class Log:
-    """Raw rows of some users, items and categories, by row number.
-
-    Attributes:
-        rows: columns user, item (text), time (ms), split, one a task, one a counted category.
-        item_row: catalogue row of each item id.
-        audited: counted categories whose values are all rare enough to be read whole.
-        seed: of the folds of data without time.
-    """
-
-    rows: pd.DataFrame
-    item_row: dict[str, int]
-    audited: list[str]
-    of_item: pd.DataFrame
-    seed: int
-
-    def category(self, item: str, column: str) -> str | None:
-        """An item's value of a categorical column."""
-        value: Any = self.of_item.loc[item, column]
-        return value if isinstance(value, str) else None
 
 
 def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> list[str]:
@@ -89,117 +57,6 @@ def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> Iter
             yield {column: values[0] for column, values in batch.items()}
 
 
-def source_row(scenario: Scenario, number: int) -> int:
-    """Row of the log that a sample comes from: its own, or that of a negative's positive."""
-    if scenario.negatives and number >= FIRST_NEGATIVE:
-        return (number - FIRST_NEGATIVE) // scenario.negatives.per_positive
-    return number
-
-
-def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arrays]) -> Log:
-    """The raw rows of all users and items that the samples name."""
-    scenario = project.scenarios[name]
-    path = project.path(scenario.events.path)
-    catalogue = storage.join(prepared.folder, name, "catalogue.parquet")
-    fs, inner = storage.filesystem(catalogue)
-    ids = pq.read_table(inner, filesystem=fs, columns=["item_id"]).column(0).to_pylist()
-    numbers = {source_row(scenario, int(s["row"])) for s in samples}
-    users = {
-        user
-        for batch in raw_batches(path, scenario)
-        for user in batch.loc[batch.index.isin(numbers), "user"]
-    }
-    items = {ids[int(s["item"])] for s in samples}
-    of_item = read_categories(project, name)
-    audited = [c for c in scenario.items.counted if small(of_item[c], catalogue)]
-    values = {c: of_item[c][of_item.index.isin(items)].dropna().unique() for c in audited}
-    parts = []
-    for batch in raw_batches(path, scenario):
-        joined = batch.join(of_item.add_prefix("category."), on="item")
-        keep = joined["user"].isin(users) | joined["item"].isin(items)
-        for column in audited:
-            keep |= joined[f"category.{column}"].isin(values[column])
-        parts.append(joined[keep])
-    rows = pd.concat(parts)
-    item_row = {item: i for i, item in enumerate(ids)}
-    rows = rows[rows["item"].isin(item_row) & rows["user"].notna() & rows["time"].notna()]
-    rows["split"] = splits(prepared, scenario, name, rows)
-    return Log(rows, item_row, audited, of_item, project.data_seed)
-
-
-def read_categories(project: Project, name: str) -> pd.DataFrame:
-    """The counted categorical columns of a catalogue, as text by item id."""
-    items = project.scenarios[name].items
-    tables = []
-    for file in storage.parquet_files(project.path(items.path)):
-        fs, inner = storage.filesystem(file)
-        columns = [items.id, *items.counted]
-        tables.append(pq.read_table(inner, filesystem=fs, columns=columns))
-    table = pa.concat_tables(tables, promote_options="permissive")
-    ids = pc.cast(table.column(items.id), pa.string()).to_pylist()
-    text = {c: pc.cast(table.column(c), pa.string()).to_pylist() for c in items.counted}
-    return pd.DataFrame(text, index=pd.Index(ids), dtype=object)
-
-
-def small(values: pd.Series, catalogue: str) -> bool:
-    """Whether no value of a category has more training rows than the audit reads."""
-    fs, inner = storage.filesystem(catalogue)
-    rows = pq.read_table(inner, filesystem=fs, columns=["train_rows"]).column(0).to_numpy()
-    return pd.Series(rows).groupby(values.to_numpy()).sum().max() <= MAX_CATEGORY_ROWS
-
-
-def raw_batches(path: str, scenario: Scenario) -> Iterator[pd.DataFrame]:
-    """The log in pieces, indexed by row number."""
-    events = scenario.events
-    labels = {t: spec.label or t for t, spec in scenario.tasks.items()}
-    columns = {events.user, events.item, *labels.values()}
-    columns |= {c for c in (events.time, scenario.split.column) if c}
-    first = 0
-    for file in storage.parquet_files(path):
-        fs, inner = storage.filesystem(file)
-        with fs.open_input_file(inner) as handle:
-            for batch in pq.ParquetFile(handle).iter_batches(columns=sorted(columns)):
-                frame = pd.DataFrame(index=range(first, first + batch.num_rows))
-                first += batch.num_rows
-                for key, column in (("user", events.user), ("item", events.item)):
-                    text = pc.cast(batch.column(column), pa.string())
-                    frame[key] = text.to_numpy(zero_copy_only=False)
-                frame["time"] = raw_milliseconds(batch.column(events.time)) if events.time else 0.0
-                for task, column in labels.items():
-                    values = pc.cast(batch.column(column), pa.float64(), safe=False)
-                    frame[task] = values.to_numpy(zero_copy_only=False)
-                if scenario.split.column:
-                    words = pc.cast(batch.column(scenario.split.column), pa.string())
-                    frame["split"] = words.to_numpy(zero_copy_only=False)
-                for task, spec in scenario.tasks.items():
-                    if spec.given:
-                        frame.loc[frame[spec.given] != 1, task] = np.nan
-                yield frame
-
-
-def raw_milliseconds(column: pa.Array) -> np.ndarray:
-    """f64[N]: milliseconds since 1970, NaN for null; plain numbers are seconds."""
-    if pa.types.is_temporal(column.type):
-        stamp = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
-        return pc.cast(stamp, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False) * 1000
-
-
-def splits(
-    prepared: Prepared, scenario: Scenario, name: str, rows: pd.DataFrame
-) -> pd.Series | np.ndarray:
-    """The split of raw rows: by its column, or by the prepared split that holds the row."""
-    if scenario.split.column:
-        return rows["split"]
-    found = pd.Series("", index=rows.index)
-    for split in ("train", "valid", "test"):
-        for path in prepared.shard_paths(name, split):
-            fs, inner = storage.filesystem(path)
-            numbers = pq.read_table(inner, filesystem=fs, columns=["row"]).column(0).to_numpy()
-            found[rows.index.isin(numbers)] = split
-    return found
-
-
 def check_row(
     log: Log, scenario: Scenario, facts: PreparedScenario, split: str, sample: Arrays
 ) -> list[str]:
@@ -209,30 +66,27 @@ def check_row(
     if source not in log.rows.index:
         return [f"the log has no usable row {source}"]
     raw: Any = log.rows.loc[source]
-    keys = {"user": raw["user"], "item": list(log.item_row)[int(sample["item"])]}
-    if number == source and raw["item"] != keys["item"]:
-        return [f"item: prepared {keys['item']}, in the log {raw['item']}"]
+    item = list(log.item_row)[int(sample["item"])]
+    if number == source and raw["item"] != item:
+        return [f"item: prepared {item}, in the log {raw['item']}"]
     seen = rows_to_see(log, scenario, split, source)
     columns = dict(zip(facts.numeric_names, sample["numeric"].tolist(), strict=True))
     scale = 1.0
     if scenario.events.time is None and split == "train":
         scale = NUM_FOLDS / (NUM_FOLDS - 1)  # counts stand for the whole training set
-    problems: list[str] = []
-    known = facts.label_means
-    for key, value in keys.items():
-        same = seen[seen[key] == value]
-        expected = expected_statistics(same, raw["time"], scenario, known, key, scale)
-        problems += disagreements(columns, expected)
-    mine = seen[seen["user"] == raw["user"]]
+    past = Past(scenario, facts.label_means, raw["time"], scale)
+    of_user = seen[seen["user"] == raw["user"]]
+    problems = disagreements(columns, past.statistics("user", of_user))
+    problems += disagreements(columns, past.statistics("item", seen[seen["item"] == item]))
     for column in log.audited:
-        value = log.category(keys["item"], column)
-        for key, rows in ((f"category.{column}", seen), (f"user_category.{column}", mine)):
+        value = log.category(item, column)
+        for key, rows in (("category", seen), ("user_category", of_user)):
             same = rows[rows[f"category.{column}"] == value]
-            expected = expected_statistics(same, raw["time"], scenario, known, key, scale, ())
+            expected = past.statistics(f"{key}.{column}", same, ())
             if value is None:
                 expected = dict.fromkeys(expected, np.nan)
             problems += disagreements(columns, expected)
-    return problems + check_history(log, scenario, mine, raw["time"], sample["history"].tolist())
+    return problems + check_history(log, scenario, of_user, raw["time"], sample["history"].tolist())
 
 
 def rows_to_see(log: Log, scenario: Scenario, split: str, source: int) -> pd.DataFrame:
@@ -255,30 +109,33 @@ def fold(number: int, seed: int) -> int:
     return (mixed ^ (mixed >> 31)) % NUM_FOLDS
 
 
-def expected_statistics(
-    same: pd.DataFrame,
-    time: float,
-    scenario: Scenario,
-    priors: dict[str, float],
-    key: str,
-    scale: float,
-    windows: tuple[int, ...] = WINDOWS_DAYS,
-) -> dict[str, float]:
-    """Counts and rates of a key's rows by the rows before a time (without time: by all)."""
-    timed = scenario.events.time is not None
-    before = same[same["time"] < time] if timed else same
-    expected = {f"{key}.log_count": float(np.log(1 + scale * len(before)))}
-    if timed:
-        expected |= expected_times(before, time, key, windows)
-    for task, spec in scenario.tasks.items():
-        prior, until = priors[task], time - 1000 * spec.delay
-        known = (same[same["time"] < until] if timed else same)[["time", task]].dropna()
-        expected[f"{key}.log_known.{task}"] = float(np.log(1 + scale * len(known)))
-        expected[f"{key}.rate.{task}"] = smoothed(known[task], prior)
-        for days in windows if timed else ():
-            recent = known[known["time"] >= until - days * DAY_MS]
-            expected[f"{key}.rate_{days}d.{task}"] = smoothed(recent[task], prior)
-    return expected
+@dataclass(frozen=True)
+class Past:
+    """What may be known at a time; `scale` is that of counts, `priors` are label means by task."""
+
+    scenario: Scenario
+    priors: dict[str, float]
+    time: float
+    scale: float
+
+    def statistics(
+        self, key: str, same: pd.DataFrame, windows: tuple[int, ...] = WINDOWS_DAYS
+    ) -> dict[str, float]:
+        """Counts and rates of a key's rows by those before the time (without time: by all)."""
+        timed = self.scenario.events.time is not None
+        before = same[same["time"] < self.time] if timed else same
+        expected = {f"{key}.log_count": float(np.log(1 + self.scale * len(before)))}
+        if timed:
+            expected |= expected_times(before, self.time, key, windows)
+        for task in self.scenario.tasks:
+            prior, until = self.priors[task], self.time - 1000 * known_after(self.scenario, task)
+            known = (same[same["time"] < until] if timed else same)[["time", task]].dropna()
+            expected[f"{key}.log_known.{task}"] = float(np.log(1 + self.scale * len(known)))
+            expected[f"{key}.rate.{task}"] = smoothed(known[task], prior)
+            for days in windows if timed else ():
+                recent = known[known["time"] >= until - days * DAY_MS]
+                expected[f"{key}.rate_{days}d.{task}"] = smoothed(recent[task], prior)
+        return expected
 
 
 def expected_times(
@@ -293,6 +150,15 @@ def expected_times(
     expected[f"{key}.log_seconds_since_first"] = float(np.log(1 + (time - first) / 1000))
     expected[f"{key}.log_seconds_since_last"] = float(np.log(1 + (time - last) / 1000))
     return expected
+
+
+def known_after(scenario: Scenario, task: str) -> int:
+    """Seconds until a label is known: its own delay, and those of the labels that it rests on."""
+    seconds, current = 0, scenario.tasks.get(task)
+    while current is not None:
+        seconds = max(seconds, current.delay)
+        current = scenario.tasks.get(current.given or "")
+    return seconds
 
 
 def smoothed(labels: pd.Series, prior: float) -> float:
@@ -310,24 +176,24 @@ def disagreements(columns: dict[str, float], expected: dict[str, float]) -> list
 
 
 def check_history(
-    log: Log, scenario: Scenario, mine: pd.DataFrame, time: float, history: list[int]
+    log: Log, scenario: Scenario, of_user: pd.DataFrame, time: float, history: list[int]
 ) -> list[str]:
     """The history against the user's last positives strictly before a time (without time: any)."""
     delay = 0
     if scenario.history.of != "any":
-        mine = mine[mine[scenario.history.of] == 1]
-        delay = 1000 * scenario.tasks[scenario.history.of].delay
+        of_user = of_user[of_user[scenario.history.of] == 1]
+        delay = 1000 * known_after(scenario, scenario.history.of)
     if scenario.events.time is not None:
-        mine = mine[mine["time"] < time - delay]
-    wanted = min(len(mine), scenario.history.last)
-    found = [item for item in history if item >= 0]
-    if len(found) != wanted:
-        return [f"history: prepared {len(found)} items, by brute force {wanted}"]
-    rows = mine["item"].map(log.item_row)
-    if not set(found) <= set(rows):
+        of_user = of_user[of_user["time"] < time - delay]
+    wanted = min(len(of_user), scenario.history.last)
+    listed = [item for item in history if item >= 0]
+    if len(listed) != wanted:
+        return [f"history: prepared {len(listed)} items, by brute force {wanted}"]
+    rows = of_user["item"].map(log.item_row)
+    if not set(listed) <= set(rows):
         return ["history: holds an item that is no earlier positive of the user"]
-    latest = sorted(mine["time"], reverse=True)[:wanted]
-    times = dict(zip(rows, mine["time"], strict=True))
-    if rows.is_unique and [times[item] for item in found] != latest:
+    latest = sorted(of_user["time"], reverse=True)[:wanted]
+    times = dict(zip(rows, of_user["time"], strict=True))
+    if rows.is_unique and [times[item] for item in listed] != latest:
         return ["history: is not the user's latest positives, newest first"]
     return []

@@ -1,6 +1,6 @@
 """A user's log rows as canonical rows: numbers for items, splits and labels, problems counted.
 
-Canonical columns (T tasks, padded to `width`): row i64, user i64 (hash), user_id string, item i32,
+Canonical columns (lists padded to `width`): row i64, user i64 (hash), user_id string, item i32,
 time i64 (ms; 0 without time), split i8, sampled bool, labels f32[width] (NaN unknown),
 event_numeric f32[width], event_categorical i64[width] (hashes).
 """
@@ -15,10 +15,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mtrec_ray.data.catalogue import ItemLookup
-from mtrec_ray.data.columns import fixed_list, hash_strings, milliseconds, to_ms
-from mtrec_ray.project.scenario import SPLITS, Scenario
+from mtrec_ray.data.columns import (
+    fixed_list,
+    floats,
+    hash_strings,
+    is_plain_number,
+    milliseconds,
+    to_ms,
+)
+from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
+
+
+# Rows of 1900 to 2100 are kept: year 1 and year 9999 are how logs write that a time is not known.
+EARLIEST_MS, LATEST_MS = -2_208_988_800_000, 4_102_444_800_000
 
 
 @dataclass
@@ -42,10 +53,6 @@ class Findings:
             self.examples.setdefault(what, example)
 
 
-def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    return pc.cast(column, pa.float32(), safe=False).to_numpy().astype(np.float32)
-
-
 def _splits(
     table: pa.Table, scenario: Scenario, time: NDArray[np.int64], findings: Findings
 ) -> NDArray[np.int8]:
@@ -64,7 +71,7 @@ def _splits(
 
 def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
     """f32[N, T]: labels, NaN where unknown or where the parent task is not positive."""
-    columns = {t: _floats(table.column(scenario.label_column(t))) for t in scenario.tasks}
+    columns = {t: floats(table.column(scenario.label_column(t))) for t in scenario.tasks}
     for name, task in scenario.tasks.items():
         values = columns[name]
         if task.kind == "binary":
@@ -86,24 +93,16 @@ def canonical(
 ) -> tuple[pa.Table, Findings]:
     """Canonical rows of a piece of the log, and what was found in it.
 
-    Rows without user, item or time, and rows of unknown items, are counted and left out.
+    Rows without user, item or time, with a time that no log has, and rows of unknown items are
+    counted and left out.
     """
     findings = Findings()
     events = scenario.events
     num = table.num_rows
     findings.counts["rows"] = num
-    time, has_time = np.zeros(num, np.int64), np.ones(num, bool)
-    if events.time:
-        ms = milliseconds(table.column(events.time))
-        time, has_time = pc.fill_null(ms, 0).to_numpy(), ms.is_valid().to_numpy()
+    time, has_time = read_times(table, scenario, findings)
     item = lookup.find(table.column(events.item))
-    no_user = table.column(events.user).is_null().to_numpy()
-    no_item = table.column(events.item).is_null().to_numpy()
-    findings.note("null user", no_user)
-    findings.note("null item", no_item)
-    findings.note("null time", ~has_time)
-    findings.note("unknown item", (item < 0) & ~no_item, table.column(events.item))
-    numeric = [_floats(table.column(c)) for c in events.numeric]
+    keep = has_time & (item >= 0) & read_nulls(table, scenario, item, findings)
     categories = [hash_strings(table.column(c)).view(np.int64) for c in events.categorical]
     rows = pa.table(
         {
@@ -115,12 +114,57 @@ def canonical(
             "split": _splits(table, scenario, time, findings),
             "sampled": np.zeros(num, bool),
             "labels": fixed_list(read_labels(table, scenario, findings), width),
-            "event_numeric": fixed_list(_stack(numeric, num, np.float32), width),
+            "event_numeric": fixed_list(read_numbers(table, scenario, findings), width),
             "event_categorical": fixed_list(_stack(categories, num, np.int64), width),
         }
     )
-    keep = ~no_user & ~no_item & has_time & (item >= 0) & (rows["split"].to_numpy() >= 0)
-    return rows.filter(pa.array(keep)), findings
+    return rows.filter(pa.array(keep & (rows["split"].to_numpy() >= 0))), findings
+
+
+def read_nulls(
+    table: pa.Table, scenario: Scenario, item: NDArray[np.int32], findings: Findings
+) -> NDArray[np.bool_]:
+    """bool[N]: whether a row has a user and an item; NaN is no id."""
+    events = scenario.events
+    no_user, no_item = (
+        table.column(column).is_null(nan_is_null=True).to_numpy()
+        for column in (events.user, events.item)
+    )
+    findings.note("null user", no_user)
+    findings.note("null item", no_item)
+    findings.note("unknown item", (item < 0) & ~no_item, table.column(events.item))
+    return ~no_user & ~no_item
+
+
+def read_times(
+    table: pa.Table, scenario: Scenario, findings: Findings
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """i64[N] ms and bool[N] whether a row has a time that a log can have; 0 without times."""
+    events = scenario.events
+    if events.time is None:
+        return np.zeros(table.num_rows, np.int64), np.ones(table.num_rows, bool)
+    column = table.column(events.time)
+    ms = milliseconds(column, events.time_unit)
+    time, known = pc.fill_null(ms, 0).to_numpy(), ms.is_valid().to_numpy()
+    possible = (time >= EARLIEST_MS) & (time < LATEST_MS)
+    findings.note("null time", ~known)
+    findings.note("impossible time", known & ~possible, column)
+    if events.time_unit is None and is_plain_number(column.type):
+        low, high = (1000 * seconds for seconds in PLAUSIBLE_SECONDS)
+        implausible = known & ((time < low) | (time >= high))
+        findings.counts["plain time"] += int(known.sum())
+        findings.note("implausible time", implausible, column)
+    return time, known & possible
+
+
+def read_numbers(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
+    """f32[N, M]: the log's numeric columns, NaN for null and for what is not finite."""
+    columns = []
+    for name in scenario.events.numeric:
+        values = floats(table.column(name))
+        findings.note(f"number of {name} that is infinite", np.isinf(values))
+        columns.append(np.where(np.isinf(values), np.float32(np.nan), values))
+    return _stack(columns, table.num_rows, np.float32)
 
 
 def _stack(columns: list[np.ndarray], num: int, dtype: type) -> np.ndarray:

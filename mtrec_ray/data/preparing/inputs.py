@@ -1,26 +1,49 @@
-"""The user's Parquet files: are they there, whole, and do they have the columns the file names?"""
+"""The user's Parquet files: are they there, whole, and do all have the columns the file names?"""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.columns import plain_type
+from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
 
+READ_THREADS = 16
+
 
 @dataclass(frozen=True)
 class Fragment:
-    """One row group of an events file; `first_row` is its place in the whole log."""
+    """One row group of a log; `first_row` is its place in the whole log.
+
+    `canonical`: whether it holds canonical rows that preparing wrote, not the user's.
+    """
 
     scenario: str
     path: str
     row_group: int
     first_row: int
     num_rows: int
+    canonical: bool = False
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What the footer of a Parquet file says: its columns, and the rows of each row group."""
+
+    path: str
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.group_rows)
 
 
 def wanted_columns(scenario: Scenario) -> dict[str, dict[str, str]]:
@@ -44,37 +67,77 @@ def wanted_columns(scenario: Scenario) -> dict[str, dict[str, str]]:
 
 def input_problems(project: Project) -> list[str]:
     """One line for each missing or broken file and each missing column of all scenarios."""
-    return [line for name in project.scenarios for line in _scenario_problems(project, name)]
+    return [
+        line
+        for name, scenario in project.scenarios.items()
+        for kind in ("items", "events")
+        for line in _path_problems(project, name, scenario, kind)
+    ]
 
 
-def _scenario_problems(project: Project, name: str) -> Iterator[str]:
-    scenario = project.scenarios[name]
-    for kind, wanted in wanted_columns(scenario).items():
-        path = project.path(scenario.items.path if kind == "items" else scenario.events.path)
-        where = f"scenarios.{name}.{kind}.path"
-        try:
-            schema = pq.read_schema(*_inner(storage.parquet_files(path)[0]))
-            num_rows = sum(m.num_rows for _, m in footers(path))
-        except FileNotFoundError:
-            yield f"{where}: found nothing at {path}; allowed: a Parquet file or a folder of them"
-            continue
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:120]
-            yield f"{where}: {path} is not a whole Parquet file ({reason})"
-            continue
-        if not num_rows:
-            yield f"{where}: found no rows in {path}; allowed: at least one"
-        for column, field in wanted.items():
-            if column not in schema.names:
-                yield (
-                    f"scenarios.{name}.{field}: found no column {column!r} in {path}; "
-                    f"allowed: {', '.join(schema.names)}"
-                )
-            elif not fits(schema.field(column).type, field):
-                yield (
-                    f"scenarios.{name}.{field}: found column {column!r} of {path} with type "
-                    f"{schema.field(column).type}; allowed: {allowed_types(field)}"
-                )
+def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -> Iterator[str]:
+    path = project.path(scenario.items.path if kind == "items" else scenario.events.path)
+    where = f"scenarios.{name}.{kind}.path"
+    try:
+        found = footers(path)
+    except FileNotFoundError as error:
+        reason = str(error).removeprefix(path).removeprefix(": ")
+        more = f" ({reason})" if reason else ""
+        yield f"{where}: found nothing at {path}{more}; allowed: a Parquet file or a folder of them"
+        return
+    except (pa.ArrowException, OSError) as error:
+        yield f"{where}: {_broken(path, error)}"
+        return
+    if not sum(footer.num_rows for footer in found):
+        yield f"{where}: found no rows in {path}; allowed: at least one"
+    for column, field in wanted_columns(scenario)[kind].items():
+        yield from _column_problems(f"scenarios.{name}.{field}", column, field, found)
+
+
+def _broken(path: str, error: Exception) -> str:
+    notes = getattr(error, "__notes__", [])
+    reason = " ".join(str(error).split())[:120]
+    return f"{notes[-1] if notes else path} is not a whole Parquet file ({reason})"
+
+
+def _column_problems(where: str, column: str, field: str, found: list[Footer]) -> Iterator[str]:
+    """At most one line for each kind of fault of a column, with the first file that has it."""
+    lacking = [f for f in found if column not in f.schema.names]
+    if lacking:
+        names = ", ".join(lacking[0].schema.names)
+        yield (
+            f"{where}: found no column {column!r} in {lacking[0].path}{_and_more(lacking)}; "
+            f"allowed: {names}"
+        )
+    having = [f for f in found if column in f.schema.names]
+    wrong = [f for f in having if not fits(f.schema.field(column).type, field)]
+    if wrong:
+        yield (
+            f"{where}: found column {column!r} of {wrong[0].path}{_and_more(wrong)} with type "
+            f"{wrong[0].schema.field(column).type}; allowed: {allowed_types(field)}"
+        )
+    if field.startswith("items.") and not wrong:
+        first = having[0].schema.field(column).type if having else None
+        odd = [f for f in having if not _can_be_joined(first, f.schema.field(column).type)]
+        if odd:
+            yield (
+                f"{where}: found column {column!r} of {odd[0].path}{_and_more(odd)} with type "
+                f"{odd[0].schema.field(column).type}; allowed: {first}, as in {having[0].path}"
+            )
+
+
+def _and_more(files: list[Footer]) -> str:
+    return f" and {len(files) - 1} more files" if files[1:] else ""
+
+
+def _can_be_joined(first: pa.DataType | None, second: pa.DataType) -> bool:
+    """Whether rows of two files can stand in one table."""
+    try:
+        schemas = [pa.schema([("column", kind)]) for kind in (first or second, second)]
+        pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return False
+    return True
 
 
 NUMBERS = ("tasks", "events.numeric", "items.numeric")
@@ -85,8 +148,7 @@ TIMES = ("events.time", "items.published")
 
 def fits(kind: pa.DataType, field: str) -> bool:
     """Whether a column of the type can hold what a field of the project file says it holds."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = plain_type(kind)
     if pa.types.is_null(kind):
         return True
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
@@ -94,50 +156,83 @@ def fits(kind: pa.DataType, field: str) -> bool:
         return is_number or pa.types.is_boolean(kind)
     if field in TIMES:
         return is_number or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-    return not pa.types.is_nested(kind)
+    is_opaque = isinstance(kind, pa.BaseExtensionType) or pa.types.is_fixed_size_binary(kind)
+    return not pa.types.is_nested(kind) and not is_opaque
 
 
 def allowed_types(field: str) -> str:
     """The types that a field's column may have, for a person."""
     if field.startswith(NUMBERS):
         return "a number or a boolean"
-    return "a time stamp, a date or seconds" if field in TIMES else "no nested type"
+    return "a time stamp, a date or a number" if field in TIMES else "text, a number or a date"
 
 
-def _inner(path: str) -> tuple[pa.NativeFile]:
-    fs, inner = storage.filesystem(path)
-    return (fs.open_input_file(inner),)
+def footers(path: str) -> list[Footer]:
+    """The footers of all files of a path, read side by side, and once while a file stays the same.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        OSError, ArrowException: a file is broken; a note of the error has its path.
+    """
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return list(pool.map(_footer, storage.parquet_versions(path)))
 
 
-def footers(path: str) -> list[tuple[str, pq.FileMetaData]]:
-    """The Parquet footer of each file of a path."""
-    return [(f, pq.read_metadata(*_inner(f))) for f in storage.parquet_files(path)]
+@functools.lru_cache(maxsize=100_000)
+def _footer(version: FileVersion) -> Footer:
+    try:
+        found = storage.read_footer(version.path)
+        schema = found.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
+        error.add_note(version.path)
+        raise
+    rows = (found.row_group(i).num_rows for i in range(found.num_row_groups))
+    return Footer(version.path, schema.remove_metadata(), tuple(rows))
 
 
-def fragments(scenario: str, path: str) -> list[Fragment]:
+def fragments(scenario: str, path: str, *, canonical: bool = False) -> list[Fragment]:
     """Row groups of the log with their first row's number."""
-    found: list[Fragment] = []
+    listed: list[Fragment] = []
     row = 0
-    for file, meta in footers(path):
-        for group in range(meta.num_row_groups):
-            num_rows = meta.row_group(group).num_rows
-            found.append(Fragment(scenario, file, group, row, num_rows))
+    for footer in footers(path):
+        for group, num_rows in enumerate(footer.group_rows):
+            listed.append(Fragment(scenario, footer.path, group, row, num_rows, canonical))
             row += num_rows
-    return found
+    return listed
 
 
-def read_fragment(fragment: Fragment) -> pa.Table:
-    """The rows of a row group, all columns."""
-    return pq.ParquetFile(*_inner(fragment.path)).read_row_group(fragment.row_group)
+def log_fragments(project: Project) -> list[Fragment]:
+    """Row groups of the logs of all scenarios."""
+    return [
+        fragment
+        for name, scenario in project.scenarios.items()
+        for fragment in fragments(name, project.path(scenario.events.path))
+    ]
+
+
+def read_log(fragment: Fragment, scenario: Scenario) -> pa.Table:
+    """The rows of a row group of a log, with the columns that the project file names."""
+    columns = list(wanted_columns(scenario)["events"])
+    return storage.read_row_group(fragment.path, fragment.row_group, columns)
+
+
+def read_items(project: Project, name: str) -> pa.Table:
+    """The columns of a scenario's items that the project file names."""
+    items = project.scenarios[name].items
+    columns = list(wanted_columns(project.scenarios[name])["items"])
+    paths = storage.parquet_files(project.path(items.path))
+    read: Callable[[str], pa.Table] = lambda path: storage.read_table(path, columns)  # noqa: E731
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return pa.concat_tables(pool.map(read, paths), promote_options="permissive")
 
 
 def input_fingerprint(project: Project) -> str:
-    """A hash of names, sizes and row counts of all input files."""
-    parts: list[object] = []
-    for scenario in project.scenarios.values():
-        for path in (scenario.items.path, scenario.events.path):
-            for file in storage.parquet_files(project.path(path)):
-                fs, inner = storage.filesystem(file)
-                info = fs.get_file_info(inner)
-                parts.append([file, info.size, info.mtime_ns])
-    return fingerprint(*parts)
+    """A hash of names, sizes and times of all input files."""
+    return fingerprint(
+        *(
+            [version.path, version.size, version.mtime_ns]
+            for scenario in project.scenarios.values()
+            for path in (scenario.items.path, scenario.events.path)
+            for version in storage.parquet_versions(project.path(path))
+        )
+    )

@@ -7,7 +7,7 @@ import numpy as np
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import load_catalogue
-from mtrec_ray.data.preparing.features import FeatureSpec, numeric_names
+from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS, Scenario
@@ -25,7 +25,7 @@ NUM_QUANTILES = 33
 def manifest_of(
     project: Project,
     scans: Mapping[str, "Scan"],
-    layouts: Mapping[str, FeatureSpec],
+    specs: Mapping[str, FeatureSpec],
     vocabularies: Mapping[str, dict[str, list[str]]],
     written: list[dict[str, Any]],
     folder: str,
@@ -38,35 +38,41 @@ def manifest_of(
             "name": name,
             **task_facts(scenario, scans[name]),
             "history_last": scenario.history.last,
-            "numeric_names": numeric_names(scenario),
+            "numeric_names": list(specs[name].columns.names),
             **fit_numeric(folder, shards["train"]),
             **fit_items(storage.join(folder, name, "catalogue.parquet")),
             "item_category_sizes": [len(v) + 1 for v in vocabularies[name].values()],
-            "category_sizes": [len(v) + 1 for v in layouts[name].event_vocabularies],
+            "category_sizes": [len(v) + 1 for v in specs[name].event_vocabularies],
             "user_space": scenario.users or name,
-            "num_users": len(layouts[name].users) + 1,
+            "num_users": len(specs[name].users) + 1,
             "num_items": len(scans[name].item_rows),
             "popularity": {t: popularity_column(scenario, t) for t in scenario.tasks},
             "end_ms": scans[name].last_ms + 1,
             "shards": shards,
         }
-        report[name] = data_report(scenario, scans[name], written, name)
+        report[name] = data_report(
+            scenario, scans[name], [w for w in written if w["scenario"] == name], shards
+        )
     return {"scenarios": scenarios, "report": report}
 
 
 def shard_lists(written: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
     """Shards of each split in a fixed order."""
-    mine = sorted((w for w in written if w["scenario"] == name), key=lambda w: w["path"])
+    listed = [s for w in written if w["scenario"] == name for s in w["shards"]]
     return {
-        split: [{"path": w["path"], "rows": int(w["rows"])} for w in mine if w["split"] == split]
+        split: [
+            {"path": s["path"], "rows": int(s["rows"])}
+            for s in sorted(listed, key=lambda s: s["path"])
+            if s["split"] == split
+        ]
         for split in SPLITS
     }
 
 
 def task_facts(scenario: Scenario, found: "Scan") -> dict[str, Any]:
     """Kinds, parents, and mean and standard deviation of the training labels."""
-    known, total, square = found.label_sums
-    mean = total / np.maximum(known, 1)
+    known, _, square = found.label_sums
+    mean = found.priors
     std = np.sqrt(np.maximum(square / np.maximum(known, 1) - mean**2, 1e-12))
     return {
         "kinds": {n: t.kind for n, t in scenario.tasks.items()},
@@ -123,27 +129,32 @@ def fit_items(path: str) -> dict[str, Any]:
     return {f"item_numeric_{k}": v for k, v in scales(known).items()}
 
 
+DROPPED = (
+    "null user", "null item", "null time", "impossible time", "unknown item", "unknown split"
+)  # fmt: skip
+
+
 def data_report(
-    scenario: Scenario, found: "Scan", written: list[dict[str, Any]], name: str
+    scenario: Scenario,
+    found: "Scan",
+    written: list[dict[str, Any]],
+    shards: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """Rows, nulls, duplicates, label rates, and rows dropped and why."""
-    mine = [w for w in written if w["scenario"] == name]
     counts = dict(found.findings.counts)
-    known, total, _ = found.label_sums
-    dropped = ("null user", "null item", "null time", "unknown item", "unknown split")
+    known = found.label_sums[0].astype(int)
     report = {
         "rows_in_log": counts.pop("rows", 0),
-        "samples": {s: sum(int(w["rows"]) for w in mine if w["split"] == s) for s in SPLITS},
-        "duplicates": sum(int(w["duplicates"]) for w in mine),
+        "samples": {split: sum(s["rows"] for s in shards[split]) for split in SPLITS},
+        "duplicates": sum(int(w["duplicates"]) for w in written),
         "items": len(found.item_rows),
         "items_in_train": int((found.item_rows > 0).sum()),
         "users_in_train": len(found.users),
-        "train_labels": dict(zip(scenario.tasks, known.astype(int).tolist(), strict=True)),
-        "train_label_means": dict(
-            zip(scenario.tasks, (total / np.maximum(known, 1)).round(4).tolist(), strict=True)
-        ),
-        "dropped": {k: counts[k] for k in dropped if k in counts},
+        "train_labels": dict(zip(scenario.tasks, known.tolist(), strict=True)),
+        "train_label_means": dict(zip(scenario.tasks, found.priors.round(4).tolist(), strict=True)),
+        "dropped": {k: counts[k] for k in DROPPED if k in counts},
         "ignored_labels": {k: v for k, v in counts.items() if k.startswith("label of")},
+        "ignored_numbers": {k: v for k, v in counts.items() if k.startswith("number of")},
     }
     if scenario.events.time is None:
         report["note"] = "no time: out-of-fold statistics, history of other training folds"

@@ -1,6 +1,13 @@
-"""The shuffles of preparing: rows partitioned by user, by category and by item, with Ray Data."""
+"""The shuffles of preparing: rows partitioned by user, by category and by item, with Ray Data.
+
+A partition holds all rows of some keys, about `ROWS_PER_PARTITION` of them, and one task holds a
+partition at a time. A key is never parted: the rows of the most frequent item, user, or value of a
+category that has statistics must fit into a task's memory. Values of categories with too many rows
+are refused (`problems.py`).
+"""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +18,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.preparing import features, inputs, samples
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
-from mtrec_ray.data.preparing.scan import LogSource, fragment_dataset, read_canonical
+from mtrec_ray.data.preparing.scan import LogSource, Sources, read_canonical
 from mtrec_ray.project.scenario import SPLITS
 
 ROWS_PER_PARTITION = 500_000
@@ -23,204 +30,271 @@ ROWS_PER_SHARD = 32_768
 SCENARIO_STRIDE = 2**20
 
 
+READ_TASKS = 256
+
+
+Specs = dict[str, FeatureSpec]
+
+
 # What rows are partitioned by: the scenario's name and its rows to a number for each row.
 PartitionKey = Callable[[str, pa.Table], np.ndarray]
 
 
-def partitioned(
+# What is done with all rows of a partition: scenario's name, its number, its rows.
+PartitionWork = Callable[[str, int, pa.Table], pa.Table]
+
+
+def by_user(_: str, table: pa.Table) -> np.ndarray:
+    """The user as key."""
+    return table.column("user").to_numpy()
+
+
+def by_item(_: str, table: pa.Table) -> np.ndarray:
+    """The item as key."""
+    return table.column("item").to_numpy()
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """How rows are assigned to partitions: a hash of their key, by scenario.
+
+    Attributes:
+        counts: how many partitions each scenario has; the order of the scenarios is part of it.
+    """
+
+    counts: dict[str, int]
+
+    @classmethod
+    def of(cls, fragments: list[Fragment]) -> "Partitions":
+        """As many as the rows of each scenario need."""
+        rows: dict[str, int] = {}
+        for fragment in fragments:
+            rows[fragment.scenario] = rows.get(fragment.scenario, 0) + fragment.num_rows
+        return cls({name: max(-(-n // ROWS_PER_PARTITION), 1) for name, n in rows.items()})
+
+    def assign(self, name: str, table: pa.Table, key: PartitionKey) -> pa.Table:
+        """The rows with their partition by a key in the column `part`."""
+        hashes = key(name, table).astype(np.int64).view(np.uint64)
+        number = (hashes % np.uint64(self.counts[name])).astype(np.int64)
+        part = pa.array(list(self.counts).index(name) * SCENARIO_STRIDE + number)
+        if "part" in table.column_names:
+            return table.set_column(table.column_names.index("part"), "part", part)
+        return table.append_column("part", part)
+
+    def place(self, table: pa.Table) -> tuple[str, int]:
+        """The scenario's name and the number of the partition that some rows are of."""
+        code, number = divmod(int(table.column("part")[0].as_py()), SCENARIO_STRIDE)
+        return list(self.counts)[code], number
+
+    def each(self, data: ray.data.Dataset, work: PartitionWork) -> ray.data.Dataset:
+        """Shuffle the rows to their partitions and do the work on each."""
+
+        def do(table: pa.Table) -> pa.Table:
+            return work(*self.place(table), table)
+
+        groups = data.groupby("part", num_partitions=sum(self.counts.values()))
+        return groups.map_groups(do, batch_format="pyarrow")
+
+
+def read_rows(
     fragments: list[Fragment],
-    sources: ray.ObjectRef,
+    sources: "ray.ObjectRef[Sources]",
+    partitions: Partitions,
     key: PartitionKey,
-    parts: dict[str, int],
     width: int = 1,
 ) -> ray.data.Dataset:
-    """Canonical rows with a column `part` by a hash of their key, to carry `width` statistics."""
+    """Canonical rows with the partition of their key and room for `width` statistics."""
 
     def read(block: pa.Table) -> Iterator[pa.Table]:
-        known = cast("dict[str, LogSource]", ray.get(sources))
+        known = ray.get(sources)
         for row in block.to_pylist():
             fragment = Fragment(**row)
             table, _ = read_canonical(fragment, known[fragment.scenario])
-            code = list(known).index(fragment.scenario)
-            values = key(fragment.scenario, table)
-            table = features.carry_nothing(table, width)
-            yield _with_part(table, values, code, parts[fragment.scenario])
+            table = features.without_statistics(table, width)
+            yield partitions.assign(fragment.scenario, table, key)
 
-    return fragment_dataset(fragments).map_batches(read, batch_size=1, batch_format="pyarrow")
-
-
-def by_column(column: str) -> PartitionKey:
-    """The user or the item as key."""
-    return lambda _, table: table.column(column).to_numpy()
+    rows = [f.__dict__ for f in fragments]
+    data = ray.data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
+    return data.map_batches(read, batch_size=1, batch_format="pyarrow")
 
 
-def _with_part(table: pa.Table, values: np.ndarray, code: int, parts: int) -> pa.Table:
-    value = values.astype(np.int64).view(np.uint64) % np.uint64(parts)
-    column = pa.array(code * SCENARIO_STRIDE + value.astype(np.int64))
-    if "part" in table.column_names:
-        return table.set_column(table.column_names.index("part"), "part", column)
-    return table.append_column("part", column)
-
-
-def num_parts(rows: dict[str, int]) -> dict[str, int]:
-    """Partitions of each scenario."""
-    return {name: -(-n // ROWS_PER_PARTITION) for name, n in rows.items()}
-
-
-def _grouped(
-    data: ray.data.Dataset, work: Callable[[pa.Table], pa.Table], parts: dict[str, int]
-) -> ray.data.Dataset:
-    total = sum(parts.values())
-    return data.groupby("part", num_partitions=min(total, 1024)).map_groups(
-        work, batch_format="pyarrow"
-    )
-
-
-def _place(table: pa.Table, layouts: dict[str, Any]) -> tuple[str, int]:
-    code, index = divmod(int(table.column("part")[0].as_py()), SCENARIO_STRIDE)
-    return list(layouts)[code], index
-
-
-def expand(
+def rewrite_log(
     fragments: list[Fragment],
-    sources: ray.ObjectRef,
-    weights: dict[str, np.ndarray],
+    sources: "ray.ObjectRef[Sources]",
+    change: Callable[[str, LogSource, pa.Table], pa.Table],
     folder: str,
-    seed: int,
 ) -> list[Fragment]:
-    """Row groups of the expanded log (split by fractions, sampled negatives) in a work folder."""
-    rows = {name: sum(f.num_rows for f in fragments if f.scenario == name) for name in weights}
-    parts = {name: num_parts(rows).get(name, 1) for name in cast("dict", ray.get(sources))}
+    """Write canonical rows, changed with all rows of a user at hand; returns their row groups."""
+    partitions = Partitions.of(fragments)
 
-    def work(table: pa.Table) -> pa.Table:
-        known = cast("dict[str, LogSource]", ray.get(sources))
-        name, index = _place(table, known)
-        table = table.drop_columns(["part", "carried"])
-        source = known[name]
-        table = samples.expand_users(table, source.scenario, weights[name], source.published, seed)
+    def write(name: str, index: int, table: pa.Table) -> pa.Table:
+        rows = table.drop_columns(["part", "statistics"])
         path = storage.join(folder, name, f"part-{index:05}.parquet")
-        storage.write_table(path, table)
+        storage.write_table(path, change(name, ray.get(sources)[name], rows))
         return pa.table({"scenario": [name], "path": [path]})
 
-    found = _grouped(
-        partitioned(fragments, sources, by_column("user"), parts), work, parts
-    ).take_all()
+    rows = read_rows(fragments, sources, partitions, by_user)
+    written = partitions.each(rows, write).take_all()
     return [
-        piece
-        for name in weights
-        for path in sorted(row["path"] for row in found if row["scenario"] == name)
-        for piece in inputs.fragments(name, path)
+        fragment
+        for name in partitions.counts
+        for path in sorted(row["path"] for row in written if row["scenario"] == name)
+        for fragment in inputs.fragments(name, path, canonical=True)
     ]
 
 
-def build_shards(
-    fragments: list[Fragment], sources: ray.ObjectRef, layouts: dict[str, FeatureSpec], folder: str
-) -> list[dict[str, Any]]:
-    """Write samples and end states; one row for each file that was written."""
-    rows = {name: sum(f.num_rows for f in fragments if f.scenario == name) for name in layouts}
-    parts = num_parts(rows)
-    width = max(len(features.carried_names(x.scenario)) for x in layouts.values())
-    shared = ray.put(layouts)
+def add_fractions(
+    fragments: list[Fragment], sources: "ray.ObjectRef[Sources]", folder: str, seed: int
+) -> list[Fragment]:
+    """Row groups of the log with its split by fractions of each user's rows."""
 
-    def by_item(table: pa.Table) -> pa.Table:
-        known = cast("dict[str, FeatureSpec]", ray.get(shared))
-        name, index = _place(table, known)
-        out, state = features.item_features(table, known[name])
-        write_state(state, folder, name, "items", index)
-        values = out.column("user").to_numpy()
-        return _with_part(out, values, list(known).index(name), parts[name])
+    def change(_: str, source: LogSource, table: pa.Table) -> pa.Table:
+        return samples.split_by_fractions(table, source.scenario, seed)
 
-    def by_user(table: pa.Table) -> pa.Table:
-        known = cast("dict[str, FeatureSpec]", ray.get(shared))
-        name, index = _place(table, known)
-        finished, states = features.user_features(table, known[name])
-        for kind, state in states.items():
-            write_state(state, folder, name, kind, index)
-        return write_samples(finished, folder, name, index, count_duplicates(table))
-
-    plain = [f for f in fragments if not layouts[f.scenario].categories]
-    counted = [f for f in fragments if layouts[f.scenario].categories]
-    data = [partitioned(plain, sources, by_column("item"), parts, width)] if plain else []
-    if counted:
-        data.append(category_passes(counted, sources, shared, parts, width, folder))
-    joined = data[0].union(*data[1:]) if data[1:] else data[0]
-    return _grouped(_grouped(joined, by_item, parts), by_user, parts).take_all()
+    return rewrite_log(fragments, sources, change, folder)
 
 
-def category_passes(
+def add_negatives(
     fragments: list[Fragment],
-    sources: ray.ObjectRef,
-    shared: ray.ObjectRef,
-    parts: dict[str, int],
-    width: int,
+    sources: "ray.ObjectRef[Sources]",
+    train_rows: dict[str, np.ndarray],
     folder: str,
-) -> ray.data.Dataset:
-    """Rows with the statistics of their item's categories, partitioned by item for the next pass.
+    seed: int,
+) -> list[Fragment]:
+    """Row groups of the log with its sampled negatives; `train_rows` i64[n] by scenario."""
+    shared = ray.put(train_rows)
 
-    One shuffle for each categorical column that is counted; scenarios with fewer columns than
-    others pass through the last ones.
+    def change(name: str, source: LogSource, table: pa.Table) -> pa.Table:
+        rows = cast("dict[str, np.ndarray]", ray.get(shared))[name]
+        weights = samples.negative_weights(source.scenario, rows)
+        return samples.add_negatives(table, source.scenario, weights, source.published, seed)
+
+    return rewrite_log(fragments, sources, change, folder)
+
+
+@dataclass(frozen=True)
+class FeaturePasses:
+    """The passes that add statistics and histories, and write states and shards.
+
+    Attributes:
+        sources, specs: handles of what reading and partition functions need, by scenario.
+        width: statistics that a row carries from pass to pass.
+        folder: where states and shards are written.
     """
-    layouts = cast("dict[str, FeatureSpec]", ray.get(shared))
-    names = {f.scenario for f in fragments}
-    passes = max(len(layouts[n].categories) for n in names)
 
-    def key(number: int) -> PartitionKey:
-        def values(name: str, table: pa.Table) -> np.ndarray:
-            known = cast("dict[str, FeatureSpec]", ray.get(shared))[name].categories
+    sources: "ray.ObjectRef[Sources]"
+    specs: "ray.ObjectRef[Specs]"
+    partitions: Partitions
+    width: int
+    folder: str
+
+    def spec(self, name: str) -> FeatureSpec:
+        """What the partition functions need of a scenario."""
+        return ray.get(self.specs)[name]
+
+    def run(self, fragments: list[Fragment], num_categories: dict[str, int]) -> ray.data.Dataset:
+        """One row for each partition of users: what was written, as `write_samples` says."""
+        plain = [f for f in fragments if not num_categories[f.scenario]]
+        others = [f for f in fragments if num_categories[f.scenario]]
+        data = [self.read(plain, by_item)] if plain else []
+        if others:
+            data.append(self.by_categories(others, num_categories))
+        joined = data[0].union(*data[1:]) if data[1:] else data[0]
+        with_items = self.partitions.each(joined, self.items)
+        return self.partitions.each(with_items, self.users)
+
+    def read(self, fragments: list[Fragment], key: PartitionKey) -> ray.data.Dataset:
+        """The rows of some row groups by their first key."""
+        return read_rows(fragments, self.sources, self.partitions, key, self.width)
+
+    def by_categories(
+        self, fragments: list[Fragment], num_categories: dict[str, int]
+    ) -> ray.data.Dataset:
+        """The rows with the statistics of their item's categories, partitioned by item.
+
+        One shuffle for each column; scenarios with fewer columns than others pass through the last
+        ones.
+        """
+        data = self.read(fragments, self.category_key(0))
+        for number in range(max(num_categories[f.scenario] for f in fragments)):
+            data = self.partitions.each(data, self.category_work(number))
+        return data
+
+    def category_key(self, number: int) -> PartitionKey:
+        """The value of a scenario's n-th categorical column as key; the item after the last."""
+
+        def key(name: str, table: pa.Table) -> np.ndarray:
+            codes = list(self.spec(name).categories.values())
             item = table.column("item").to_numpy()
-            return list(known.values())[number][item] + 1 if number < len(known) else item
+            return codes[number][item] + 1 if number < len(codes) else item
 
-        return values
+        return key
 
-    def work(number: int) -> Callable[[pa.Table], pa.Table]:
-        def by_category(table: pa.Table) -> pa.Table:
-            known = cast("dict[str, FeatureSpec]", ray.get(shared))
-            name, index = _place(table, known)
-            layout = known[name]
-            if number < len(layout.categories):
-                column = list(layout.categories)[number]
-                table, state = features.category_features(table, layout, column)
-                write_state(state, folder, name, f"category.{column}", index)
-            values = key(number + 1)(name, table)
-            return _with_part(table, values, list(known).index(name), parts[name])
+    def category_work(self, number: int) -> PartitionWork:
+        """Add the statistics of a scenario's n-th categorical column, if it has so many."""
 
-        return by_category
+        def work(name: str, index: int, table: pa.Table) -> pa.Table:
+            spec = self.spec(name)
+            if number < len(spec.categories):
+                column = list(spec.categories)[number]
+                table, state = features.category_features(table, spec, column)
+                self.write_state(state, name, f"category.{column}", index)
+            return self.partitions.assign(name, table, self.category_key(number + 1))
 
-    mine = {n: p for n, p in parts.items() if n in names}
-    data = partitioned(fragments, sources, key(0), parts, width)
-    for number in range(passes):
-        data = _grouped(data, work(number), mine)
-    return data
+        return work
+
+    def items(self, name: str, index: int, table: pa.Table) -> pa.Table:
+        """Add the statistics of items."""
+        table, state = features.item_features(table, self.spec(name))
+        self.write_state(state, name, "items", index)
+        return self.partitions.assign(name, table, by_user)
+
+    def users(self, name: str, index: int, table: pa.Table) -> pa.Table:
+        """Finish the rows, and write them with the users' states."""
+        finished, states = features.user_features(table, self.spec(name))
+        for kind, state in states.items():
+            self.write_state(state, name, kind, index)
+        shards = write_samples(finished, self.folder, name, index)
+        duplicates = count_duplicates(table)
+        return pa.table({"scenario": [name], "duplicates": [duplicates], "shards": [shards]})
+
+    def write_state(self, state: pa.Table, name: str, kind: str, index: int) -> None:
+        """Write the end states of a partition's keys."""
+        path = storage.join(self.folder, name, "state", kind, f"part-{index:05}.parquet")
+        storage.write_table(path, state)
 
 
-def write_state(state: pa.Table, folder: str, name: str, kind: str, index: int) -> None:
-    """Write the end state of a partition's keys."""
-    path = storage.join(folder, name, "state", kind, f"part-{index:05}.parquet")
-    storage.write_table(path, state)
+def build_shards(
+    fragments: list[Fragment], sources: "ray.ObjectRef[Sources]", specs: Specs, folder: str
+) -> list[dict[str, Any]]:
+    """Write samples and end states.
+
+    Returns:
+        For each partition of users: `scenario`, `duplicates`, and its `shards` (`split`, `path`,
+        `rows`).
+    """
+    width = max(spec.columns.num_of_items for spec in specs.values())
+    partitions = Partitions.of(fragments)
+    passes = FeaturePasses(sources, ray.put(specs), partitions, width, folder)
+    return passes.run(fragments, {n: len(s.categories) for n, s in specs.items()}).take_all()
 
 
 def count_duplicates(table: pa.Table) -> int:
-    """Rows that repeat the user, item and time of another."""
-    real = table.filter(pa.array(~table.column("sampled").to_numpy()))
-    groups = real.group_by(["user", "item", "time"]).aggregate([])
-    return real.num_rows - groups.num_rows
+    """Rows of the log that repeat the user, item and time of another."""
+    logged = table.filter(pa.array(~table.column("sampled").to_numpy()))
+    groups = logged.group_by(["user", "item", "time"]).aggregate([])
+    return logged.num_rows - groups.num_rows
 
 
-def write_samples(
-    finished: pa.Table, folder: str, name: str, index: int, duplicates: int
-) -> pa.Table:
-    """Write a partition's samples as shards; one row a file."""
-    written: dict[str, list[Any]] = {
-        k: [] for k in ("scenario", "split", "path", "rows", "duplicates")
-    }
+def write_samples(finished: pa.Table, folder: str, name: str, index: int) -> list[dict[str, Any]]:
+    """Write a partition's samples as shards; returns split, path and rows of each."""
     split = finished.column("split").to_numpy()
+    written = []
     for code, word in enumerate(SPLITS):
         rows = finished.filter(pa.array(split == code)).drop_columns("split")
         for number, start in enumerate(range(0, rows.num_rows, ROWS_PER_SHARD)):
             shard = rows.slice(start, ROWS_PER_SHARD)
             path = storage.join(name, word, f"part-{index:05}-{number:04}.parquet")
             storage.write_table(storage.join(folder, path), shard)
-            values = (name, word, path, shard.num_rows, duplicates if not written["path"] else 0)
-            for key, value in zip(written, values, strict=True):
-                written[key].append(value)
-    return pa.table(written)
+            written.append({"split": word, "path": path, "rows": shard.num_rows})
+    return written

@@ -2,12 +2,14 @@
 
     catalogue   items -> token ids                          one pass over the items
     scan        log -> counts, label means, vocabularies    one pass over the row groups
-    expand      only with split by fractions or sampled negatives: shuffle by user
-    features    shuffle by each counted category, by item -> their statistics
+    split       only by fractions: shuffle by user
+    negatives   only where they are sampled: shuffle by user
+    features    shuffle by each category that has statistics, by item -> their statistics
                 -> shuffle by user -> user statistics, histories, shards
 
-No step holds more than a row group, a partition of about `ROWS_PER_PARTITION` rows, a catalogue,
-or a vocabulary.
+A task holds a row group or a partition, which is about `ROWS_PER_PARTITION` rows, or more where one
+item, user or value of a category has more (`passes.py`); catalogues and vocabularies lie in the
+object store, and in the driver.
 """
 
 from collections.abc import Mapping
@@ -15,17 +17,17 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.catalogue import assemble, category_codes, load_catalogue
-from mtrec_ray.data.preparing import inputs, samples
+from mtrec_ray.data.catalogue import TOKENS, assemble, category_codes, published_ms
+from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of
-from mtrec_ray.data.preparing.passes import build_shards, expand
-from mtrec_ray.data.preparing.scan import Scan, list_width, scan, scan_problems, source_of
+from mtrec_ray.data.preparing.passes import add_fractions, add_negatives, build_shards
+from mtrec_ray.data.preparing.problems import category_problems, item_problems, scan_problems
+from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
@@ -40,37 +42,8 @@ CATALOGUE = "catalogue.parquet"
 NO_USERS: Mapping[str, np.ndarray] = {}
 
 
-def read_items(project: Project, name: str) -> pa.Table:
-    """The columns of a scenario's items that the project file names."""
-    scenario = project.scenarios[name]
-    columns = list(inputs.wanted_columns(scenario)["items"])
-    tables = []
-    for path in storage.parquet_files(project.path(scenario.items.path)):
-        fs, inner = storage.filesystem(path)
-        tables.append(pq.read_table(inner, filesystem=fs, columns=columns))
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
-def item_problems(project: Project, tables: dict[str, pa.Table]) -> list[str]:
-    """One line for each catalogue whose ids are null or not unique."""
-    problems = []
-    for name, table in tables.items():
-        ids = table.column(project.scenarios[name].items.id)
-        where = f"scenarios.{name}.items.id"
-        if ids.null_count:
-            problems.append(f"{where}: found {ids.null_count} nulls; allowed: none")
-        counts = ids.value_counts()
-        repeated = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
-        if len(repeated):
-            example = repeated.field("values")[0].as_py()
-            problems.append(
-                f"{where}: found {len(repeated)} duplicate ids, such as {example!r}; allowed: none"
-            )
-    return problems
-
-
 def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """The item tables of all scenarios with their token ids."""
+    """The item tables of all scenarios with their token ids, in the order of the rows."""
     encoder = project.model.encoder
 
     def add_tokens(block: pa.Table) -> pa.Table:
@@ -80,51 +53,51 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
         return block.drop_columns("text").append_column("tokens", column)
 
     blocks = [
-        pa.table(
-            {
-                "scenario": pa.array([code] * table.num_rows, pa.int32()),
-                "index": np.arange(table.num_rows),
-                "text": pa.array(item_texts(table, project.scenarios[name].items), pa.string()),
-            }
-        )
+        text_rows(code, item_texts(table, project.scenarios[name].items))
         for code, (name, table) in enumerate(tables.items())
     ]
-    found = (
+    refs = (
         ray.data.from_arrow(blocks)
         .repartition(target_num_rows_per_block=TEXTS_PER_BLOCK)
         .map_batches(add_tokens, batch_format="pyarrow", batch_size=None)
         .to_arrow_refs()
     )
-    whole = pa.concat_tables(ray.get(cast("list[ray.ObjectRef[pa.Table]]", found)))
+    whole = pa.concat_tables(ray.get(cast("list[ray.ObjectRef[pa.Table]]", refs)))
+    scenario = whole.column("scenario").to_numpy()
     result = {}
     for code, (name, table) in enumerate(tables.items()):
-        mine = whole.filter(pa.array(whole.column("scenario").to_numpy() == code)).sort_by("index")
-        result[name] = table.append_column("tokens", mine.column("tokens"))
+        rows = whole.filter(pa.array(scenario == code)).sort_by("index")
+        others = [c for c in table.column_names if c != TOKENS]
+        result[name] = table.select(others).append_column(TOKENS, rows.column("tokens"))
     return result
 
 
-def layout_of(
-    project: Project,
-    name: str,
-    found: Scan,
-    users: np.ndarray,
-    items: pa.Table,
-    catalogue_path: str,
+def text_rows(code: int, texts: list[str]) -> pa.Table:
+    """The texts of a scenario's items with its number and theirs."""
+    columns = {
+        "scenario": pa.array(np.full(len(texts), code, np.int32)),
+        "index": np.arange(len(texts)),
+        "text": pa.array(texts, pa.string()),
+    }
+    return pa.table(columns)
+
+
+def spec_of(
+    project: Project, name: str, found: Scan, users: np.ndarray, items: pa.Table
 ) -> FeatureSpec:
     """What the partition functions need, with the numbers fitted on training rows."""
-    known, total, _ = found.label_sums
+    scenario = project.scenarios[name]
     return FeatureSpec(
-        scenario=project.scenarios[name],
-        width=list_width(project),
-        priors=tuple((total / np.maximum(known, 1)).tolist()),
+        scenario=scenario,
+        priors=tuple(found.priors.tolist()),
         end_ms=found.last_ms + 1,
-        published=load_catalogue(catalogue_path).published,
+        published=published_ms(items, scenario.items, scenario.events.time_unit),
         users=users,
         event_vocabularies=tuple(found.categories),
         seed=project.data_seed,
         categories={
             column: category_codes(items.column(column))
-            for column in project.scenarios[name].items.counted
+            for column in scenario.items.statistics_columns
         },
     )
 
@@ -151,9 +124,7 @@ def write_catalogues(
     """Write each scenario's catalogue; returns the vocabularies of its categorical columns."""
     vocabularies = {}
     for name, table in items.items():
-        out, vocabularies[name] = assemble(
-            table, project.scenarios[name].items, scans[name].item_rows
-        )
+        out, vocabularies[name] = assemble(table, project.scenarios[name], scans[name].item_rows)
         storage.write_table(storage.join(folder, name, CATALOGUE), out)
     return vocabularies
 
@@ -169,53 +140,71 @@ def prepare(
         ProjectError: whatever in the inputs the job cannot work with, all at once.
     """
     load_tokenizer(project.model.encoder.source)
-    tables = {name: read_items(project, name) for name in project.scenarios}
+    tables = {name: inputs.read_items(project, name) for name in project.scenarios}
     refuse(item_problems(project, tables))
     log(f"tokenising {sum(t.num_rows for t in tables.values()):,} items")
     items = tokenised_items(project, tables)
-    known = {name: source_of(project, name, items[name]) for name in items}
-    sources = ray.put(known)
-    pieces = [
-        piece
-        for name, scenario in project.scenarios.items()
-        for piece in inputs.fragments(name, project.path(scenario.events.path))
-    ]
-    log(f"scanning {sum(p.num_rows for p in pieces):,} rows")
-    scans = scan(pieces, sources)
-    pieces, scans = _expanded(project, pieces, sources, scans, folder, log)
-    refuse(scan_problems(project, scans))
+    sources = ray.put({name: source_of(project, name, items[name]) for name in items})
+    fragments, scans = expanded_log(project, sources, storage.join(folder, "work"), log)
+    refuse(scan_problems(project, scans) + category_problems(project, tables, scans))
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans, stored_users)
-    paths = {name: storage.join(folder, name, CATALOGUE) for name in items}
-    layouts = {n: layout_of(project, n, scans[n], users[n], items[n], paths[n]) for n in items}
+    specs = {n: spec_of(project, n, scans[n], users[n], items[n]) for n in items}
     log("statistics, histories and shards")
-    written = build_shards(pieces, sources, layouts, folder)
-    return manifest_of(project, scans, layouts, vocabularies, written, folder)
+    written = build_shards(fragments, sources, specs, folder)
+    return manifest_of(project, scans, specs, vocabularies, written, folder)
 
 
-def _expanded(
-    project: Project,
-    pieces: list[Fragment],
-    sources: ray.ObjectRef,
-    scans: dict[str, Scan],
-    folder: str,
-    log: Log,
+def expanded_log(
+    project: Project, sources: "ray.ObjectRef[Sources]", folder: str, log: Log
 ) -> tuple[list[Fragment], dict[str, Scan]]:
-    names = [n for n, s in project.scenarios.items() if samples.needs_expansion(s)]
-    if not names:
-        return pieces, scans
-    log(f"splitting and sampling negatives: {', '.join(names)}")
-    weights = {
-        n: samples.negative_weights(
-            project.scenarios[n], scans[n].item_rows, len(scans[n].item_rows)
-        )
-        for n in names
-    }
-    mine = [p for p in pieces if p.scenario in names]
-    work = storage.join(folder, "work")
-    bigger = expand(mine, sources, weights, work, project.data_seed)
-    again = scan(bigger, sources)
-    for name in names:
-        again[name].findings = scans[name].findings
-    others = [p for p in pieces if p.scenario not in names]
-    return others + bigger, {n: again.get(n, scans[n]) for n in project.scenarios}
+    """Row groups of the samples, split and with sampled negatives, and their scans.
+
+    Negatives come after the split: by popularity they are drawn by the training rows alone.
+
+    Raises:
+        ProjectError: rows of the log that cannot be worked with.
+    """
+    fragments = inputs.log_fragments(project)
+    log(f"scanning {sum(f.num_rows for f in fragments):,} rows")
+    scans = scan(fragments, sources)
+    seed = project.data_seed
+    by_fractions = [n for n, s in project.scenarios.items() if s.split.fractions]
+    drawing = [n for n, s in project.scenarios.items() if s.negatives]
+    if by_fractions or drawing:
+        refuse(scan_problems(project, scans, expanded=False))
+    if by_fractions:
+        log(f"splitting by fractions: {', '.join(by_fractions)}")
+        work = storage.join(folder, "split")
+        changed = add_fractions(only(fragments, by_fractions), sources, work, seed)
+        fragments, scans = with_changed(fragments, scans, changed, sources)
+    if drawing:
+        refuse(scan_problems(project, scans, expanded=False))
+        log(f"sampling negatives: {', '.join(drawing)}")
+        work = storage.join(folder, "negatives")
+        train_rows = {name: scans[name].item_rows for name in drawing}
+        changed = add_negatives(only(fragments, drawing), sources, train_rows, work, seed)
+        fragments, scans = with_changed(fragments, scans, changed, sources)
+    return fragments, scans
+
+
+def only(fragments: list[Fragment], names: list[str]) -> list[Fragment]:
+    """The row groups of some scenarios."""
+    return [f for f in fragments if f.scenario in names]
+
+
+def with_changed(
+    fragments: list[Fragment],
+    scans: dict[str, Scan],
+    changed: list[Fragment],
+    sources: "ray.ObjectRef[Sources]",
+) -> tuple[list[Fragment], dict[str, Scan]]:
+    """Row groups and scans with those of rewritten logs in place of the earlier ones.
+
+    What was met in the user's log stays known.
+    """
+    again = scan(changed, sources)
+    for name, found in again.items():
+        found.findings = scans[name].findings
+    others = [f for f in fragments if f.scenario not in again]
+    return others + changed, {name: again.get(name, scans[name]) for name in scans}

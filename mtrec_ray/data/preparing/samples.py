@@ -5,7 +5,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
-from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.scenario import SPLITS, Scenario
 
 # Row numbers of sampled negatives start here: FIRST_NEGATIVE + row of the positive * k + 0..k-1.
 FIRST_NEGATIVE = 2**48
@@ -24,104 +24,110 @@ def source_rows(number: NDArray[np.int64], scenario: Scenario) -> NDArray[np.int
     return np.where(number >= FIRST_NEGATIVE, source, number)
 
 
-def expand_users(
-    table: pa.Table,
-    scenario: Scenario,
-    item_weights: NDArray[np.float64],
-    published: NDArray[np.int64],
-    seed: int,
-) -> pa.Table:
-    """Rows of a partition of users with their split by fractions and their sampled negatives."""
-    table = table.sort_by("row")  # a shuffle's order is not reproducible, the draws below must be
-    if scenario.split.fractions:
-        table = table.set_column(
-            table.column_names.index("split"), "split", pa.array(_fractions(table, scenario, seed))
-        )
-    if scenario.negatives is None:
-        return table
-    return pa.concat_tables([table, _negatives(table, scenario, item_weights, published, seed)])
+def split_by_fractions(table: pa.Table, scenario: Scenario, seed: int) -> pa.Table:
+    """The rows of a partition of users, in the order of the log, with their split by fractions.
 
-
-def _fractions(table: pa.Table, scenario: Scenario, seed: int) -> NDArray[np.int8]:
-    """Split of each row by its place among its user's rows in time (without time by a hash).
-
-    Rows of a user with one time are never parted: all get the split of the earliest.
+    A row's split is by its place among its user's rows in time (without time by a hash). Rows of a
+    user with one time are never parted: all get the split of the earliest.
     """
     assert scenario.split.fractions
+    table = table.sort_by("row")  # a shuffle's order is not reproducible
     user, time = table.column("user").to_numpy(), table.column("time").to_numpy()
-    tie = order_key(table, seed) if scenario.events.time is None else np.zeros(len(user), np.uint64)
+    timed = scenario.events.time is not None
+    tie = np.zeros(len(user), np.uint64) if timed else order_key(table, seed)
     order = np.lexsort([tie, time, user])
-    sorted_user = user[order]
-    new_user = np.concatenate([[True], sorted_user[1:] != sorted_user[:-1]])
-    start = np.maximum.accumulate(np.where(new_user, np.arange(len(order)), 0))
-    size = np.diff(np.append(np.flatnonzero(new_user), len(order)))[np.cumsum(new_user) - 1]
-    place = np.arange(len(order)) - start
-    if scenario.events.time is not None:
-        new = new_user | np.concatenate([[True], np.diff(time[order]) != 0])
-        place = place[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
-    share = place / size
     cuts = np.cumsum(scenario.split.fractions)[:2] - 1e-9
     split = np.empty(len(order), np.int8)
-    split[order] = np.searchsorted(cuts, share, side="right")
-    return split
+    shares = _shares_before(user[order], time[order] if timed else None)
+    split[order] = np.searchsorted(cuts, shares, side="right")
+    return table.set_column(table.column_names.index("split"), "split", pa.array(split))
 
 
-def _negatives(
+def _shares_before(user: NDArray[np.int64], time: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    """f64[N]: share of the user's rows that stand before each row, or before those of its time.
+
+    Rows are sorted by user, then time.
+    """
+    number = np.arange(len(user))
+    new_user = np.concatenate([[True], user[1:] != user[:-1]])
+    start = np.maximum.accumulate(np.where(new_user, number, 0))
+    size = np.diff(np.append(np.flatnonzero(new_user), len(user)))[np.cumsum(new_user) - 1]
+    place = number - start
+    if time is not None:
+        new = new_user | np.concatenate([[True], np.diff(time) != 0])
+        place = place[np.maximum.accumulate(np.where(new, number, 0))]
+    return place / size
+
+
+def add_negatives(
     table: pa.Table,
     scenario: Scenario,
     weights: NDArray[np.float64],
     published: NDArray[np.int64],
     seed: int,
 ) -> pa.Table:
-    """Sampled negatives of each positive, drawn by weight.
+    """The rows of a partition of users, and sampled negatives of each positive, drawn by weight.
 
-    Items that the user has a row with, and those not yet published by then, are left out.
+    Left out are items that the user has a row with in the positive's split or an earlier one, and
+    those not yet published by then. A later split is the future, which must not shape a sample.
     """
     assert scenario.negatives
-    of = list(scenario.tasks).index(scenario.negatives.of)
-    labels = matrix(table.column("labels"))
-    positive = np.flatnonzero(labels[:, of] == 1)
-    each = scenario.negatives.per_positive
-    rng = np.random.default_rng([seed, int(table.column("row").to_numpy().min())])
+    table = table.sort_by("row")  # a shuffle's order is not reproducible, the draws must be
+    of, each = list(scenario.tasks).index(scenario.negatives.of), scenario.negatives.per_positive
+    row = table.column("row").to_numpy()
+    positive = np.flatnonzero(matrix(table.column("labels"))[:, of] == 1)
     source = np.repeat(positive, each)
+    rng = np.random.default_rng([seed, int(row.min())])
     item = rng.choice(len(weights), len(source), p=weights / weights.sum()).astype(np.int32)
-    user = table.column("user").to_numpy()[source]
-    item_of = table.column("item").to_numpy().astype(np.int64)
-    own = np.unique(np.stack([table.column("user").to_numpy(), item_of], 1), axis=0)
-    fresh = ~_pairs_in(np.stack([user, item.astype(np.int64)], 1), own)
+    number = row[source] * each + np.arange(len(source)) % each + FIRST_NEGATIVE
+    fresh = ~_already_met(table, source, item)
     if scenario.events.time is not None:
         fresh &= published[item] <= table.column("time").to_numpy()[source]
-    number = (
-        table.column("row").to_numpy()[source] * each
-        + np.arange(len(source)) % each
-        + FIRST_NEGATIVE
-    )
-    source, item, number = source[fresh], item[fresh], number[fresh]
+    drawn = _negative_rows(table, source[fresh], item[fresh], number[fresh], of)
+    return pa.concat_tables([table, drawn])
+
+
+def _already_met(
+    table: pa.Table, source: NDArray[np.int64], item: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    """bool[m]: whether the user of row `source` has a row with `item` up to that row's split."""
+    user, split = table.column("user").to_numpy(), table.column("split").to_numpy()
+    pairs = np.stack([user, table.column("item").to_numpy().astype(np.int64)], 1)
+    drawn = np.stack([user[source], item.astype(np.int64)], 1)
+    met = np.zeros(len(source), bool)
+    for code in range(len(SPLITS)):
+        asking = split[source] == code
+        met[asking] = _pairs_in(drawn[asking], np.unique(pairs[split <= code], axis=0))
+    return met
+
+
+def _negative_rows(
+    table: pa.Table,
+    source: NDArray[np.int64],
+    item: NDArray[np.int32],
+    number: NDArray[np.int64],
+    of: int,
+) -> pa.Table:
+    """Copies of rows with another item, row number, and labels: 0 for one task, else unknown."""
     rows = table.take(pa.array(source))
-    label = np.full((len(source), labels.shape[1]), np.nan, np.float32)
-    label[:, of] = 0
+    labels = np.full_like(matrix(rows.column("labels")), np.nan)
+    labels[:, of] = 0
     values = {"row": number, "item": item, "sampled": np.ones(len(source), bool)}
     for name, value in values.items():
         rows = rows.set_column(rows.column_names.index(name), name, pa.array(value))
-    return rows.set_column(rows.column_names.index("labels"), "labels", fixed_list(label))
+    return rows.set_column(rows.column_names.index("labels"), "labels", fixed_list(labels))
 
 
 def _pairs_in(pairs: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool[m]: which of the pairs [m, 2] are among the known ones [k, 2]."""
     both, inverse = np.unique(np.concatenate([known, pairs]), axis=0, return_inverse=True)
     seen = np.zeros(len(both), bool)
     seen[inverse[: len(known)]] = True
     return seen[inverse[len(known) :]]
 
 
-def needs_expansion(scenario: Scenario) -> bool:
-    """Whether the log's rows are not yet the samples (fractions or sampled negatives)."""
-    return scenario.split.fractions is not None or scenario.negatives is not None
-
-
-def negative_weights(
-    scenario: Scenario, item_rows: NDArray[np.int64], num_items: int
-) -> NDArray[np.float64]:
-    """f64[n]: how likely each catalogue row is drawn as a negative."""
+def negative_weights(scenario: Scenario, train_rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """f64[n]: how likely each item is drawn as a negative; `train_rows` i64[n] of each item."""
     if scenario.negatives and scenario.negatives.source == "popularity":
-        return item_rows.astype(np.float64)
-    return np.ones(num_items)
+        return train_rows.astype(np.float64)
+    return np.ones(len(train_rows))

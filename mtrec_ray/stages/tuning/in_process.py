@@ -81,7 +81,7 @@ class InProcessContext:
             return None
         target = Path(self.copy.name)
         for path in storage.files(storage.join(self.folder, self.latest["name"])):
-            (target / path.rsplit("/", 1)[-1]).write_bytes(storage.read_bytes(path))
+            (target / storage.name_of(path)).write_bytes(storage.read_bytes(path))
         return target
 
     def log(self, text: str) -> None:

@@ -87,7 +87,7 @@ def adopt(found: Checkpoint, folder: str) -> None:
     with found.as_directory() as local:
         name = "checkpoint_taken"
         for file in sorted(storage.files(local)):
-            target = storage.join(folder, name, file.rsplit("/", 1)[-1])
+            target = storage.join(folder, name, storage.name_of(file))
             storage.write_bytes(target, storage.read_bytes(file))
     best = read_latest(folder).get("best", NO_SCORE)
     storage.write_json(storage.join(folder, LATEST), {"name": name, "best": best})

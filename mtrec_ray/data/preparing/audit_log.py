@@ -1,0 +1,214 @@
+"""The raw rows that the leakage audit compares prepared rows with.
+
+Read and understood by code of its own: nothing is shared with the preparation but the reading of
+files.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import Arrays
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.scenario import Scenario
+
+MAX_CATEGORY_ROWS = 1_000_000
+
+
+PER_MS = {"ms": 1, "us": 10**3, "ns": 10**6}
+
+
+MAX_LABEL = 3.4028235e38  # of 32 bits
+
+
+FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
+
+
+@dataclass(frozen=True)
+class Log:
+    """Raw rows of some users, items and categories, by row number.
+
+    Attributes:
+        rows: columns user, item (text), time (ms), split, one for each task, and one for
+            each category with statistics.
+        item_row: catalogue row of each item id.
+        audited: categories with statistics whose values are all rare enough to be read whole.
+        seed: of the folds of data without time.
+    """
+
+    rows: pd.DataFrame
+    item_row: dict[str, int]
+    audited: list[str]
+    of_item: pd.DataFrame
+    seed: int
+
+    def category(self, item: str, column: str) -> str | None:
+        """An item's value of a categorical column."""
+        value: Any = self.of_item.loc[item, column]
+        return value if isinstance(value, str) else None
+
+
+def source_row(scenario: Scenario, number: int) -> int:
+    """Row of the log that a sample comes from: its own, or that of a negative's positive."""
+    if scenario.negatives and number >= FIRST_NEGATIVE:
+        return (number - FIRST_NEGATIVE) // scenario.negatives.per_positive
+    return number
+
+
+def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arrays]) -> Log:
+    """The raw rows of all users, items and categories that the samples name.
+
+    The whole log is read once, column by column, and filtered before anything else is done with
+    it; of the samples' own rows only the users are read before that.
+    """
+    scenario = project.scenarios[name]
+    path = project.path(scenario.events.path)
+    catalogue = storage.join(prepared.folder, name, "catalogue.parquet")
+    ids = storage.read_table(catalogue, ["item_id"]).column(0).to_pylist()
+    users = users_of_rows(path, scenario, {source_row(scenario, int(s["row"])) for s in samples})
+    items = {ids[int(s["item"])] for s in samples}
+    of_item = read_categories(project, name)
+    audited = [c for c in scenario.items.statistics_columns if small(of_item[c], catalogue)]
+    wanted = items.copy()
+    for column in audited:
+        values = of_item[column][of_item.index.isin(items)].dropna().unique()
+        wanted |= set(of_item.index[of_item[column].isin(values)])
+    rows = pd.concat(raw_batches(path, scenario, users, wanted))
+    rows = rows.join(of_item.add_prefix("category."), on="item")
+    item_row = {item: i for i, item in enumerate(ids)}
+    usable = rows["item"].isin(item_row) & rows["user"].notna() & rows["time"].notna()
+    rows = rows[usable].copy()
+    rows["split"] = splits(prepared, scenario, name, rows)
+    return Log(rows, item_row, audited, of_item, project.data_seed)
+
+
+def users_of_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[str]:
+    """The users of some rows of the log; only the row groups that hold them are read."""
+    users: set[str] = set()
+    first = 0
+    for file in storage.parquet_files(path):
+        footer = storage.read_footer(file)
+        for group in range(footer.num_row_groups):
+            num_rows = footer.row_group(group).num_rows
+            places = [n - first for n in numbers if first <= n < first + num_rows]
+            first += num_rows
+            if places:
+                column = storage.read_row_group(file, group, [scenario.events.user]).column(0)
+                users |= {u for u in as_text(column.take(places)).to_pylist() if u is not None}
+    return users
+
+
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids as text, null for null and for NaN."""
+    missing = column.is_null(nan_is_null=True)
+    text = pc.cast(column, pa.string())
+    return pc.if_else(missing, pa.scalar(None, pa.string()), text)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def read_categories(project: Project, name: str) -> pd.DataFrame:
+    """The categorical columns of a catalogue that have statistics, as text by item id."""
+    items = project.scenarios[name].items
+    columns = [items.id, *items.statistics_columns]
+    files = storage.parquet_files(project.path(items.path))
+    table = pa.concat_tables(
+        [storage.read_table(file, columns) for file in files], promote_options="permissive"
+    )
+    ids = pc.cast(table.column(items.id), pa.string()).to_pylist()
+    text = {c: pc.cast(table.column(c), pa.string()).to_pylist() for c in items.statistics_columns}
+    return pd.DataFrame(text, index=pd.Index(ids), dtype=object)
+
+
+def small(values: pd.Series, catalogue: str) -> bool:
+    """Whether no value of a category has more training rows than the audit reads."""
+    rows = storage.read_table(catalogue, ["train_rows"]).column(0).to_numpy()
+    return pd.Series(rows).groupby(values.to_numpy()).sum().max() <= MAX_CATEGORY_ROWS
+
+
+def raw_batches(
+    path: str, scenario: Scenario, users: set[str], items: set[str]
+) -> Iterator[pd.DataFrame]:
+    """The rows of some users and some items, a row group of the log at a time, by row number."""
+    events = scenario.events
+    columns = {events.user, events.item, *(scenario.label_column(t) for t in scenario.tasks)}
+    columns |= {c for c in (events.time, scenario.split.column) if c}
+    wanted_users, wanted_items = (pa.array(sorted(x), pa.string()) for x in (users, items))
+    first = 0
+    for file in storage.parquet_files(path):
+        for group in range(storage.read_footer(file).num_row_groups):
+            table = storage.read_row_group(file, group, sorted(columns))
+            user, item = (as_text(table.column(c)) for c in (events.user, events.item))
+            of_user = pc.is_in(user, wanted_users)  # pyright: ignore[reportAttributeAccessIssue]
+            of_item = pc.is_in(item, wanted_items)  # pyright: ignore[reportAttributeAccessIssue]
+            keep = pc.or_(of_user, of_item)  # pyright: ignore[reportAttributeAccessIssue]
+            numbers = first + np.flatnonzero(keep.to_numpy())
+            first += table.num_rows
+            frame = raw_frame(table.filter(keep), scenario)
+            yield frame.set_index(numbers).assign(
+                user=user.filter(keep).to_numpy(), item=item.filter(keep).to_numpy()
+            )
+
+
+def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
+    """Time (ms), labels and split of raw rows; a label is NaN where its parent's is not 1."""
+    events = scenario.events
+    frame = pd.DataFrame(index=range(table.num_rows))
+    frame["time"] = 0.0
+    if events.time:
+        frame["time"] = raw_milliseconds(table.column(events.time), events.time_unit)
+    for task in scenario.tasks:
+        frame[task] = raw_label(table.column(scenario.label_column(task)))
+    if scenario.split.column:
+        words = pc.cast(table.column(scenario.split.column), pa.string())
+        frame["split"] = words.to_numpy()
+    for task, spec in scenario.tasks.items():
+        if spec.given:
+            frame.loc[frame[spec.given] != 1, task] = np.nan
+    return frame
+
+
+def raw_label(column: pa.ChunkedArray) -> np.ndarray:
+    """f64[N]: labels, NaN for null and for what is not finite in 32 bits."""
+    values = pc.cast(column, pa.float64(), safe=False).to_numpy()
+    return np.where(np.abs(values) <= MAX_LABEL, values, np.nan)
+
+
+def raw_milliseconds(column: pa.ChunkedArray, unit: str | None) -> np.ndarray:
+    """f64[N]: whole milliseconds since 1970, NaN for null and outside of the years 1900 to 2099.
+
+    Plain numbers are seconds where no unit is given. Written on its own: the preparation has
+    another way to read times, and both must agree.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    column = pc.cast(column, kind)
+    if pa.types.is_temporal(kind):
+        whole = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
+        ms = pc.cast(whole, pa.float64(), safe=False).to_numpy()
+    elif pa.types.is_integer(kind) and unit in ("us", "ns"):  # exact, as a float is not
+        whole = [np.nan if v is None else v // PER_MS[unit] for v in column.to_pylist()]
+        ms = np.array(whole, float)
+    else:
+        numbers = pc.cast(column, pa.float64(), safe=False).to_numpy()
+        ms = np.floor(numbers * 1e3 if unit in (None, "s") else numbers / PER_MS[unit])
+    low, high = (pd.Timestamp(str(year)).value // 10**6 for year in (1900, 2100))
+    return np.where((ms >= low) & (ms < high), ms, np.nan)
+
+
+def splits(
+    prepared: Prepared, scenario: Scenario, name: str, rows: pd.DataFrame
+) -> pd.Series | np.ndarray:
+    """The split of raw rows: by its column, or by the prepared split that holds the row."""
+    if scenario.split.column:
+        return rows["split"]
+    found = pd.Series("", index=rows.index)
+    for split in ("train", "valid", "test"):
+        for path in prepared.shard_paths(name, split):
+            numbers = storage.read_table(path, ["row"]).column(0).to_numpy()
+            found[rows.index.isin(numbers)] = split
+    return found

@@ -1,0 +1,177 @@
+"""What the job cannot work with in the rows of catalogues and logs, as one line each."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtrec_ray.data.catalogue import NO_TIME, published_ms
+from mtrec_ray.data.columns import is_plain_number, plausible_unit
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
+
+if TYPE_CHECKING:
+    from mtrec_ray.data.preparing.scan import Scan
+
+
+# A shuffle brings all rows of one key to one task, at some 300 bytes and a few copies each. The
+# project file can leave a column with a more frequent value out, which it cannot do with an item.
+MAX_ROWS_PER_VALUE = 5_000_000
+
+
+def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
+    """One line for each fault of a catalogue: ids that are null or not unique, times in no unit."""
+    return [
+        line
+        for name, table in tables.items()
+        for line in _catalogue_problems(name, project.scenarios[name], table)
+    ]
+
+
+def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Iterator[str]:
+    ids = table.column(scenario.items.id)
+    where = f"scenarios.{name}.items"
+    if nulls := int(ids.is_null(nan_is_null=True).to_numpy().sum()):
+        yield f"{where}.id: found {nulls} nulls; allowed: none"
+    text = pc.cast(ids.drop_null(), pa.string())
+    counts = text.value_counts()
+    repeated = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
+    if len(repeated):
+        example = repeated.field("values")[0].as_py()
+        yield (
+            f"{where}.id: found {len(repeated)} duplicate ids, such as {example!r}; allowed: none"
+        )
+    column = scenario.items.published
+    if column and scenario.events.time_unit is None and is_plain_number(table[column].type):
+        ms = published_ms(table, scenario.items)
+        low, high = (1000 * seconds for seconds in PLAUSIBLE_SECONDS)
+        known = np.flatnonzero(ms != NO_TIME)
+        wrong = known[(ms[known] < low) | (ms[known] >= high)]
+        if 2 * len(wrong) > len(known):
+            example = table[column][int(wrong[len(wrong) // 2])].as_py()
+            yield no_moment(f"{where}.published", f"scenarios.{name}", example)
+
+
+def no_moment(where: str, scenario: str, example: Any) -> str:
+    """The line for plain numbers that say no moment as seconds, with the unit that would do."""
+    found = f"{where}: found numbers such as {example}, which as seconds since 1970 are not"
+    unit = plausible_unit(float(example))
+    meant = f"{scenario}.events.time_unit: {unit}" if unit else "a time stamp or a date"
+    return (
+        f"{found} between 1990 and 2100; allowed: {meant}, or {scenario}.events.time_unit (one of "
+        "s, ms, us, ns) where the numbers are right"
+    )
+
+
+def scan_problems(
+    project: Project, scans: Mapping[str, "Scan"], *, expanded: bool = True
+) -> list[str]:
+    """One line for each thing in the logs that the job cannot work with.
+
+    `expanded`: whether the logs hold their sampled negatives already. A scenario whose rows were
+    not understood has no line about what follows from that: splits without rows, no labels.
+    """
+    lines: list[str] = []
+    for name, scenario in project.scenarios.items():
+        of_rows = list(_row_problems(f"scenarios.{name}", scenario, scans[name]))
+        if not any(_hides_others(line) for line in of_rows):
+            of_rows += _split_problems(f"scenarios.{name}", scans[name])
+            of_rows += _label_problems(f"scenarios.{name}", scenario, scans[name], expanded)
+        lines += of_rows
+    return lines
+
+
+def _hides_others(line: str) -> bool:
+    field = line.split(": ", 1)[0]
+    return field.endswith((".events.item", ".events.time", ".events.user", ".split.column"))
+
+
+def _row_problems(where: str, scenario: Scenario, found: "Scan") -> Iterator[str]:
+    counts, examples = found.findings.counts, found.findings.examples
+    rows = max(counts["rows"], 1)
+    yield from _time_problems(where, found)
+    if counts["null user"] == rows:
+        yield f"{where}.events.user: found {rows} nulls in {rows} rows; allowed: some users"
+    unknown = counts["unknown item"]
+    if unknown / rows > scenario.max_unknown_items:
+        yield (
+            f"{where}.events.item: found {unknown} of {rows} rows ({unknown / rows:.1%}) whose "
+            f"item the catalogue does not have, such as {examples['unknown item']}; allowed: "
+            f"max_unknown_items = {scenario.max_unknown_items:.1%}"
+        )
+    for what, number in counts.items():
+        if what.startswith("bad label of "):
+            task = what.removeprefix("bad label of ")
+            yield (
+                f"{where}.tasks.{task}: found {number} labels of a binary task that are neither "
+                f"0, 1 nor null, such as {examples[what]}; allowed: 0, 1, null"
+            )
+    if counts["unknown split"]:
+        yield (
+            f"{where}.split.column: found {counts['unknown split']} rows such as "
+            f"{examples['unknown split']!r}; allowed: {', '.join(SPLITS)}"
+        )
+
+
+def _time_problems(where: str, found: "Scan") -> Iterator[str]:
+    """At most one line about the times of a log."""
+    counts, examples = found.findings.counts, found.findings.examples
+    known = counts["rows"] - counts["null time"]
+    if 2 * counts["implausible time"] > counts["plain time"]:
+        example = float(examples["implausible time"])
+        whole = int(example) if example == int(example) else example
+        yield no_moment(f"{where}.events.time", where, whole)
+    elif 2 * counts["null time"] > counts["rows"]:
+        yield (
+            f"{where}.events.time: found {counts['null time']} nulls in {counts['rows']} rows; "
+            "allowed: a time in most of them"
+        )
+    elif 2 * counts["impossible time"] > known:
+        yield (
+            f"{where}.events.time: found {counts['impossible time']} of {known} times such as "
+            f"{examples['impossible time']}; allowed: times from 1900 to 2100"
+        )
+
+
+def _split_problems(where: str, found: "Scan") -> Iterator[str]:
+    for split, number in zip(SPLITS, found.split_rows, strict=False):
+        if not number and not found.split_rows[3]:
+            yield f"{where}.split: found no rows in {split}; allowed: at least one"
+
+
+def _label_problems(where: str, scenario: Scenario, found: "Scan", expanded: bool) -> Iterator[str]:
+    if not found.split_rows[[0, 3]].any():
+        return  # without training rows there are no labels either
+    for i, task in enumerate(scenario.tasks):
+        low, high = found.label_ranges[:, i]
+        drawn = scenario.negatives is not None and scenario.negatives.of == task
+        if low > high:
+            yield f"{where}.tasks.{task}: found no labels in train; allowed: two values or more"
+        elif low == high and (expanded or not drawn):
+            positives_alone = scenario.tasks[task].kind == "binary" and low == 1
+            hint = f", or negatives: {{of: {task}}}" if positives_alone else ""
+            yield (
+                f"{where}.tasks.{task}: found only the label {low:g} in train; allowed: two values "
+                f"or more{hint}"
+            )
+
+
+def category_problems(
+    project: Project, tables: Mapping[str, pa.Table], scans: Mapping[str, "Scan"]
+) -> list[str]:
+    """One line for each catalogue column with a value that has more rows than a task can hold."""
+    lines = []
+    for name, table in tables.items():
+        for column in project.scenarios[name].items.statistics_columns:
+            rows = pd.Series(scans[name].all_item_rows)
+            of_value = rows.groupby(table.column(column).to_pandas()).sum()
+            if of_value.max() > MAX_ROWS_PER_VALUE:
+                lines.append(
+                    f"scenarios.{name}.items.statistics: found {of_value.max():,} rows of the "
+                    f"value {of_value.idxmax()!r} of {column!r}, which one task would hold; "
+                    f"allowed: columns whose values have at most {MAX_ROWS_PER_VALUE:,} rows each"
+                )
+    return lines

@@ -1,0 +1,97 @@
+"""Paths keep their endpoint, JSON is JSON, and left-over files are no data."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mtrec_ray.data import storage
+
+TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})
+
+
+def test_the_query_of_a_uri_stays_last():
+    """A path below `s3://bucket/runs?endpoint_override=...` ends with that query, once."""
+    root = "s3://bucket/runs/?endpoint_override=minio:9000"
+    path = storage.join(storage.join(root, "a", "/b/"), "c.json")
+    assert path == "s3://bucket/runs/a/b/c.json?endpoint_override=minio:9000"
+    assert storage.name_of(path) == "c.json"
+    _, inner = storage.filesystem(path)
+    assert inner == "bucket/runs/a/b/c.json"
+
+
+def test_a_question_mark_of_a_local_path_is_a_letter():
+    """A local folder may have a question mark in its name."""
+    assert storage.join("/runs/why?", "a") == "/runs/why?/a"
+    assert storage.name_of("/runs/why?") == "why?"
+
+
+@pytest.mark.parametrize("name", ["ts=2024-01-01%2000%3A00", "a b", "plain", "50%", "a?b"])
+def test_listed_files_can_be_read(tmp_path, name):
+    """What is listed below a URI or a folder is read from there, whatever letters it has."""
+    for root in (str(tmp_path), tmp_path.as_uri()):
+        (tmp_path / name).mkdir(exist_ok=True)
+        storage.write_table(str(tmp_path / name / "part 0.parquet"), TABLE)
+        [path] = storage.parquet_files(root)
+        assert storage.read_table(path).equals(TABLE)
+    below = tmp_path.as_uri() + "/" + name.replace("%", "%25").replace("?", "%3F")
+    [path] = storage.files(below.replace(" ", "%20"))
+    assert storage.read_table(path).equals(TABLE)
+
+
+def test_hidden_and_left_over_files_are_no_data(tmp_path):
+    """Files below a folder that begins with _ or . are not listed."""
+    places = ["b/part.parquet", "_temporary/0/part.parquet", ".ipynb_checkpoints/x.parquet"]
+    for place in [*places, "_part.parquet", "notes.txt"]:
+        storage.write_table(str(tmp_path / place), TABLE)
+    assert storage.parquet_files(str(tmp_path)) == [str(tmp_path / "b/part.parquet")]
+
+
+def test_a_folder_without_parquet_says_what_it_has(tmp_path):
+    """Files of other names are counted in the error."""
+    (tmp_path / "000000_0").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"1 files, none of them named \*\.parquet"):
+        storage.parquet_files(str(tmp_path))
+
+
+def test_only_named_columns_are_read(tmp_path):
+    """`read_table` and `read_row_group` hold the columns asked for, in the file's order."""
+    path = str(tmp_path / "t.parquet")
+    storage.write_table(path, TABLE)
+    assert storage.read_table(path, ["b"]).column_names == ["b"]
+    assert storage.read_row_group(path, 0, ["a"]).equals(TABLE.select(["a"]))
+    assert storage.read_footer(path).num_rows == 3
+
+
+def read_strictly(path: Path) -> object:
+    """A JSON file, read by a reader that refuses NaN and Infinity."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_json_is_json(tmp_path):
+    """Numpy's numbers are written as numbers, and what is not finite as null."""
+    path = tmp_path / "a.json"
+    value = {
+        "single": np.float32(0.5), "count": np.int64(3), "yes": np.bool_(True), "nan": math.nan,
+        "inner": [{"x": (np.float64("inf"), -math.inf, 1.5)}, None, "text"],
+    }  # fmt: skip
+    storage.write_json(str(path), value)
+    assert read_strictly(path) == {
+        "single": 0.5, "count": 3, "yes": True, "nan": None,
+        "inner": [{"x": [None, None, 1.5]}, None, "text"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [Path("/tmp"), np.zeros(2), {1, 2}, np.datetime64("2024-01-01")])
+def test_what_json_does_not_have_is_refused(tmp_path, value):
+    """Anything without a place in JSON is a TypeError and leaves no file."""
+    with pytest.raises(TypeError):
+        storage.write_json(str(tmp_path / "a.json"), {"value": [value]})
+    assert not list(tmp_path.iterdir())
