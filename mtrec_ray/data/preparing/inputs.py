@@ -227,11 +227,11 @@ def read_items(project: Project, name: str) -> pa.Table:
 
 
 def input_fingerprint(project: Project) -> str:
-    """A hash of names, sizes and times of all input files."""
+    """Returns a hash of names, sizes and times of all input files, in whatever order they stand."""
     return fingerprint(
         *(
             [version.path, version.size, version.mtime_ns]
-            for scenario in project.scenarios.values()
+            for _, scenario in sorted(project.scenarios.items())
             for path in (scenario.items.path, scenario.events.path)
             for version in storage.parquet_versions(project.path(path))
         )
