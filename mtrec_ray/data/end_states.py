@@ -23,6 +23,7 @@ from mtrec_ray.data.snapshot import (
     no_category_statistics,
     overlay,
 )
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.scenario import SPLITS
 
 
@@ -45,7 +46,7 @@ def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
     """The catalogue at the end of the data.
 
     Raises:
-        ValueError: data prepared by a version that did not keep the items' categories.
+        ProjectError: data prepared by a version that did not keep the items' categories.
     """
     prepared, name = layout.prepared, layout.name
     ids, known, codes, published = read_catalogue(layout)
@@ -79,9 +80,11 @@ def read_catalogue(
     columns = layout.scenario.items.counted
     missing = [c for c in columns if f"code.{c}" not in table.column_names]
     if missing:
-        raise ValueError(
-            f"prepared data: found no numbers of the items' {', '.join(missing)} in {path}, which "
-            "an earlier version wrote; allowed: prepare again under another run.name"
+        raise ProjectError(
+            [
+                f"prepared data: found no numbers of the items' {', '.join(missing)} in {path}, "
+                "which an earlier version wrote; allowed: prepare again under another run.name"
+            ]
         )
     codes = {c: table.column(f"code.{c}").to_numpy() for c in columns}
     ids = np.asarray(table.column("item_id").to_pylist(), object)

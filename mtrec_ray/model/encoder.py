@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from mtrec_ray.data.tokens import TINY, resolve_source
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.model import Encoder
 
 ATTENTION_PROJECTIONS = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "Wqkv"]
@@ -46,7 +47,7 @@ def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> PreTrainedM
     attention is more than twice as slow.
 
     Raises:
-        ValueError: the source is no encoder that can be loaded.
+        ProjectError: the source is no encoder that can be loaded.
     """
     if encoder.source == TINY:
         return tiny_backbone()
@@ -58,7 +59,7 @@ def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> PreTrainedM
             source, dtype=torch.float32, attn_implementation=attention
         )
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(_cannot_load(encoder.source, error)) from None
+        raise ProjectError([_cannot_load(encoder.source, error)]) from None
     if not with_pooler and getattr(model, "pooler", None) is not None:
         model.pooler = None
     for module in model.modules():
@@ -128,15 +129,17 @@ def layers_of(model: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds the list of layers, and the list's name in it.
 
     Raises:
-        ValueError: a model of another build; only `trainable: all` and `none` work with it.
+        ProjectError: a model of another build; only `trainable: all` and `none` work with it.
     """
     for holder_name, name in (("encoder", "layer"), ("transformer", "layer"), ("", "layers")):
         holder = getattr(model, holder_name, None) if holder_name else model
         if holder is not None and isinstance(getattr(holder, name, None), nn.ModuleList):
             return holder, name
-    raise ValueError(
-        f"model.encoder.trainable: found a {type(model).__name__}, whose layers are not known; "
-        "allowed: all, none"
+    raise ProjectError(
+        [
+            f"model.encoder.trainable: found a {type(model).__name__}, whose layers are not known; "
+            "allowed: all, none"
+        ]
     )
 
 
@@ -182,7 +185,7 @@ def projections(
     """Full names of the projections of some names in the top layers.
 
     Raises:
-        ValueError: a model of another build, without projections of a known name.
+        ProjectError: a model of another build, without projections of a known name.
     """
     holder, name = layers_of(model)
     layers = getattr(holder, name)
@@ -192,9 +195,11 @@ def projections(
         if inside and full.rsplit(".", 1)[-1] in names:
             found.append(full)
     if not found:
-        raise ValueError(
-            f"model.encoder.lora.targets: found {', '.join(names)}, of which a "
-            f"{type(model).__name__} has none; allowed: {', '.join(linear_names(layers[-1]))}"
+        raise ProjectError(
+            [
+                f"model.encoder.lora.targets: found {', '.join(names)}, of which a "
+                f"{type(model).__name__} has none; allowed: {', '.join(linear_names(layers[-1]))}"
+            ]
         )
     return found
 
@@ -263,7 +268,7 @@ class TextEncoder(nn.Module):
         """Cut the encoder by `options.trainable`.
 
         Raises:
-            ValueError: more trainable layers than the encoder has.
+            ProjectError: more trainable layers than the encoder has.
         """
         super().__init__()
         model = backbone if backbone is not None else load_backbone(options)
@@ -290,8 +295,8 @@ class TextEncoder(nn.Module):
         top = options.top_k if options.trainable == "top_k" else options.lora.layers
         depth = num_layers(model)
         if top > depth:
-            raise ValueError(
-                f"model.encoder: found {top} trainable layers; allowed: at most {depth}"
+            raise ProjectError(
+                [f"model.encoder: found {top} trainable layers; allowed: at most {depth}"]
             )
         model.requires_grad_(options.trainable == "top_k")
         if top == depth:

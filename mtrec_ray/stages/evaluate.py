@@ -16,7 +16,7 @@ from mtrec_ray.evaluation.bootstrap import metric_interval
 from mtrec_ray.evaluation.metrics import TaskMetrics, joint_score, reliability, task_metrics
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.catalogue_ranking import rank_all_scenarios
@@ -195,14 +195,14 @@ def run_evaluate(project: Project, storage_path: str, log: Log) -> dict[str, Any
     }
     finished = find_finished(folder, made_with, job="evaluate", run=run_name)
     if finished and finished.get("models") == chosen:
-        log("evaluate: already done")
+        begin_stage(log, "evaluate: already done")
         return finished
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
     mark_started(folder, made_with)
-    connect(project.run)
     rows = sum(f.num_rows("test") for f in joint_run.facts.values())
-    log(f"scoring {rows:,} test rows")
+    begin_stage(log, f"evaluate: scoring {rows:,} test rows")
+    connect(project.run)
     record = measure_models(joint_run, models, folder, project, log)
     record["models"] = chosen
     storage.write_json(storage.join(folder, "metrics.json"), record)

@@ -17,10 +17,11 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.evaluation.model_choice import ScoredRows, choose_model, rare_labels, too_few
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Tuned
+from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
     DECISION,
@@ -72,7 +73,7 @@ def run_finetune(
     A scenario that the joint model does not have joins it: its data is prepared first.
 
     Raises:
-        ValueError: no joint model, an unknown scenario, or another configuration.
+        ProjectError: no joint model, an unknown scenario, or another configuration.
         RuntimeError: scenarios whose runs failed, after all others have ended.
     """
     storage.check_writable(storage_path)
@@ -126,15 +127,20 @@ def fine_tune(
     finished = {n: find_decision(joint_run, n, project) for n in names}
     left = [n for n in names if finished[n] is None]
     if not left:
-        log("finetune: already done")
+        begin_stage(log, "finetune: already done")
         return {n: d for n, d in finished.items() if d}
     refuse(run_problems(joint_run, left, project))
+    begin_stage(log, f"finetune: {', '.join(left)}")
     connect(project.run)
     export_encoder(joint_run)
     data = {n: with_teacher_labels(joint_run, n, project, log) for n in left}
     ensure_vectors(base_model(joint_run))
-    jobs = {n: functools.partial(finetune_one, joint_run, data[n], n, project, log) for n in left}
-    found = run_in_parallel(jobs, project, log)
+    with open_channel(log) as sender:
+        jobs = {
+            n: functools.partial(finetune_one, joint_run, data[n], n, project, log, sender)
+            for n in left
+        }
+        found = run_in_parallel(jobs, project, log)
     return {n: found.get(n) or finished[n] or {} for n in names}
 
 
@@ -195,7 +201,7 @@ def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) ->
 
 
 def finetune_one(
-    joint_run: JointRun, own: Prepared, name: str, project: Project, log: Log
+    joint_run: JointRun, own: Prepared, name: str, project: Project, log: Log, sender: Sender
 ) -> Record:
     """Fine-tune a scenario, decide, and store its delta; returns the decision."""
     tuned, folder = project.finetune.of(name), joint_run.folder(name)
@@ -208,7 +214,7 @@ def finetune_one(
             folder, {"labels": counts, "chosen": chosen, "reason": reason}, name, log
         )
     log(f"{name}: fine-tuning ({tuned.mode})")
-    summary = train_scenario(joint_run, own, name, project)
+    summary = train_scenario(joint_run, own, name, project, sender)
     delta = write_delta(joint_run, own, name, tuned, project)
     decision = {"labels": counts} | choose(joint_run, own, name, project)
     told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
@@ -242,7 +248,7 @@ def rare_label_counts(prepared: Prepared, name: str) -> dict[str, int]:
 
 
 def train_scenario(
-    joint_run: JointRun, own: Prepared, name: str, project: Project
+    joint_run: JointRun, own: Prepared, name: str, project: Project, sender: Sender
 ) -> dict[str, Any]:
     """The summary of a scenario's training run, which is started, or gone on with, or finished."""
     folder = joint_run.folder(name)
@@ -252,7 +258,8 @@ def train_scenario(
     tuned = project.finetune.of(name)
     sub = scenario_project(joint_run, name, tuned, project)
     start = start_of(joint_run, name, tuned)
-    return train_model(TrainingRun(sub, own, folder, TRAINING, start=start))
+    log = sender.named(name)
+    return train_model(TrainingRun(sub, own, folder, TRAINING, start=start, log=log))
 
 
 def write_delta(

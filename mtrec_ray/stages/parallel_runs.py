@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, tell_progress, warn
 from mtrec_ray.project.project import Project
 
 Record = dict[str, Any]
@@ -38,7 +38,7 @@ def run_in_parallel(
         RuntimeError: jobs that failed, after all others have ended.
     """
     places = places or num_slots(project)
-    log(f"{len(jobs)} runs, {min(places, len(jobs))} at a time: {', '.join(jobs)}")
+    log(f"{len(jobs)} runs, {min(places, len(jobs))} at a time")
     found: dict[str, Record] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(places)
@@ -52,7 +52,8 @@ def run_in_parallel(
                     found[name] = future.result()
                 else:
                     failed[name] = last_line_of(error)
-                    log(f"{name}: failed, the others go on: {failed[name]}")
+                    warn(log, f"{name}: failed, the others go on: {failed[name]}")
+                tell_progress(log, "runs", len(found) + len(failed), len(jobs), quiet=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:

@@ -12,7 +12,7 @@ from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import fingerprint, prepare_fingerprint, prepared_with
 from mtrec_ray.project.project import Project
@@ -29,7 +29,7 @@ def open_prepared(project: Project, storage_path: str) -> Prepared:
     """The finished prepared data of a run.
 
     Raises:
-        ValueError: there is none, or it was made with other values than the project has.
+        ProjectError: there is none, or it was made with other values than the project has.
     """
     folder = prepared_folder(project, storage_path)
     prepared = load_prepared(folder)
@@ -49,7 +49,7 @@ def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
     root = storage.join(storage_path, f"sample_world-{fingerprint(world.model_dump())}")
     marker = storage.join(root, "sample_world.json")
     if not storage.exists(marker):
-        log(f"writing the GENERATED sample world (not real data) to {root}")
+        begin_stage(log, f"data: writing the GENERATED sample world (not real data) to {root}")
         write_sample_world(
             root, seed=world.seed, users=world.users, items=world.items, events=world.events
         )
@@ -71,7 +71,7 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> dict[str, Any]
     if storage.exists(storage.join(folder, "manifest.json")):
         found = open_prepared(project, storage_path)
         if found.fingerprint == mark:
-            log("prepare: already done")
+            begin_stage(log, "prepare: already done")
             return storage.read_json(storage.join(folder, "manifest.json"))["report"]
         raise ProjectError(
             [
@@ -80,6 +80,7 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> dict[str, Any]
                 f"another name, or delete {folder}"
             ]
         )
+    begin_stage(log, f"prepare: {', '.join(project.scenarios)}")
     return prepare_into(project, folder, mark, log)
 
 

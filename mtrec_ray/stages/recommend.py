@@ -26,8 +26,8 @@ from mtrec_ray.data.end_states import (
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot, new_users
 from mtrec_ray.model.encoder import quantise_problems
-from mtrec_ray.progress import Log
-from mtrec_ray.project.base import refuse
+from mtrec_ray.progress import Log, begin_stage
+from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
@@ -168,10 +168,10 @@ def read_users(path: str) -> list[str]:
     """User ids of a file: Parquet (its first column), or text with one id a line.
 
     Raises:
-        ValueError: there is no such file, or no user in it.
+        ProjectError: there is no such file, or no user in it.
     """
     if not storage.is_file(path):
-        raise ValueError(f"--users: found no file {path}; allowed: Parquet, or one id a line")
+        raise ProjectError([f"--users: found no file {path}; allowed: Parquet, or one id a line"])
     fs, inner = storage.filesystem(path)
     if path.endswith(".parquet"):
         column = pq.read_table(inner, filesystem=fs).column(0)
@@ -180,7 +180,7 @@ def read_users(path: str) -> list[str]:
         found = [line.strip() for line in storage.read_bytes(path).decode().splitlines()]
     found = [str(user) for user in found if user]
     if not found:
-        raise ValueError(f"--users: found no user in {path}; allowed: at least one")
+        raise ProjectError([f"--users: found no user in {path}; allowed: at least one"])
     return found
 
 
@@ -197,7 +197,7 @@ def run_recommend(
     options is kept: a stage that was interrupted goes on.
 
     Raises:
-        ValueError: no joint model, an unknown scenario, or a model that reads pairs.
+        ProjectError: no joint model, an unknown scenario, or a model that reads pairs.
     """
     storage.check_writable(storage_path)
     project = with_search_choice(project, storage_path)
@@ -216,13 +216,14 @@ def run_recommend(
         made_with = recommended_with(joint_run, name, project, wanted)
         finished = find_current(folder, made_with)
         if finished:
-            log(f"recommend: {name} already done")
+            begin_stage(log, f"recommend: {name} already done")
             found[name] = finished
             continue
         mark = storage.join(folder, MARK)
         if not storage.exists(mark) or storage.read_json(mark) != made_with:
             storage.remove_folder(folder)
             storage.write_json(mark, made_with)
+        begin_stage(log, f"recommend: the best {project.recommend.k} items of every user of {name}")
         found[name] = recommend_scenario(joint_run, name, project, folder, wanted, log)
         storage.write_json(storage.join(folder, RECORD), {"made_with": made_with, **found[name]})
     return {"scenarios": found}

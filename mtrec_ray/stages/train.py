@@ -15,11 +15,12 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.stream import RowSource, training_source
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Log
-from mtrec_ray.project.base import refuse
+from mtrec_ray.progress import Log, begin_stage
+from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import trained_with
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project, Run
+from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.ray_context import RayTrainContext, mend_snapshot
@@ -45,6 +46,7 @@ class TrainingRun:
         source: the training rows, where the caller shares them among several models.
         start: where it starts; by default from initial weights.
         rows: so many first rows of `prepared` alone.
+        log: where its workers' progress is shown; by default in their own output alone.
     """
 
     project: Project
@@ -55,6 +57,7 @@ class TrainingRun:
     source: RowSource | None = None
     start: FineTuneStart | None = None
     rows: int | None = None
+    log: Log | None = None
 
     @property
     def place(self) -> str:
@@ -62,8 +65,8 @@ class TrainingRun:
         return storage.join(self.folder, self.name)
 
 
-def build_trainer(training: TrainingRun) -> TorchTrainer:
-    """A trainer whose name in the run's folder is the resume key."""
+def build_trainer(training: TrainingRun, sender: Sender) -> TorchTrainer:
+    """A trainer whose name in the run's folder is the resume key; its rank 0 tells `sender`."""
     project, run, rows = training.project, training.project.run, training.rows
     read = training.prepared if rows is None else training.prepared.first(rows)
     return TorchTrainer(
@@ -75,6 +78,7 @@ def build_trainer(training: TrainingRun) -> TorchTrainer:
             "source": training.source or training_source(read, run.cache, run.most_workers),
             "start": training.start,
             "rows": rows,
+            "log": sender,
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
@@ -113,32 +117,32 @@ def run_train(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
     made_with = joint_made_with(project, prepared)
     finished = find_finished(folder, made_with, job="train", run=project.run.name)
     if finished:
-        log("train: already done")
+        begin_stage(log, "train: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
     make_plan(project, prepared, project.run.most_workers)
     mark_started(folder, made_with)
+    begin_stage(log, f"train: joint training with {workers_text(project.run)} workers")
     connect(project.run)
     prepared = add_teacher_labels(project, prepared, run_folder, log)
-    log(f"joint training with {workers_text(project.run)} workers")
-    return train_model(TrainingRun(project, prepared, run_folder, "joint"))
+    return train_model(TrainingRun(project, prepared, run_folder, "joint", log=log))
 
 
 def train_model(training: TrainingRun) -> dict[str, Any]:
     """Train a model in its folder, or go on with it; returns the summary.
 
     Raises:
-        ValueError: too many steps without a finite loss.
+        ProjectError: too many steps without a finite loss.
     """
     folder = training.place
     mend_snapshot(folder)
-    trainer = build_trainer(training)
-    result = trainer.fit()
+    with open_channel(training.log) as sender:
+        result = build_trainer(training, sender).fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})
     if "refused" in summary:
-        raise ValueError(summary["refused"])
+        raise ProjectError([summary["refused"]])
     keep_best(result, folder)
     storage.write_json(storage.join(folder, DONE), summary)
     return summary
@@ -168,7 +172,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         logging.getLogger(name).setLevel(logging.WARNING)
     project = parse_project(config["project"])
     torch.set_num_threads(project.run.cpus_per_worker)
-    host = RayTrainContext(config["folder"], config["source"])
+    host = RayTrainContext(config["folder"], config["source"], config["log"])
     try:
         prepared = load_prepared(config["prepared"]).only(project.scenarios)
         if config["rows"] is not None:

@@ -15,7 +15,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import training_source
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
@@ -71,7 +71,7 @@ def run_tune(project: Project, storage_path: str, log: Log) -> dict[str, Any]:
     asked = {key: project.dump()["search"][key] for key in RESUMABLE_FIELDS}
     finished = find_finished(folder, made_with, job="tune", run=project.run.name)
     if finished and finished["asked"] == asked:
-        log("tune: already done")
+        begin_stage(log, "tune: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
     make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
@@ -112,9 +112,10 @@ def search(project: Project, folder: str, train: Train, shared: Any, log: Log) -
     if len(ended) == total:
         return list(trials.values())
     waiting = [t for t in trials.values() if not t.ended]
-    log(
-        f"{total - len(ended)} trials of {', '.join(space.distributions())}"
-        + (f"; {len(ended)} are there already" if ended else "")
+    begin_stage(
+        log,
+        f"tune: {total - len(ended)} trials of {', '.join(space.distributions())}"
+        + (f"; {len(ended)} are there already" if ended else ""),
     )
     suggester = Suggester(
         waiting,

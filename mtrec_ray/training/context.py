@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mtrec_ray.progress import Log
 from mtrec_ray.training.batches import OpenRows
 
 # The score of a checkpoint that has none. (Ray Train keeps scores as JSON: infinity is lost in it.)
@@ -49,6 +50,7 @@ class TrainContext(Protocol):
         """The folder of the checkpoint to go on from, if there is one."""
         ...
 
-    def log(self, text: str) -> None:
-        """Tell a person."""
+    @property
+    def log(self) -> Log:
+        """Tells a person; called on rank 0."""
         ...

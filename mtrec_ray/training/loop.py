@@ -12,6 +12,7 @@ from typing import Any
 
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.evaluation.metrics import flat, joint_score
+from mtrec_ray.progress import tell_progress
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint
 from mtrec_ray.training.context import NO_SCORE, TrainContext
@@ -39,10 +40,7 @@ def train(
     """
     run = RankRun(project, prepared, context, start)
     if run.rank == 0:
-        context.log(
-            f"plan: {run.plan.steps_per_epoch} steps an epoch, "
-            f"rows of each rank's batch {run.plan.quotas}"
-        )
+        context.log(plan_text(run))
     started = time.monotonic()
     run.start()
     if run.rank == 0:
@@ -53,7 +51,17 @@ def train(
     while run.epoch < project.training.epochs and run.since_best < patience:
         losses = train_epoch(run)
         finish_epoch(run, losses)
+    if run.rank == 0:
+        told = f"{run.epoch} epochs, best score {run.best:.4f}"
+        tell_progress(context.log, "training", run.num_steps, run.num_steps, told, quiet=True)
     return run_summary(run)
+
+
+def plan_text(run: RankRun) -> str:
+    """Steps, and the rows of each scenario in a batch, for a person."""
+    times = run.size * run.project.training.accumulation
+    rows = ", ".join(f"{name} {quota * times:,}" for name, quota in run.plan.quotas.items())
+    return f"{run.num_steps:,} steps; rows of a batch: {rows}"
 
 
 def train_epoch(run: RankRun) -> dict[str, float]:
@@ -80,20 +88,19 @@ def train_epoch(run: RankRun) -> dict[str, float]:
 def note_speed(run: RankRun, steps: int, started: float) -> None:
     """Note when an epoch started, its rows/s over all ranks and this rank's share of waiting."""
     seconds = time.time() - started
-    rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
     run.speed.append(
         {
             "epoch": run.epoch + 1,
             "started": started,
             "seconds": seconds,
-            "rows_per_s": rows * steps / max(seconds, 1e-9),
+            "rows_per_s": batch_rows(run) * steps / max(seconds, 1e-9),
             "data_wait_share": run.waited / max(seconds, 1e-9),
         }
     )
 
 
 class ProgressLines:
-    """A line every few seconds: epoch, step, rows/s, loss of each scenario, time left."""
+    """Every few seconds: epoch, step, rows/s, and the loss."""
 
     def __init__(self, run: RankRun) -> None:
         self.run = run
@@ -108,27 +115,27 @@ class ProgressLines:
             return
         self.last = now
         run.context.reached(run.step)
-        done = run.step - self.first_step
-        each = (now - self.started) / done
-        rows = sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
-        left = (run.num_steps - run.step) * each
-        run.context.log(
-            f"epoch {run.epoch + 1}/{run.project.training.epochs} "
-            f"step {run.step}/{run.num_steps}  {rows / each:,.0f} rows/s  "
-            f"loss {scenario_losses(run, result)}  {left / 60:.1f} min left"
+        each = (now - self.started) / (run.step - self.first_step)
+        tell_progress(
+            run.context.log,
+            "training",
+            run.step,
+            run.num_steps,
+            f"epoch {run.epoch + 1}/{run.project.training.epochs}  "
+            f"{batch_rows(run) / each:,.0f} rows/s  loss {mean_loss(run, result):.3f}",
         )
 
 
-def scenario_losses(run: RankRun, result: StepResult) -> str:
-    """The loss L_i of each scenario in a step, for a person."""
-    means = (result.sums / result.counts.clamp(min=1)).tolist()
-    keyed = dict(zip(loss_weights(run.project.scenarios), means, strict=True))
-    words = []
-    for name, scenario in run.project.scenarios.items():
-        inside = sum(t.weight for t in scenario.tasks.values())
-        value = sum(t.weight * keyed[name, n] for n, t in scenario.tasks.items()) / inside
-        words.append(f"{name} {value:.3f}")
-    return " ".join(words)
+def batch_rows(run: RankRun) -> int:
+    """Rows of an optimizer step, over all ranks."""
+    return sum(run.plan.quotas.values()) * run.size * run.project.training.accumulation
+
+
+def mean_loss(run: RankRun, result: StepResult) -> float:
+    """The loss of a step on this rank: L_it averaged as the run's weights say."""
+    means = result.sums / result.counts.clamp(min=1)
+    weights = means.new_tensor(list(loss_weights(run.project.scenarios).values()))
+    return float((means * weights).sum())
 
 
 def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
@@ -156,11 +163,17 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
     run.curve.append(record)
     if run.rank == 0:
         run.context.show_curve(run.curve)
-        run.context.log(
-            f"epoch {run.epoch}: joint validation score {score:.4f} (best {run.best:.4f})"
-        )
+        tell_epoch(run, score)
     ranked = score if math.isfinite(score) else NO_SCORE
     report_checkpoint(run, {"joint_score": ranked, **record["valid"]}, record)
+
+
+def tell_epoch(run: RankRun, score: float) -> None:
+    """Say an epoch's validation score, the best so far and the speed."""
+    run.context.log(
+        f"epoch {run.epoch}/{run.project.training.epochs}: joint validation score {score:.4f} "
+        f"(best {run.best:.4f}), {run.speed[-1]['rows_per_s']:,.0f} rows/s"
+    )
 
 
 def report_checkpoint(

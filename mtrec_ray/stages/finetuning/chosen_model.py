@@ -10,6 +10,7 @@ import ray
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import read_rows
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Tuned
@@ -50,7 +51,7 @@ def finetuned_model(joint_run: JointRun, name: str, project: Project) -> Trained
     """A scenario's fine-tuned model for use: the joint weights and its delta.
 
     Raises:
-        ValueError: there is no delta, or it belongs to another base.
+        ProjectError: there is no delta, or it belongs to another base.
     """
     return finetuned_model_in(
         joint_run, name, project, storage.join(joint_run.folder(name), DELTA_FOLDER)
@@ -63,7 +64,7 @@ def finetuned_model_in(
     """A scenario's fine-tuned model for use, whose delta lies in a folder.
 
     Raises:
-        ValueError: there is no delta, or it belongs to another base.
+        ProjectError: there is no delta, or it belongs to another base.
     """
     facts = read_delta(delta, joint_run.fingerprint, name)
     tuned = Tuned.model_validate(facts["tuned"])
@@ -82,12 +83,14 @@ def zero_shot_model(joint_run: JointRun, name: str, project: Project) -> Trained
     """The general head of the joint model for a scenario that it does not have.
 
     Raises:
-        ValueError: joint training did not maintain one.
+        ProjectError: joint training did not maintain one.
     """
     if not joint_run.project.model.general:
-        raise ValueError(
-            f"scenario {name}: found model.general: false, so that nothing scores it before it "
-            "is fine-tuned; allowed: finetune with enough rows, or train with model.general"
+        raise ProjectError(
+            [
+                f"scenario {name}: found model.general: false, so that nothing scores it before it "
+                "is fine-tuned; allowed: finetune with enough rows, or train with model.general"
+            ]
         )
     tuned = project.finetune.of(name).model_copy(update={"mode": "head"})
     own = scenario_project(joint_run, name, tuned, project)
@@ -116,7 +119,7 @@ def chosen_model(joint_run: JointRun, name: str, project: Project) -> TrainedMod
     """The model of a scenario that fine-tuning chose; without a decision the joint one.
 
     Raises:
-        ValueError: it was chosen for other joint weights.
+        ProjectError: it was chosen for other joint weights.
     """
     folder = joint_run.folder(name)
     path = storage.join(folder, DECISION)
@@ -125,10 +128,12 @@ def chosen_model(joint_run: JointRun, name: str, project: Project) -> TrainedMod
         chosen = storage.read_json(path)["chosen"]
         base = storage.read_json(storage.join(folder, MARK))["joint"]["fingerprint"]
         if base != joint_run.fingerprint:
-            raise ValueError(
-                f"scenario {name}: found a model in {folder} that was chosen for other joint "
-                f"weights ({base}, these are {joint_run.fingerprint}); allowed: delete it, and "
-                "fine-tune again"
+            raise ProjectError(
+                [
+                    f"scenario {name}: found a model in {folder} that was chosen for other joint "
+                    f"weights ({base}, these are {joint_run.fingerprint}); allowed: delete it, and "
+                    "fine-tune again"
+                ]
             )
     if chosen == "finetuned":
         return with_use_options(finetuned_model(joint_run, name, project), project)

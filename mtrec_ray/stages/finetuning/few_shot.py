@@ -19,6 +19,7 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
+from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
     finetuned_model_in,
@@ -67,14 +68,22 @@ def draw_curve(
         for how in ("joined", "alone")
         if rows or (how == "joined" and joint_run.project.model.general)
     }
-    jobs = {  # one for each that is different: there may be fewer rows than asked for
-        f"{rows:,} rows, {how}": functools.partial(curve_point, joint_run, name, project, rows, how)
-        for rows, how in dict.fromkeys(points.values())
-    }
-    done = run_in_parallel(jobs, project, log)
-    found = {label: done[f"{rows:,} rows, {how}"] for label, (rows, how) in points.items()}
+    with open_channel(log) as sender:
+        jobs = {  # one for each that is different: there may be fewer rows than asked for
+            label_of(rows, how): functools.partial(
+                curve_point, joint_run, name, project, rows, how, sender
+            )
+            for rows, how in dict.fromkeys(points.values())
+        }
+        done = run_in_parallel(jobs, project, log)
+    found = {label: done[label_of(rows, how)] for label, (rows, how) in points.items()}
     storage.write_json(storage.join(joint_run.folder(name), "shots.json"), found)
     return found
+
+
+def label_of(rows: int, how: str) -> str:
+    """The name of a point of the curve."""
+    return f"{rows:,} rows, {how}"
 
 
 def with_few_rows(tree: dict[str, Any], rows: int) -> dict[str, Any]:
@@ -85,7 +94,9 @@ def with_few_rows(tree: dict[str, Any], rows: int) -> dict[str, Any]:
     return tree
 
 
-def curve_point(joint_run: JointRun, name: str, project: Project, rows: int, how: str) -> Record:
+def curve_point(
+    joint_run: JointRun, name: str, project: Project, rows: int, how: str, sender: Sender
+) -> Record:
     """Metrics on test of a scenario that learned from so many rows."""
     if not rows:
         return test_metrics(
@@ -104,7 +115,8 @@ def curve_point(joint_run: JointRun, name: str, project: Project, rows: int, how
     tree["run"] |= workers
     own = parse_project(tree)
     if not storage.exists(storage.join(folder, "training", DONE)):
-        train_model(TrainingRun(own, data, folder, "training", start=start, rows=rows))
+        told = sender.named(label_of(rows, how))
+        train_model(TrainingRun(own, data, folder, "training", start=start, rows=rows, log=told))
     best = storage.join(folder, "training", BEST)
     if start is None:
         return test_metrics(joint_run, name, joint_model(own, data.folder, best))

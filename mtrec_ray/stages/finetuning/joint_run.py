@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, load_prepared
-from mtrec_ray.project.base import refuse
+from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.finetuning.new_scenario import open_joined, restricted
 from mtrec_ray.stages.prepare import open_prepared
@@ -65,7 +65,7 @@ def open_joint_run(project: Project, storage_path: str) -> JointRun:
     """The finished joint model of a run.
 
     Raises:
-        ValueError: there is none, or it was made with other values than the project has.
+        ProjectError: there is none, or it was made with other values than the project has.
     """
     run_folder = storage.join(storage_path, project.run.name)
     stored = load_prepared(storage.join(run_folder, "prepared")).scenarios
@@ -78,7 +78,7 @@ def open_joint_run(project: Project, storage_path: str) -> JointRun:
     joint = storage.join(run_folder, "joint")
     made_with = joint_made_with(project, prepared)
     if not find_finished(joint, made_with, job="train", run=project.run.name):
-        raise ValueError(f"joint model: found none in {joint}; run the train job first")
+        raise ProjectError([f"joint model: found none in {joint}; run the train job first"])
     best = storage.join(joint, BEST)
     opened = {n: open_joined(whole, run_folder, n) for n in new}
     joined = {n: p for n, p in opened.items() if p is not None}

@@ -20,6 +20,7 @@ from mtrec_ray.evaluation.model_choice import ScoredRows, score_difference
 from mtrec_ray.progress import Log
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
+from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.finetuning.chosen_model import (
     DECISION,
     finetuned_model,
@@ -47,10 +48,13 @@ def compare_models(
     """Train each scenario alone, side by side, and compare on test; also as comparison.json."""
     found = {n: find_comparison(joint_run, n, project) for n in names}
     left = [n for n in names if found[n] is None]
-    jobs = {n: functools.partial(compare_one, joint_run, n, project, log) for n in left}
     if left:
         log("training each scenario alone, with the same budget")
-        found |= run_in_parallel(jobs, project, log)
+        with open_channel(log) as sender:
+            jobs = {
+                n: functools.partial(compare_one, joint_run, n, project, log, sender) for n in left
+            }
+            found |= run_in_parallel(jobs, project, log)
     tables = {n: f for n, f in found.items() if f}
     path = storage.join(joint_run.run_folder, SCENARIOS, COMPARISON)
     storage.write_json(path, earlier(joint_run) | tables)
@@ -116,7 +120,9 @@ def budget(joint_run: JointRun, name: str) -> int:
     return int(joint["rows_seen"].get(name, 0)) + int(tuned.get(name, 0))
 
 
-def compare_one(joint_run: JointRun, name: str, project: Project, log: Log) -> Record:
+def compare_one(
+    joint_run: JointRun, name: str, project: Project, log: Log, sender: Sender
+) -> Record:
     """Train a scenario alone and compare its models on test."""
     folder = storage.join(joint_run.folder(name), ALONE)
     data = joint_run.data(name).only([name])
@@ -124,7 +130,8 @@ def compare_one(joint_run: JointRun, name: str, project: Project, log: Log) -> R
     own = alone_project(joint_run, name, project, max(budget(joint_run, name), 1))
     if not storage.exists(storage.join(folder, "training", DONE)):
         taught = with_alone_teacher(joint_run, name, own, log)
-        train_model(TrainingRun(own, taught, folder, "training"))
+        told = sender.named(f"{name} alone")
+        train_model(TrainingRun(own, taught, folder, "training", log=told))
     best = storage.join(folder, "training", BEST)
     models = {"alone": joint_model(own, data.folder, best)}
     before = model_before(joint_run, name, project)
