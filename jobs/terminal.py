@@ -44,7 +44,8 @@ class Streams:
         self.out: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
         self.err: TextIO = os.fdopen(os.dup(2), "w", encoding="utf-8")
         handle, name = tempfile.mkstemp(prefix="mtrec-", suffix=".log")
-        self.path, self.made = Path(name), False
+        self.path = Path(name)
+        self.made: list[Path] = []  # folders for the log alone, the innermost first
         self._redirect(handle)
 
     def _redirect(self, handle: int) -> None:
@@ -57,6 +58,7 @@ class Streams:
 
     def keep_in(self, folder: Path, name: str) -> Path:
         """Move the log to its place; what was written before comes along."""
+        self.made = [f for f in (folder, *folder.parents) if not f.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / name
         sys.stdout.flush()
@@ -64,16 +66,15 @@ class Streams:
         shutil.copyfile(self.path, target)
         self._redirect(os.open(target, os.O_WRONLY | os.O_APPEND))
         self.path.unlink()
-        self.path, self.made = target, True
+        self.path = target
         return target
 
     def discard(self) -> None:
         """Delete the log, and folders that were made for it and hold nothing else."""
         self.path.unlink(missing_ok=True)
-        if self.made:
-            with suppress(OSError):
-                for folder in (self.path.parent, self.path.parent.parent):
-                    folder.rmdir()
+        with suppress(OSError):  # the first that holds something else
+            for folder in self.made:
+                folder.rmdir()
 
     def restore(self) -> None:
         """Give the descriptors back."""

@@ -12,7 +12,7 @@ from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Log, begin_stage
+from mtrec_ray.progress import Log, begin_stage, warn
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import fingerprint, prepare_fingerprint, prepared_with
 from mtrec_ray.project.project import Project
@@ -101,7 +101,19 @@ def prepare_into(
         storage.remove_folder(folder)
         raise
     storage.remove_folder(storage.join(folder, "work"))
+    for name in project.scenarios:
+        for text in suspicious(name, manifest["report"][name]):
+            warn(log, text)
     return manifest["report"]
+
+
+def suspicious(name: str, report: Mapping[str, Any]) -> list[str]:
+    """A line for rows of a scenario that were dropped, and for those that repeat others."""
+    lines = [f"{name}: {n:,} rows dropped ({why})" for why, n in report["dropped"].items() if n]
+    repeated = report.get("duplicates", 0)
+    if repeated:
+        lines.append(f"{name}: {repeated:,} rows repeat the user, item and time of another")
+    return lines
 
 
 def check_leakage(

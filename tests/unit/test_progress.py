@@ -92,14 +92,7 @@ def test_a_silent_job_says_that_it_goes_on():
     shown("scanning 90,000 rows")
     clock.now = 30.0
     shown._still_there()
-    assert file.getvalue().splitlines()[1].split() == [
-        "30",
-        "s",
-        "...",
-        "scanning",
-        "90,000",
-        "rows",
-    ]
+    assert file.getvalue().splitlines()[1].strip() == "30 s  ... scanning 90,000 rows"
 
 
 def test_a_lost_queue_does_not_stop_a_worker(capsys):
@@ -177,7 +170,7 @@ def test_chatter_goes_to_the_log(tmp_path):
     found = run_program(tmp_path, "pass")
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
-    assert "chatter" not in found.stdout
+    assert "chatter of a library" not in found.stdout
     assert "a line of progress" in found.stdout
     (log,) = (tmp_path / "runs/quickstart/logs").glob("*.log")
     assert log.read_text() == "chatter of a library\nE core_worker\n"
