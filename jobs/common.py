@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -131,11 +131,11 @@ class Job:
         if self.name in OUTPUTS:
             self.log.print(f"In {self.storage}/{self.project.run.name}/", style="bold")
             for place, what in OUTPUTS[self.name]:
-                self.log.print(f"  {place:<26} {what}")
+                self.log.print(f"  {place:<38} {what}")
         if log_path:
             kept = log_path.with_suffix(".json")
             kept.write_text(text + "\n")
-            self.log.print(f"  {f'logs/{kept.name}':<26} the result as JSON")
+            self.log.print(f"  {f'logs/{kept.name}':<38} this result as JSON")
         if self.name in NEXT:
             job, why = NEXT[self.name]
             self.log.print(f"Next ({why}):", style="bold")
@@ -239,13 +239,18 @@ def keep_log(streams: Streams, job: Job) -> Path:
 def show_header(job: Job, config: str, log_path: Path | None) -> None:
     """Say what will be done, with what, and roughly for how long."""
     job.log.print(f"mtrec {job.name}: run {job.project.run.name}, {config}", style="bold")
+    show_facts(job.log, {"storage": f"{job.storage}/{job.project.run.name}"})
+    if log_path:
+        show_facts(job.log, {"log": str(log_path)})
     from mtrec_ray.stages.check import outline  # takes seconds to import
 
-    facts = outline(job.project, job.storage, job.name)
-    if log_path:
-        facts["log"] = str(log_path)
+    show_facts(job.log, outline(job.project, job.storage, job.name))
+
+
+def show_facts(log: Terminal, facts: Mapping[str, str]) -> None:
+    """Print labels and texts."""
     for label, text in facts.items():
-        job.log.print(f"  {label:<8} {text}")
+        log.print(f"  {label:<8} {text}")
 
 
 def shown_warning(terminal: Terminal, default: Callable[..., None]) -> Callable[..., None]:

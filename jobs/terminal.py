@@ -104,7 +104,7 @@ class Terminal:
             self.console = Console(file=file, highlight=False, width=PLAIN_WIDTH)
         self.now, self.started = now, now()
         self.lock = threading.RLock()
-        self.inside, self.said_at, self.last = False, self.started, ""
+        self.inside, self.said_at, self.last = False, self.started, "loading libraries"
         self.shown: dict[str, Shown] = {}
         self.bars = StageBars(self.console) if self.console.is_terminal and ticks else None
         self.ends = threading.Event()
@@ -138,7 +138,9 @@ class Terminal:
                     return
                 shown = self.shown[progress.label] = Shown(self.now(), progress)
                 if self.bars:
-                    shown.task = self.bars.add_task(progress.label, total=1.0, text="", left="")
+                    shown.task = self.bars.add_task(
+                        progress.label, total=1.0, text="", left="", percent="  0%"
+                    )
             shown.progress = progress
             if progress.share >= 1:
                 self._remove(progress.label)
@@ -146,9 +148,12 @@ class Terminal:
                 self(f"{progress.label}: {progress.text} in {took}" if progress.text else
                      f"{progress.label}: done in {took}")  # fmt: skip
             elif self.bars and shown.task is not None:
-                left = shown.left(self.now())
                 self.bars.update(
-                    shown.task, completed=progress.share, text=progress.text, left=left
+                    shown.task,
+                    completed=progress.share,
+                    percent=f"{progress.share:4.0%}",
+                    text=progress.text,
+                    left=shown.left(self.now()),
                 )
             elif self.now() - shown.told_at >= self._pause(shown):
                 self._tell(shown)
@@ -241,7 +246,7 @@ class StageBars(Bars):
             SpinnerColumn(),
             TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=18)),
             BarColumn(bar_width=12),
-            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[percent]}"),
             TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, ratio=1)),
             TextColumn("{task.fields[left]}", justify="right", table_column=Column(no_wrap=True)),
             console=console,
@@ -260,7 +265,7 @@ class StageBars(Bars):
         elif running:
             self.update(running[0].id, text=f"{clock(seconds)} so far")
         else:
-            self.add_task("working", total=None, text="", left="", clock=True)
+            self.add_task("working", total=None, text="", left="", percent="", clock=True)
 
 
 def wrapped(text: str, width: int) -> list[str]:

@@ -54,7 +54,7 @@ def evaluation_tables(
         if any(wanted.values()):
             tables.append(metrics_table(f"{title}: test", wanted, columns))
     if ranking:
-        tables.append(ranking_table(f"{title}: test users, the whole catalogue", ranking))
+        tables.append(ranking_table("test users, the whole catalogue", ranking))
     return tables
 
 
@@ -92,12 +92,12 @@ def comparison_tables(title: str, comparison: Mapping[str, Mapping[str, Any]]) -
 def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table:
     """Recall and NDCG over the catalogue: the model, popularity, neighbours of frozen texts."""
     models = ("model", "popularity", "neighbours")
-    table = make_table(title, ("scenario", "task", "metric"), (*models, "users", "items"))
+    table = make_table(title, ("scenario", "task", "metric"), (*models, "items"))
     for name, found in ranking.items():
         for key, metric in (("recall", "recall"), ("ndcg", "NDCG")):
             values = [f"{found[m][key]:.4f}" for m in models]
-            sizes = [f"{found[k]:,}" for k in ("users", "items")]
-            table.add_row(name, str(found["task"]), f"{metric}@{found['k']}", *values, *sizes)
+            cells = [*values, f"{found['items']:,}"]
+            table.add_row(name, str(found["task"]), f"{metric}@{found['k']}", *cells)
     return table
 
 

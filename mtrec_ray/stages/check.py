@@ -65,7 +65,7 @@ def run_check(project: Project, storage_path: str) -> dict[str, Any]:
 
 def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
     """What a job is about to do, by label; empty parts where its inputs cannot be read."""
-    facts = {"storage": f"{storage_path}/{project.run.name}"}
+    facts: dict[str, str] = {}
     try:
         project = with_search_choice(project, storage_path)
         sizes = sizes_of(project, storage_path)
