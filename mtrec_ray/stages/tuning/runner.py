@@ -114,7 +114,8 @@ class Recorder(Callback):
 
     def line(self, own: Trial) -> str:
         """How a trial ended."""
-        told = f"{score_of(own):.4f} after {len(own.curve)} epochs" if own.best else own.reason
+        epochs = "1 epoch" if len(own.curve) == 1 else f"{len(own.curve)} epochs"
+        told = f"{score_of(own):.4f} after {epochs}" if own.best else own.reason
         return f"{own.name} {own.status}: {told}, {own.seconds:.0f} s"
 
     def show_progress(self) -> None:
@@ -126,7 +127,10 @@ class Recorder(Callback):
         leads = f", best {best.name} {score_of(best):.4f}" if best else ""
         trained = sum(len(t.curve) for t in trials)
         text = f"{ended} of {self.total} ended, {trained} epochs{leads}"
-        tell_progress(self.log, "trials", epochs, self.total * self.epochs, text)
+        whole = self.total * self.epochs
+        # A trial that has told its last epoch has not ended yet.
+        done = whole if ended == self.total else min(epochs, 0.99 * whole)
+        tell_progress(self.log, "trials", done, whole, text)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial's process was lost; it starts again from its checkpoint."""
