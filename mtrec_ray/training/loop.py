@@ -171,7 +171,7 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
 def tell_epoch(run: RankRun, score: float) -> None:
     """Say an epoch's validation score, the best so far and the speed."""
     run.context.log(
-        f"epoch {run.epoch}/{run.project.training.epochs}: joint validation score {score:.4f} "
+        f"epoch {run.epoch}/{run.project.training.epochs}: score {score:.4f} "
         f"(best {run.best:.4f}), {run.speed[-1]['rows_per_s']:,.0f} rows/s"
     )
 
