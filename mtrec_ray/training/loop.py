@@ -170,9 +170,10 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
 
 def tell_epoch(run: RankRun, score: float) -> None:
     """Say an epoch's validation score, the best so far and the speed."""
+    best = "" if run.since_best == 0 else f" (best {run.best:.4f})"
     run.context.log(
-        f"epoch {run.epoch}/{run.project.training.epochs}: score {score:.4f} "
-        f"(best {run.best:.4f}), {run.speed[-1]['rows_per_s']:,.0f} rows/s"
+        f"epoch {run.epoch}: joint validation score {score:.4f}{best}, "
+        f"{run.speed[-1]['rows_per_s']:,.0f} rows/s"
     )
 
 

@@ -137,9 +137,9 @@ def test_no_line_is_wide(first):
 def test_training_progress_reaches_the_driver(first):
     """What rank 0 of the joint training and of each fine-tuning tells is shown, with scores."""
     out = first[0].stdout
-    assert "epoch 1/1: score" in out
+    assert "epoch 1: joint validation score" in out
     for name in TASKS:
-        assert f"{name}: epoch 1/" in out
+        assert f"{name}: epoch 1: joint" in out
     assert "trials: 2 of 2 ended" in out
 
 
