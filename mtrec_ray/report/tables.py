@@ -16,7 +16,7 @@ BINARY = {
     "popularity_auc": "popularity",
     "gauc": "GAUC",
     "ne": "NE",
-    "calibration": "pred/actual",
+    "calibration": "pred/act.",
 }
 REGRESSION = {
     "rows": "rows",
