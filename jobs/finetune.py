@@ -1,16 +1,10 @@
 """`python -m jobs.finetune --config FILE --storage DIR`: see `mtrec_ray/stages/finetune.py`."""
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from jobs.common import Config, Override, Storage, last_line, run_job
-from mtrec_ray.project.project import Project
-from mtrec_ray.report.tables import comparison_table
-from mtrec_ray.stages.finetune import Options, run_finetune
-from mtrec_ray.stages.finetuning.few_shot import check_shots
+from jobs.common import Config, Override, Storage, open_job, program
 
 
 def main(
@@ -28,16 +22,17 @@ def main(
     ] = None,
 ) -> None:
     """Fine-tune every scenario from the joint model, side by side."""
+    with open_job("finetune", config, storage, override) as job:
+        from mtrec_ray.report.tables import comparison_tables
+        from mtrec_ray.stages.finetune import Options, run_finetune
+        from mtrec_ray.stages.finetuning.few_shot import check_shots
 
-    def stage(project: Project, path: str, log: Callable[[str], None]) -> dict[str, Any]:
         points = check_shots(shots.split(",")) if shots else ()
-        return run_finetune(project, path, log, Options(tuple(scenario or ()), compare, points))
-
-    project, found = run_job("finetune", stage, config, storage, override)
-    if compare:
-        Console(width=150).print(comparison_table(f"{project.run.name}: test", found["comparison"]))
-    last_line("finetune", project, **found)
+        options = Options(tuple(scenario or ()), compare, points)
+        found = run_finetune(job.project, job.storage, job.log, options)
+        tables = comparison_tables(job.title, found["comparison"]) if compare else ()
+        job.result(*tables, **found)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    program(main)

@@ -1,12 +1,10 @@
 """`python -m jobs.recommend --config FILE --storage DIR`: see `mtrec_ray/stages/recommend.py`."""
 
-import functools
 from typing import Annotated
 
 import typer
 
-from jobs.common import Config, Override, Storage, absolute, last_line, run_job
-from mtrec_ray.stages.recommend import run_recommend
+from jobs.common import Config, Override, Storage, absolute, open_job, program
 
 
 def main(
@@ -21,11 +19,13 @@ def main(
     ] = None,
 ) -> None:
     """Write the best items for every user."""
-    file = absolute(users) if users else None
-    stage = functools.partial(run_recommend, names=scenario or (), users=file)
-    project, found = run_job("recommend", stage, config, storage, override)
-    last_line("recommend", project, **found)
+    with open_job("recommend", config, storage, override) as job:
+        from mtrec_ray.stages.recommend import run_recommend
+
+        file = absolute(users) if users else None
+        found = run_recommend(job.project, job.storage, job.log, scenario or (), file)
+        job.result(**found)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    program(main)

@@ -1,16 +1,16 @@
 """`python -m jobs.train --config FILE --storage DIR`: see `mtrec_ray/stages/train.py`."""
 
-import typer
-
-from jobs.common import Config, Override, Storage, last_line, run_job
-from mtrec_ray.stages.train import run_train
+from jobs.common import Config, Override, Storage, open_job, program
 
 
 def main(config: Config, storage: Storage = "runs", override: Override = None) -> None:
     """Train the joint model."""
-    project, found = run_job("train", run_train, config, storage, override)
-    last_line("train", project, **{k: v for k, v in found.items() if k != "curve"})
+    with open_job("train", config, storage, override) as job:
+        from mtrec_ray.stages.train import run_train
+
+        found = run_train(job.project, job.storage, job.log)
+        job.result(**{k: v for k, v in found.items() if k != "curve"})
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    program(main)

@@ -24,6 +24,7 @@ from mtrec_ray.data.snapshot import (
     no_category_statistics,
     overlay,
 )
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.scenario import SPLITS
 
 
@@ -70,7 +71,7 @@ def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
     """The columns of a scenario's catalogue file.
 
     Raises:
-        ValueError: data prepared by a version that did not keep the items' categories.
+        ProjectError: data prepared by a version that did not keep the items' categories.
     """
     path = storage.join(layout.prepared.folder, layout.name, "catalogue.parquet")
     fs, inner = storage.filesystem(path)
@@ -78,9 +79,11 @@ def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
     columns = layout.scenario.items.statistics_columns
     missing = [c for c in columns if f"code.{c}" not in table.column_names]
     if missing:
-        raise ValueError(
-            f"prepared data: found no numbers of the items' {', '.join(missing)} in {path}, which "
-            "an earlier version wrote; allowed: prepare again under another run.name"
+        raise ProjectError(
+            [
+                f"prepared data: found no numbers of the items' {', '.join(missing)} in {path}, "
+                "which an earlier version wrote; allowed: prepare again under another run.name"
+            ]
         )
     return CatalogueColumns(
         ids=np.asarray(table.column("item_id").to_pylist(), object),

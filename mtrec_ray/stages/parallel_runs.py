@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import ray
 
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, tell_progress, warn
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.run_folder import Record
 
@@ -36,7 +36,7 @@ def run_in_parallel(
         RuntimeError: jobs that failed, after all others have ended.
     """
     places = places or num_slots(project)
-    log(f"{len(jobs)} runs, {min(places, len(jobs))} at a time: {', '.join(jobs)}")
+    log(f"{len(jobs)} runs, {min(places, len(jobs))} at a time")
     found: dict[str, Record] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(places)
@@ -50,7 +50,8 @@ def run_in_parallel(
                     found[name] = future.result()
                 else:
                     failed[name] = last_line_of(error)
-                    log(f"{name}: failed, the others go on: {failed[name]}")
+                    warn(log, f"{name}: failed, the others go on: {failed[name]}")
+                tell_progress(log, "runs", len(found) + len(failed), len(jobs), quiet=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:

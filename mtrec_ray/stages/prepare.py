@@ -11,7 +11,7 @@ from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage, warn
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import Fields, fingerprint, prepared_data_depends_on
 from mtrec_ray.project.project import Project
@@ -52,7 +52,7 @@ def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
     root = storage.join(storage_path, f"sample_world-{fingerprint(world.model_dump())}")
     marker = storage.join(root, "sample_world.json")
     if not storage.exists(marker):
-        log(f"writing the GENERATED sample world (not real data) to {root}")
+        begin_stage(log, f"data: writing the GENERATED sample world (not real data) to {root}")
         write_sample_world(
             root, seed=world.seed, users=world.users, items=world.items, events=world.events
         )
@@ -73,7 +73,7 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> Record:
     inputs = input_fingerprint(project)
     found = stage.finished(prepared_data_depends_on(project))
     if found and found["inputs"] == inputs:
-        log("prepare: already done")
+        begin_stage(log, "prepare: already done")
         return found["report"]
     if found:
         raise ProjectError(
@@ -83,6 +83,7 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> Record:
                 f"another name, or delete {stage.folder}"
             ]
         )
+    begin_stage(log, f"prepare: {', '.join(project.scenarios)}")
     return prepare_into(project, stage, inputs, log)
 
 
@@ -111,7 +112,19 @@ def prepare_into(
     storage.remove_folder(storage.join(stage.folder, "work"))
     stage.start(made_from)
     stage.finish({"report": manifest["report"], "inputs": inputs})
+    for name in project.scenarios:
+        for text in suspicious(name, manifest["report"][name]):
+            warn(log, text)
     return manifest["report"]
+
+
+def suspicious(name: str, report: Record) -> list[str]:
+    """Returns a line for rows of a scenario that were dropped, and for those that repeat others."""
+    lines = [f"{name}: {n:,} rows dropped ({why})" for why, n in report["dropped"].items() if n]
+    repeated = report.get("duplicates", 0)
+    if repeated:
+        lines.append(f"{name}: {repeated:,} rows repeat the user, item and time of another")
+    return lines
 
 
 def check_leakage(project: Project, folder: str, manifest: Record, log: Log) -> None:

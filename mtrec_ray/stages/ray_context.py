@@ -13,6 +13,7 @@ import ray.train.torch
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.stream import RowSource
+from mtrec_ray.progress import Log
 from mtrec_ray.training.batches import OpenRows
 
 REACHED = "reached.json"
@@ -27,8 +28,8 @@ UPLOAD_PAUSES = (1, 2, 4, 8, 16, 32)  # seconds between tries to store a checkpo
 class RayTrainContext:
     """The loop's view of a Ray Train worker."""
 
-    def __init__(self, folder: str, source: RowSource) -> None:
-        self.folder, self.source = folder, source
+    def __init__(self, folder: str, source: RowSource, log: Log) -> None:
+        self.folder, self.source, self.log = folder, source, log
         self.device = ray.train.torch.get_device()
         self.redone = 0
         self.copy = tempfile.TemporaryDirectory()  # of the checkpoint to go on from
@@ -73,14 +74,6 @@ class RayTrainContext:
         """The latest checkpoint of this run's name, copied to this node."""
         held = ray.train.get_checkpoint()
         return Path(held.to_directory(self.copy.name)) if held else None
-
-    def log(self, text: str) -> None:
-        """Print on the worker; Ray forwards it to the job.
-
-        Not by `print`, which Ray Train patches: it would come twice.
-        """
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
 
 
 def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:

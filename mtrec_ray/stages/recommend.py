@@ -26,8 +26,8 @@ from mtrec_ray.data.end_states import (
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot, new_users
 from mtrec_ray.model.encoder import quantise_problems
-from mtrec_ray.progress import Log
-from mtrec_ray.project.base import refuse
+from mtrec_ray.progress import Log, begin_stage
+from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import Fields, fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
@@ -162,10 +162,10 @@ def read_users(path: str) -> list[str]:
     """User ids of a file: Parquet (its first column), or text with one id a line.
 
     Raises:
-        ValueError: there is no such file, or no user in it.
+        ProjectError: there is no such file, or no user in it.
     """
     if not storage.is_file(path):
-        raise ValueError(f"--users: found no file {path}; allowed: Parquet, or one id a line")
+        raise ProjectError([f"--users: found no file {path}; allowed: Parquet, or one id a line"])
     fs, inner = storage.filesystem(path)
     if path.endswith(".parquet"):
         column = pq.read_table(inner, filesystem=fs).column(0)
@@ -174,7 +174,7 @@ def read_users(path: str) -> list[str]:
         found = [line.strip() for line in storage.read_bytes(path).decode().splitlines()]
     found = [str(user) for user in found if user]
     if not found:
-        raise ValueError(f"--users: found no user in {path}; allowed: at least one")
+        raise ProjectError([f"--users: found no user in {path}; allowed: at least one"])
     return found
 
 
@@ -191,7 +191,7 @@ def run_recommend(
     options is kept: a stage that was interrupted goes on.
 
     Raises:
-        ValueError: no joint model, an unknown scenario, or a model that reads pairs.
+        ProjectError: no joint model, an unknown scenario, or a model that reads pairs.
     """
     storage.check_writable(storage_path)
     run = RunFolder.of(project, storage_path)
@@ -211,9 +211,11 @@ def run_recommend(
         made_from = recommendations_depend_on(joint_run, name, project, wanted)
         finished = stage.current(made_from)
         if finished:
-            log(f"recommend: {name} already done")
+            begin_stage(log, f"recommend: {name} already done")
         else:
             stage.start_anew(made_from)
+            title = f"recommend: the best {project.recommend.k} items of every user of {name}"
+            begin_stage(log, title)
             counts = recommend_scenario(joint_run, name, project, stage.folder, wanted, log)
             finished = stage.finish(counts)
         scenarios[name] = finished

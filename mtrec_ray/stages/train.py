@@ -16,10 +16,11 @@ from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.stream import RowSource, training_source
 from mtrec_ray.evaluation.score_weights import score_problems
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import joint_model_depends_on
 from mtrec_ray.project.project import Project, Run
+from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.ray_context import RayTrainContext, mend_snapshot
@@ -43,6 +44,7 @@ class TrainingRun:
         source: the training rows, where the caller shares them among several models.
         start: where it starts; by default from initial weights.
         rows: so many first rows of `prepared` alone.
+        log: where its workers' progress is shown; by default in their own output alone.
     """
 
     project: Project
@@ -53,6 +55,7 @@ class TrainingRun:
     source: RowSource | None = None
     start: FineTuneStart | None = None
     rows: int | None = None
+    log: Log | None = None
 
     @property
     def stage(self) -> Stage:
@@ -60,8 +63,11 @@ class TrainingRun:
         return Stage(storage.join(self.folder, self.name), "train", self.project.run.name)
 
 
-def build_trainer(training: TrainingRun) -> TorchTrainer:
-    """Returns a trainer whose name in the run's folder is the resume key."""
+def build_trainer(training: TrainingRun, sender: Sender) -> TorchTrainer:
+    """Returns a trainer whose name in the run's folder is the resume key.
+
+    Its rank 0 tells `sender` how far it is.
+    """
     project, run, rows = training.project, training.project.run, training.rows
     read = training.prepared if rows is None else training.prepared.first(rows)
     return TorchTrainer(
@@ -73,6 +79,7 @@ def build_trainer(training: TrainingRun) -> TorchTrainer:
             "source": training.source or training_source(read, run.cache, run.most_workers),
             "start": training.start,
             "rows": rows,
+            "log": sender,
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
@@ -105,16 +112,16 @@ def run_train(project: Project, storage_path: str, log: Log) -> Record:
     made_from = joint_model_depends_on(project, prepared.fingerprint)
     finished = run.train.finished(made_from)
     if finished:
-        log("train: already done")
+        begin_stage(log, "train: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
     refuse(score_problems(project, prepared))
     make_plan(project, prepared, project.run.most_workers)
     run.train.start(made_from)
+    begin_stage(log, f"train: joint training with {workers_text(project.run)} workers")
     connect(project.run)
     prepared = add_teacher_labels(project, prepared, run.path(), log)
-    log(f"joint training with {workers_text(project.run)} workers")
-    return train_model(TrainingRun(project, prepared, run.path(), "joint"))
+    return train_model(TrainingRun(project, prepared, run.path(), "joint", log=log))
 
 
 def train_model(training: TrainingRun) -> Record:
@@ -125,7 +132,8 @@ def train_model(training: TrainingRun) -> Record:
     """
     folder = training.stage.folder
     mend_snapshot(folder)
-    result = build_trainer(training).fit()
+    with open_channel(training.log) as sender:
+        result = build_trainer(training, sender).fit()
     if result.error:
         raise result.error
     summary = dict(result.return_value or {})
@@ -157,7 +165,7 @@ def train_worker(config: dict[str, Any]) -> Record:
         logging.getLogger(name).setLevel(logging.WARNING)
     project: Project = config["project"]
     torch.set_num_threads(project.run.cpus_per_worker)
-    context = RayTrainContext(config["folder"], config["source"])
+    context = RayTrainContext(config["folder"], config["source"], config["log"])
     try:
         prepared = load_prepared(config["prepared"]).only(project.scenarios)
         if config["rows"] is not None:

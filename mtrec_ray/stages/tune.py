@@ -16,7 +16,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import training_source
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.depends_on import Fields, joint_model_depends_on
 from mtrec_ray.project.load import with_overrides
@@ -62,7 +62,7 @@ def run_tune(project: Project, storage_path: str, log: Log) -> Record:
     asked = project.search.model_dump(mode="json", include=set(RESUMABLE_FIELDS))
     finished = run.tune.finished(made_from)
     if finished and finished["asked"] == asked:
-        log("tune: already done")
+        begin_stage(log, "tune: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
     make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
@@ -106,7 +106,7 @@ def search(project: Project, folder: str, train: Train, shared: Any, log: Log) -
     if not left:
         return list(trials.values())
     there = f"; {total - left} are there already" if left < total else ""
-    log(f"{left} trials of {', '.join(space.distributions())}{there}")
+    begin_stage(log, f"tune: {left} trials of {', '.join(space.distributions())}{there}")
     scheduler = scheduler_of(project, space, trials)
     if isinstance(scheduler, Population):
         draw_trials(space, trials, total - len(trials), options.seed)

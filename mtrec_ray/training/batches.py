@@ -9,6 +9,7 @@ import numpy as np
 from mtrec_ray.data.order import PassOrder, RankProgress, ReadPlan, Remaining, Span, window_rows
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.project import Project
 from mtrec_ray.training.teacher_labels import with_teacher_labels
 
@@ -167,12 +168,14 @@ def quotas(rows: Mapping[str, int], batch_rows: int, alpha: float) -> dict[str, 
     Largest remainders make the sum exact.
 
     Raises:
-        ValueError: fewer rows than scenarios.
+        ProjectError: fewer rows than scenarios.
     """
     if batch_rows < len(rows):
-        raise ValueError(
-            f"training.batch_size: found {batch_rows} rows for each worker's step; "
-            f"allowed: at least {len(rows)}, one a scenario"
+        raise ProjectError(
+            [
+                f"training.batch_size: found {batch_rows} rows for each worker's step; "
+                f"allowed: at least {len(rows)}, one a scenario"
+            ]
         )
     weight = np.array([float(n) ** alpha for n in rows.values()])
     least = np.zeros(len(weight), bool)  # those whose share is below one row

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtrec_ray.model.recommender import Recommender, is_below
+from mtrec_ray.project.base import ProjectError
 
 WEIGHTS, STATE, FACTS = "model.safetensors", "training.pt", "model.json"
 
@@ -35,13 +36,13 @@ def load_model(folder: Path, model: Recommender) -> None:
     """Read the weights of `save_model` into a model of the same build.
 
     Raises:
-        ValueError: the weights belong to another build.
+        ProjectError: the weights belong to another build.
     """
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()[:160]
-        raise ValueError(f"{folder / WEIGHTS}: weights of another model ({first})") from None
+        raise ProjectError([f"{folder / WEIGHTS}: weights of another model ({first})"]) from None
 
 
 def load_part(state: dict[str, Tensor], model: Recommender, new: Sequence[str] = ()) -> None:
@@ -50,7 +51,7 @@ def load_part(state: dict[str, Tensor], model: Recommender, new: Sequence[str] =
     What lies below the names `new` keeps its initial values where the weights do not have it.
 
     Raises:
-        ValueError: the weights belong to another build.
+        ProjectError: the weights belong to another build.
     """
     weights = model.state_dict()
     for name, value in weights.items():
@@ -59,9 +60,11 @@ def load_part(state: dict[str, Tensor], model: Recommender, new: Sequence[str] =
             weights[name] = stored
         elif not is_below(name, new):
             what = "none" if stored is None else f"the shape {tuple(stored.shape)}"
-            raise ValueError(
-                f"joint model: found {what} for {name}; allowed: {tuple(value.shape)}, "
-                "the weights of this project's model"
+            raise ProjectError(
+                [
+                    f"joint model: found {what} for {name}; allowed: {tuple(value.shape)}, "
+                    "the weights of this project's model"
+                ]
             )
     model.load_state_dict(weights)
 

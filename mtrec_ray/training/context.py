@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mtrec_ray.progress import Log
 from mtrec_ray.training.batches import OpenRows
 
 # The score of a checkpoint that has none. (Ray Train keeps scores as JSON: infinity is lost in it.)
@@ -53,6 +54,7 @@ class TrainContext(Protocol):
         """The folder of the checkpoint to resume from, if there is one."""
         ...
 
-    def log(self, text: str) -> None:
-        """Write a line for a person."""
+    @property
+    def log(self) -> Log:
+        """Tells a person; called on rank 0."""
         ...

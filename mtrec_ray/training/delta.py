@@ -25,6 +25,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.model.layers import shallow
 from mtrec_ray.model.recommender import Recommender, is_below, scenario_parameters
 from mtrec_ray.model.sharing import StarLayer
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.training.checkpoint import WEIGHTS, load_part
 
 OWN, DELTA, ENCODER, SHARED = "own.safetensors", "delta.json", "encoder", "shared"
@@ -77,7 +78,7 @@ def load_joint_weights(model: Recommender, start: FineTuneStart) -> PeftModel | 
     adapter, where there is one.
 
     Raises:
-        ValueError: the joint weights belong to another build.
+        ProjectError: the joint weights belong to another build.
     """
     state, _ = read_base(start.base)
     layers = scenario_parameters(model, start.name)
@@ -207,21 +208,27 @@ def read_delta(folder: str, base: str, name: str) -> dict[str, Any]:
     """The facts of a scenario's delta on a base of this fingerprint.
 
     Raises:
-        ValueError: there is no delta, or it belongs to another scenario or base.
+        ProjectError: there is no delta, or it belongs to another scenario or base.
     """
     path = storage.join(folder, DELTA)
     if not storage.exists(path):
-        raise ValueError(f"scenario {name}: found no fine-tuned model in {folder}; run finetune")
+        raise ProjectError(
+            [f"scenario {name}: found no fine-tuned model in {folder}; run finetune"]
+        )
     facts = storage.read_json(path)
     if facts["scenario"] != name:
-        raise ValueError(
-            f"scenario {name}: found the model of {facts['scenario']} in {folder}; "
-            f"allowed: that of {name}"
+        raise ProjectError(
+            [
+                f"scenario {name}: found the model of {facts['scenario']} in {folder}; "
+                f"allowed: that of {name}"
+            ]
         )
     if facts["base"] != base:
-        raise ValueError(
-            f"scenario {name}: found a model in {folder} that was fine-tuned from other joint "
-            f"weights ({facts['base']}, these are {base}); allowed: its own, or fine-tune again"
+        raise ProjectError(
+            [
+                f"scenario {name}: found a model in {folder} that was fine-tuned from other joint "
+                f"weights ({facts['base']}, these are {base}); allowed: its own, or fine-tune again"
+            ]
         )
     return facts
 

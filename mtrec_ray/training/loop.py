@@ -12,6 +12,7 @@ from typing import Any
 
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.evaluation.metrics import flat, joint_score
+from mtrec_ray.progress import tell_progress
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint
 from mtrec_ray.training.context import NO_SCORE, TrainContext
@@ -39,10 +40,7 @@ def train(
     """
     run = RankRun(project, prepared, context, start)
     say = context.log if run.rank == 0 else no_log
-    say(
-        f"plan: {run.plan.steps_per_epoch} steps an epoch, "
-        f"rows of each rank's batch {run.plan.quotas}"
-    )
+    say(plan_text(run))
     started = time.monotonic()
     run.start()
     seconds = time.monotonic() - started
@@ -50,6 +48,9 @@ def train(
     while not is_finished(run):
         losses = train_epoch(run)
         finish_epoch(run, losses)
+    if run.rank == 0:
+        told = f"{run.progress.epoch} epochs, best score {run.progress.best:.4f}"
+        tell_progress(context.log, "training", run.num_steps, run.num_steps, told, quiet=True)
     return run_summary(run)
 
 
@@ -61,6 +62,12 @@ def is_finished(run: RankRun) -> bool:
     """Whether the last epoch is over, or the score has not fallen for `patience` epochs."""
     options, progress = run.project.training, run.progress
     return progress.epoch >= options.epochs or progress.epochs_since_best >= options.patience
+
+
+def plan_text(run: RankRun) -> str:
+    """Steps, and the rows of each scenario in a batch, for a person."""
+    rows = ", ".join(f"{name} {num:,}" for name, num in run.rows_per_step.items())
+    return f"{run.num_steps:,} steps; rows of a batch: {rows}"
 
 
 def train_epoch(run: RankRun) -> dict[str, float]:
@@ -104,7 +111,7 @@ def note_speed(run: RankRun, num_steps: int, started: float) -> None:
 
 
 class StepLog:
-    """A line every few seconds: epoch, step, rows/s, loss of each scenario, time left."""
+    """Progress every few seconds: epoch, step, rows/s, loss, time left."""
 
     def __init__(self, run: RankRun) -> None:
         self.run = run
@@ -119,24 +126,15 @@ class StepLog:
         self.last = now
         run.context.note_step(progress.step)
         seconds = (now - self.started) / (progress.step - self.first_step)
-        left = (run.num_steps - progress.step) * seconds
-        run.context.log(
-            f"epoch {progress.epoch + 1}/{run.project.training.epochs} "
-            f"step {progress.step}/{run.num_steps}  "
-            f"{sum(run.rows_per_step.values()) / seconds:,.0f} rows/s  "
-            f"loss {scenario_losses(run, result)}  {left / 60:.1f} min left"
+        rows_per_s = sum(run.rows_per_step.values()) / seconds
+        tell_progress(
+            run.context.log,
+            "training",
+            progress.step,
+            run.num_steps,
+            f"epoch {progress.epoch + 1}/{run.project.training.epochs}  "
+            f"{rows_per_s:,.0f} rows/s  loss {result.loss:.3f}",
         )
-
-
-def scenario_losses(run: RankRun, result: StepResult) -> str:
-    """`shop 0.512 video 0.304`: the loss L_i of each scenario in a step."""
-    means = run.by_label(result.sums / result.counts.clamp(min=1))
-    words = []
-    for name, scenario in run.project.scenarios.items():
-        total = sum(t.weight for t in scenario.tasks.values())
-        loss = sum(t.weight * means[f"{name}/{n}"] for n, t in scenario.tasks.items()) / total
-        words.append(f"{name} {loss:.3f}")
-    return " ".join(words)
 
 
 def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
@@ -160,11 +158,19 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
     progress.curve.append(record)
     if run.rank == 0:
         run.context.show_curve(progress.curve)
-        run.context.log(
-            f"epoch {progress.epoch}: joint validation score {score:.4f} (best {progress.best:.4f})"
-        )
+        tell_epoch(run, score)
     ranked = score if math.isfinite(score) else NO_SCORE
     report_checkpoint(run, {"joint_score": ranked, **record["valid"]}, record)
+
+
+def tell_epoch(run: RankRun, score: float) -> None:
+    """Say an epoch's validation score, the best so far and the speed."""
+    progress = run.progress
+    best = "" if progress.epochs_since_best == 0 else f" (best {progress.best:.4f})"
+    run.context.log(
+        f"epoch {progress.epoch}: joint validation score {score:.4f}{best}, "
+        f"{run.session.speed[-1]['rows_per_s']:,.0f} rows/s"
+    )
 
 
 def shared_layer_record(run: RankRun) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def test_killed_run_resumes(trained, tmp_path):
     )
     try:
         wait_until(lambda: finished_epochs(folder / "training") == 1, job, output)
-        kill_worker(output)
+        kill_worker(storage)
         assert job.wait(200) == 0, output.read_text()
     finally:
         job.kill()

@@ -80,7 +80,7 @@ def resumed(undisturbed, tmp_path_factory) -> Resumed:
     job = start_job(config, folder, folder / "first.txt")
     try:
         wait_until(lambda: finished_epochs(joint) == 1, job, folder / "first.txt")
-        kill_worker(folder / "first.txt")
+        kill_worker(folder)
         wait_until(lambda: finished_epochs(joint) == 2, job, folder / "first.txt")
     finally:
         job.kill()
@@ -135,11 +135,12 @@ def wait_until(reached: Callable[[], bool], job: subprocess.Popen[bytes], output
         time.sleep(0.05)
 
 
-def kill_worker(output: Path) -> None:
-    """Kill one of the job's two training workers, whose pids stand in its output."""
-    pids = [int(p) for p in re.findall(r"\(RayTrainWorker pid=(\d+)\)", output.read_text())]
+def kill_worker(storage: Path) -> None:
+    """Kill a training worker of the storage's latest job, in whose log the workers' pids stand."""
+    log = max(storage.glob("*/logs/*.log"), key=lambda path: path.stat().st_mtime)
+    pids = [int(p) for p in re.findall(r"\(RayTrainWorker pid=(\d+)\)", log.read_text())]
     assert pids
-    process = psutil.Process(pids[0])
+    process = psutil.Process(pids[-1])
     assert "RayTrainWorker" in " ".join(process.cmdline())
     process.send_signal(signal.SIGKILL)
 

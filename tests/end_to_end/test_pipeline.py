@@ -99,9 +99,9 @@ def test_what_came_of_each_scenario(first, name):
 
 
 def test_output_says_that_the_world_is_generated(first):
-    """Both the progress and the table say that the data is generated, not real."""
+    """Header, progress and both tables say that the data is generated, not real."""
     said = [line for line in first[0].stdout.splitlines() if "GENERATED" in line]
-    assert len(said) == 2
+    assert len(said) == 4
     assert all("not real data" in line for line in said)
 
 
@@ -115,6 +115,32 @@ def test_progress_names_the_stages(first):
 def test_another_ray_on_the_machine_does_not_disturb(first):
     """Beside another local Ray the run prints no traceback, not even one of Ray's own actors."""
     assert "Traceback" not in first[0].stdout + first[0].stderr
+
+
+def test_nothing_of_ray_is_printed(first, storage):
+    """No line of Ray or of a library is printed; they are in the log that the header names."""
+    found = first[0]
+    assert found.stderr == ""
+    for words in ("pid=", "ray::", "(raylet", "Warning", "core_worker", "INFO", "WARNING"):
+        assert words not in found.stdout
+    (log,) = (storage / "quickstart" / "logs").glob("pipeline-*.log")
+    assert str(log) in found.stdout
+
+
+def test_no_line_is_wide(first):
+    """All lines but paths, commands and the JSON line fit 80 columns."""
+    lines = first[0].stdout.splitlines()[:-1]
+    wide = [x for x in lines if len(x.rstrip()) > 80 and "/" not in x and "--" not in x]
+    assert wide == []
+
+
+def test_training_progress_reaches_the_driver(first):
+    """What rank 0 of the joint training and of each fine-tuning tells is shown, with scores."""
+    out = first[0].stdout
+    assert "epoch 1: joint validation score" in out
+    for name in TASKS:
+        assert f"{name}: epoch 1: joint" in out
+    assert "trials: 2 of 2 ended" in out
 
 
 def test_files_of_the_run(first, storage):

@@ -133,10 +133,10 @@ def test_texts_are_not_empty(world, name):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"items": 7}, "items: found 7, allowed: 8"),
-        ({"users": 0}, "users, events: found 0, 500"),
-        ({"events": 0}, "users, events: found 60, 0"),
-        ({"events": 721}, "events: found 721, allowed: up to 720"),
+        ({"items": 7}, "items: found 7; allowed: 8"),
+        ({"users": 0}, "found users 0, events 500"),
+        ({"events": 0}, "found users 60, events 0"),
+        ({"events": 721}, "events: found 721; allowed: up to 720"),
     ],
 )
 def test_impossible_sizes_are_refused(tmp_path, changes, words):

@@ -49,7 +49,7 @@ def finetuned_model(joint_run: JointRun, name: str, project: Project) -> Trained
     """A scenario's fine-tuned model for use: the joint weights and its delta.
 
     Raises:
-        ValueError: there is no delta, or it belongs to another base.
+        ProjectError: there is no delta, or it belongs to another base.
     """
     return finetuned_model_in(
         joint_run, name, project, storage.join(joint_run.folder(name), DELTA_FOLDER)
@@ -123,7 +123,7 @@ def chosen_model(joint_run: JointRun, name: str, project: Project) -> TrainedMod
     """The model of a scenario that fine-tuning chose; without a decision the joint one.
 
     Raises:
-        ValueError: it was chosen for other joint weights.
+        ProjectError: it was chosen for other joint weights.
     """
     stage = joint_run.stage(name)
     decision, chosen = stage.result, ZERO_SHOT if joint_run.is_new(name) else "joint"

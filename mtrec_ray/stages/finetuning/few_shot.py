@@ -8,6 +8,7 @@ has them: a shot is a row that is learned from.
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import ray
@@ -19,6 +20,7 @@ from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import Fields, task_weights
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
+from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.finetuning.chosen_model import (
     finetuned_model_in,
@@ -69,17 +71,27 @@ def draw_curve(
         for way in ("joined", "alone")
         if rows or (way == "joined" and joint_run.project.model.general)
     }
-    jobs = {  # one for each that is different: there may be fewer rows than asked for
-        f"{rows:,} rows, {way}": functools.partial(curve_point, joint_run, name, project, rows, way)
-        for rows, way in dict.fromkeys(points.values())
-    }
-    done = run_in_parallel(jobs, project, log)
-    curve = {label: done[f"{rows:,} rows, {way}"] for label, (rows, way) in points.items()}
+    with open_channel(log) as sender:
+        jobs = {  # one for each that is different: there may be fewer rows than asked for
+            label_of(rows, way): functools.partial(
+                curve_point, joint_run, name, project, rows, way, sender
+            )
+            for rows, way in dict.fromkeys(points.values())
+        }
+        done = run_in_parallel(jobs, project, log)
+    curve = {label: done[label_of(rows, way)] for label, (rows, way) in points.items()}
     storage.write_json(storage.join(joint_run.folder(name), "shots.json"), curve)
     return curve
 
 
-def curve_point(joint_run: JointRun, name: str, project: Project, rows: int, way: str) -> Record:
+def label_of(rows: int, way: str) -> str:
+    """Returns the name of a point of the curve."""
+    return f"{rows:,} rows, {way}"
+
+
+def curve_point(
+    joint_run: JointRun, name: str, project: Project, rows: int, way: str, sender: Sender
+) -> Record:
     """Returns the metrics on test of a scenario that learned from so many rows."""
     if not rows:
         zero_shot = with_use_options(zero_shot_model(joint_run, name, project), project)
@@ -90,9 +102,18 @@ def curve_point(joint_run: JointRun, name: str, project: Project, rows: int, way
     if finished:
         return finished
     stage.start(made_from)
+    point = Point(rows, stage.folder, sender.named(label_of(rows, way)))
     train = train_point_joined if way == "joined" else train_point_alone
-    model = train(joint_run, name, project, rows, stage.folder)
-    return stage.finish(test_metrics(joint_run, name, model))
+    return stage.finish(test_metrics(joint_run, name, train(joint_run, name, project, point)))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model of the curve: its number of rows, its folder, and where its progress is shown."""
+
+    rows: int
+    folder: str
+    log: Log
 
 
 def point_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields:
@@ -107,24 +128,27 @@ def point_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields
 
 
 def train_point_alone(
-    joint_run: JointRun, name: str, project: Project, rows: int, folder: str
+    joint_run: JointRun, name: str, project: Project, point: Point
 ) -> TrainedModel:
     """Returns a model of the scenario by itself that learned from so many rows."""
     tuned, data = project.finetune.of(name), joint_run.data(name)
     lengths = {"training.epochs": tuned.epochs, "training.patience": tuned.patience}
-    own = with_few_rows(with_overrides(project.single(name), lengths), rows)
-    training = TrainingRun(own, data, folder, "training", rows=rows)
+    own = with_few_rows(with_overrides(project.single(name), lengths), point.rows)
+    training = TrainingRun(own, data, point.folder, "training", rows=point.rows, log=point.log)
     return joint_model(own, data.folder, best_weights(training))
 
 
 def train_point_joined(
-    joint_run: JointRun, name: str, project: Project, rows: int, folder: str
+    joint_run: JointRun, name: str, project: Project, point: Point
 ) -> TrainedModel:
     """Returns a model of the scenario that started from the joint one and so many rows."""
     tuned, data = project.finetune.of(name), joint_run.data(name)
-    own = with_few_rows(scenario_project(joint_run, name, tuned, project), rows)
+    own = with_few_rows(scenario_project(joint_run, name, tuned, project), point.rows)
     start = start_of(joint_run, name, tuned)
-    best = best_weights(TrainingRun(own, data, folder, "training", start=start, rows=rows))
+    training = TrainingRun(
+        own, data, point.folder, "training", start=start, rows=point.rows, log=point.log
+    )
+    best, folder = best_weights(training), point.folder
     delta = storage.join(folder, DELTA_FOLDER)
     task = task_of(store_delta, project.run, gpu=False)
     ray.get(task.remote(own, data, start, best, delta, {"tuned": tuned.model_dump(mode="json")}))

@@ -22,6 +22,7 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.depends_on import Fields, task_weights
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
+from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.finetuning.chosen_model import (
     finetuned_model,
     model_before,
@@ -44,10 +45,13 @@ def compare_models(joint_run: JointRun, names: list[str], project: Project, log:
     """Trains each scenario alone, side by side, and compares on test; also as comparison.json."""
     comparisons = {n: find_comparison(joint_run, n, project) for n in names}
     left = [n for n, comparison in comparisons.items() if comparison is None]
-    jobs = {n: functools.partial(compare_one, joint_run, n, project, log) for n in left}
     if left:
         log("training each scenario alone, with the same budget")
-        comparisons |= run_in_parallel(jobs, project, log)
+        with open_channel(log) as sender:
+            jobs = {
+                n: functools.partial(compare_one, joint_run, n, project, log, sender) for n in left
+            }
+            comparisons |= run_in_parallel(jobs, project, log)
     tables = {n: comparison for n, comparison in comparisons.items() if comparison}
     path = storage.join(joint_run.run.scenarios, COMPARISON)
     storage.write_json(path, earlier_comparisons(joint_run) | tables)
@@ -123,11 +127,13 @@ def row_budget(joint_run: JointRun, name: str) -> int:
     return int(joint["rows_seen"].get(name, 0)) + int(tuned.get(name, 0))
 
 
-def compare_one(joint_run: JointRun, name: str, project: Project, log: Log) -> Record:
+def compare_one(
+    joint_run: JointRun, name: str, project: Project, log: Log, sender: Sender
+) -> Record:
     """Trains a scenario alone and compares its models on test; returns the table."""
     stage = alone_stage(joint_run, name)
     stage.start(comparison_depends_on(joint_run, name, project))
-    models = {"alone": train_alone(joint_run, name, project, log)}
+    models = {"alone": train_alone(joint_run, name, project, log, sender)}
     before = model_before(joint_run, name, project)
     if before:
         models["joint"] = before
@@ -143,11 +149,14 @@ def compare_one(joint_run: JointRun, name: str, project: Project, log: Log) -> R
     return stage.finish(table)
 
 
-def train_alone(joint_run: JointRun, name: str, project: Project, log: Log) -> TrainedModel:
+def train_alone(
+    joint_run: JointRun, name: str, project: Project, log: Log, sender: Sender
+) -> TrainedModel:
     """Returns the model of a scenario alone, which is trained, or gone on with, or finished."""
     rows = max(row_budget(joint_run, name), 1)
     own, data = alone_project(joint_run, name, project, rows), joint_run.data(name).only([name])
-    training = TrainingRun(own, data, alone_stage(joint_run, name).folder, "training")
+    folder, told = alone_stage(joint_run, name).folder, sender.named(f"{name} alone")
+    training = TrainingRun(own, data, folder, "training", log=told)
     if training.stage.result is None:
         labelled = with_alone_teacher(joint_run, name, own, log)
         train_model(replace(training, prepared=labelled))

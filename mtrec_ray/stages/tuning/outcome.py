@@ -10,6 +10,7 @@ import pyarrow as pa
 import yaml
 
 from mtrec_ray.data import storage
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import value_at, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.page import tune_page
@@ -63,7 +64,7 @@ def outcome_of(project: Project, trials: Sequence[Trial]) -> Outcome:
     """The front of the trials and the chosen one.
 
     Raises:
-        ValueError: no trial has a score.
+        ProjectError: no trial has a score.
     """
     names = list(project.scenarios)
     scored = [
@@ -73,7 +74,7 @@ def outcome_of(project: Project, trials: Sequence[Trial]) -> Outcome:
     ]
     if not scored:
         reasons = sorted({t.reason for t in trials if t.reason})
-        raise ValueError(f"search: found no trial with a score ({'; '.join(reasons)[:300]})")
+        raise ProjectError([f"search: found no trial with a score ({'; '.join(reasons)[:300]})"])
     points = np.array([[(t.best or {})["scores"][n] for n in names] for t in scored])
     return Outcome(
         trials=list(trials),
@@ -95,7 +96,7 @@ def losses(project: Project, scored: Sequence[Trial], points: np.ndarray) -> np.
         own = {t.name: t for t in scored}
         lost = [n for n in names if f"only_{n}" not in own]
         if lost:
-            raise ValueError(f"search.choose: found no score of the model of {lost} alone")
+            raise ProjectError([f"search.choose: found no score of the model of {lost} alone"])
         alone = [min(e["scores"][n] for e in own[f"only_{n}"].curve) for n in names]
         return -worst_gains(points, np.array(alone))
     return np.array([score_of(t) for t in scored])

@@ -20,7 +20,7 @@ from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from mtrec_ray.data import storage
-from mtrec_ray.progress import Log
+from mtrec_ray.progress import Log, tell_progress
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import Trial
 from mtrec_ray.stages.cluster import SPARE_CPUS
@@ -52,6 +52,7 @@ class Recorder(Callback):
     ) -> None:
         self.trials, self.folder, self.runs = trials, folder, runs
         self.total, self.log, self.keep = total, log, keep
+        self.epochs = 1  # of a trial that is not stopped early
         self.started: dict[str, float] = {}
         self.scheduler: TrialScheduler | None = None
 
@@ -85,6 +86,7 @@ class Recorder(Callback):
         own.reason = " ".join(str(result.get("failed", "")).split())
         own.result = result.get("result", own.result)
         own.save(self.folder)
+        self.show_progress()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial ended by itself, or was ended by the scheduler."""
@@ -108,17 +110,27 @@ class Recorder(Callback):
             with suppress(OSError):
                 storage.remove_folder(storage.join(self.runs, own.name))
         self.log(self.line(own))
+        self.show_progress()
 
     def line(self, own: Trial) -> str:
-        """How a trial ended, how many have, and the best so far."""
-        ended = [t for t in self.trials.values() if t.ended]
-        best = min((t for t in ended if t.best), key=lambda t: score_of(t), default=None)
-        told = f"{score_of(own):.4f} after {len(own.curve)} epochs" if own.best else own.reason
+        """How a trial ended."""
+        epochs = "1 epoch" if len(own.curve) == 1 else f"{len(own.curve)} epochs"
+        told = f"{score_of(own):.4f} after {epochs}" if own.best else own.reason
+        return f"{own.name} {own.status}: {told}, {own.seconds:.0f} s"
+
+    def show_progress(self) -> None:
+        """How many trials have ended, how many epochs were trained, and the best score so far."""
+        trials = self.trials.values()
+        ended = sum(t.ended for t in trials)
+        epochs = sum(self.epochs if t.ended else len(t.curve) for t in trials)
+        best = min((t for t in trials if t.best), key=score_of, default=None)
         leads = f", best {best.name} {score_of(best):.4f}" if best else ""
-        return (
-            f"{own.name} {own.status}: {told}, {own.seconds:.0f} s "
-            f"({len(ended)} of {self.total}{leads})"
-        )
+        trained = sum(len(t.curve) for t in trials)
+        text = f"{ended} of {self.total} ended, {trained} epochs{leads}"
+        whole = self.total * self.epochs
+        # A trial that has told its last epoch has not ended yet.
+        done = whole if ended == self.total else min(epochs, 0.99 * whole)
+        tell_progress(self.log, "trials", done, whole, text)
 
     def check_all_ended(self) -> None:
         """Raises where trials are left.
@@ -232,7 +244,8 @@ def run_trials(
     Raises:
         RuntimeError: the search was ended before all trials were.
     """
-    recorder.scheduler = scheduler
+    recorder.scheduler, recorder.epochs = scheduler, project.training.epochs
+    recorder.show_progress()
     own_files = storage.join(recorder.runs, "ray")
     storage.remove_folder(own_files)
     in_population = isinstance(scheduler, Population)

@@ -1,0 +1,207 @@
+"""What a run of a project would do, and roughly for how long: from footers, without a Ray."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.preparing.inputs import footers
+from mtrec_ray.project.depends_on import fingerprint
+from mtrec_ray.project.project import Project
+from mtrec_ray.stages.pipeline import searches
+from mtrec_ray.stages.run_folder import DONE
+from mtrec_ray.training.batches import quotas
+
+STAGES = ("prepare", "tune", "train", "finetune", "evaluate", "recommend")
+
+# Measured with the quickstart on 2 cores (AMD EPYC): 384 numbers a text, one layer that learns.
+ROWS_PER_S = 2_500.0  # that a worker trains
+PREPARED_ROWS_PER_S = 20_000.0
+STAGE_SECONDS = 12.0  # of starting processes, a stage
+TRAIN_SHARE = 0.8  # of the rows, where the splits are not known before they are read
+BYTES_PER_ROW = 400  # of a training sample with its history, in the object store
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a scenario: rows of its log, items, and rows by split where they are known."""
+
+    rows: int
+    items: int
+    splits: Mapping[str, int] | None = None
+
+    @property
+    def train(self) -> int:
+        """Training rows, or a guess of them."""
+        return self.splits["train"] if self.splits else int(self.rows * TRAIN_SHARE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training would do.
+
+    Attributes:
+        quotas: rows of each scenario in a global batch.
+        steps_per_epoch, steps: of the joint model.
+        seconds: roughly, of each stage that is still to do; None where nothing is to go by.
+        basis: what the seconds rest on.
+    """
+
+    quotas: dict[str, int]
+    steps_per_epoch: int
+    steps: int
+    seconds: dict[str, float] | None
+    basis: str
+
+
+def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
+    """Rows and items of each scenario: from Parquet footers, splits from prepared data."""
+    splits = known_splits(project, storage_path)
+    here = with_world_root(project, storage_path)
+    if here is None:
+        world = project.sample_world
+        assert world is not None
+        return {n: Size(world.events, world.items) for n in project.scenarios}
+    found = {}
+    for name, scenario in here.scenarios.items():
+        rows, items = (
+            sum(meta.num_rows for _, meta in footers(here.path(path)))
+            for path in (scenario.events.path, scenario.items.path)
+        )
+        own = splits.get(name)
+        if own is None and scenario.split.fractions:
+            names = ("train", "valid", "test")
+            own = {s: int(rows * f) for s, f in zip(names, scenario.split.fractions, strict=True)}
+        found[name] = Size(rows, items, own)
+    return found
+
+
+def known_splits(project: Project, storage_path: str) -> dict[str, dict[str, int]]:
+    """Rows by split of each scenario that is prepared."""
+    folder = storage.join(storage_path, project.run.name, "prepared")
+    if not storage.exists(storage.join(folder, "manifest.json")):
+        return {}
+    splits = ("train", "valid", "test")
+    facts = load_prepared(folder).scenarios
+    return {n: {s: f.num_rows(s) for s in splits} for n, f in facts.items()}
+
+
+def stages_of(project: Project, storage_path: str, job: str) -> list[str]:
+    """The stages that a job goes through."""
+    if job == "pipeline":
+        found: list[str] = list(STAGES)
+        if not searches(project, storage_path) and "tune" not in finished_stages(
+            project, storage_path
+        ):
+            found.remove("tune")
+        return found
+    return ["prepare", "tune"] if job == "tune" else [job]
+
+
+def finished_stages(project: Project, storage_path: str) -> list[str]:
+    """The stages of a run that are done."""
+    run = storage.join(storage_path, project.run.name)
+    names = list(project.scenarios)
+    marks = {
+        "prepare": ["prepared/manifest.json"],
+        "tune": [f"tune/{DONE}"],
+        "train": [f"joint/{DONE}"],
+        "finetune": [f"scenarios/{n}/{DONE}" for n in names],
+        "evaluate": [f"evaluation/{DONE}"],
+        "recommend": [f"recommendations/{n}/_done.json" for n in names],
+    }
+    return [s for s, files in marks.items() if all(storage.exists(f"{run}/{f}") for f in files)]
+
+
+def plan_of(project: Project, storage_path: str, sizes: Mapping[str, Size], job: str) -> Plan:
+    """Batches, steps and rough times of the stages that a job has still to do."""
+    training, run = project.training, project.run
+    ranks = run.most_workers * training.accumulation
+    rows = {n: s.train for n, s in sizes.items()}
+    own = quotas(rows, training.batch_size // ranks, training.alpha)
+    batch = {n: q * ranks for n, q in own.items()}
+    epoch = training.rows_per_epoch or sum(rows.values())
+    steps = max(-(-epoch // sum(batch.values())), 1)
+    rate, basis = rate_of(project, storage_path)
+    done = finished_stages(project, storage_path)
+    todo = [s for s in stages_of(project, storage_path, job) if s not in done]
+    seconds = None
+    if rate:
+        times = stage_seconds(project, sizes, epoch, rate)
+        seconds = {s: times[s] for s in todo}
+    return Plan(batch, steps, steps * training.epochs, seconds, basis)
+
+
+def stage_seconds(
+    project: Project, sizes: Mapping[str, Size], epoch_rows: float, rate: float
+) -> dict[str, float]:
+    """Rough seconds of each stage, where a worker trains `rate` rows/s."""
+    run, search = project.run, project.search
+    cores = os.cpu_count() or 1
+    rows = sum(s.rows for s in sizes.values())
+    train = epoch_rows * project.training.epochs / rate
+    trials = search.pipeline_trials or search.trials
+    trial_rows = (search.rows_per_epoch or epoch_rows) * (search.epochs or project.training.epochs)
+    tuned = sum(s.train for s in sizes.values()) * project.finetune.epochs / rate
+    work = {
+        "prepare": rows / PREPARED_ROWS_PER_S,
+        "tune": trials * (trial_rows / rate + STAGE_SECONDS) / cores,
+        "train": train / run.most_workers,
+        "finetune": tuned / min(cores, max(len(sizes), 1)) + STAGE_SECONDS * len(sizes) / cores,
+        "evaluate": rows * (1 - TRAIN_SHARE) / (4 * rate),
+        "recommend": STAGE_SECONDS * (len(sizes) - 1) / cores,
+    }
+    return {stage: seconds + STAGE_SECONDS for stage, seconds in work.items()}
+
+
+def rate_of(project: Project, storage_path: str) -> tuple[float | None, str]:
+    """Rows/s that a worker trains, and what that rests on.
+
+    Measured by a run in the same storage that has the same model; else by the quickstart on another
+    machine, for an encoder no larger than its own; else unknown.
+    """
+    for path in speed_files(storage_path, project.run.name):
+        record = storage.read_json(path)
+        folder = path.removesuffix(f"/{DONE}")
+        facts = storage.join(folder, "best", "model.json")
+        if not record.get("speed") or not storage.exists(facts):
+            continue
+        trained = storage.read_json(facts)["project"]
+        if trained["model"] != project.dump()["model"]:
+            continue
+        workers = trained["run"]["num_workers"]
+        most = workers if isinstance(workers, int) else workers[-1]
+        rate = max(s["rows_per_s"] for s in record["speed"]) / most
+        return rate, f"by the speed of run {trained['run']['name']} here"
+    encoder = project.model.encoder
+    learns = encoder.trainable == "none" or (encoder.trainable == "top_k" and encoder.top_k == 1)
+    small = any(word in encoder.source.lower().replace("_", "-") for word in ("minilm-l6", "tiny"))
+    if project.model.layout == "vectors" and small and learns and not project.run.use_gpu:
+        return ROWS_PER_S, "by the speed of 2 cores elsewhere"
+    return None, "no run with this model is in the storage yet"
+
+
+def speed_files(storage_path: str, run: str) -> list[str]:
+    """Summaries of joint models in a storage, this run's first."""
+    own = storage.join(storage_path, run, "joint", DONE)
+    found = [own] if storage.exists(own) else []
+    fs, inner = storage.filesystem(storage_path)
+    for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
+        if info.type == pafs.FileType.Directory and info.base_name != run:
+            path = storage.join(storage_path, info.base_name, "joint", DONE)
+            found += [path] if storage.exists(path) else []
+    return found
+
+
+def with_world_root(project: Project, storage_path: str) -> Project | None:
+    """The project with the root of its files; None while its sample world is to be written."""
+    world = project.sample_world
+    if world is None:
+        return project
+    root = storage.join(storage_path, f"sample_world-{fingerprint(world.model_dump())}")
+    if not storage.exists(storage.join(root, "sample_world.json")):
+        return None
+    return project.model_copy(update={"root": root})
