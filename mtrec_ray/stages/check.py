@@ -17,16 +17,20 @@ from mtrec_ray.project.project import Project, Run
 from mtrec_ray.search.problems import space_problems
 from mtrec_ray.stages.estimate import (
     BYTES_PER_ROW,
-    Plan,
+    RunEstimate,
     Size,
+    estimate_of,
     finished_stages,
-    plan_of,
     sizes_of,
     stages_of,
     with_world_root,
 )
-from mtrec_ray.stages.run_folder import with_search_choice
+from mtrec_ray.stages.run_folder import RunFolder, with_search_choice
 from mtrec_ray.training.batches import quotas
+
+
+def no_log(text: str) -> None:
+    """Says nothing."""
 
 
 def run_check(project: Project, storage_path: str) -> dict[str, Any]:
@@ -37,9 +41,9 @@ def run_check(project: Project, storage_path: str) -> dict[str, Any]:
     """
     refuse(check_problems(project, storage_path))
     sizes = sizes_of(project, storage_path)
-    project = with_search_choice(project, storage_path)
+    project = with_search_choice(project, RunFolder.of(project, storage_path), no_log)
     done = finished_stages(project, storage_path)
-    plan = plan_of(project, storage_path, sizes, "pipeline")
+    plan = estimate_of(project, storage_path, sizes, "pipeline")
     todo = stages_of(project, storage_path, "pipeline")
     seconds = plan.seconds
     facts = {
@@ -67,7 +71,7 @@ def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
     """What a job is about to do, by label; empty parts where its inputs cannot be read."""
     facts: dict[str, str] = {}
     try:
-        project = with_search_choice(project, storage_path)
+        project = with_search_choice(project, RunFolder.of(project, storage_path), no_log)
         sizes = sizes_of(project, storage_path)
         generated = " (GENERATED, not real data)" if project.sample_world else ""
         rows = ", ".join(f"{n} {s.rows:,}" for n, s in sizes.items())
@@ -77,7 +81,7 @@ def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
         if set(done) & set(stages):
             facts["done"] = ", ".join(s for s in stages if s in done)
         facts["workers"] = workers_text(project.run)
-        facts["takes"] = takes_text(plan_of(project, storage_path, sizes, job))
+        facts["takes"] = takes_text(estimate_of(project, storage_path, sizes, job))
     except (OSError, ValueError, KeyError, pa.ArrowException):
         pass  # the stage says in its own words what is wrong
     return facts
@@ -181,7 +185,7 @@ def workers_text(run: Run) -> str:
     return f"{number} on {device}, a local Ray on {os.cpu_count()} cores"
 
 
-def takes_text(plan: Plan) -> str:
+def takes_text(plan: RunEstimate) -> str:
     """`roughly 4 minutes (by ...)`."""
     if plan.seconds is None:
         return f"unknown: {plan.basis}"

@@ -12,7 +12,7 @@ from mtrec_ray.data.preparing.inputs import footers
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.pipeline import searches
-from mtrec_ray.stages.run_folder import DONE
+from mtrec_ray.stages.run_folder import RunFolder
 from mtrec_ray.training.batches import quotas
 
 STAGES = ("prepare", "tune", "train", "finetune", "evaluate", "recommend")
@@ -40,7 +40,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunEstimate:
     """What training would do.
 
     Attributes:
@@ -68,7 +68,7 @@ def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
     found = {}
     for name, scenario in here.scenarios.items():
         rows, items = (
-            sum(meta.num_rows for _, meta in footers(here.path(path)))
+            sum(footer.num_rows for footer in footers(here.path(path)))
             for path in (scenario.events.path, scenario.items.path)
         )
         own = splits.get(name)
@@ -81,11 +81,11 @@ def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
 
 def known_splits(project: Project, storage_path: str) -> dict[str, dict[str, int]]:
     """Rows by split of each scenario that is prepared."""
-    folder = storage.join(storage_path, project.run.name, "prepared")
-    if not storage.exists(storage.join(folder, "manifest.json")):
+    stage = RunFolder.of(project, storage_path).prepare
+    if not stage.is_finished:
         return {}
     splits = ("train", "valid", "test")
-    facts = load_prepared(folder).scenarios
+    facts = load_prepared(stage.folder).scenarios
     return {n: {s: f.num_rows(s) for s in splits} for n, f in facts.items()}
 
 
@@ -93,30 +93,31 @@ def stages_of(project: Project, storage_path: str, job: str) -> list[str]:
     """The stages that a job goes through."""
     if job == "pipeline":
         found: list[str] = list(STAGES)
-        if not searches(project, storage_path) and "tune" not in finished_stages(
-            project, storage_path
-        ):
+        if not searches(
+            project, RunFolder.of(project, storage_path)
+        ) and "tune" not in finished_stages(project, storage_path):
             found.remove("tune")
         return found
     return ["prepare", "tune"] if job == "tune" else [job]
 
 
 def finished_stages(project: Project, storage_path: str) -> list[str]:
-    """The stages of a run that are done."""
-    run = storage.join(storage_path, project.run.name)
-    names = list(project.scenarios)
-    marks = {
-        "prepare": ["prepared/manifest.json"],
-        "tune": [f"tune/{DONE}"],
-        "train": [f"joint/{DONE}"],
-        "finetune": [f"scenarios/{n}/{DONE}" for n in names],
-        "evaluate": [f"evaluation/{DONE}"],
-        "recommend": [f"recommendations/{n}/_done.json" for n in names],
+    """Returns the stages of a run that are done."""
+    run, names = RunFolder.of(project, storage_path), list(project.scenarios)
+    stages = {
+        "prepare": [run.prepare],
+        "tune": [run.tune],
+        "train": [run.train],
+        "finetune": [run.finetune(name) for name in names],
+        "evaluate": [run.evaluate],
+        "recommend": [run.recommend(name) for name in names],
     }
-    return [s for s, files in marks.items() if all(storage.exists(f"{run}/{f}") for f in files)]
+    return [job for job, parts in stages.items() if all(part.is_finished for part in parts)]
 
 
-def plan_of(project: Project, storage_path: str, sizes: Mapping[str, Size], job: str) -> Plan:
+def estimate_of(
+    project: Project, storage_path: str, sizes: Mapping[str, Size], job: str
+) -> RunEstimate:
     """Batches, steps and rough times of the stages that a job has still to do."""
     training, run = project.training, project.run
     ranks = run.most_workers * training.accumulation
@@ -132,7 +133,7 @@ def plan_of(project: Project, storage_path: str, sizes: Mapping[str, Size], job:
     if rate:
         times = stage_seconds(project, sizes, epoch, rate)
         seconds = {s: times[s] for s in todo}
-    return Plan(batch, steps, steps * training.epochs, seconds, basis)
+    return RunEstimate(batch, steps, steps * training.epochs, seconds, basis)
 
 
 def stage_seconds(
@@ -163,14 +164,13 @@ def rate_of(project: Project, storage_path: str) -> tuple[float | None, str]:
     Measured by a run in the same storage that has the same model; else by the quickstart on another
     machine, for an encoder no larger than its own; else unknown.
     """
-    for path in speed_files(storage_path, project.run.name):
-        record = storage.read_json(path)
-        folder = path.removesuffix(f"/{DONE}")
-        facts = storage.join(folder, "best", "model.json")
-        if not record.get("speed") or not storage.exists(facts):
+    model = project.model.model_dump(mode="json")
+    for run in runs_here(storage_path, project.run.name):
+        record, facts = run.train.result, storage.join(run.best_joint_model, "model.json")
+        if not record or not record.get("speed") or not storage.exists(facts):
             continue
         trained = storage.read_json(facts)["project"]
-        if trained["model"] != project.dump()["model"]:
+        if trained["model"] != model:
             continue
         workers = trained["run"]["num_workers"]
         most = workers if isinstance(workers, int) else workers[-1]
@@ -184,16 +184,12 @@ def rate_of(project: Project, storage_path: str) -> tuple[float | None, str]:
     return None, "no run with this model is in the storage yet"
 
 
-def speed_files(storage_path: str, run: str) -> list[str]:
-    """Summaries of joint models in a storage, this run's first."""
-    own = storage.join(storage_path, run, "joint", DONE)
-    found = [own] if storage.exists(own) else []
+def runs_here(storage_path: str, run: str) -> list[RunFolder]:
+    """Returns the runs of a storage, a given one first."""
     fs, inner = storage.filesystem(storage_path)
-    for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
-        if info.type == pafs.FileType.Directory and info.base_name != run:
-            path = storage.join(storage_path, info.base_name, "joint", DONE)
-            found += [path] if storage.exists(path) else []
-    return found
+    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    others = [info.base_name for info in infos if info.type == pafs.FileType.Directory]
+    return [RunFolder(storage_path, name) for name in dict.fromkeys([run, *others])]
 
 
 def with_world_root(project: Project, storage_path: str) -> Project | None:

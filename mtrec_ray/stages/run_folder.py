@@ -53,6 +53,11 @@ class Stage:
         """What the stage returned, whatever it was made from; None before it is finished."""
         return storage.read_json(self._finished) if storage.exists(self._finished) else None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the stage has returned, whatever it was made from."""
+        return storage.exists(self._finished)
+
     def finished(self, made_from: Fields) -> Record | None:
         """Returns what the stage returned, or None where it is still to be done.
 
