@@ -17,7 +17,7 @@ from mtrec_ray.training.batches import quotas
 
 STAGES = ("prepare", "tune", "train", "finetune", "evaluate", "recommend")
 
-# Measured with the quickstart on 2 cores (AMD EPYC): 384 numbers a text, one layer that learns.
+# Guesses, not measurements: near what the README shows of the quickstart (two workers, 2 cores).
 ROWS_PER_S = 2_500.0  # that a worker trains
 PREPARED_ROWS_PER_S = 20_000.0
 STAGE_SECONDS = 12.0  # of starting processes, a stage
@@ -180,7 +180,7 @@ def rate_of(project: Project, storage_path: str) -> tuple[float | None, str]:
     learns = encoder.trainable == "none" or (encoder.trainable == "top_k" and encoder.top_k == 1)
     small = any(word in encoder.source.lower().replace("_", "-") for word in ("minilm-l6", "tiny"))
     if project.model.layout == "vectors" and small and learns and not project.run.use_gpu:
-        return ROWS_PER_S, "by the speed of 2 cores elsewhere"
+        return ROWS_PER_S, "a guess, no run measured here yet"
     return None, "no run with this model is in the storage yet"
 
 
