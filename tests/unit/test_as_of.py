@@ -97,9 +97,11 @@ def canonical_table(log, scenario):
             "event_categorical": fixed_list(np.zeros((NUM_ROWS, 0), np.int64), 1),
         }
     )
-    if samples.needs_expansion(scenario):
+    if scenario.split.fractions:
+        table = samples.split_by_fractions(table, scenario, 0)
+    if scenario.negatives:
         published = np.full(NUM_ITEMS, NO_TIME)
-        table = samples.expand_users(table, scenario, np.ones(NUM_ITEMS), published, 0)
+        table = samples.add_negatives(table, scenario, np.ones(NUM_ITEMS), published, 0)
     return table
 
 
@@ -121,7 +123,7 @@ def prepared_log(seed, case, folder):
         f"{folder}/video/catalogue.parquet", assemble(items, scenario.items, rows)[0]
     )
     spec = FeatureSpec(
-        scenario, 3, tuple(means), int(log["time"].max()) + 1, np.full(NUM_ITEMS, NO_TIME),
+        scenario, tuple(means), int(log["time"].max()) + 1, np.full(NUM_ITEMS, NO_TIME),
         np.unique(real.column("user").to_numpy()[train].view(np.uint64)), (), 0,
         {"brand": category_codes(items.column("brand"))},
     )  # fmt: skip
@@ -135,15 +137,13 @@ def prepared_log(seed, case, folder):
 
 def write_passes(table, spec, folder):
     """Run the passes over one partition and write what they write; returns the shards."""
-    table = features.carry_nothing(table, len(features.carried_names(spec.scenario)))
-    table, state = features.category_features(table, spec, "brand")
-    passes.write_state(state, folder, "video", "category.brand", 0)
-    table, state = features.item_features(table, spec)
-    passes.write_state(state, folder, "video", "items", 0)
+    table = features.without_statistics(table, spec.columns.num_of_items)
+    table, categories = features.category_features(table, spec, "brand")
+    table, items = features.item_features(table, spec)
     finished, states = features.user_features(table, spec)
-    for kind, state in states.items():
-        passes.write_state(state, folder, "video", kind, 0)
-    written = passes.write_samples(finished, folder, "video", 0, 0).to_pylist()
+    for kind, state in {"category.brand": categories, "items": items, **states}.items():
+        storage.write_table(f"{folder}/video/state/{kind}/part-00000.parquet", state)
+    written = passes.write_samples(finished, folder, "video", 0)
     return {
         split: [Shard(w["path"], w["rows"]) for w in written if w["split"] == split]
         for split in ("train", "valid", "test")

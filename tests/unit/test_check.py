@@ -10,7 +10,7 @@ from jobs.check import main
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import load_project
 from mtrec_ray.stages.check import run_check, storage_problems
-from mtrec_ray.stages.estimate import finished_stages, plan_of, sizes_of
+from mtrec_ray.stages.estimate import estimate_of, finished_stages, sizes_of
 
 TOP = Path(__file__).parents[2]
 QUICKSTART = TOP / "jobs/quickstart.yaml"
@@ -64,7 +64,7 @@ def test_an_unknown_speed_is_not_guessed(tmp_path):
     """For a model that no run in the storage has, and a larger encoder, the time is unknown."""
     project = load_project(QUICKSTART, ["model.encoder.trainable=all"])
     sizes = sizes_of(project, str(tmp_path))
-    assert plan_of(project, str(tmp_path), sizes, "train").seconds is None
+    assert estimate_of(project, str(tmp_path), sizes, "train").seconds is None
 
 
 def test_a_measured_speed_is_used(tmp_path):
@@ -75,9 +75,9 @@ def test_a_measured_speed_is_used(tmp_path):
     for rate in (100.0, 200.0):
         folder = tmp_path / "before" / "joint"
         (folder / "best").mkdir(parents=True, exist_ok=True)
-        (folder / "done.json").write_text(json.dumps({"speed": [{"rows_per_s": rate}]}))
+        (folder / "finished.json").write_text(json.dumps({"speed": [{"rows_per_s": rate}]}))
         (folder / "best" / "model.json").write_text(json.dumps({"project": project.dump()}))
-        plan = plan_of(project, str(tmp_path), sizes, "train")
+        plan = estimate_of(project, str(tmp_path), sizes, "train")
         assert plan.seconds is not None
         assert "quickstart" in plan.basis
         seconds.append(plan.seconds["train"])
@@ -88,7 +88,7 @@ def test_finished_stages(tmp_path):
     """A stage is done when its mark is there, of fine-tuning those of all scenarios."""
     project = load_project(QUICKSTART)
     assert finished_stages(project, str(tmp_path)) == []
-    for file in ("prepared/manifest.json", "scenarios/shop/done.json"):
+    for file in ("prepared/finished.json", "scenarios/shop/finished.json"):
         path = tmp_path / "quickstart" / file
         path.parent.mkdir(parents=True)
         path.write_text("{}")

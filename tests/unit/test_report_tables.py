@@ -12,7 +12,9 @@ def test_a_gap_without_an_interval_is_a_dash():
 
 def test_tables_take_null_for_a_metric():
     """An AUC or a recall that is null has no mark and does not break its table."""
-    table = metrics_table("t", {"shop": {"click": {"auc": None, "popularity_auc": 0.5}}})
+    table = metrics_table(
+        "t", {"shop": {"click": {"auc": None, "popularity_auc": 0.5}}}, {"auc": "AUC"}
+    )
     assert table.row_count == 1
     found = {m: {"recall": None, "ndcg": 0.5} for m in ("model", "popularity", "neighbours")}
     facts = {"task": "click", "k": 10, "users": 3, "items": 5}

@@ -170,7 +170,7 @@ def category_problems(
             of_value = rows.groupby(table.column(column).to_pandas()).sum()
             if of_value.max() > MAX_ROWS_PER_VALUE:
                 lines.append(
-                    f"scenarios.{name}.items.statistics: found {of_value.max():,} rows of the "
+                    f"scenarios.{name}.items.statistics_of: found {of_value.max():,} rows of the "
                     f"value {of_value.idxmax()!r} of {column!r}, which one task would hold; "
                     f"allowed: columns whose values have at most {MAX_ROWS_PER_VALUE:,} rows each"
                 )
