@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mtrec_ray.data import storage
 from mtrec_ray.data.as_of import CatalogueAsOf
 from mtrec_ray.data.asking_users import asking_users
-from mtrec_ray.data.catalogue import NO_TIME, assemble, category_codes
+from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes
 from mtrec_ray.data.columns import fixed_list, hash_strings
 from mtrec_ray.data.end_states import items_at_end, read_catalogue
 from mtrec_ray.data.popularity import live_popularity, training_popularity
@@ -116,12 +116,10 @@ def prepared_log(seed, case, folder):
     means = [float(np.nanmean(x[train])) for x in log["labels"].astype(np.float32).T]
     items = pa.table({
         "item_id": [f"item {i}" for i in range(NUM_ITEMS)], "brand": pa.array(BRANDS),
-        "published": pa.array(PUBLISHED, pa.timestamp("ms")), "tokens": [[1]] * NUM_ITEMS,
+        "published": pa.array(PUBLISHED, pa.timestamp("ms")), TOKENS: [[1]] * NUM_ITEMS,
     })  # fmt: skip
     rows = np.bincount(log["item"][train], minlength=NUM_ITEMS)
-    storage.write_table(
-        f"{folder}/video/catalogue.parquet", assemble(items, scenario.items, rows)[0]
-    )
+    storage.write_table(f"{folder}/video/catalogue.parquet", assemble(items, scenario, rows)[0])
     spec = FeatureSpec(
         scenario, tuple(means), int(log["time"].max()) + 1, np.full(NUM_ITEMS, NO_TIME),
         np.unique(real.column("user").to_numpy()[train].view(np.uint64)), (), 0,

@@ -18,4 +18,4 @@ def test_tables_take_null_for_a_metric():
     assert table.row_count == 1
     found = {m: {"recall": None, "ndcg": 0.5} for m in ("model", "popularity", "neighbours")}
     facts = {"task": "click", "k": 10, "users": 3, "items": 5}
-    assert ranking_table("t", {"shop": facts | found}).row_count == 1
+    assert ranking_table("t", {"shop": facts | found}).row_count == 2
