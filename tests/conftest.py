@@ -15,7 +15,7 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 # Files of two processes are handed out in this order: one that takes minutes must not come last.
-LONGEST = ("test_faults.py", "test_submit.py")
+LONGEST = ("test_submit.py", "test_pipeline.py", "test_faults.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lightgbm", reason="the extra `benchmarks` is not installed")
-
 from benchmarks.faults import BATCH, CHECKPOINT_STEPS, KINDS
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1500)]
 TOP = Path(__file__).parents[2]
 SEEDS = os.environ.get("MTREC_FAULT_SEEDS", "1")
 

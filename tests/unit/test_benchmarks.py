@@ -5,12 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks import ablation, quality_speed, real4
 from mtrec_ray.data.prepared import Prepared
 from tests.builders import SHOP, VIDEO
-
-pytest.importorskip("lightgbm", reason="the extra `benchmarks` is not installed")
-
-from benchmarks import ablation, quality_speed, real4
 
 LINES = """
 | scenario | task | B0 | B1 | B2 | B3 | B4 |

@@ -4,8 +4,6 @@ from collections import Counter
 
 import pytest
 
-pytest.importorskip("lightgbm", reason="the extra `benchmarks` is not installed")
-
 from benchmarks import faults
 
 
