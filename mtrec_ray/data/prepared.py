@@ -149,7 +149,9 @@ def load_prepared(folder: str) -> Prepared:
     """
     path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
-        raise ProjectError([f"prepared data: found none in {folder}; run the prepare job first"])
+        raise ProjectError(
+            [f"prepared data: found none in {folder}; allowed: run the prepare job first"]
+        )
     tree = storage.read_json(path)
     scenarios = {n: parse_scenario(s) for n, s in tree["scenarios"].items()}
     return Prepared(folder, tree["fingerprint"], scenarios)

@@ -212,11 +212,24 @@ def test_model_of_another_configuration_is_refused(trained, metrics, sections):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_another_precision_is_another_evaluation(trained, metrics):
-    """The same model in another precision is no mistake of training: the evaluation is refused."""
+def test_another_precision_is_another_evaluation(trained, metrics, tmp_path):
+    """The same model in another precision is evaluated anew, in place of the earlier evaluation."""
+    shutil.copytree(trained.folder, tmp_path / trained.project.run.name)
     project = changed(trained.project, evaluation={"precision": "fp32"})
-    with pytest.raises(ValueError, match=r"evaluate stage .*evaluation\.precision = 'auto' "):
-        run_evaluate(project, str(trained.storage), say_nothing)
+    told: list[str] = []
+    found = run_evaluate(project, str(tmp_path), told.append)
+    assert "evaluate: already done" not in told
+    for name, tasks in metrics.items():
+        for task, values in tasks.items():
+            assert found["metrics"][name][task]["rows"] == values["rows"]
+
+
+def test_a_knob_of_memory_is_no_other_evaluation(trained, metrics):
+    """How many pairs are scored at a time changes no result; the evaluation is found."""
+    project = changed(trained.project, recommend={"pairs_per_block": 64})
+    told: list[str] = []
+    assert run_evaluate(project, str(trained.storage), told.append)["metrics"] == metrics
+    assert told == ["evaluate: already done"]
 
 
 @pytest.mark.skipif(bool(find_spec("torchao")), reason="torchao is installed")

@@ -153,6 +153,11 @@ def below_a_file(project: Project) -> None:
     project.storage = project.storage / "below"
 
 
+def milliseconds_of(name):
+    """The log's times as whole milliseconds since 1970."""
+    return events_of(name)["time"].astype("datetime64[ms]").astype("int64")
+
+
 def repeated_ids(project: Project) -> None:
     """Two items with the id of another."""
     items = items_of("shop")
@@ -188,7 +193,7 @@ IN_THE_FILE = {
     ),
     "bad duration": Mistake(
         override("scenarios.shop.tasks.click.delay=3 weeks"),
-        (r"scenarios\.shop\.tasks\.click\.delay: allowed: .*31d \(found '3 weeks'\)",),
+        (r"scenarios\.shop\.tasks\.click\.delay: found '3 weeks'; allowed: .*31d",),
     ),
     "missing field": Mistake(
         lambda p: p.tree["scenarios"]["shop"].pop("items"),
@@ -218,11 +223,13 @@ IN_THE_FILE = {
     ),
     "text without a column": Mistake(
         override("scenarios.shop.items.text=an item"),
-        (r"scenarios\.shop\.items\.text: no column name in braces; allowed: .*\{title\}",),
+        (
+            r"scenarios\.shop\.items\.text: found .*; no column name in braces; allowed: .*\{title\}",
+        ),
     ),
     "text with a place in place of a name": Mistake(
         override("scenarios.shop.items.text='{title} {0}'"),
-        (r"scenarios\.shop\.items\.text: \{0\} is no column name; allowed: .*\{title\}",),
+        (r"scenarios\.shop\.items\.text: found .*; \{0\} is no column name; allowed: .*\{title\}",),
     ),
     "several references of one scenario": Mistake(
         override(
@@ -343,7 +350,7 @@ IN_THE_ROWS = {
         (r"scenarios\.shop\.events\.time: .*(string|text).*",),
     ),
     "milliseconds": Mistake(
-        lambda p: p.set_events("shop", time=events_of("shop")["time"].astype("int64") // 10**6),
+        lambda p: p.set_events("shop", time=milliseconds_of("shop")),
         (r"scenarios\.shop\.events\.time: found numbers such as 17\d+, .*time_unit: ms",),
     ),
     "unknown items of an expanded log": Mistake(
@@ -504,7 +511,7 @@ def test_every_job_refuses(project, capsys, job):
 def test_job_before_its_stage(project, capsys, job):
     """A job whose input another job makes says which one to run first."""
     code, stderr = run_here(job, project.arguments(), capsys)
-    line = r"prepared data: found none in .*/mistaken/prepared; run the prepare job first"
+    line = r"prepared data: found none in .*/mistaken/prepared; allowed: run the prepare job first"
     check_refusal(project, Mistake(lambda _: None, (line,), job), code, stderr)
 
 
@@ -515,9 +522,9 @@ def test_job_before_its_stage(project, capsys, job):
     ("content", "message"),
     [
         (None, r"--config: found no file .*/project\.yaml; allowed: a project file in YAML"),
-        ("scenarios: [1", r".*/project\.yaml: not YAML: "),
+        ("scenarios: [1", r".*/project\.yaml: line 1: not YAML: "),
         ("- 1\n- 2\n", r".*/project\.yaml: found list; allowed: a mapping of sections"),
-        ("", r".*/project\.yaml: found NoneType; allowed: a mapping of sections"),
+        ("", r".*/project\.yaml: found nothing; allowed: a mapping of sections"),
     ],
 )
 def test_no_project_file(project, capsys, content, message):
