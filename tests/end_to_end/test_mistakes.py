@@ -223,9 +223,7 @@ IN_THE_FILE = {
     ),
     "text without a column": Mistake(
         override("scenarios.shop.items.text=an item"),
-        (
-            r"scenarios\.shop\.items\.text: found .*; no column name in braces; allowed: .*\{title\}",
-        ),
+        (r"scenarios\.shop\.items\.text: found .*no column name in braces; allowed: .*{title}",),
     ),
     "text with a place in place of a name": Mistake(
         override("scenarios.shop.items.text='{title} {0}'"),
