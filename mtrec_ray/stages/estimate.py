@@ -72,11 +72,11 @@ def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
             for path in (scenario.events.path, scenario.items.path)
         )
         own = splits.get(name)
+        if own is None and scenario.negatives:  # at most: not every row is a positive
+            rows *= 1 + scenario.negatives.per_positive
         if own is None and scenario.split.fractions:
             names = ("train", "valid", "test")
             own = {s: int(rows * f) for s, f in zip(names, scenario.split.fractions, strict=True)}
-        if own is None and scenario.negatives:  # at most: not every row is a positive
-            rows *= 1 + scenario.negatives.per_positive
         found[name] = Size(rows, items, own)
     return found
 

@@ -213,6 +213,11 @@ def with_search_choice(project: Project, run: RunFolder, log: Log) -> Project:
     ]
     if problems:
         raise ProjectError(problems)
-    chosen = ", ".join(f"{field} {shorten(value)}" for field, value in choice["overrides"].items())
+    chosen = ", ".join(f"{field} {in_short(value)}" for field, value in choice["overrides"].items())
     log(f"with the search's choice (trial {choice['trial']}): {chosen or 'the project as it is'}")
     return with_overrides(project, choice["overrides"])
+
+
+def in_short(value: Any) -> str:
+    """Returns a value for a line of progress; a number with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else shorten(value)
