@@ -1,7 +1,6 @@
 """What every job shares: options, a project, progress, errors as one line each, and the result."""
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -124,8 +123,10 @@ class Job:
                 self.log.print(str(table.title), style="bold")
                 table.title = None
             self.log.print(table)
+        from mtrec_ray.data.storage import strict  # takes a while to import
+
         line = {"job": self.name, "run": self.project.run.name, **self.values}
-        text = json.dumps(plain(line), allow_nan=False)
+        text = json.dumps(strict(line), allow_nan=False)
         if self.name in OUTPUTS or log_path:
             self.log.print()
         if self.name in OUTPUTS:
@@ -278,12 +279,3 @@ def end_ray(joined: bool) -> None:
     """End the Ray that the stage started: nothing of it comes after the job's result."""
     if not joined and ray_runs():
         sys.modules["ray"].shutdown()
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON values; a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

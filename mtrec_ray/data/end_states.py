@@ -37,7 +37,7 @@ def read_states(
         return None
     tables = []
     for path in storage.parquet_files(folder):
-        if part is None or path.endswith("/" + part):
+        if part is None or storage.name_of(path) == part:
             fs, inner = storage.filesystem(path)
             tables.append(pq.read_table(inner, filesystem=fs))
     return pa.concat_tables(tables).combine_chunks() if tables else None
@@ -132,7 +132,7 @@ def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
 def user_parts(prepared: Prepared, name: str) -> list[str]:
     """File names of the partitions of users."""
     folder = storage.join(prepared.folder, name, "state", "users")
-    return [path.rsplit("/", 1)[1] for path in storage.parquet_files(folder)]
+    return [storage.name_of(path) for path in storage.parquet_files(folder)]
 
 
 def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:

@@ -130,7 +130,7 @@ class Prepared:
         if self.taught is None:
             return [TrainShard(path) for path in paths]
         folder = storage.join(self.taught.folder, name)
-        return [TrainShard(p, storage.join(folder, p.rsplit("/", 1)[1])) for p in paths]
+        return [TrainShard(p, storage.join(folder, storage.name_of(p))) for p in paths]
 
     def catalogue(self, name: str) -> Catalogue:
         """The catalogue of a scenario, read from disk."""
@@ -161,13 +161,16 @@ def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
     """A scenario of the manifest.
 
     Raises:
-        ValueError: a manifest that an earlier version wrote.
+        ProjectError: a manifest that an earlier version wrote.
     """
     missing = sorted({f.name for f in fields(PreparedScenario)} - set(tree))
     if missing:
-        raise ValueError(
-            f"prepared data: found no {', '.join(missing)} in the manifest of {tree.get('name')}, "
-            "which an earlier version wrote; allowed: prepare again under another run.name"
+        raise ProjectError(
+            [
+                f"prepared data: found no {', '.join(missing)} in the manifest of "
+                f"{tree.get('name')}, which an earlier version wrote; allowed: prepare again "
+                "under another run.name"
+            ]
         )
     shards = {split: [Shard(**s) for s in found] for split, found in tree["shards"].items()}
     return PreparedScenario(**{**tree, "shards": shards})

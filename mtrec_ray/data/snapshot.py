@@ -125,9 +125,12 @@ class SnapshotColumns:
     """Where the columns of a scenario's rows stand."""
 
     def __init__(self, prepared: Prepared, name: str, scenario: Scenario) -> None:
-        self.prepared, self.name, self.scenario = prepared, name, scenario
+        """The project file may list the tasks in another order than the prepared rows have."""
+        self.prepared, self.name = prepared, name
         self.facts = prepared.scenarios[name]
-        self.names = numeric_names(scenario)
+        tasks = {task: scenario.tasks[task] for task in self.facts.tasks}
+        self.scenario = scenario.model_copy(update={"tasks": tasks})
+        self.names = numeric_names(self.scenario)
         self.timed = scenario.events.time is not None
 
     @property

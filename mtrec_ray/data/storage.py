@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.base import ProjectError, split_query
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,6 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     if "://" in path:
         return pafs.FileSystem.from_uri(path)
     return pafs.LocalFileSystem(), str(Path(path).absolute())
-
-
-def split_query(path: str) -> tuple[str, str]:
-    """A URI without its query, and the query with its question mark; a local path has none."""
-    if "://" not in path:
-        return path, ""
-    plain, mark, query = path.partition("?")
-    return plain, mark + query
 
 
 def join(*parts: str) -> str:
@@ -175,17 +167,18 @@ def write_json(path: str, value: Any) -> None:
     Raises:
         TypeError: anything else that JSON does not have, such as an array, a path or a date.
     """
-    text = json.dumps(_strict(value), indent=1, allow_nan=False)
+    text = json.dumps(strict(value), indent=1, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """Plain values as `write_json` writes them: numbers of Python, null for those not finite."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Mapping):
-        return {_strict(key): _strict(inner) for key, inner in value.items()}
+        return {strict(key): strict(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
+        return [strict(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

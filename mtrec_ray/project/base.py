@@ -128,3 +128,11 @@ def refuse(problems: list[str]) -> None:
     """Raises the problems, if there are any, as one error."""
     if problems:
         raise ProjectError(problems)
+
+
+def split_query(path: str) -> tuple[str, str]:
+    """A URI without its query, and the query with its question mark; a local path has none."""
+    if "://" not in path:
+        return path, ""
+    plain, mark, query = path.partition("?")
+    return plain, mark + query

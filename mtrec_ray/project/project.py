@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from mtrec_ray.project.base import Name, Section, check_workers
+from mtrec_ray.project.base import Name, Section, check_workers, split_query
 from mtrec_ray.project.model import Model
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
@@ -208,10 +208,14 @@ class Project(Section):
         )
 
     def path(self, relative: str) -> str:
-        """A scenario's path, resolved against `root`; URIs and absolute paths stay as they are."""
+        """A scenario's path, resolved against `root`; URIs and absolute paths stay as they are.
+
+        The query of a URI (its endpoint, its region) stays last.
+        """
         if "://" in relative or Path(relative).is_absolute():
             return relative
-        return self.root.rstrip("/") + "/" + relative
+        root, query = split_query(self.root)
+        return f"{root.rstrip('/')}/{relative}{query}"
 
     def dump(self) -> dict[str, Any]:
         """The project as plain JSON values."""

@@ -1,7 +1,7 @@
 """What a search may try: its variables, how a point of them changes the project, what cannot be.
 
 A point holds a number or option for each variable: `lambda.NAME` of a scenario (u of
-`learning/simplex.py`) and the names of searched fields. Its overrides are values by field.
+`search/simplex.py`) and the names of searched fields. Its overrides are values by field.
 """
 
 import functools

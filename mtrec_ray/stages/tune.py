@@ -15,6 +15,7 @@ from typing import Any
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import training_source
+from mtrec_ray.evaluation.score_weights import score_problems
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import refuse
@@ -65,6 +66,7 @@ def run_tune(project: Project, storage_path: str, log: Log) -> Record:
         begin_stage(log, "tune: already done")
         return finished
     refuse(encoder_problems(project.model.encoder))
+    refuse(score_problems(project, prepared))
     make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
     run.tune.start(made_from)
     connect(room.run)

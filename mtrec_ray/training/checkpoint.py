@@ -1,6 +1,5 @@
 """What a run needs to be resumed, as files of a folder: weights and training state."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mtrec_ray.data import storage
 from mtrec_ray.model.recommender import Recommender, is_below
 from mtrec_ray.project.base import ProjectError
 
@@ -29,7 +29,7 @@ def save_model(folder: Path, model: Recommender, facts: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    (folder / FACTS).write_text(json.dumps(facts, indent=1))
+    storage.write_json(str(folder / FACTS), facts)
 
 
 def load_model(folder: Path, model: Recommender) -> None:

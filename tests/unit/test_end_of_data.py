@@ -10,6 +10,7 @@ from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.prepared import parse_scenario
 from mtrec_ray.data.preparing.events import Findings
 from mtrec_ray.data.preparing.scan import LogSource, merge_scans, scan_rows
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from tests.builders import SHOP, project_tree, scenario_tree
 
@@ -48,5 +49,5 @@ def test_a_manifest_without_the_end_is_refused():
     """Data that an earlier version prepared is refused in one line that says what to do."""
     tree = asdict(SHOP)
     del tree["end_ms"]
-    with pytest.raises(ValueError, match=r"^prepared data: found no end_ms .*; allowed: prepare"):
+    with pytest.raises(ProjectError, match=r"^prepared data: found no end_ms .*; allowed: prepare"):
         parse_scenario(tree)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.training import Training
 from mtrec_ray.training.checkpoint import load_model, load_state, save_model, save_state
 from mtrec_ray.training.optim import build_optimization, build_optimizer, build_schedule, restore
@@ -134,15 +135,21 @@ def test_saved_weights_are_loaded(tmp_path, trainable):
     assert json.loads((tmp_path / "new" / "folder" / "model.json").read_text()) == {"project": 3}
 
 
+def test_facts_of_a_model_are_json(tmp_path):
+    """A score that does not exist is null beside the weights, which every reader of JSON takes."""
+    save_model(tmp_path, model_of("none"), {"record": {"joint_score": math.nan}})
+    assert json.loads((tmp_path / "model.json").read_text()) == {"record": {"joint_score": None}}
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"width": 16}, {"hidden": (12, 12, 10)}, {"item_ids": False}, {"user_ids": False}],
     ids=lambda f: next(iter(f)),
 )
 def test_weights_of_another_build_are_refused(tmp_path, fields):
-    """Weights of a model with other sizes or parts are a ValueError that names the file."""
+    """Weights of a model with other sizes or parts are a mistake that names the file."""
     save_model(tmp_path, model_of(), {})
-    with pytest.raises(ValueError, match=r"model\.safetensors: weights of another model"):
+    with pytest.raises(ProjectError, match=r"model\.safetensors: weights of another model"):
         load_model(tmp_path, model_of(**fields))
 
 
@@ -150,7 +157,7 @@ def test_weights_of_other_scenarios_are_refused(tmp_path):
     """Weights of a model with one scenario are refused by a model with two."""
     single = {"shop": FACTS["shop"]}
     save_model(tmp_path, build(small_model(), make_catalogues(), single)[0], {})
-    with pytest.raises(ValueError, match="weights of another model"):
+    with pytest.raises(ProjectError, match="weights of another model"):
         load_model(tmp_path, model_of())
 
 

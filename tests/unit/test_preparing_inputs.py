@@ -16,7 +16,13 @@ from mtrec_ray.data.columns import matrix, milliseconds
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import inputs, samples
 from mtrec_ray.data.preparing.audit import Past, known_after
-from mtrec_ray.data.preparing.audit_log import raw_label, raw_milliseconds, read_log
+from mtrec_ray.data.preparing.audit_log import (
+    raw_batches,
+    raw_label,
+    raw_milliseconds,
+    read_log,
+    users_of_rows,
+)
 from mtrec_ray.data.preparing.events import Findings, canonical
 from mtrec_ray.data.preparing.features import FeatureSpec, NumericColumns
 from mtrec_ray.data.preparing.manifest import scales
@@ -265,13 +271,23 @@ def test_a_footer_is_read_once_while_its_file_stays(tmp_path, monkeypatch):
     assert len(read) == 4
 
 
-def test_only_named_columns_of_a_log_are_read(tmp_path):
+def test_only_named_columns_of_a_log_are_read(tmp_path, monkeypatch):
     """A wide column that no field names is not read, by the preparation or by the audit."""
     wide = log_table(vectors=pa.array([[0.0] * 9] * 60))
     project = write_parts(tmp_path, wide)
     second = inputs.log_fragments(project)[1]
     table = inputs.read_log(second, project.scenarios["shop"])
-    assert sorted(table.column_names) == ["click", "item_id", "split", "time", "user_id"]
+    named = ["click", "item_id", "split", "time", "user_id"]
+    assert sorted(table.column_names) == named
+    read: list[list[str]] = []
+    honest = storage.read_row_group
+    monkeypatch.setattr(
+        storage, "read_row_group", lambda p, n, c: read.append(list(c)) or honest(p, n, c)
+    )
+    path = str(tmp_path / "events")
+    assert len(list(raw_batches(path, project.scenarios["shop"], {"1"}, set()))) == 2
+    assert users_of_rows(path, project.scenarios["shop"], {0})
+    assert read == [named, named, ["user_id"]]
 
 
 # --- templates -------------------------------------------------------------------------------

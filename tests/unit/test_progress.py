@@ -148,15 +148,15 @@ def main(config: Config, storage: Storage = "runs", override: Override = None) -
         os.write(2, b"E core_worker\\n")
         job.log("a line of progress")
         BODY
-        job.result(found=1)
+        job.result(found=FOUND)
 
 program(main)
 """
 
 
-def run_program(tmp_path, body):
+def run_program(tmp_path, body, found="1"):
     """A small job as a process, on a project file that is not read any further."""
-    (tmp_path / "p.py").write_text(PROGRAM.replace("BODY", body))
+    (tmp_path / "p.py").write_text(PROGRAM.replace("BODY", body).replace("FOUND", found))
     command = [sys.executable, str(tmp_path / "p.py"), "--config", "jobs/quickstart.yaml"]
     env = os.environ | {"PYTHONPATH": str(TOP)}
     return subprocess.run(
@@ -177,6 +177,13 @@ def test_chatter_goes_to_the_log(tmp_path):
     last = found.stdout.splitlines()[-1]
     assert last == '{"job": "train", "run": "quickstart", "found": 1}'
     assert log.with_suffix(".json").read_text().strip() == last
+
+
+def test_the_result_is_json(tmp_path):
+    """Numbers of numpy are numbers in the last line, and what is not finite is null."""
+    found = run_program(tmp_path, "import numpy as np", "[np.float32(0.5), float('nan')]")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1].endswith('"found": [0.5, null]}')
 
 
 def test_a_fault_keeps_its_traceback_and_names_the_log(tmp_path):

@@ -211,6 +211,8 @@ def test_a_section_without_a_value(tmp_path):
         ("..", "b.parquet", "{parent}/b.parquet"),
         ("/data", "b.parquet", "/data/b.parquet"),
         ("s3://bucket/x/", "b.parquet", "s3://bucket/x/b.parquet"),
+        ("s3://bucket/x?region=eu", "b.parquet", "s3://bucket/x/b.parquet?region=eu"),
+        ("data?", "b.parquet", "{folder}/data?/b.parquet"),
         ("data", "/else/b.parquet", "/else/b.parquet"),
         ("data", "gs://bucket/b.parquet", "gs://bucket/b.parquet"),
     ],

@@ -1,5 +1,7 @@
 """A stage that was made with other values is refused in one line that names the fields."""
 
+from typing import Any
+
 import pytest
 
 from mtrec_ray.project.base import ProjectError
@@ -10,6 +12,7 @@ from mtrec_ray.project.depends_on import (
 )
 from mtrec_ray.project.load import value_at, with_overrides
 from mtrec_ray.project.project import Project
+from mtrec_ray.stages.evaluate import evaluation_depends_on
 from mtrec_ray.stages.run_folder import RunFolder, Stage, keep_search_choice, with_search_choice
 from tests.builders import two_scenario_project
 
@@ -78,6 +81,24 @@ def test_what_nothing_depends_on(field, value):
     before, now = two_scenario_project(), changed(field, value)
     assert prepared_data_depends_on(before) == prepared_data_depends_on(now)
     assert joint_model_depends_on(before, "data") == joint_model_depends_on(now, "data")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_other"),
+    [
+        ("recommend.pairs_per_block", 64, False),
+        ("run.num_workers", 7, False),
+        ("recommend.k", 3, True),
+        ("recommend.exclude_seen", False, True),
+        ("evaluation.precision", "fp32", True),
+    ],
+)
+def test_what_an_evaluation_depends_on(field, value, is_other):
+    """The size of blocks changes no metric, so that it makes no other evaluation; k does."""
+    joint_run: Any = None  # looked at for models only, and there are none
+    before, now = two_scenario_project(), changed(field, value)
+    found = [evaluation_depends_on(joint_run, {}, project) for project in (before, now)]
+    assert (found[0] != found[1]) == is_other
 
 
 def test_the_line_of_a_refusal():
@@ -157,6 +178,18 @@ def test_a_user_s_own_value_is_never_replaced_in_silence(searched):
     )
 
 
+def test_a_chosen_list_is_known_again(tmp_path):
+    """A field that is a list: chosen, the job goes on with it; another list is refused."""
+    project = changed("search.pipeline_trials", 3)
+    run = RunFolder.of(project, str(tmp_path))
+    keep_search_choice(project, run, {"trial": "t001", "overrides": {"model.hidden": [24, 12]}})
+    found = with_search_choice(project, run, lambda _: None)
+    assert found.model.hidden == (24, 12)
+    assert with_search_choice(found, run, lambda _: None) == found
+    with pytest.raises(ProjectError, match=r"^model\.hidden: found \[9, 9\]"):
+        with_search_choice(with_overrides(project, {"model.hidden": [9, 9]}), run, print)
+
+
 # --- parts of a project ----------------------------------------------------------------------
 
 
@@ -189,3 +222,10 @@ def test_a_scenario_kept_out_of_joint_training_can_be_taken_alone():
     assert project.only(["video"]).scenarios["video"].weight == 1.0
     assert project.only(["shop", "video"]).scenarios["video"].weight == 0.0
     assert project.single("video").scenarios["video"].weight == 1.0
+
+
+def test_a_scenario_without_a_weight_in_the_score_can_be_taken_alone():
+    """Weights of the score that are all 0 where no other scenario is left become equal ones."""
+    project = changed("evaluation.weights", {"shop": 1.0, "video": 0.0})
+    assert project.only(["video"]).evaluation.weights == {}
+    assert project.only(["shop"]).evaluation.weights == {"shop": 1.0}

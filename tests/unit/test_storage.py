@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import pyarrow as pa
 import pytest
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.end_states import user_parts
+from mtrec_ray.data.prepared import Prepared, Shard, TeacherLabels
+from tests.builders import SHOP
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})
 
@@ -21,6 +25,22 @@ def test_the_query_of_a_uri_stays_last():
     assert storage.name_of(path) == "c.json"
     _, inner = storage.filesystem(path)
     assert inner == "bucket/runs/a/b/c.json"
+
+
+def test_parts_of_prepared_data_have_no_query(monkeypatch):
+    """Names of files below an endpoint with slashes are found again below other folders."""
+    query = "?endpoint_override=http://minio:9000"
+    shards = {"train": [Shard("shop/train/part-00000-0000.parquet", 3)]}
+    prepared = Prepared(
+        f"s3://b/p{query}", "", {"shop": replace(SHOP, shards=shards)},
+        TeacherLabels(f"s3://b/t{query}", 0.5),
+    )  # fmt: skip
+    [shard] = prepared.train_shards("shop")
+    assert shard.path == f"s3://b/p/shop/train/part-00000-0000.parquet{query}"
+    assert shard.teacher_path == f"s3://b/t/shop/part-00000-0000.parquet{query}"
+    listed = [f"s3://b/p/shop/state/users/part-00000.parquet{query}"]
+    monkeypatch.setattr(storage, "parquet_files", lambda folder: listed)
+    assert user_parts(prepared, "shop") == ["part-00000.parquet"]
 
 
 def test_a_question_mark_of_a_local_path_is_a_letter():

@@ -221,12 +221,19 @@ class FeaturePasses:
         return data
 
     def category_key(self, number: int) -> PartitionKey:
-        """The value of a scenario's n-th categorical column as key; the item after the last."""
+        """The value of a scenario's n-th categorical column as key; the item after the last.
+
+        Items without a value have no statistics of it: they lie where their own key says, not all
+        in one partition.
+        """
 
         def key(name: str, table: pa.Table) -> np.ndarray:
             codes = list(self.spec(name).categories.values())
             item = table.column("item").to_numpy()
-            return codes[number][item] + 1 if number < len(codes) else item
+            if number >= len(codes):
+                return item
+            code = codes[number][item]
+            return np.where(code >= 0, code, item)
 
         return key
 
