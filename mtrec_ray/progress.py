@@ -12,6 +12,10 @@ from typing import Protocol, runtime_checkable
 Log = Callable[[str], None]
 
 
+def no_log(text: str) -> None:
+    """Write nothing."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far something is.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.end_states import CatalogueColumns
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import (
@@ -28,8 +29,6 @@ from mtrec_ray.data.preparing.statistics import (
 )
 from mtrec_ray.data.shards import Arrays, read_columns
 from mtrec_ray.data.snapshot import (
-    Floats,
-    Ints,
     SnapshotColumns,
     UserCategoryStatistics,
     no_category_statistics,
@@ -74,7 +73,7 @@ class KeyedPast:
         nobody = np.zeros(0, np.int64)  # the rows' own questions are not kept
         return cls(layout, past.asked(nobody, nobody), labels, windows)
 
-    def at(self, key: Ints, moment: Ints) -> Floats:
+    def at(self, key: Ints, moment: Ints) -> Float32s:
         """f32[m, f]: statistics of the keys i64[m] as of the moments i64[m]."""
         layout = self.layout
         found = past_statistics(
@@ -97,7 +96,7 @@ class CatalogueAsOf:
             for column, code in catalogue.codes.items()
         }
 
-    def numeric(self, moments: Ints) -> Floats:
+    def numeric(self, moments: Ints) -> Float32s:
         """f32[B, n, F]: the columns of every item as of each moment."""
         num_items = len(self.catalogue.ids)
         stats = ask_all(self.items, num_items, moments)
@@ -106,7 +105,7 @@ class CatalogueAsOf:
         parts.append(self.layout.item_ages(self.catalogue.published, moments[:, None]))
         return overlay(*parts)
 
-    def _category(self, column: str, moments: Ints) -> Floats:
+    def _category(self, column: str, moments: Ints) -> Float32s:
         """f32[B, n, F]: statistics of each item's category; NaN for an item without one."""
         code = self.catalogue.codes[column]
         stats = ask_all(self.categories[column], int(code.max(initial=-1)) + 1, moments)
@@ -115,7 +114,7 @@ class CatalogueAsOf:
         return self.layout.scatter(f"category.{column}", NO_WINDOWS, stats[:, code])
 
 
-def ask_all(past: KeyedPast, num_keys: int, moments: Ints) -> Floats:
+def ask_all(past: KeyedPast, num_keys: int, moments: Ints) -> Float32s:
     """f32[B, K, f]: statistics of the keys 0..K-1 as of each moment."""
     keys = np.tile(np.arange(num_keys), len(moments))
     found = past.at(keys, np.repeat(moments, num_keys))

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Ints
 from mtrec_ray.data.as_of import categories_as_of, concatenated, log_rows, places_among
 from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.end_states import CatalogueColumns, user_parts, users_at_end
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.shards import Arrays, read_rows
-from mtrec_ray.data.snapshot import Ints, SnapshotColumns, UserCategoryStatistics, UserSnapshot
+from mtrec_ray.data.snapshot import SnapshotColumns, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.project.scenario import SPLITS
 
-BATCH_ROWS = 65_536
+TEST_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints) -> UserSnap
     """The users as their rows of test with the numbers `row` say that they were."""
     wanted, parts = np.sort(row), []
     paths = layout.prepared.shard_paths(layout.name, "test")
-    for arrays in read_rows(paths, BATCH_ROWS, 0, 2**62):
+    for arrays in read_rows(paths, TEST_BATCH_ROWS, 0, 2**62):
         found = places_among(wanted, arrays["row"]) >= 0
         parts.append({name: values[found] for name, values in arrays.items()})
     rows = concatenated(parts)

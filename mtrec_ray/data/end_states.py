@@ -9,14 +9,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.columns import hash_strings, matrix
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS
 from mtrec_ray.data.snapshot import (
-    Floats,
-    Ints,
     ItemSnapshot,
     SnapshotColumns,
     UserCategoryStatistics,
@@ -58,7 +57,7 @@ class CatalogueColumns:
     codes: dict[str, Ints]
     published: Ints
 
-    def snapshot(self, layout: SnapshotColumns, numeric: Floats) -> ItemSnapshot:
+    def snapshot(self, layout: SnapshotColumns, numeric: Float32s) -> ItemSnapshot:
         """The catalogue with the items' columns f32[n, F]."""
         cold_start = layout.cold_start(NO_WINDOWS)
         default = {
@@ -106,7 +105,7 @@ def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
     return catalogue.snapshot(layout, overlay(*parts))
 
 
-def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Floats:
+def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Float32s:
     """f32[n, F]: statistics of each item's category at the end; NaN for an item without one."""
     stats = np.repeat(layout.cold_start(NO_WINDOWS), int(code.max(initial=-1)) + 2, 0)
     state = read_states(layout.prepared, layout.name, f"category.{column}")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Ints
 from mtrec_ray.data.as_of import counting_splits, log_rows
 from mtrec_ray.data.preparing.statistics import Past
-from mtrec_ray.data.snapshot import Ints, SnapshotColumns
+from mtrec_ray.data.snapshot import SnapshotColumns
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.columns import DAY_MS
 from mtrec_ray.data.sample_texts import BRANDS, NEWS, SHOP, TOPICS, VIDEO, Phrases, item_text
 from mtrec_ray.project.base import ProjectError
 
@@ -48,9 +49,6 @@ START = np.datetime64("2025-01-01T00:00:00", "ms")
 
 
 MINUTE_MS = 60_000
-
-
-DAY_MS = 24 * 60 * MINUTE_MS
 
 
 WORLD_DAYS = 90

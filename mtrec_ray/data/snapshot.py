@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.prepared import Prepared
@@ -21,12 +22,6 @@ from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
 from mtrec_ray.project.scenario import Scenario
-
-Floats = NDArray[np.float32]
-
-
-Ints = NDArray[np.int64]
-
 
 PUBLISHED = "item.log_seconds_since_published"
 
@@ -37,7 +32,7 @@ class UserCategoryStatistics:
 
     user: Ints
     category: Ints
-    numeric: Floats
+    numeric: Float32s
 
     def of(self, start: int, stop: int) -> "UserCategoryStatistics":
         """The pairs of the users start..stop, who are numbered from 0 then."""
@@ -70,7 +65,7 @@ class UserSnapshot:
     user: Ints
     history: Ints
     ages: Ints
-    numeric: Floats
+    numeric: Float32s
     categories: dict[str, UserCategoryStatistics] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -116,9 +111,9 @@ class ItemSnapshot:
 
     ids: NDArray[np.object_]
     in_training: NDArray[np.bool_]
-    numeric: Floats
+    numeric: Float32s
     codes: dict[str, Ints]
-    default: dict[str, Floats]
+    default: dict[str, Float32s]
 
 
 class SnapshotColumns:
@@ -159,18 +154,18 @@ class SnapshotColumns:
         start = self.names.index(names[0])
         return slice(start, start + len(names))
 
-    def scatter(self, key: str, windows: Windows, stats: NDArray[np.floating]) -> Floats:
+    def scatter(self, key: str, windows: Windows, stats: NDArray[np.floating]) -> Float32s:
         """f32[.., F]: a key's statistics [.., f] in their columns, NaN in all others."""
         row = self.blank(*stats.shape[:-1])
         columns = self.columns_of(key, windows)
         row[..., columns] = stats[..., : columns.stop - columns.start]
         return row
 
-    def blank(self, *shape: int) -> Floats:
+    def blank(self, *shape: int) -> Float32s:
         """f32[*shape, F] of NaN."""
         return np.full((*shape, self.width), np.nan, np.float32)
 
-    def cold_start(self, windows: Windows) -> Floats:
+    def cold_start(self, windows: Windows) -> Float32s:
         """f32[1, f]: the statistics of a key without a past."""
         rows = KeyedRows(
             key=np.zeros(1, np.int64),
@@ -182,7 +177,7 @@ class SnapshotColumns:
         found = statistics.statistics(rows, self.delays_ms, self.priors, windows)
         return found.astype(np.float32)
 
-    def calendar(self, time: Ints) -> Floats:
+    def calendar(self, time: Ints) -> Float32s:
         """f32[B, F]: hour and day of the week, where rows have a time."""
         row = self.blank(len(time))
         if self.timed:
@@ -190,7 +185,7 @@ class SnapshotColumns:
             row[:, start : start + len(statistics.CALENDAR_NAMES)] = statistics.calendar(time)
         return row
 
-    def item_ages(self, published: Ints, moment: Ints | int) -> Floats:
+    def item_ages(self, published: Ints, moment: Ints | int) -> Float32s:
         """f32[.., F]: time since the items were published, where the catalogue says when.
 
         `published` and `moment` are broadcast; an item of a later moment is 0 seconds old.
@@ -207,7 +202,7 @@ class SnapshotColumns:
         return np.array([n.startswith(prefixes) for n in self.names])
 
 
-def overlay(*parts: Floats) -> Floats:
+def overlay(*parts: Float32s) -> Float32s:
     """Rows that have the columns of several parts, each of which is NaN in the others' columns."""
     row = parts[0].copy()
     for part in parts[1:]:

@@ -36,7 +36,7 @@ CONCURRENCY = 2
 SLICES_PER_STREAM = 2048
 
 
-T = TypeVar("T")
+Prefetched = TypeVar("Prefetched")
 
 
 Ref = Any  # ray.ObjectRef[pa.Table]
@@ -202,11 +202,11 @@ def in_order_of_use(wanted: Mapping[str, ReadPlan]) -> Iterator[tuple[str, Slice
     return ((name, one) for _, name, one in merged)
 
 
-def prefetch(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[Prefetched]) -> Iterator[Prefetched]:
     """The same items; a thread makes the next one while the present one is used."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(next, items, end)
         while (item := pending.result()) is not end:
             pending = pool.submit(next, items, end)
-            yield cast("T", item)
+            yield cast("Prefetched", item)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrec_ray.evaluation.metrics import Floats, user_aucs
+from mtrec_ray.data.arrays import Floats
+from mtrec_ray.evaluation.metrics import user_aucs
 
 NUM_RESAMPLES = 200
 

@@ -14,10 +14,8 @@ from scipy.stats import rankdata
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import mean_absolute_error, roc_auc_score
 
+from mtrec_ray.data.arrays import Floats
 from mtrec_ray.data.prepared import PreparedScenario
-
-Floats = NDArray[np.float64]
-
 
 Metrics = dict[str, float]
 

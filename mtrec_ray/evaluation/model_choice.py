@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Floats
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.evaluation.bootstrap import (
     Interval,
@@ -21,7 +22,7 @@ from mtrec_ray.evaluation.bootstrap import (
     loss_ratio_of,
     paired_difference,
 )
-from mtrec_ray.evaluation.metrics import Floats, constant_losses, mean_task_score, row_losses
+from mtrec_ray.evaluation.metrics import constant_losses, mean_task_score, row_losses
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ WORDS = {
     "read_ends": "`[low, high]`",
     "read_positive_ends": "`[low, high]`, low > 0",
     "read_whole_ends": "`[low, high]`, integers",
-    "read_options": "list of different values",
+    "read_alternatives": "list of different values",
 }
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
 LIMITS = {

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-
+from mtrec_ray.data.arrays import Floats
 
 REFERENCE = 1.0  # a scenario's score of the model that knows only the training means
 

@@ -12,6 +12,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.preparing.inputs import input_problems
 from mtrec_ray.data.tokens import resolve_source
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
+from mtrec_ray.progress import no_log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.search.problems import space_problems
@@ -27,10 +28,6 @@ from mtrec_ray.stages.estimate import (
 )
 from mtrec_ray.stages.run_folder import RunFolder, with_search_choice
 from mtrec_ray.training.batches import quotas
-
-
-def no_log(text: str) -> None:
-    """Says nothing."""
 
 
 def run_check(project: Project, storage_path: str) -> dict[str, Any]:
@@ -51,7 +48,7 @@ def run_check(project: Project, storage_path: str) -> dict[str, Any]:
         "done": ", ".join(s for s in todo if s in done) or "nothing",
         "batch": ", ".join(f"{n} {q:,}" for n, q in plan.quotas.items()) + " rows",
         "steps": f"{plan.steps_per_epoch:,} an epoch, {plan.steps:,} in all",
-        "workers": workers_text(project.run),
+        "workers": workers_and_machine(project.run),
         "memory": memory_text(project, sizes),
         "disk": disk_text(project, sizes),
         "takes": takes_text(plan),
@@ -80,7 +77,7 @@ def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
         facts["to do"] = ", ".join(s for s in stages if s not in done) or "nothing"
         if set(done) & set(stages):
             facts["done"] = ", ".join(s for s in stages if s in done)
-        facts["workers"] = workers_text(project.run)
+        facts["workers"] = workers_and_machine(project.run)
         facts["takes"] = takes_text(estimate_of(project, storage_path, sizes, job))
     except (OSError, ValueError, KeyError, pa.ArrowException):
         pass  # the stage says in its own words what is wrong
@@ -175,14 +172,12 @@ def data_row(name: str, size: Size) -> dict[str, str]:
     return {"scenario": name, "rows": f"{size.rows:,}", "items": f"{size.items:,}", **splits}
 
 
-def workers_text(run: Run) -> str:
+def workers_and_machine(run: Run) -> str:
     """`2 on CPU; a local Ray on 2 cores`."""
-    least, most = run.least_workers, run.most_workers
-    number = str(most) if least == most else f"{least} to {most}"
-    device = "GPU" if run.use_gpu else "CPU"
+    workers = f"{run.workers_text} on {'GPU' if run.use_gpu else 'CPU'}"
     if os.environ.get("RAY_ADDRESS"):
-        return f"{number} on {device}, on the running cluster"
-    return f"{number} on {device}, a local Ray on {os.cpu_count()} cores"
+        return f"{workers}, on the running cluster"
+    return f"{workers}, a local Ray on {os.cpu_count()} cores"
 
 
 def takes_text(plan: RunEstimate) -> str:
@@ -205,10 +200,10 @@ def memory_text(project: Project, sizes: Mapping[str, Size]) -> str:
     tokens = items * project.model.encoder.max_tokens
     how = {"auto": "in the object store, streamed where they do not fit", "stream": "streamed"}
     return (
-        f"{num_bytes(rows)} of training rows "
-        f"({how.get(project.run.cache, 'in the object store')}); at most {num_bytes(tokens * 4)} "
+        f"{bytes_text(rows)} of training rows "
+        f"({how.get(project.run.cache, 'in the object store')}); at most {bytes_text(tokens * 4)} "
         f"of tokens; {project.run.most_workers} workers of roughly 1.5 GB; this machine has "
-        f"{num_bytes(psutil.virtual_memory().total)}"
+        f"{bytes_text(psutil.virtual_memory().total)}"
     )
 
 
@@ -221,7 +216,7 @@ def disk_text(project: Project, sizes: Mapping[str, Size]) -> str:
         states *= encoder.max_tokens
     frozen = 0 if encoder.trainable == "all" else states
     return (
-        f"roughly {num_bytes(rows + 50e6)} in the storage, at most {num_bytes(frozen)} of frozen "
+        f"roughly {bytes_text(rows + 50e6)} in the storage, at most {bytes_text(frozen)} of frozen "
         "states in each node's cache"
     )
 
@@ -233,7 +228,7 @@ def hidden_size(source: str) -> int:
     return int(AutoConfig.from_pretrained(resolve_source(source)).hidden_size)
 
 
-def num_bytes(value: float) -> str:
+def bytes_text(value: float) -> str:
     """`1.4 GB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if value >= size:

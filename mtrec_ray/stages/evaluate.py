@@ -27,10 +27,7 @@ from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
 from mtrec_ray.stages.run_folder import Record, RunFolder, with_search_choice
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 from mtrec_ray.training.item_vectors import ItemVectors
-from mtrec_ray.training.validation import score_rows
-
-BATCH_ROWS = 16_384
-
+from mtrec_ray.training.validation import SCORING_BATCH_ROWS, score_rows
 
 PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
 
@@ -61,7 +58,7 @@ class Predictor:
         name, path = shard["scenario"], shard["path"]
         model, vectors = self.model_of(name)
         source = storage.join(self.models[name].prepared, path)
-        batches = read_rows([source], BATCH_ROWS, 0, shard["rows"])
+        batches = read_rows([source], SCORING_BATCH_ROWS, 0, shard["rows"])
         tables = [
             prediction_table(model.facts[name], arrays, scores)
             for arrays, scores in score_rows(model, vectors, name, batches)

@@ -133,7 +133,7 @@ def fine_tune(
     begin_stage(log, f"finetune: {', '.join(left)}")
     connect(project.run)
     export_encoder(joint_run)
-    data = {n: with_teacher_labels(joint_run, n, project, log) for n in left}
+    data = {n: data_with_teacher(joint_run, n, project, log) for n in left}
     ensure_vectors(base_model(joint_run))
     with open_channel(log) as sender:
         jobs = {
@@ -144,7 +144,7 @@ def fine_tune(
     return {n: found.get(n) or finished[n] or {} for n in names}
 
 
-def with_teacher_labels(joint_run: JointRun, name: str, project: Project, log: Log) -> Prepared:
+def data_with_teacher(joint_run: JointRun, name: str, project: Project, log: Log) -> Prepared:
     """Returns a scenario's data, with the teacher's predictions where training has a teacher."""
     if joint_run.is_new(name):
         own, data = project.only([name]), joint_run.data(name)

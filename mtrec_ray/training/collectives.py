@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-T = TypeVar("T")
+Gathered = TypeVar("Gathered")
 
 
 def world() -> tuple[int, int]:
@@ -25,12 +25,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def gather_objects(value: T) -> Sequence[T]:
+def gather_objects(value: Gathered) -> Sequence[Gathered]:
     """The value of every rank, in the order of ranks, on every rank."""
     _, size = world()
     if size == 1:
         return [value]
-    values: list[T] = [value] * size
+    values: list[Gathered] = [value] * size
     dist.all_gather_object(values, value)
     return values
 

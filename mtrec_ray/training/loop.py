@@ -12,7 +12,7 @@ from typing import Any
 
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.evaluation.metrics import flat, joint_score
-from mtrec_ray.progress import tell_progress
+from mtrec_ray.progress import no_log, tell_progress
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint
 from mtrec_ray.training.context import NO_SCORE, TrainContext
@@ -39,7 +39,7 @@ def train(
     summary is the same on all.
     """
     run = RankRun(project, prepared, context, start)
-    say = context.log if run.rank == 0 else no_log
+    say = context.log if run.rank == 0 else no_log  # rank 0 logs for all
     say(plan_text(run))
     started = time.monotonic()
     run.start()
@@ -52,10 +52,6 @@ def train(
         told = f"{run.progress.epoch} epochs, best score {run.progress.best:.4f}"
         tell_progress(context.log, "training", run.num_steps, run.num_steps, told, quiet=True)
     return run_summary(run)
-
-
-def no_log(text: str) -> None:
-    """Write nothing: rank 0 logs for all."""
 
 
 def is_finished(run: RankRun) -> bool:

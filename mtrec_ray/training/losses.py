@@ -70,7 +70,7 @@ def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
     return label
 
 
-def row_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor) -> Tensor:
+def logit_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor) -> Tensor:
     """f32[N]: loss of each row for targets without NaN."""
     logit = logits[:, facts.tasks.index(task)].float()
     if facts.kinds[task] == "regression":
@@ -105,7 +105,7 @@ def loss_sums(
         for task in facts.tasks:
             targets = target(facts, task, labels[name])
             known = targets.isfinite()
-            losses = row_losses(facts, task, logits[name], targets.nan_to_num(0.0))
+            losses = logit_losses(facts, task, logits[name], targets.nan_to_num(0.0))
             sums.append(losses.masked_fill(~known, 0.0).sum())
     return torch.stack(sums)
 

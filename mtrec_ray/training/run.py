@@ -34,7 +34,7 @@ class NotFiniteError(ValueError):
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run is: plain values that a checkpoint holds and a resumed run starts with.
 
     Attributes:
@@ -74,11 +74,11 @@ class Progress:
             self.not_finite_losses[label] = self.not_finite_losses.get(label, 0) + 1
 
 
-def start_progress(plan: Plan, prepared: Prepared, saved: SavedRun | None) -> Progress:
+def start_progress(plan: Plan, prepared: Prepared, saved: SavedRun | None) -> TrainingProgress:
     """The progress of a checkpoint, or that of a run that has not begun."""
     if saved:
-        return Progress(**saved.state["progress"])
-    return Progress(plan.steps_per_epoch, dict.fromkeys(prepared.scenarios, 0))
+        return TrainingProgress(**saved.state["progress"])
+    return TrainingProgress(plan.steps_per_epoch, dict.fromkeys(prepared.scenarios, 0))
 
 
 @dataclass
@@ -300,7 +300,7 @@ class RankRun:
             )
 
 
-def causes(progress: Progress) -> str:
+def causes(progress: TrainingProgress) -> str:
     """`shop/click 2, gradient 1`: what was not finite in the skipped steps."""
     words = [f"{label} {count}" for label, count in progress.not_finite_losses.items()]
     if progress.not_finite_gradients:

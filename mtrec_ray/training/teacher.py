@@ -30,7 +30,7 @@ NUM_COMPONENTS = 32
 PATIENCE = 50
 
 
-BATCH_ROWS = 65_536
+TEACHER_BATCH_ROWS = 65_536
 
 
 PARAMETERS = {
@@ -136,7 +136,7 @@ def fit_teacher(
     for shard_path in prepared.shard_paths(name, "train"):
         predicted = [
             predict_out_of_fold(columns, rows, boosters, options.folds)
-            for rows in read_rows([shard_path], BATCH_ROWS, 0, 10**12)
+            for rows in read_rows([shard_path], TEACHER_BATCH_ROWS, 0, 10**12)
         ]
         path = storage.join(folder, name, storage.name_of(shard_path))
         write_predictions(path, np.concatenate(predicted))
@@ -152,7 +152,7 @@ def examples(
     parts = [
         (np.concatenate([columns.plain(r), columns.text(r)], 1), r["labels"], r["person"])
         for path in paths
-        for r in read_rows([path], BATCH_ROWS, 0, each)
+        for r in read_rows([path], TEACHER_BATCH_ROWS, 0, each)
     ]
     inputs, labels, user = (np.concatenate(p) for p in zip(*parts, strict=True))
     return Examples(inputs, labels, user)

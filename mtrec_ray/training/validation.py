@@ -14,7 +14,11 @@ from mtrec_ray.model.samples import Samples
 from mtrec_ray.training.collectives import gather_objects, world
 from mtrec_ray.training.item_vectors import ItemVectors
 
-BATCH_ROWS = 8192
+VALIDATION_BATCH_ROWS = 8192
+
+
+# Rows of a task that scores one shard after another, beside no training.
+SCORING_BATCH_ROWS = 16_384
 
 
 @torch.no_grad()
@@ -48,7 +52,7 @@ def score_split(
     rank, size = world()
     num_rows = prepared.scenarios[name].num_rows(split)
     start, stop = rank_range(num_rows if most is None else min(num_rows, most), rank, size)
-    batches = read_rows(prepared.shard_paths(name, split), BATCH_ROWS, start, stop)
+    batches = read_rows(prepared.shard_paths(name, split), VALIDATION_BATCH_ROWS, start, stop)
     parts = [
         (arrays["person"], arrays["labels"], scores)
         for arrays, scores in score_rows(model, vectors, name, batches)

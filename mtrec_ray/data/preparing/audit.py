@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
-from mtrec_ray.data.preparing.audit_log import Log, read_log, source_row
+from mtrec_ray.data.preparing.audit_log import AuditLog, read_audit_log, source_row
 from mtrec_ray.data.shards import Arrays, read_rows
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -22,13 +22,13 @@ from mtrec_ray.project.scenario import Scenario
 TOLERANCE = 1e-3
 
 
-DAY_MS = 86_400_000
+AUDIT_DAY_MS = 86_400_000
 
 
 WINDOWS_DAYS = (1, 7, 30)
 
 
-NUM_FOLDS = 5
+AUDIT_NUM_FOLDS = 5
 
 
 def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> list[str]:
@@ -39,7 +39,9 @@ def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> 
             split: list(sampled_rows(prepared, name, split, rows_per_split))
             for split in ("train", "valid", "test")
         }
-        log = read_log(project, prepared, name, [s for found in samples.values() for s in found])
+        log = read_audit_log(
+            project, prepared, name, [s for found in samples.values() for s in found]
+        )
         for split, found in samples.items():
             for sample in found:
                 lines = check_row(log, scenario, prepared.scenarios[name], split, sample)
@@ -58,7 +60,7 @@ def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> Iter
 
 
 def check_row(
-    log: Log, scenario: Scenario, facts: PreparedScenario, split: str, sample: Arrays
+    log: AuditLog, scenario: Scenario, facts: PreparedScenario, split: str, sample: Arrays
 ) -> list[str]:
     """What in a sample disagrees with the raw log."""
     number = int(sample["row"])
@@ -73,8 +75,8 @@ def check_row(
     columns = dict(zip(facts.numeric_names, sample["numeric"].tolist(), strict=True))
     scale = 1.0
     if scenario.events.time is None and split == "train":
-        scale = NUM_FOLDS / (NUM_FOLDS - 1)  # counts stand for the whole training set
-    past = Past(scenario, facts.label_means, raw["time"], scale)
+        scale = AUDIT_NUM_FOLDS / (AUDIT_NUM_FOLDS - 1)  # counts stand for the whole training set
+    past = AuditPast(scenario, facts.label_means, raw["time"], scale)
     of_user = seen[seen["user"] == raw["user"]]
     problems = disagreements(columns, past.statistics("user", of_user))
     problems += disagreements(columns, past.statistics("item", seen[seen["item"] == item]))
@@ -89,7 +91,7 @@ def check_row(
     return problems + check_history(log, scenario, of_user, raw["time"], sample["history"].tolist())
 
 
-def rows_to_see(log: Log, scenario: Scenario, split: str, source: int) -> pd.DataFrame:
+def rows_to_see(log: AuditLog, scenario: Scenario, split: str, source: int) -> pd.DataFrame:
     """The raw rows that a row's features may rest on, time apart."""
     if scenario.events.time is not None and scenario.statistics == "live":
         return log.rows
@@ -106,11 +108,11 @@ def fold(number: int, seed: int) -> int:
     mixed = (number + 0x9E3779B97F4A7C15 * (seed + 2)) & mask
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
-    return (mixed ^ (mixed >> 31)) % NUM_FOLDS
+    return (mixed ^ (mixed >> 31)) % AUDIT_NUM_FOLDS
 
 
 @dataclass(frozen=True)
-class Past:
+class AuditPast:
     """What may be known at a time; `scale` is that of counts, `priors` are label means by task."""
 
     scenario: Scenario
@@ -133,7 +135,7 @@ class Past:
             expected[f"{key}.log_known.{task}"] = float(np.log(1 + self.scale * len(known)))
             expected[f"{key}.rate.{task}"] = smoothed(known[task], prior)
             for days in windows if timed else ():
-                recent = known[known["time"] >= until - days * DAY_MS]
+                recent = known[known["time"] >= until - days * AUDIT_DAY_MS]
                 expected[f"{key}.rate_{days}d.{task}"] = smoothed(recent[task], prior)
         return expected
 
@@ -144,7 +146,7 @@ def expected_times(
     """Counts by window, and the time since the first and the last of the rows before a time."""
     expected = {}
     for days in windows:
-        recent = before[before["time"] >= time - days * DAY_MS]
+        recent = before[before["time"] >= time - days * AUDIT_DAY_MS]
         expected[f"{key}.log_count_{days}d"] = float(np.log(1 + len(recent)))
     first, last = (before["time"].min(), before["time"].max()) if len(before) else (np.nan, np.nan)
     expected[f"{key}.log_seconds_since_first"] = float(np.log(1 + (time - first) / 1000))
@@ -176,7 +178,7 @@ def disagreements(columns: dict[str, float], expected: dict[str, float]) -> list
 
 
 def check_history(
-    log: Log, scenario: Scenario, of_user: pd.DataFrame, time: float, history: list[int]
+    log: AuditLog, scenario: Scenario, of_user: pd.DataFrame, time: float, history: list[int]
 ) -> list[str]:
     """The history against the user's last positives strictly before a time (without time: any)."""
     delay = 0

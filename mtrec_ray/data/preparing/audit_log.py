@@ -28,11 +28,11 @@ PER_MS = {"ms": 1, "us": 10**3, "ns": 10**6}
 MAX_LABEL = 3.4028235e38  # of 32 bits
 
 
-FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
+AUDIT_FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
 
 
 @dataclass(frozen=True)
-class Log:
+class AuditLog:
     """Raw rows of some users, items and categories, by row number.
 
     Attributes:
@@ -57,12 +57,14 @@ class Log:
 
 def source_row(scenario: Scenario, number: int) -> int:
     """Row of the log that a sample comes from: its own, or that of a negative's positive."""
-    if scenario.negatives and number >= FIRST_NEGATIVE:
-        return (number - FIRST_NEGATIVE) // scenario.negatives.per_positive
+    if scenario.negatives and number >= AUDIT_FIRST_NEGATIVE:
+        return (number - AUDIT_FIRST_NEGATIVE) // scenario.negatives.per_positive
     return number
 
 
-def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arrays]) -> Log:
+def read_audit_log(
+    project: Project, prepared: Prepared, name: str, samples: list[Arrays]
+) -> AuditLog:
     """The raw rows of all users, items and categories that the samples name.
 
     The whole log is read once, column by column, and filtered before anything else is done with
@@ -72,7 +74,9 @@ def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arra
     path = project.path(scenario.events.path)
     catalogue = storage.join(prepared.folder, name, "catalogue.parquet")
     ids = storage.read_table(catalogue, ["item_id"]).column(0).to_pylist()
-    users = users_of_rows(path, scenario, {source_row(scenario, int(s["row"])) for s in samples})
+    users = users_of_raw_rows(
+        path, scenario, {source_row(scenario, int(s["row"])) for s in samples}
+    )
     items = {ids[int(s["item"])] for s in samples}
     of_item = read_categories(project, name)
     audited = [c for c in scenario.items.statistics_columns if small(of_item[c], catalogue)]
@@ -86,10 +90,10 @@ def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arra
     usable = rows["item"].isin(item_row) & rows["user"].notna() & rows["time"].notna()
     rows = rows[usable].copy()
     rows["split"] = splits(prepared, scenario, name, rows)
-    return Log(rows, item_row, audited, of_item, project.data_seed)
+    return AuditLog(rows, item_row, audited, of_item, project.data_seed)
 
 
-def users_of_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[str]:
+def users_of_raw_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[str]:
     """The users of some rows of the log; only the row groups that hold them are read."""
     users: set[str] = set()
     first = 0

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Float32s
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
 from mtrec_ray.data.preparing import statistics
@@ -21,9 +22,6 @@ from mtrec_ray.data.preparing.events import TRAIN
 from mtrec_ray.data.preparing.samples import order_key, source_rows
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS, KeyedRows, Windows
 from mtrec_ray.project.scenario import Scenario
-
-Floats = NDArray[np.float32]
-
 
 PUBLISHED_AGE = "item.log_seconds_since_published"
 
@@ -144,7 +142,7 @@ def counting(table: pa.Table, spec: FeatureSpec) -> NDArray[np.bool_]:
     return logged & (table.column("split").to_numpy() == TRAIN)
 
 
-def label_matrix(table: pa.Table, spec: FeatureSpec) -> Floats:
+def label_matrix(table: pa.Table, spec: FeatureSpec) -> Float32s:
     """f32[N, T]: the labels, NaN where unknown, without the padding."""
     return np.ascontiguousarray(matrix(table.column("labels"))[:, : len(spec.tasks)])
 
@@ -171,7 +169,7 @@ def with_end_rows(
     return rows, first
 
 
-def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Floats:
+def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Float32s:
     """f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
     found = statistics.statistics(rows, spec.delays_ms, spec.priors, windows)
     return found.astype(np.float32)
@@ -183,7 +181,7 @@ def without_statistics(table: pa.Table, width: int) -> pa.Table:
     return table.append_column("statistics", fixed_list(empty))
 
 
-def add_statistics(table: pa.Table, values: Floats, place: slice) -> pa.Table:
+def add_statistics(table: pa.Table, values: Float32s, place: slice) -> pa.Table:
     """The rows with some of their statistics written in."""
     known = matrix(table.column("statistics")).copy()
     known[:, place] = values
@@ -214,7 +212,7 @@ def category_features(table: pa.Table, spec: FeatureSpec, column: str) -> tuple[
 
 def category_statistics(
     table: pa.Table, key: NDArray[np.int64], spec: FeatureSpec
-) -> tuple[Floats, NDArray[np.int64], Floats]:
+) -> tuple[Float32s, NDArray[np.int64], Float32s]:
     """Statistics f32[N, F] by a key that may be -1 (then NaN), without windows.
 
     Returns:
@@ -290,7 +288,7 @@ def histories_of(
 
 def user_categories(
     table: pa.Table, user: NDArray[np.int32], spec: FeatureSpec
-) -> tuple[list[Floats], dict[str, pa.Table]]:
+) -> tuple[list[Float32s], dict[str, pa.Table]]:
     """Statistics of each user's rows with the category of a row, and the states at the end."""
     parts, states = [], {}
     _, number = np.unique(table.column("user").to_numpy(), return_inverse=True)
@@ -320,7 +318,7 @@ def vocabulary_numbers(
     return np.where(listed, place + 1, 0).astype(np.int32)
 
 
-def row_numbers(table: pa.Table, of_users: list[Floats], spec: FeatureSpec) -> Floats:
+def row_numbers(table: pa.Table, of_users: list[Float32s], spec: FeatureSpec) -> Float32s:
     """f32[N, F]: the numeric columns of a row, as `NumericColumns` lists them."""
     of_items = matrix(table.column("statistics"))[:, : spec.columns.num_of_items]
     parts = [of_items, *of_users]

@@ -96,7 +96,7 @@ class Partitions:
         return groups.map_groups(do, batch_format="pyarrow")
 
 
-def read_rows(
+def read_partitioned(
     fragments: list[Fragment],
     sources: "ray.ObjectRef[Sources]",
     partitions: Partitions,
@@ -133,7 +133,7 @@ def rewrite_log(
         storage.write_table(path, change(name, ray.get(sources)[name], rows))
         return pa.table({"scenario": [name], "path": [path]})
 
-    rows = read_rows(fragments, sources, partitions, by_user)
+    rows = read_partitioned(fragments, sources, partitions, by_user)
     written = partitions.each(rows, write).take_all()
     return [
         fragment
@@ -154,7 +154,7 @@ def add_fractions(
     return rewrite_log(fragments, sources, change, folder)
 
 
-def add_negatives(
+def rewrite_with_negatives(
     fragments: list[Fragment],
     sources: "ray.ObjectRef[Sources]",
     train_rows: dict[str, np.ndarray],
@@ -205,7 +205,7 @@ class FeaturePasses:
 
     def read(self, fragments: list[Fragment], key: PartitionKey) -> ray.data.Dataset:
         """The rows of some row groups by their first key."""
-        return read_rows(fragments, self.sources, self.partitions, key, self.width)
+        return read_partitioned(fragments, self.sources, self.partitions, key, self.width)
 
     def by_categories(
         self, fragments: list[Fragment], num_categories: dict[str, int]

@@ -25,7 +25,7 @@ from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of
-from mtrec_ray.data.preparing.passes import add_fractions, add_negatives, build_shards
+from mtrec_ray.data.preparing.passes import add_fractions, build_shards, rewrite_with_negatives
 from mtrec_ray.data.preparing.problems import category_problems, item_problems, scan_problems
 from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
@@ -183,7 +183,7 @@ def expanded_log(
         log(f"sampling negatives: {', '.join(drawing)}")
         work = storage.join(folder, "negatives")
         train_rows = {name: scans[name].item_rows for name in drawing}
-        changed = add_negatives(only(fragments, drawing), sources, train_rows, work, seed)
+        changed = rewrite_with_negatives(only(fragments, drawing), sources, train_rows, work, seed)
         fragments, scans = with_changed(fragments, scans, changed, sources)
     return fragments, scans
 

@@ -16,16 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Bools, Floats, Ints
 from mtrec_ray.data.columns import DAY_MS
-
-Ints = NDArray[np.int64]
-
-
-Floats = NDArray[np.float64]
-
-
-Bools = NDArray[np.bool_]
-
 
 Windows = Mapping[str, int]
 

@@ -23,12 +23,9 @@ from mtrec_ray.stages.trained_model import (
     load_with_vectors,
 )
 from mtrec_ray.training.delta import DELTA, read_delta
-from mtrec_ray.training.validation import score_rows
+from mtrec_ray.training.validation import SCORING_BATCH_ROWS, score_rows
 
 ZERO_SHOT = "zero-shot"
-
-
-BATCH_ROWS = 16_384
 
 
 # Persons, labels and predictions of the rows of a split.
@@ -202,7 +199,7 @@ def score_shards(
         for path, rows in shards
         for arrays, scores in score_rows(
             model, found, name,
-            read_rows([storage.join(trained_model.prepared, path)], BATCH_ROWS, 0, rows),
+            read_rows([storage.join(trained_model.prepared, path)], SCORING_BATCH_ROWS, 0, rows),
         )
     ]  # fmt: skip
     users, labels, scores = (np.concatenate(x) for x in zip(*parts, strict=True))

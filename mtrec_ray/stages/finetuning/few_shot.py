@@ -102,13 +102,13 @@ def curve_point(
     if finished:
         return finished
     stage.start(made_from)
-    point = Point(rows, stage.folder, sender.named(label_of(rows, way)))
+    point = CurvePoint(rows, stage.folder, sender.named(label_of(rows, way)))
     train = train_point_joined if way == "joined" else train_point_alone
     return stage.finish(test_metrics(joint_run, name, train(joint_run, name, project, point)))
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """A model of the curve: its number of rows, its folder, and where its progress is shown."""
 
     rows: int
@@ -128,7 +128,7 @@ def point_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields
 
 
 def train_point_alone(
-    joint_run: JointRun, name: str, project: Project, point: Point
+    joint_run: JointRun, name: str, project: Project, point: CurvePoint
 ) -> TrainedModel:
     """Returns a model of the scenario by itself that learned from so many rows."""
     tuned, data = project.finetune.of(name), joint_run.data(name)
@@ -139,7 +139,7 @@ def train_point_alone(
 
 
 def train_point_joined(
-    joint_run: JointRun, name: str, project: Project, point: Point
+    joint_run: JointRun, name: str, project: Project, point: CurvePoint
 ) -> TrainedModel:
     """Returns a model of the scenario that started from the joint one and so many rows."""
     tuned, data = project.finetune.of(name), joint_run.data(name)
