@@ -1,11 +1,11 @@
 """What was known of items, categories and users' categories at any moments.
 
 "As of a moment" means: rows strictly before it, and of their labels those whose delay has passed
-by then. Of these rows `statistics: live` counts all splits, as a live system does, and `frozen`
-training alone. Sampled negatives are no rows of the log.
+by then. With `statistics: live` rows of all splits count, as in a live system; with
+`frozen` those of training alone. Sampled negatives are not rows of the log.
 
-The rows that count are held in memory, sorted once for each key: 24 bytes a row and 16 more for
-each task, for the items and as much for each categorical column.
+Rows that count are held in memory, sorted once by item and once by each categorical column: each
+time they take 24 bytes a row, and 16 more for each task.
 
 Letters: n items, B moments, N rows, T tasks, F numeric columns of a row, f of them of a key.
 """
@@ -133,7 +133,7 @@ def rows_before(layout: SnapshotColumns, before: int) -> Arrays:
 def rows_of_persons(layout: SnapshotColumns, persons: Ints, moments: Ints) -> Arrays:
     """The rows of some persons, before the moment of each, that enter statistics.
 
-    `person` holds the places of the persons among `persons`, which are sorted.
+    `persons` is sorted; the result's `person` is an index into it.
     """
     columns = ("person", "item", "time", "labels")
     parts = []
@@ -145,7 +145,7 @@ def rows_of_persons(layout: SnapshotColumns, persons: Ints, moments: Ints) -> Ar
 
 
 def places_among(wanted: Ints, values: Ints) -> Ints:
-    """i64[N]: the place of each value among the sorted `wanted`, -1 where it is not among them."""
+    """Returns i64[N], the index of each value in the sorted `wanted`, or -1."""
     place = np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)
     return np.where(wanted[place] == values, place, -1)
 
@@ -160,7 +160,7 @@ def categories_as_of(
 ) -> dict[str, UserCategoryStatistics]:
     """Statistics of each person's rows by category as of the person's moment, by column.
 
-    `persons` i64[B] are sorted; in what is returned a user is a place among them.
+    `persons` i64[B] is sorted; the result names a user by an index into it.
     """
     rows = rows_of_persons(layout, persons, moments)
     return {c: _pairs_as_of(layout, c, code, rows, moments) for c, code in codes.items()}

@@ -1,7 +1,7 @@
 """Test users at the moment of their first test row, to rank the whole catalogue for.
 
-A user asks with the history and the statistics of that row. What such a list is judged by are the
-user's positives in test, from that row on.
+A user asks with the history and the statistics of that row. The list is measured
+against the user's positives in test, from that row on.
 
 Letters: B users, H history items.
 """
@@ -55,7 +55,7 @@ class AskingUsers:
             yield self.take(np.arange(start, min(start + size, len(self))))
 
     def without_seen(self) -> "AskingUsers":
-        """The users that have positives which they had not seen, with these."""
+        """Returns the users who have unseen positives, with these alone."""
         place = places_among(self.users.person, self.seen[0])
         order = np.argsort(place, kind="stable")
         items, ends = self.seen[1][order], np.arange(len(self) + 1)
@@ -94,7 +94,7 @@ def asking_users(
 
 
 def no_users(layout: SnapshotColumns) -> UserSnapshot:
-    """No user at all."""
+    """Returns a snapshot without users."""
     none, history = np.zeros(0, np.int64), np.zeros((0, layout.facts.history_last), np.int64)
     return UserSnapshot(np.zeros(0, object), none, none, history, history, layout.blank(0))
 
@@ -124,13 +124,13 @@ def rows_in_test(layout: SnapshotColumns, persons: Ints) -> Arrays:
 
 
 def first_rows(rows: Arrays, num_persons: int) -> Ints:
-    """i64[B]: index of the earliest row of each person (of equally early ones the first)."""
+    """Returns i64[B], the index of each person's earliest row; of equally early ones the first."""
     order = np.lexsort([rows["row"], rows["time"], rows["person"]])
     return order[np.searchsorted(rows["person"][order], np.arange(num_persons))]
 
 
 def positives_of(layout: SnapshotColumns, task: str, rows: Arrays, num_persons: int) -> list[Ints]:
-    """By person, the sorted items of the positives of a task."""
+    """Returns the sorted items of each person's positives of a task."""
     hit = is_positive(layout, task, rows["labels"])
     pairs = np.unique(
         np.stack([rows["person"][hit], rows["item"][hit].astype(np.int64)], 1), axis=0
@@ -156,7 +156,7 @@ def seen_before(layout: SnapshotColumns, persons: Ints, moments: Ints) -> tuple[
 
 
 def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints) -> UserSnapshot:
-    """The users as their rows of test with the numbers `row` say that they were."""
+    """Returns the users as their test rows with the numbers `row` describe them."""
     wanted, parts = np.sort(row), []
     paths = layout.prepared.shard_paths(layout.name, "test")
     for arrays in read_rows(paths, TEST_BATCH_ROWS, 0, 2**62):

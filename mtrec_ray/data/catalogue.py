@@ -18,7 +18,7 @@ from mtrec_ray.project.scenario import Items, Scenario
 NO_TIME = np.iinfo(np.int64).min
 
 
-# The column of token ids beside the user's own columns, under a name that is none of theirs.
+# The column of token ids; no column of a user has such a name.
 TOKENS = "mtrec_ray.tokens"
 
 
@@ -58,8 +58,8 @@ def encode_categories(
 ) -> tuple[NDArray[np.int32], list[str]]:
     """Codes of a column by a vocabulary fitted on training rows.
 
-    A value gets a code from 1 on where its items have at least `min_rows` training rows; code 0
-    is everything else.
+    A value whose items have at least `min_rows` training rows gets a code from 1 on; code 0 is
+    everything else.
     """
     series = pd.Series(pc.cast(column, pa.string()).to_pandas())
     rows = pd.Series(train_rows).groupby(series).sum()

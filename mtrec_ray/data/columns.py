@@ -39,7 +39,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_plain_number(kind: pa.DataType) -> bool:
-    """Whether times of a type are numbers, whose unit the file does not say."""
+    """Returns whether times of a type are plain numbers, whose unit the file does not tell."""
     kind = plain_type(kind)
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
@@ -47,9 +47,8 @@ def is_plain_number(kind: pa.DataType) -> bool:
 def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.ChunkedArray:
     """i64 with nulls: a time stamp, a date or a number as milliseconds since 1970, rounded down.
 
-    Plain numbers are of a unit `s` (where none is given), `ms`, `us` or `ns`. Those too great for
-    milliseconds in 63 bits stand as the greatest or the least such number; NaN and infinity are
-    null.
+    Plain numbers are of a unit `s` (where none is given), `ms`, `us` or `ns`. Milliseconds are
+    clipped to `LARGEST_MS`; NaN and infinity become null.
     """
     if not is_plain_number(column.type):
         stamps = pc.cast(column, plain_type(column.type))
@@ -67,7 +66,7 @@ def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.Chunked
 
 
 def plausible_unit(value: float) -> str | None:
-    """The unit in which a number says a moment from 1990 to 2100; None where there is none."""
+    """Returns the unit in which a number is a moment from 1990 to 2100, or None."""
     low, high = PLAUSIBLE_SECONDS
     sizes = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
     return next((u for u, size in sizes.items() if low <= value / size < high), None)

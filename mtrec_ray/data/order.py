@@ -1,12 +1,12 @@
 """Which rows each rank takes, in which order, pass after pass: integer arithmetic, no data.
 
-A pass is an order of all n rows of a scenario. Its shards come in an order of seed and pass, laid
-one after another and cut into windows; the rows of a window come in an order of seed, pass and
-window. A place is an index into that order. Each rank takes a contiguous part of the places, and
-when it is through, its part of the next pass: no row is dropped, and none comes twice in a pass.
+A pass holds all n rows of a scenario in an order. Seed and pass give the order of the shards, which
+are laid one after another and cut into windows; seed, pass and window give the order of a window's
+rows. A place is an index into that order. Each rank takes a contiguous part of the places, then its
+part of the next pass: no row is dropped, and none comes twice in a pass.
 
-What remains is a few spans of places, whatever the number of ranks: the ranks that resume, as many
-or not, take exactly these.
+What remains is a few spans of places, whatever the number of ranks. The ranks that resume, in any
+number, take exactly these.
 """
 
 import itertools
@@ -85,12 +85,12 @@ class RankProgress:
         raise AssertionError("spans have no end")
 
     def resume_with(self, size: int) -> "RankProgress":
-        """The progress of `size` ranks that go on from here; as many ranks go on unchanged."""
+        """Returns the progress of `size` ranks that go on from here; itself for the same number."""
         return self if size == self.size else RankProgress(self.num_rows, size, 0, self.remaining())
 
 
 def share_spans(spans: Sequence[Span], part: int, parts: int) -> Iterator[Span]:
-    """Part number `part` of `parts` near-equal, contiguous parts of the concatenated spans."""
+    """Yields part `part` of `parts` near-equal, contiguous parts of the concatenated spans."""
     total = sum(map(len, spans))
     low, high = total * part // parts, total * (part + 1) // parts
     at = 0

@@ -16,7 +16,7 @@ class Popularity:
     """Positives of each item, as of any moment where rows have a time.
 
     Attributes:
-        total: f64[n], of the whole of the rows.
+        total: f64[n], over all rows.
         past: the rows of the positives by item; None without time.
         delay_ms: how long after its row a label is known.
     """
@@ -36,16 +36,16 @@ class Popularity:
 
 
 def training_popularity(layout: SnapshotColumns, task: str) -> Popularity:
-    """Positives in training of a task; where rows have a time, those before the asking moment.
+    """Returns a task's positives in training; where rows have a time, before the asking moment.
 
-    Under cuts in time that is all of training. Under fractions of each user's rows training goes
-    on after a user's first test row, and what comes later is left out.
+    With cuts in time these are all of training. With fractions of each user's rows some training
+    rows are later than another user's first test row; these are left out.
     """
     return count_positives(layout, task, ("train",), 0)
 
 
 def live_popularity(layout: SnapshotColumns, task: str) -> Popularity:
-    """Positives of a task that are known at the asking moment, of the rows that statistics count.
+    """Returns a task's positives, known at the asking moment, among the rows that statistics count.
 
     Of all splits with `statistics: live`, of training with `frozen` and without time.
     """
@@ -56,7 +56,7 @@ def live_popularity(layout: SnapshotColumns, task: str) -> Popularity:
 def count_positives(
     layout: SnapshotColumns, task: str, splits: tuple[str, ...], delay_ms: int
 ) -> Popularity:
-    """Positives of a task in some splits: a count an item, and where rows have a time, these."""
+    """Returns the positives of a task in some splits: a count by item and, with time, their rows."""
     place, num_items = layout.facts.tasks.index(task), layout.facts.num_items
     total, items, times = np.zeros(num_items), [], []
     for arrays in log_rows(layout, splits, ("item", "time", "labels")):

@@ -50,7 +50,7 @@ class PreparedScenario:
         item_numeric_mean, item_numeric_std, item_numeric_quantiles: the same of the catalogue's
             numeric columns; [M], [M], [M, Q].
         item_category_sizes, category_sizes: vocabulary sizes with the unknown one.
-        user_space: the id space of the users; `num_users`: its training users, and one.
+        user_space: the id space of the users; `num_users`: its training users plus one.
         popularity: by task, the numeric column that ranks items by their past.
         end_ms: the end of the data, the moment just after the last row.
     """
@@ -90,7 +90,7 @@ class PreparedScenario:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row in memory: columns of 1 (ages), 4, and for three scalars 8 bytes."""
+        """Bytes of a row in memory: 1 for an age, 8 for each of three scalars, 4 for all else."""
         four = len(self.numeric_names) + len(self.category_sizes) + len(self.kinds) + 2
         return 5 * self.history_last + 4 * four + 8 * 3
 
@@ -113,7 +113,7 @@ class Prepared:
         return replace(self, scenarios={n: f for n, f in self.scenarios.items() if n in names})
 
     def first(self, num_rows: int) -> "Prepared":
-        """The same with the first training rows of each scenario, so many at most."""
+        """Returns the same data with at most `num_rows` training rows of each scenario, the first."""
         found = {}
         for name, facts in self.scenarios.items():
             left, cut = num_rows, []

@@ -19,7 +19,7 @@ from mtrec_ray.project.base import ProjectError
 
 @dataclass(frozen=True)
 class FileVersion:
-    """A file as it stands: it has changed where its size or its time (ns) has."""
+    """A version of a file: another one has another size or time (ns)."""
 
     path: str
     size: int

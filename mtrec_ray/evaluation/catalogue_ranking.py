@@ -7,9 +7,9 @@ from mtrec_ray.data.prepared import Prepared
 
 
 def main_task(prepared: Prepared, name: str, by: dict[str, float]) -> str | None:
-    """The binary task by whose positives lists are judged: the one with the largest weight in `by`.
+    """Returns the binary task whose positives lists are measured by: the heaviest in `by`.
 
-    The first binary task where `by` weighs none; None where there is none.
+    The first binary task where `by` weighs none; None without a binary task.
     """
     facts = prepared.scenarios[name]
     binary = [t for t, kind in facts.kinds.items() if kind == "binary"]

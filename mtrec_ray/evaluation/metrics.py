@@ -32,7 +32,7 @@ def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
 
 
 def constant_losses(kind: str, labels: Floats, mean: float) -> Floats:
-    """f64[N]: the same losses of a model that knows only the training mean."""
+    """Returns f64[N], the row losses of a model that knows only the training mean."""
     return row_losses(kind, labels, np.full(len(labels), mean))
 
 
@@ -168,7 +168,7 @@ TaskMetrics = dict[str, dict[str, float]]
 def task_metrics(
     facts: PreparedScenario, users: np.ndarray, labels: np.ndarray, scores: np.ndarray
 ) -> TaskMetrics:
-    """Metrics of each task over its labelled rows; arrays are [N], [N, T], [N, T]."""
+    """Returns metrics of each task over its labelled rows; arrays are [N], [N, T], [N, T]."""
     found: TaskMetrics = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         known = np.isfinite(labels[:, i])

@@ -35,7 +35,7 @@ class ScoredRows:
 
 
 def rare_labels(facts: PreparedScenario, labels: NDArray[np.float32]) -> dict[str, int]:
-    """By task: how many labels of the rarer kind it has; of a regression, how many labels."""
+    """Returns the number of labels of each task; for a binary task, of its rarer label."""
     counts = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         own = labels[:, i]
@@ -108,7 +108,7 @@ def too_few(counts: dict[str, int], least: int) -> str:
 def task_differences(
     facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> dict[str, dict[str, float]]:
-    """By task: the first model's AUC (RMSE) less the second's, with an interval."""
+    """Returns by task the first model's AUC (RMSE) less the second's, with an interval."""
     found = {}
     for task in tasks:
         i = facts.tasks.index(task)

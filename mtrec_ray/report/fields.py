@@ -1,4 +1,4 @@
-"""All fields of a project file as a table: read off the schema, so that it cannot fall behind."""
+"""All fields of a project file as a table: built from the schema, so that it cannot go stale."""
 
 import json
 import types
@@ -14,7 +14,7 @@ from mtrec_ray.project.base import Section, section_of
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 
-# Fields whose text in the file is another than that of their type, by the function that reads it.
+# What may stand in the file where it is not of the field's type, by the function that reads it.
 WORDS = {
     "parse_duration": "a duration such as `31d`, `12h`",
     "check_workers": "integer > 0, or two: the least and the most",
@@ -88,7 +88,7 @@ def allowed_of(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
 
 
 def union_of(parts: typing.Sequence[Any], metadata: typing.Sequence[Any]) -> str:
-    """One of several types; null is told last."""
+    """Returns the words for one of several types; null comes last."""
     words = [allowed_of(part, metadata) for part in parts if part is not type(None)]
     return ", or ".join([*words, "`null`"] if type(None) in parts else words)
 

@@ -1,4 +1,4 @@
-"""How much each searched field matters for the joint score, as Optuna judges it."""
+"""How much each searched field matters for the joint score, as Optuna estimates it."""
 
 import json
 import math

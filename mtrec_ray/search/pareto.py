@@ -15,7 +15,7 @@ REFERENCE = 1.0  # a scenario's score of the model that knows only the training 
 
 
 def pareto_front(points: Floats) -> NDArray[np.bool_]:
-    """bool[n]: points [n, k] that no other is at least as good as everywhere, and better once."""
+    """Returns bool[n]: points [n, k] that no other dominates (nowhere worse, somewhere better)."""
     no_worse = (points[:, None, :] <= points[None, :, :]).all(-1)
     better = (points[:, None, :] < points[None, :, :]).any(-1)
     dominated: NDArray[np.bool_] = np.any(no_worse & better, axis=0)

@@ -111,7 +111,7 @@ def parts_of(value: object) -> Mapping[str, object] | None:
 
 
 def idle_fields(project: Project) -> dict[str, tuple[str, str]]:
-    """Returns the fields that change nothing here; of each the field that causes it, its value."""
+    """Returns the fields without effect here, each with the field that causes it and its value."""
     model, encoder = project.model, project.model.encoder
     trainable: tuple[str, str] = ("model.encoder.trainable", encoder.trainable)
     idle: dict[str, tuple[str, str]] = {}

@@ -1,4 +1,4 @@
-"""Trials of a search as they are kept: a JSON file each, by which an interrupted search goes on."""
+"""Trials of a search, each kept in a JSON file from which an interrupted search goes on."""
 
 import math
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Trial:
         point: its place in the space of the search; None outside a search.
         status: `stopped` is that of a trial which the scheduler ended early.
         reason: of a failure.
-        moves: in a population: after which epoch it went on from which trial, with what before.
+        moves: in a population: after which epoch it went on from which trial, and earlier values.
         seconds: from its start to its end, waiting for resources included.
         curve: by epoch: `epoch, joint_score, scores` (by scenario), `tasks` (by scenario/task).
         result: whatever else its training returned.
@@ -47,7 +47,7 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the trial has ended."""
         return self.status in ENDED
 
     def add(self, entry: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""What a search may try: its variables, how a point of them changes the project, what cannot be.
+"""What a search may try: its variables, and how a point of them changes the project.
 
 A point holds a number or option for each variable: `lambda.NAME` of a scenario (u of
-`learning/simplex.py`) and the names of searched fields. Its overrides are values by field.
+`simplex.py`) and the names of searched fields. Its overrides are values by field.
 """
 
 import functools
@@ -101,7 +101,7 @@ def levels(found: Range) -> list[Any]:
 
 
 def nearest(value: Any, found: Range) -> Any:
-    """Returns the value itself, or where the range does not hold it the nearest that it holds."""
+    """Returns the nearest value that the range holds: the value itself where it does."""
     if found.values:
         near = functools.partial(distance, value)
         return min(found.values, key=lambda text: near(json.loads(text)))
@@ -111,7 +111,7 @@ def nearest(value: Any, found: Range) -> Any:
 
 
 def distance(one: Any, other: Any) -> float:
-    """How far two values are from each other: of others than numbers nothing, or infinitely."""
+    """Returns the distance of two values; of others than numbers 0 where equal, else infinity."""
     if isinstance(one, bool) == isinstance(other, bool) and one == other:
         return 0.0
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other))
@@ -149,7 +149,7 @@ def default_fields(project: Project) -> dict[str, Range]:
 def references(project: Project) -> dict[str, Overrides]:
     """Trials that every search begins with: `own`, `uniform`, and for worst_case `only NAME`.
 
-    Where the project's own weights are uniform there is no second trial of them.
+    `uniform` is left out where the project's own weights are uniform.
     """
     names = tuple(project.scenarios)
     own = scaled([s.weight for s in project.scenarios.values()])
@@ -158,7 +158,7 @@ def references(project: Project) -> dict[str, Overrides]:
         found["uniform"] = weight_overrides(names, [1.0] * len(names))
     if project.search.choose == "worst_case":
         epochs = project.search.epochs or project.training.epochs
-        for name in names:  # its best epoch is judged by this scenario alone: none ends it early
+        for name in names:  # this scenario alone gives its best epoch: no scheduler ends it early
             weights = weight_overrides(names, [float(n == name) for n in names])
             found[f"only_{name}"] = weights | {"training.patience": epochs}
     return found

@@ -1,9 +1,9 @@
 """Recall and NDCG over the whole catalogue for test users, by Ray tasks.
 
 A test user asks at the moment of their first test row, with the history and the statistics of that
-row. Items, categories and popularity are those of the same moment: nothing later is known. All
-items of the catalogue are ranked but those that the user had seen by then; also those published
-later, which are 0 seconds old: the user's positives of all of test are what is sought. The rivals:
+row. Items, categories and popularity are those of the same moment: nothing later is known. The
+whole catalogue is ranked without the items that the user had seen by then, but with those published
+later, which count as 0 seconds old: lists are measured against all positives in test. The rivals:
 
 popularity       training positives of the item, before the moment where rows have a time
 live_popularity  positives known at the moment, in all splits that the statistics count
@@ -33,7 +33,7 @@ from mtrec_ray.training.build import pretrained_vectors
 
 
 def unit_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.float32]:
-    """f32[n, D]: unit vectors of the items' texts by the pretrained encoder as it came."""
+    """f32[n, D]: unit vectors of the items' texts by the pretrained encoder."""
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
     vectors = pretrained_vectors(project, prepared, name, device)
     return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
@@ -94,7 +94,7 @@ def catalogue_lists(
 
 
 class Rivals:
-    """Simple lists beside the model's: two kinds of popularity, and nearest neighbours."""
+    """Rivals of the model's lists: two kinds of popularity, and nearest neighbours."""
 
     def __init__(self, layout: SnapshotColumns, task: str, vectors: NDArray[np.float32]) -> None:
         """`vectors` f32[n, D] are unit vectors of the items' texts."""

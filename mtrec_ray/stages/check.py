@@ -222,7 +222,7 @@ def disk_text(project: Project, sizes: Mapping[str, Size]) -> str:
 
 
 def hidden_size(source: str) -> int:
-    """Numbers of a token's state in an encoder; none of its weights are loaded."""
+    """Returns the width of an encoder's states, without loading its weights."""
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(resolve_source(source)).hidden_size)

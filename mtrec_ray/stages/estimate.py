@@ -1,4 +1,4 @@
-"""What a run of a project would do, and roughly for how long: from footers, without a Ray."""
+"""What a run of a project would do, and roughly for how long: from footers, without Ray."""
 
 import os
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class RunEstimate:
     Attributes:
         quotas: rows of each scenario in a global batch.
         steps_per_epoch, steps: of the joint model.
-        seconds: roughly, of each stage that is still to do; None where nothing is to go by.
+        seconds: roughly, of each stage that is still to do; None where there is no basis.
         basis: what the seconds rest on.
     """
 

@@ -36,7 +36,7 @@ ModelByScenario = dict[str, TrainedModel]  # by scenario
 
 
 class Predictor:
-    """Scores shards of samples with trained models and writes what it found; a Ray Data actor."""
+    """Scores shards of samples with trained models and writes predictions; a Ray Data actor."""
 
     def __init__(
         self, models: ModelByScenario, vectors: dict[str, ray.ObjectRef], folder: str
@@ -177,7 +177,7 @@ def run_evaluate(project: Project, storage_path: str, log: Log) -> Record:
     """Predict and measure on test: each scenario's chosen model, and the joint one beside it.
 
     Returns `metrics` of the chosen models and, of the joint one, `joint_metrics`; the same where
-    nothing was fine-tuned. An evaluation of other models or with other options is done again.
+    nothing was fine-tuned. An evaluation of other models or with other options is repeated.
     """
     storage.check_writable(storage_path)
     run = RunFolder.of(project, storage_path)

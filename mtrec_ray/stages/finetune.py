@@ -1,4 +1,4 @@
-"""The finetune stage: a training run for every scenario, side by side, and what each one gave.
+"""The finetune stage: a training run for every scenario, side by side, and the decision on each.
 
 Each run is a Ray Train run of the train stage with its own controller, workers and resume key
 `scenarios/NAME/training`.
@@ -264,7 +264,7 @@ def write_delta(training: TrainingRun, folder: str, tuned: FineTuning) -> Record
 
 
 def record_decision(stage: Stage, decision: Record, name: str, log: Log) -> Record:
-    """Writes a decision, says it, and deletes the run's checkpoints; returns the decision."""
+    """Writes and logs a decision, and deletes the run's checkpoints; returns the decision."""
     storage.write_json(storage.join(stage.folder, DECISION), decision)
     stage.finish(decision)
     storage.remove_folder(storage.join(stage.folder, TRAINING))

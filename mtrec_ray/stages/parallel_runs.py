@@ -30,7 +30,7 @@ def num_slots(project: Project) -> int:
 def run_in_parallel(
     jobs: Mapping[str, Callable[[], Record]], project: Project, log: Log, places: int | None = None
 ) -> dict[str, Record]:
-    """What each job gave, run in threads.
+    """Runs the jobs in threads; returns the result of each.
 
     Raises:
         RuntimeError: jobs that failed, after all others have ended.

@@ -86,14 +86,14 @@ def search_and_confirm(project: Project, inputs: TrialInputs, folder: str, log: 
 
 
 def with_room(project: Project) -> Project:
-    """The project as a local Ray is started for: with a CPU of its own for a trial on each core."""
+    """Returns the project that a local Ray is started for: each core has a CPU for a trial."""
     run = project.run
     most = max(run.most_workers, (os.cpu_count() or 1) // run.cpus_per_worker)
     return with_overrides(project, {"run.num_workers": most})
 
 
 def search(project: Project, folder: str, train: Train, shared: Any, log: Log) -> list[Trial]:
-    """Returns all trials of the project's search, those that an earlier call left undone included.
+    """Returns all trials of the project's search, with those that an earlier call left unfinished.
 
     `train` trains one; `shared` is handed to it as it is.
     """

@@ -20,7 +20,7 @@ class Plan:
 
     Attributes:
         quotas: rows of each scenario in a rank's micro-batch.
-        sampling_shares: of each scenario in the rows; `loss_shares`: in the weights of the loss.
+        sampling_shares: each scenario's share of the rows; `loss_shares`: of the loss's weights.
     """
 
     quotas: dict[str, int]
@@ -103,7 +103,7 @@ class BatchComposer:
             self.progress[name] = resumed_progress(saved, sum(shard_rows), self.size)
 
     def open(self, open_rows: OpenRows, num_batches: int) -> None:
-        """Open the streams from the present progress on, for so many batches."""
+        """Open the streams from the present progress on, for `num_batches` batches."""
         plans = {
             name: ReadPlan(
                 slices=order.slices(self.progress[name].spans(self.rank)),

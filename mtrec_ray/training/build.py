@@ -20,7 +20,7 @@ from mtrec_ray.training.item_vectors import Autocast, ItemVectors
 def build_model(
     project: Project, prepared: Prepared, device: torch.device, precision: str
 ) -> tuple[Recommender, ItemVectors]:
-    """The model on its device, same initial weights on every rank, and its item vectors."""
+    """Returns the model, with the same initial weights on every rank, and its item vectors."""
     torch.manual_seed(project.training.seed)
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
     encoder = TextEncoder(project.model.encoder)

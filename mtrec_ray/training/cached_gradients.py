@@ -20,7 +20,7 @@ class CachedGradients:
 
     The layers above learn in every step from the cache. Their backward pass leaves gradients at the
     vectors, which are summed over steps; then one pass over the items that were met, shared among
-    the ranks, takes the sums into the encoder, however many samples there were. Cached vectors are
+    the ranks, backpropagates the sums into the encoder, however many samples there were. Cached vectors are
     at most that many steps older than the encoder's weights.
 
     Attributes:
@@ -47,9 +47,9 @@ class CachedGradients:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Resume from a `state`: each rank with its own sums, other numbers of ranks with the mean.
+        """Resume from a `state`: each rank with its own sums, another number of ranks with the mean.
 
-        (The mean would do for the same number, too, but sums of floats would round otherwise.)
+        (The mean would be right for the same number, too, but would round differently.)
         """
         parts = list(zip(state["gathered_items"], state["gathered_sums"], strict=True))
         rank, size = world()

@@ -18,7 +18,7 @@ NO_SCORE = sys.float_info.max
 
 
 class TrainContext(Protocol):
-    """What surrounds the loop."""
+    """What the training loop asks of its surroundings."""
 
     device: torch.device
 
@@ -56,5 +56,5 @@ class TrainContext(Protocol):
 
     @property
     def log(self) -> Log:
-        """Tells a person; called on rank 0."""
+        """The log of the run; called on rank 0."""
         ...

@@ -161,8 +161,8 @@ class ItemVectors:
     def compute_frozen(self, folder: Path) -> None:
         """Load the output of the frozen layers from files that the runs of a node share.
 
-        Of a cut encoder: the states of all tokens; of one that is frozen as a whole: the vectors of
-        each catalogue. A file that is missing is computed. A resumed run needs this too: its
+        The files of a cut encoder hold the states of all tokens, those of a wholly frozen one the
+        vectors of each catalogue. A file that is missing is computed. A resumed run needs this too: its
         checkpoint holds vectors by the learning layers, not the states that they read.
         """
         encoder = self.encoder
@@ -223,7 +223,7 @@ class ItemVectors:
         self.cache = sum_over_ranks(cache)
 
     def state(self) -> dict[str, Any]:
-        """What the present vectors are made of beside the weights; every rank must call this.
+        """Returns what beside the weights gives the present vectors; every rank must call this.
 
         Where each rank encodes its own rows the caches differ. Each rank continues with their mean,
         as it would after a restart.

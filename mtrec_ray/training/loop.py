@@ -85,7 +85,7 @@ def train_epoch(run: RankRun) -> dict[str, float]:
 
 
 def take_mean_losses(run: RankRun) -> dict[str, float]:
-    """The epoch's mean loss by `scenario/task`, whose sums start again at 0."""
+    """Returns the epoch's mean loss by `scenario/task`, and resets its sums to 0."""
     sums, counts = run.progress.loss_sums, run.progress.label_counts
     run.progress.loss_sums, run.progress.label_counts = {}, {}
     labels = task_labels(run.prepared.scenarios)
@@ -107,7 +107,7 @@ def note_speed(run: RankRun, num_steps: int, started: float) -> None:
 
 
 class StepLog:
-    """Progress every few seconds: epoch, step, rows/s, loss, time left."""
+    """Logs progress every few seconds: epoch, step, rows/s, loss, time left."""
 
     def __init__(self, run: RankRun) -> None:
         self.run = run
@@ -115,7 +115,7 @@ class StepLog:
         self.first_step = run.progress.step
 
     def step(self, result: StepResult) -> None:
-        """Log how far the run is, on rank 0, where the last line is some seconds old."""
+        """Log how far the run is, on rank 0, at most every few seconds."""
         now, run, progress = time.monotonic(), self.run, self.run.progress
         if run.rank or now - self.last < LOG_SECONDS:
             return
@@ -160,7 +160,7 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
 
 
 def tell_epoch(run: RankRun, score: float) -> None:
-    """Say an epoch's validation score, the best so far and the speed."""
+    """Log an epoch's validation score, the best so far and the speed."""
     progress = run.progress
     best = "" if progress.epochs_since_best == 0 else f" (best {progress.best:.4f})"
     run.context.log(
@@ -170,7 +170,7 @@ def tell_epoch(run: RankRun, score: float) -> None:
 
 
 def shared_layer_record(run: RankRun) -> dict[str, Any]:
-    """How scenarios share the layers between inputs and heads, measured on the last batch."""
+    """Returns how scenarios share layers between inputs and heads, measured on the last batch."""
     batch = run.session.last_batch
     assert batch is not None
     gradients = scenario_gradients(run.forward, run.prepared.scenarios, batch, run.weights)

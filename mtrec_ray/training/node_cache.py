@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mtrec_ray.model.chunks import Texts
 from mtrec_ray.training.collectives import gather_objects, world
 
-# Of all files of a folder; above, those that were not used for the longest time are deleted.
+# Most bytes of a folder's files; above, the least recently used files are deleted.
 MAX_CACHE_BYTES = 64 * 2**30
 
 # A part without a lock is abandoned, except in the moment between its creation and its locking.
@@ -59,7 +59,7 @@ def open_rows(path: Path, shape: tuple[int, int], fill: Fill) -> Tensor:
     share of the rows. Other runs of the node wait for it. Every rank must call this.
 
     Raises:
-        RuntimeError: other runs delete the file again and again, as the cache is too small.
+        RuntimeError: other runs keep deleting the file, because the cache is too small.
     """
     host = socket.gethostname()
     hosts = gather_objects(host)
@@ -123,7 +123,7 @@ def mapped(path: Path, shape: tuple[int, int], *, shared: bool) -> Tensor:
 
 
 def make_room(folder: Path, num_bytes: int) -> None:
-    """Delete abandoned parts, then the files that were not used for the longest time, if need be.
+    """Delete abandoned parts, then the least recently used files, if need be.
 
     Parts that other runs are filling count as used space.
     """

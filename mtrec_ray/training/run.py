@@ -86,8 +86,8 @@ class Session:
     """What this process notes since it started; no checkpoint holds it.
 
     Attributes:
-        repeated_steps: steps made again so far, since the last checkpoint did not have them.
-        wait_seconds: of the present epoch, spent on waiting for rows.
+        repeated_steps: steps repeated so far, because no checkpoint held them.
+        wait_seconds: spent on waiting for rows in the present epoch.
         speed: a record for each epoch.
         preemption_check_is_due: the same on all ranks.
     """
@@ -107,9 +107,9 @@ def start_model(
     start: FineTuneStart | None,
     saved: SavedRun | None,
 ) -> tuple[Recommender, ItemVectors, L2SP]:
-    """The model with its weights, its item vectors, and what pulls the weights to their start.
+    """Returns the model with its weights, its item vectors, and L2-SP towards its start.
 
-    Initial weights, then the joint ones of `start`, to which L2-SP pulls, then a checkpoint's.
+    Loads the joint weights of `start`, to which L2-SP pulls, then those of a checkpoint.
     """
     model, vectors = build_model(project, prepared, device, project.training.precision)
     if start:
@@ -309,7 +309,7 @@ def causes(progress: TrainingProgress) -> str:
 
 
 def gradient_is_finite(model: Recommender) -> bool:
-    """Whether the norms of all gradients that are there, those to be clipped, are finite."""
+    """Returns whether the norms of all gradients, as they will be clipped, are finite."""
     norms = [
         torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
         for group in clipped_together(model)
@@ -320,7 +320,7 @@ def gradient_is_finite(model: Recommender) -> bool:
 def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
     """Groups of parameters that are clipped by their joint norm: the model, and the general head.
 
-    They are apart, so that the general head does not change the model's steps.
+    The head is apart, so that it does not change the model's steps.
     """
     head = list(model.general.parameters()) if model.general is not None else []
     ids = {id(p) for p in head}
@@ -328,10 +328,10 @@ def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
 
 
 def rows_accounted(run: RankRun) -> dict[str, dict[str, int]]:
-    """By scenario: rows available, seen, repeated, not reached, redone.
+    """Returns by scenario the rows available, seen, repeated, not reached, redone.
 
-    No row is dropped: each pass holds every row once. `repeated` are seen in more than one pass;
-    `redone` were taken again after a failure, since the last checkpoint, and count once as seen.
+    No row is dropped: each pass holds every row once. `repeated`: seen in more than one pass.
+    `redone`: repeated after a failure, because no checkpoint held them; they count once as seen.
     """
     rows = {}
     for name, facts in run.prepared.scenarios.items():

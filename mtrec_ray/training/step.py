@@ -93,7 +93,7 @@ def accumulate(
 
 
 def without_synchronisation(module: nn.Module) -> AbstractContextManager[object]:
-    """Within it DDP leaves gradients on their rank."""
+    """Returns a context in which DDP leaves gradients on their rank."""
     if isinstance(module, DistributedDataParallel):
         return cast("DistributedDataParallel", module).no_sync()
     return nullcontext()

@@ -172,7 +172,7 @@ def fit_folds(
     options: Teacher,
     num_threads: int,
 ) -> list[lightgbm.Booster]:
-    """For each fold the trees of all other folds; empty where there are too few labels."""
+    """Returns for each fold the trees of all other folds; empty with too few labels."""
     fold, valid_rows = fold_of(train.user, options.folds), valid.of_task(task)
     num_labels = num_rarer_labels(kind, train.of_task(task)[1])
     if num_labels < options.least_labels or not num_rarer_labels(kind, valid_rows[1]):
@@ -188,7 +188,7 @@ def fit_folds(
 
 
 def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
-    """Number of labels; of a binary task, of those of the rarer kind."""
+    """Returns the number of labels; for a binary task, of its rarer label."""
     if kind == "regression":
         return len(labels)
     return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))

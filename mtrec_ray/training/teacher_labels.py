@@ -1,6 +1,6 @@
 """A teacher's predictions mixed into the labels that the network learns from (1503.02531).
 
-Apart from `teacher.py`, which fits the trees, so that training workers need not import them.
+Apart from `teacher.py`, which fits the trees, so that training workers need not import it.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from mtrec_ray.data.shards import TEACHER, Arrays
 
 
 def with_teacher_labels(facts: PreparedScenario, rows: Arrays, share: float) -> Arrays:
-    """The rows with mixed labels in place of labels and predictions; as they are without these."""
+    """Returns the rows with mixed labels; unchanged where there are no predictions."""
     if TEACHER not in rows:
         return rows
     mixed = mix_labels(rows["labels"], rows[TEACHER], share, mixable_tasks(facts))

@@ -17,7 +17,7 @@ from mtrec_ray.training.item_vectors import ItemVectors
 VALIDATION_BATCH_ROWS = 8192
 
 
-# Rows of a task that scores one shard after another, beside no training.
+# Rows of a batch in a task that only scores.
 SCORING_BATCH_ROWS = 16_384
 
 

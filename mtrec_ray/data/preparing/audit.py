@@ -32,7 +32,7 @@ AUDIT_NUM_FOLDS = 5
 
 
 def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> list[str]:
-    """One line for each sampled row that does not agree with the raw log; empty when all do."""
+    """Returns a line for each sampled row that disagrees with the raw log."""
     problems: list[str] = []
     for name, scenario in project.scenarios.items():
         samples = {
@@ -113,7 +113,7 @@ def fold(number: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class AuditPast:
-    """What may be known at a time; `scale` is that of counts, `priors` are label means by task."""
+    """What may be known at a time; `scale` multiplies counts, `priors` are label means by task."""
 
     scenario: Scenario
     priors: dict[str, float]
@@ -123,7 +123,7 @@ class AuditPast:
     def statistics(
         self, key: str, same: pd.DataFrame, windows: tuple[int, ...] = WINDOWS_DAYS
     ) -> dict[str, float]:
-        """Counts and rates of a key's rows by those before the time (without time: by all)."""
+        """Returns counts and rates of a key from its rows before the time (without time: from all)."""
         timed = self.scenario.events.time is not None
         before = same[same["time"] < self.time] if timed else same
         expected = {f"{key}.log_count": float(np.log(1 + self.scale * len(before)))}

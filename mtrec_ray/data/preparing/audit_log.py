@@ -1,7 +1,7 @@
 """The raw rows that the leakage audit compares prepared rows with.
 
-Read and understood by code of its own: nothing is shared with the preparation but the reading of
-files.
+The audit reads them by code of its own, which shares only the opening of files with the
+preparation.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def read_audit_log(
     """The raw rows of all users, items and categories that the samples name.
 
     The whole log is read once, column by column, and filtered before anything else is done with
-    it; of the samples' own rows only the users are read before that.
+    it; before that, only the users of the samples' own rows are read.
     """
     scenario = project.scenarios[name]
     path = project.path(scenario.events.path)

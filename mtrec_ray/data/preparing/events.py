@@ -28,13 +28,13 @@ from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
 
 
-# Rows of 1900 to 2100 are kept: year 1 and year 9999 are how logs write that a time is not known.
+# Rows from 1900 to 2100 are kept: logs write an unknown time as year 1 or year 9999.
 EARLIEST_MS, LATEST_MS = -2_208_988_800_000, 4_102_444_800_000
 
 
 @dataclass
 class Findings:
-    """What was met in some rows of a log; `add` merges those of another part."""
+    """What was found in some rows of a log; `add` merges the findings of another part."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)

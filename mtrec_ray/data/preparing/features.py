@@ -1,7 +1,7 @@
 """What each pass adds to the rows of its partition: statistics, and histories.
 
-Each function takes all canonical rows (`events.py`) of some users, items or categories. Rows carry
-what the passes before have found about them in a column `statistics`.
+Each function takes all canonical rows (`events.py`) of some users, items or categories. Their
+column `statistics` carries what earlier passes computed.
 
 Letters: N rows, K distinct keys, T tasks, H history length, F features, C categorical columns.
 """
@@ -176,7 +176,7 @@ def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS
 
 
 def without_statistics(table: pa.Table, width: int) -> pa.Table:
-    """The rows with a column `statistics` of so many numbers, all NaN so far."""
+    """Returns the rows with a column `statistics` of `width` numbers, all NaN."""
     empty = np.full((table.num_rows, width), np.nan, np.float32)
     return table.append_column("statistics", fixed_list(empty))
 
@@ -239,7 +239,7 @@ def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[KeyedRows, int]:
 
 
 def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[str, pa.Table]]:
-    """The finished rows of a partition of users, and states at the end, by kind.
+    """Returns the finished rows of a partition of users, and their end states by kind.
 
     A row: row, user (vocabulary number, 0 unknown), person (hash of the user), item, time, split,
     history, history_age, numeric, categorical, labels. States: `users`, and
@@ -279,7 +279,7 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
 def histories_of(
     rows: KeyedRows, table: pa.Table, spec: FeatureSpec
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """i32[N + K, H] items and u8[N + K, H] ages: what users took before each row and at the end."""
+    """Returns histories before each row and at the end: items i32[N + K, H], ages u8[N + K, H]."""
     marked, delay = history_rows(rows, spec)
     at_the_end = np.full(len(rows.key) - table.num_rows, -1, np.int32)
     item = np.concatenate([table.column("item").to_numpy(), at_the_end])
@@ -311,7 +311,7 @@ def user_categories(
 def vocabulary_numbers(
     hashes: NDArray[np.int64], vocabulary: NDArray[np.uint64]
 ) -> NDArray[np.int32]:
-    """i32[N]: places of values in a sorted vocabulary, from 1 on; 0 for those it does not have."""
+    """Returns i32[N], the places of values in a sorted vocabulary from 1 on; 0 for unknown ones."""
     wanted = hashes.view(np.uint64)
     place = np.minimum(np.searchsorted(vocabulary, wanted), max(len(vocabulary) - 1, 0))
     listed = vocabulary[place] == wanted if len(vocabulary) else np.zeros(len(wanted), bool)

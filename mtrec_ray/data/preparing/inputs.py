@@ -1,4 +1,4 @@
-"""The user's Parquet files: are they there, whole, and do all have the columns the file names?"""
+"""The user's Parquet files: whether they exist, are whole, and have the columns that are named."""
 
 import functools
 from collections.abc import Callable, Iterator

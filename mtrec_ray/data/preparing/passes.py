@@ -1,7 +1,7 @@
 """The shuffles of preparing: rows partitioned by user, by category and by item, with Ray Data.
 
 A partition holds all rows of some keys, about `ROWS_PER_PARTITION` of them, and one task holds a
-partition at a time. A key is never parted: the rows of the most frequent item, user, or value of a
+partition at a time. A key is never split: the rows of the most frequent item, user, or value of a
 category that has statistics must fit into a task's memory. Values of categories with too many rows
 are refused (`problems.py`).
 """
@@ -66,7 +66,7 @@ class Partitions:
 
     @classmethod
     def of(cls, fragments: list[Fragment]) -> "Partitions":
-        """As many as the rows of each scenario need."""
+        """Returns as many partitions as the rows of each scenario need."""
         rows: dict[str, int] = {}
         for fragment in fragments:
             rows[fragment.scenario] = rows.get(fragment.scenario, 0) + fragment.num_rows
@@ -193,7 +193,7 @@ class FeaturePasses:
         return ray.get(self.specs)[name]
 
     def run(self, fragments: list[Fragment], num_categories: dict[str, int]) -> ray.data.Dataset:
-        """One row for each partition of users: what was written, as `write_samples` says."""
+        """Returns a row for each partition of users: the shards that `write_samples` wrote."""
         plain = [f for f in fragments if not num_categories[f.scenario]]
         others = [f for f in fragments if num_categories[f.scenario]]
         data = [self.read(plain, by_item)] if plain else []

@@ -56,7 +56,7 @@ def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Itera
 
 
 def no_moment(where: str, scenario: str, example: Any) -> str:
-    """The line for plain numbers that say no moment as seconds, with the unit that would do."""
+    """Returns the line for plain numbers that are no moment in seconds, with the unit that fits."""
     found = f"{where}: found numbers such as {example}, which as seconds since 1970 are not"
     unit = plausible_unit(float(example))
     meant = f"{scenario}.events.time_unit: {unit}" if unit else "a time stamp or a date"

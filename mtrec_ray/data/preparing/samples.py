@@ -27,8 +27,8 @@ def source_rows(number: NDArray[np.int64], scenario: Scenario) -> NDArray[np.int
 def split_by_fractions(table: pa.Table, scenario: Scenario, seed: int) -> pa.Table:
     """The rows of a partition of users, in the order of the log, with their split by fractions.
 
-    A row's split is by its place among its user's rows in time (without time by a hash). Rows of a
-    user with one time are never parted: all get the split of the earliest.
+    A row's split is by its place among its user's rows in time (without time by a hash). A user's rows
+    with the same time all get the split of the earliest.
     """
     assert scenario.split.fractions
     table = table.sort_by("row")  # a shuffle's order is not reproducible

@@ -1,6 +1,6 @@
 """One pass over the logs: counts, label sums and vocabularies.
 
-Row groups are read in Ray tasks; what travels and is merged are counts and vocabularies.
+Row groups are read in Ray tasks; only counts and vocabularies travel and are merged.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class Scan:
     log has not been split yet. n items, T tasks.
 
     Attributes:
-        findings: what was met, by name.
+        findings: what was found, by name.
         split_rows: i64[4], rows of train, valid, test, and without a split yet.
         label_sums: f64[3, T], number, sum and sum of squares of the known labels.
         label_ranges: f64[2, T], the least and the greatest label.
@@ -61,7 +61,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class LogSource:
-    """What reading a scenario's rows takes; lies in the object store."""
+    """What is needed to read a scenario's rows; lies in the object store."""
 
     scenario: Scenario
     lookup: ItemLookup
@@ -82,7 +82,7 @@ def list_width(project: Project) -> int:
 
 
 def source_of(project: Project, name: str, items: pa.Table) -> LogSource:
-    """What reading a scenario's rows takes."""
+    """Returns what is needed to read a scenario's rows."""
     scenario = project.scenarios[name]
     lookup = ItemLookup.of(items.column(scenario.items.id))
     published = published_ms(items, scenario.items, scenario.events.time_unit)

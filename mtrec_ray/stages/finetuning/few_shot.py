@@ -1,7 +1,7 @@
 """A new scenario's learning curve: joined with 0, 64, 1,024, ... of its rows, against alone.
 
 With 0 rows the general head of the joint model scores it (zero-shot); alone there is nothing. Both
-take as many rows, epochs and steps, each with its own learning rate (`finetune.lr`,
+take equally many rows, epochs and steps, each with its own learning rate (`finetune.lr`,
 `training.lr`). The statistics and histories of its rows come from the whole log, as a live system
 has them: a shot is a row that is learned from.
 """
@@ -170,7 +170,7 @@ def with_few_rows(project: Project, rows: int) -> Project:
 
 
 def best_weights(training: TrainingRun) -> str:
-    """Returns the folder of a model's best weights, which is trained where it is not finished."""
+    """Trains a model unless it is finished; returns the folder of its best weights."""
     if training.stage.result is None:
         train_model(training)
     return storage.join(training.stage.folder, BEST)

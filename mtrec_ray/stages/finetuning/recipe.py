@@ -92,7 +92,7 @@ def start_of(joint_run: JointRun, name: str, tuned: FineTuning) -> FineTuneStart
 
 
 def export_encoder(joint_run: JointRun) -> None:
-    """Write the encoder that joint training left as a plain one of Hugging Face, if it learned."""
+    """Write the encoder, if joint training changed it, as a plain Hugging Face model."""
     folder = joint_run.encoder
     options = joint_run.project.model.encoder
     if options.trainable == "none" or storage.exists(storage.join(folder, "config.json")):
@@ -105,7 +105,7 @@ def export_encoder(joint_run: JointRun) -> None:
         fs, inner = storage.filesystem(folder)
         fs.create_dir(inner, recursive=True)
         names = sorted(p.name for p in Path(local).iterdir())
-        for name in sorted(names, key=lambda n: n == "config.json"):  # it says that all is there
+        for name in sorted(names, key=lambda n: n == "config.json"):  # the last file: all is there
             storage.write_bytes(storage.join(folder, name), (Path(local) / name).read_bytes())
 
 
@@ -121,7 +121,7 @@ def plain_encoder(options: Encoder, state: dict[str, torch.Tensor]) -> Any:
     encoder.load_state_dict(own)
     adapted: Any = encoder.adapted
     plain = backbone if adapted is None else adapted.merge_and_unload()
-    if pooler is not None:  # it is not used; without it a plain model would be told incomplete
+    if pooler is not None:  # unused, but without it loading calls the model incomplete
         plain.pooler = pooler
     return plain
 

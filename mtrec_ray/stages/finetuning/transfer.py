@@ -1,8 +1,8 @@
 """Joint, fine-tuned, or alone? The three models of each scenario on the same test rows.
 
-Alone is trained from the pretrained encoder with the same budget: in the joint model's number of
-epochs as many rows of the scenario as joint training and fine-tuning took of it together, in
-batches of its share of a joint batch.
+Alone starts from the pretrained encoder and has the same budget: the joint model's epochs, as many
+rows of the scenario as joint training and fine-tuning took together, and batches of its share of a
+joint batch.
 """
 
 import functools
@@ -152,7 +152,7 @@ def compare_one(
 def train_alone(
     joint_run: JointRun, name: str, project: Project, log: Log, sender: Sender
 ) -> TrainedModel:
-    """Returns the model of a scenario alone, which is trained, or gone on with, or finished."""
+    """Trains a scenario alone, or goes on, unless it is finished; returns the model."""
     rows = max(row_budget(joint_run, name), 1)
     own, data = alone_project(joint_run, name, project, rows), joint_run.data(name).only([name])
     folder, told = alone_stage(joint_run, name).folder, sender.named(f"{name} alone")

@@ -69,7 +69,7 @@ def unexpected(point: Mapping[str, Any]) -> Trial:
 
 
 def planned_runs(project: Project, outcome: Outcome, kept: Mapping[str, Trial]) -> dict[str, Trial]:
-    """A run for each seed of each trial that is a variant; a trial that is two is run once."""
+    """A run for each seed of each trial that is a variant; a trial that is both is run once."""
     runs = {}
     for trial in variants(outcome).values():
         for seed in range(project.search.confirm_seeds):

@@ -43,7 +43,7 @@ class InProcessContext:
         return self.source.read
 
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
-        """Store the checkpoint, then tell the metrics; the best model stays in `best`."""
+        """Store the checkpoint, then report the metrics; the best model stays in `best`."""
         assert folder is not None
         name = f"checkpoint_{metrics['step']:09d}"
         for file in sorted(folder.iterdir()):
@@ -62,18 +62,18 @@ class InProcessContext:
         self.tell(metrics)
 
     def preempted(self) -> bool:
-        """Never: Ray tells workers only, and a trial goes on from its last epoch elsewhere."""
+        """Returns False: Ray tells workers only; a trial goes on from its last epoch elsewhere."""
         return False
 
     def note_start(self, step: int) -> int:
-        """Steps done again are not counted."""
+        """Returns 0: repeated steps are not counted."""
         return 0
 
     def note_step(self, step: int) -> None:
-        """The checkpoint says it."""
+        """Do nothing: the checkpoint holds the step."""
 
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
-        """The search shows the curves of all its trials."""
+        """Do nothing: the search shows the curves of all its trials."""
 
     def checkpoint_folder(self) -> Path | None:
         """The latest checkpoint of this name, copied to this node."""
@@ -85,7 +85,7 @@ class InProcessContext:
         return target
 
     def log(self, text: str) -> None:
-        """Tell nobody: many such runs go on at a time."""
+        """Do nothing: many such runs go on at a time."""
 
 
 def read_latest(folder: str) -> dict[str, Any]:

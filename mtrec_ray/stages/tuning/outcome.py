@@ -1,4 +1,4 @@
-"""What came out of a search: its table, its front, the chosen trial, a project file, a page."""
+"""The outcome of a search: its table, its front, the chosen trial, a project file, a page."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out.
+    """The outcome of a search.
 
     Attributes:
         trials: all of them.
@@ -55,7 +55,7 @@ class Outcome:
         return score_of(self.chosen)
 
     def trial(self, name: str) -> Trial | None:
-        """A trial by name; the own one stands for uniform weights where they are the own ones."""
+        """Returns a trial by name; `own` for `uniform` where the project's weights are uniform."""
         by_name = {t.name: t for t in self.trials}
         return by_name.get(name) or (by_name.get("own") if name == "uniform" else None)
 
@@ -88,7 +88,7 @@ def outcome_of(project: Project, trials: Sequence[Trial]) -> Outcome:
 
 
 def losses(project: Project, scored: Sequence[Trial], points: np.ndarray) -> np.ndarray:
-    """f64[n]: what the project's rule wants to be low."""
+    """Returns f64[n], the loss that the project's rule minimises."""
     search, names = project.search, list(project.scenarios)
     if search.choose == "preference":
         return preferred(points, [search.preference.get(n, 0.0) for n in names])

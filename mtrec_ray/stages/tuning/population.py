@@ -1,8 +1,8 @@
 """Population based training (1711.09846) by Ray Tune: worse trials go on from better ones.
 
 After every `search.grace` epochs a trial of the worse quarter takes the checkpoint of one of the
-better quarter, and that one's values, moved at random. What a trial ends with is the end of a
-course of values: whether they are good from the first step on is what a confirmation tells.
+better quarter, and that one's values, moved at random. A trial's last values
+follow others: only a confirmation tells whether they are good from the first step on.
 """
 
 import math
@@ -22,7 +22,7 @@ from mtrec_ray.training.context import NO_SCORE
 LATEST_SCORE = "latest_score"
 
 
-SPREAD = 0.15  # of a number's range, on the logarithm where it is searched so: one move's deviation
+SPREAD = 0.15  # standard deviation of a move, as a share of the range (or of its logarithm)
 
 
 RESAMPLED = 0.1  # share of values that are drawn anew

@@ -1,9 +1,9 @@
-"""Trials run by Ray Tune: how many at a time, and who keeps what they told.
+"""Trials run by Ray Tune: how many at a time, and the records of their reports.
 
 An interrupted search goes on from its trials' records, not from Tune's own state: those that ended
 are kept, told to the searcher, and fill the scheduler's rungs; those that ran go on from their
-checkpoints. Lost are the epoch that was on its way, and the state of the random numbers: the trials
-that are still to come differ from those of a search that was not interrupted.
+checkpoints. The unfinished epoch and the state of the random numbers are lost: the trials that
+are still to come differ from those of a search that was not interrupted.
 """
 
 import logging
@@ -35,7 +35,7 @@ HEAD_BYTES = 2**20  # what a trial that only waits for its workers asks for
 
 
 class Recorder(Callback):
-    """Keeps on the driver what trials tell, and says how far they are.
+    """Records on the driver what trials report, and shows their progress.
 
     `keep`: the models of trials that have ended stay in the folder `runs`, too.
     """
@@ -57,7 +57,7 @@ class Recorder(Callback):
         self.scheduler: TrialScheduler | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, for Tune's own state, which is not read again."""
+        """Returns nothing: Tune's own state is never read back."""
         return {}
 
     def own(self, trial: Any) -> Trial:
@@ -65,7 +65,7 @@ class Recorder(Callback):
         return self.trials[trial.config["trial"]["name"]]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial starts, or goes on: in a population with other values than before."""
+        """Record that a trial starts, or goes on: in a population with other values than before."""
         own = self.own(trial)
         own.status = "running"
         now = trial.config["trial"]
@@ -78,7 +78,7 @@ class Recorder(Callback):
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial tells an epoch, how it failed, or what else its training returned."""
+        """Record an epoch of a trial, its failure, or what else its training returned."""
         own = self.own(trial)
         own.seconds = time.monotonic() - self.started[own.name]
         if result.get("entry"):
@@ -89,7 +89,7 @@ class Recorder(Callback):
         self.show_progress()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial ended by itself, or was ended by the scheduler."""
+        """Record that a trial ended by itself, or was ended by the scheduler."""
         own = self.own(trial)
         stopped = own.name in getattr(self.scheduler, "stopped", ())
         if own.best is None:
@@ -98,13 +98,13 @@ class Recorder(Callback):
         self.end(own)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial's process was lost too often."""
+        """Record that a trial's process was lost too often."""
         own = self.own(trial)
         own.status, own.reason = "failed", "its process ended, more often than run.max_failures"
         self.end(own)
 
     def end(self, own: Trial) -> None:
-        """Keep a trial that ended; but for a confirmation its checkpoints are of no more use."""
+        """Record that a trial ended; delete its checkpoints unless a confirmation keeps them."""
         own.save(self.folder)
         if not self.keep:
             with suppress(OSError):
@@ -119,7 +119,7 @@ class Recorder(Callback):
         return f"{own.name} {own.status}: {told}, {own.seconds:.0f} s"
 
     def show_progress(self) -> None:
-        """How many trials have ended, how many epochs were trained, and the best score so far."""
+        """Show how many trials have ended, how many epochs were trained, and the best score."""
         trials = self.trials.values()
         ended = sum(t.ended for t in trials)
         epochs = sum(self.epochs if t.ended else len(t.curve) for t in trials)
@@ -145,7 +145,7 @@ class Recorder(Callback):
             )
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial's process was lost; it starts again from its checkpoint."""
+        """Report that a trial's process was lost; it goes on from its checkpoint."""
         self.log(f"{self.own(trial).name}: its process was lost, it goes on from its checkpoint")
 
 
@@ -237,9 +237,9 @@ def run_trials(
     train: Train,
     shared: Any,
 ) -> None:
-    """Runs `num` trials; what they tell is in the recorder's records.
+    """Runs `num` trials, which the recorder keeps.
 
-    Ray Tune's own files (`ray/` beside the records) are not read again.
+    Ray Tune's own files (`ray/` beside the records) are never read back.
 
     Raises:
         RuntimeError: the search was ended before all trials were.

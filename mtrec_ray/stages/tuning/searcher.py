@@ -129,7 +129,7 @@ class Suggester(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna what came out; a trial without finite scores has failed."""
+        """Tell Optuna the outcome; a trial without finite scores has failed."""
         if self.optuna is None:
             return
         wanted: Any = self.optuna.metric
@@ -138,14 +138,14 @@ class Suggester(Searcher):
         self.optuna.on_trial_complete(trial_id, None if failed else result, error=failed)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, for Tune's own state, which is not read again."""
+        """Returns nothing: Tune's own state is never read back."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: an interrupted search goes on from the records of its trials."""
+        """Do nothing: an interrupted search goes on from the records of its trials."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing: nothing was saved."""
 
 
 class Halving(ASHAScheduler):
@@ -175,7 +175,7 @@ class Halving(ASHAScheduler):
         return action
 
     def fill(self, trials: Sequence[Trial]) -> None:
-        """Take the epochs of trials that ended before, as if they had run now."""
+        """Fill the rungs with the epochs of trials that ended before."""
         for trial in trials:
             known: Any = SimpleNamespace(trial_id=trial.name, config=config_of(trial))
             self.on_trial_add(None, known)  # pyright: ignore[reportArgumentType]

@@ -28,8 +28,8 @@ from mtrec_ray.training.context import NO_SCORE
 QUEUE_SECONDS = 0.5
 
 
-# A process that is to go on with the next trial waits so long for the thread of the one that was
-# ended early; Tune's own 2 seconds lose the next trial where giving memory back takes longer.
+# How long a process waits, before it goes on with the next trial, for the thread of a trial that
+# was ended early; Tune's own 2 seconds lose the next trial where giving memory back takes longer.
 END_SECONDS = 300
 
 
@@ -79,8 +79,8 @@ def run_trial(
     """Runs a trial for Ray Tune: `config` names it and its overrides of the project.
 
     In a population its checkpoints are passed on, and it goes on from the one that it is given.
-    Whatever training raises is reported as the trial's failure, and is not tried again; what a
-    trial that goes on has told before stands in its record.
+    Whatever training raises is reported as the trial's failure, without a retry; the earlier
+    epochs of a trial that goes on are in its record.
     """
     logging.getLogger().setLevel(logging.WARNING)
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_SECONDS)
