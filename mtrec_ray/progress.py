@@ -89,12 +89,12 @@ def warn(log: Log, text: str) -> None:
 
 
 def progress_line(progress: Progress) -> str:
-    """`training 42%  5,936 rows/s`."""
+    """Returns `training 42%  5,936 rows/s`."""
     return f"{progress.label} {progress.share:.0%}  {progress.text}".rstrip()
 
 
 def clock(seconds: float) -> str:
-    """`12 s`, `3:05` (minutes) or `2:03:05` (hours)."""
+    """Returns `12 s`, `3:05` (minutes) or `2:03:05` (hours)."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"

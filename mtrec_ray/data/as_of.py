@@ -38,7 +38,7 @@ from mtrec_ray.project.scenario import SPLITS
 
 
 def counting_splits(layout: SnapshotColumns) -> tuple[str, ...]:
-    """The splits whose rows enter statistics."""
+    """Returns the splits whose rows enter statistics."""
     live = layout.timed and layout.scenario.statistics == "live"
     return SPLITS if live else ("train",)
 
@@ -46,7 +46,7 @@ def counting_splits(layout: SnapshotColumns) -> tuple[str, ...]:
 def log_rows(
     layout: SnapshotColumns, splits: tuple[str, ...], columns: tuple[str, ...]
 ) -> Iterator[Arrays]:
-    """Some columns of the log's rows of some splits, in batches, without sampled negatives."""
+    """Yields columns of the log's rows of some splits, in batches, without sampled negatives."""
     for split in splits:
         paths = layout.prepared.shard_paths(layout.name, split)
         for arrays in read_columns(paths, ("row", *columns)):
@@ -67,14 +67,14 @@ class KeyedPast:
     def of(
         cls, layout: SnapshotColumns, key: Ints, rows: Arrays, windows: Windows = NO_WINDOWS
     ) -> "KeyedPast":
-        """The past of `key` i64[N], -1 for rows that do not count, with times and labels."""
+        """Returns the past of `key` i64[N], which is -1 for rows that do not count."""
         past = Past(key, rows["time"], key >= 0)
         labels = running_labels(past, rows["labels"].astype(np.float64))
         nobody = np.zeros(0, np.int64)  # the rows' own questions are not kept
         return cls(layout, past.asked(nobody, nobody), labels, windows)
 
     def at(self, key: Ints, moment: Ints) -> Float32s:
-        """f32[m, f]: statistics of the keys i64[m] as of the moments i64[m]."""
+        """Returns f32[m, f]: statistics of the keys i64[m] as of the moments i64[m]."""
         layout = self.layout
         found = past_statistics(
             self.past.asked(key, moment), self.labels, layout.delays_ms, layout.priors, self.windows
@@ -97,7 +97,7 @@ class CatalogueAsOf:
         }
 
     def numeric(self, moments: Ints) -> Float32s:
-        """f32[B, n, F]: the columns of every item as of each moment."""
+        """Returns f32[B, n, F]: the columns of every item as of each moment."""
         num_items = len(self.catalogue.ids)
         stats = ask_all(self.items, num_items, moments)
         parts = [self.layout.scatter("item", WINDOWS_MS, stats)]
@@ -106,7 +106,7 @@ class CatalogueAsOf:
         return overlay(*parts)
 
     def _category(self, column: str, moments: Ints) -> Float32s:
-        """f32[B, n, F]: statistics of each item's category; NaN for an item without one."""
+        """Returns f32[B, n, F]: statistics of each item's category; NaN for an item without one."""
         code = self.catalogue.codes[column]
         stats = ask_all(self.categories[column], int(code.max(initial=-1)) + 1, moments)
         none = np.full((len(moments), 1, stats.shape[2]), np.nan, np.float32)
@@ -115,14 +115,14 @@ class CatalogueAsOf:
 
 
 def ask_all(past: KeyedPast, num_keys: int, moments: Ints) -> Float32s:
-    """f32[B, K, f]: statistics of the keys 0..K-1 as of each moment."""
+    """Returns f32[B, K, f]: statistics of the keys 0..K-1 as of each moment."""
     keys = np.tile(np.arange(num_keys), len(moments))
     found = past.at(keys, np.repeat(moments, num_keys))
     return found.reshape(len(moments), num_keys, found.shape[1])
 
 
 def rows_before(layout: SnapshotColumns, before: int) -> Arrays:
-    """Items, times and labels of the rows before a moment that enter statistics."""
+    """Returns items, times and labels of the rows before a moment that enter statistics."""
     parts = []
     for arrays in log_rows(layout, counting_splits(layout), ("item", "time", "labels")):
         early = arrays["time"] < before
@@ -131,7 +131,7 @@ def rows_before(layout: SnapshotColumns, before: int) -> Arrays:
 
 
 def rows_of_persons(layout: SnapshotColumns, persons: Ints, moments: Ints) -> Arrays:
-    """The rows of some persons, before the moment of each, that enter statistics.
+    """Returns the rows of some persons, before the moment of each, that enter statistics.
 
     `persons` is sorted; the result's `person` is an index into it.
     """
@@ -151,14 +151,14 @@ def places_among(wanted: Ints, values: Ints) -> Ints:
 
 
 def concatenated(parts: list[Arrays]) -> Arrays:
-    """The rows of several parts, of which there is at least one."""
+    """Returns the rows of several parts, of which there is at least one."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def categories_as_of(
     layout: SnapshotColumns, codes: dict[str, Ints], persons: Ints, moments: Ints
 ) -> dict[str, UserCategoryStatistics]:
-    """Statistics of each person's rows by category as of the person's moment, by column.
+    """Returns statistics of each person's rows by category as of the person's moment, by column.
 
     `persons` i64[B] is sorted; the result names a user by an index into it.
     """

@@ -45,12 +45,12 @@ class AskingUsers:
         return len(self.users)
 
     def take(self, rows: Ints) -> "AskingUsers":
-        """Some of the users, in the order of `rows`."""
+        """Returns some of the users, in the order of `rows`."""
         positives = [self.positives[i] for i in rows]
         return AskingUsers(self.users.take(rows), self.moments[rows], positives, self.seen)
 
     def blocks(self, size: int) -> Iterator["AskingUsers"]:
-        """The users in blocks of at most `size`."""
+        """Yields the users in blocks of at most `size`."""
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
 
@@ -71,7 +71,7 @@ class AskingUsers:
 def asking_users(
     layout: SnapshotColumns, catalogue: CatalogueColumns, task: str, limit: int
 ) -> AskingUsers:
-    """At most `limit` test users with positives of a task, drawn by a fixed hash."""
+    """Returns at most `limit` test users with positives of a task, drawn by a fixed hash."""
     persons = persons_with_positives(layout, task)
     persons = np.sort(persons[np.argsort(hash_ints(persons, 0), kind="stable")][:limit])
     if not len(persons):
@@ -100,12 +100,12 @@ def no_users(layout: SnapshotColumns) -> UserSnapshot:
 
 
 def is_positive(layout: SnapshotColumns, task: str, labels: NDArray[np.float32]) -> NDArray[Any]:
-    """bool[N]: rows whose label of a task is 1."""
+    """Returns bool[N]: rows whose label of a task is 1."""
     return labels[:, layout.facts.tasks.index(task)] == 1
 
 
 def persons_with_positives(layout: SnapshotColumns, task: str) -> Ints:
-    """Sorted persons who have a positive of a task in test."""
+    """Returns sorted persons who have a positive of a task in test."""
     persons = np.zeros(0, np.int64)
     for arrays in log_rows(layout, ("test",), ("person", "labels")):
         hit = is_positive(layout, task, arrays["labels"])
@@ -114,7 +114,7 @@ def persons_with_positives(layout: SnapshotColumns, task: str) -> Ints:
 
 
 def rows_in_test(layout: SnapshotColumns, persons: Ints) -> Arrays:
-    """The test rows of some sorted persons; `person` holds places among them."""
+    """Returns the test rows of some sorted persons; `person` holds places among them."""
     parts = []
     for arrays in log_rows(layout, ("test",), ("person", "item", "time", "labels")):
         place = places_among(persons, arrays["person"])
@@ -139,7 +139,7 @@ def positives_of(layout: SnapshotColumns, task: str, rows: Arrays, num_persons: 
 
 
 def seen_before(layout: SnapshotColumns, persons: Ints, moments: Ints) -> tuple[Ints, Ints]:
-    """Persons and items of the rows that some sorted persons had before the moment of each.
+    """Returns persons and items of the rows that some sorted persons had before the moment of each.
 
     Without time: of their training and validation rows.
     """
@@ -178,7 +178,7 @@ def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints) -> UserSnap
 
 
 def categories_at_end(layout: SnapshotColumns, persons: Ints) -> dict[str, UserCategoryStatistics]:
-    """Statistics of sorted persons by category, without time: those of training alone."""
+    """Returns statistics of sorted persons by category, without time: those of training alone."""
     columns = layout.scenario.items.statistics_columns
     found: dict[str, list[UserCategoryStatistics]] = {c: [] for c in columns}
     for part in user_parts(layout.prepared, layout.name):

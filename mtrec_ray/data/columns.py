@@ -17,24 +17,24 @@ LARGEST_MS = 2**62
 
 
 def hash_strings(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """u64[N]: a fixed 64-bit hash of each value as a string."""
+    """Returns u64[N]: a fixed 64-bit hash of each value as a string."""
     text = pc.cast(values, pa.string())
     return pd.util.hash_array(np.asarray(text.to_numpy(zero_copy_only=False), object))
 
 
 def floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """f32[N]: numbers, NaN for null; beyond the range of 32 bits infinite."""
+    """Returns f32[N]: numbers, NaN for null; beyond the range of 32 bits infinite."""
     return pc.cast(column, pa.float32(), safe=False).to_numpy().astype(np.float32)
 
 
 def finite_floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """f32[N]: numbers, NaN for null and for those that are not finite in 32 bits."""
+    """Returns f32[N]: numbers, NaN for null and for those that are not finite in 32 bits."""
     values = floats(column)
     return np.where(np.isfinite(values), values, np.float32(np.nan))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values, whether or not they are stored in a dictionary."""
+    """Returns the type of a column's values, whether or not they are stored in a dictionary."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -45,7 +45,7 @@ def is_plain_number(kind: pa.DataType) -> bool:
 
 
 def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.ChunkedArray:
-    """i64 with nulls: a time stamp, a date or a number as milliseconds since 1970, rounded down.
+    """Returns i64 with nulls: time stamps, dates or numbers as whole milliseconds since 1970.
 
     Plain numbers are of a unit `s` (where none is given), `ms`, `us` or `ns`. Milliseconds are
     clipped to `LARGEST_MS`; NaN and infinity become null.
@@ -73,7 +73,7 @@ def plausible_unit(value: float) -> str | None:
 
 
 def fixed_list(values: np.ndarray, width: int | None = None) -> pa.FixedSizeListArray:
-    """A matrix [N, k] as a fixed-size list column, padded with zeros (NaN) to `width` columns."""
+    """Returns a matrix [N, k] as a column of lists, padded with zeros (NaN) to `width`."""
     width = max(width or values.shape[1], 1)
     if values.shape[1] < width:
         fill = np.nan if values.dtype.kind == "f" else 0
@@ -83,7 +83,7 @@ def fixed_list(values: np.ndarray, width: int | None = None) -> pa.FixedSizeList
 
 
 def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """[N, width] of a fixed-size list column, without a copy where it has one chunk."""
+    """Returns [N, width] of a column of lists, without a copy where it has one chunk."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
@@ -92,7 +92,7 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def to_ms(moment: datetime) -> int:
-    """Milliseconds since 1970 of a date; one without zone is UTC."""
+    """Returns milliseconds since 1970 of a date; one without zone is UTC."""
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
@@ -100,7 +100,7 @@ DAY_MS = 86_400_000
 
 
 def hash_ints(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """u64[N]: a fixed mixing of integers (splitmix64, Steele et al. 2014), for order and folds."""
+    """Returns u64[N], integers mixed by splitmix64 (Steele et al. 2014), for order and folds."""
     mixed = values.astype(np.uint64) + np.uint64((0x9E3779B97F4A7C15 * (seed + 1)) % 2**64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

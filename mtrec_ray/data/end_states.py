@@ -30,7 +30,7 @@ from mtrec_ray.project.scenario import SPLITS
 def read_states(
     prepared: Prepared, name: str, kind: str, part: str | None = None
 ) -> pa.Table | None:
-    """The end states of a kind, of all partitions or of one file; None where there are none."""
+    """Returns the end states of a kind, of all partitions or of one file; None without any."""
     folder = storage.join(prepared.folder, name, "state", kind)
     if not storage.exists(folder):
         return None
@@ -58,7 +58,7 @@ class CatalogueColumns:
     published: Ints
 
     def snapshot(self, layout: SnapshotColumns, numeric: Float32s) -> ItemSnapshot:
-        """The catalogue with the items' columns f32[n, F]."""
+        """Returns the catalogue with the items' columns f32[n, F]."""
         cold_start = layout.cold_start(NO_WINDOWS)
         default = {
             c: layout.scatter(f"user_category.{c}", NO_WINDOWS, cold_start)[0] for c in self.codes
@@ -67,7 +67,7 @@ class CatalogueColumns:
 
 
 def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
-    """The columns of a scenario's catalogue file.
+    """Returns the columns of a scenario's catalogue file.
 
     Raises:
         ProjectError: data prepared by a version that did not keep the items' categories.
@@ -93,7 +93,7 @@ def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
 
 
 def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
-    """The catalogue at the end of the data."""
+    """Returns the catalogue at the end of the data."""
     catalogue = read_catalogue(layout)
     stats = np.repeat(layout.cold_start(WINDOWS_MS), len(catalogue.ids), 0)
     state = read_states(layout.prepared, layout.name, "items")
@@ -106,7 +106,7 @@ def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
 
 
 def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Float32s:
-    """f32[n, F]: statistics of each item's category at the end; NaN for an item without one."""
+    """Returns f32[n, F]: statistics of each item's category at the end; NaN without one."""
     stats = np.repeat(layout.cold_start(NO_WINDOWS), int(code.max(initial=-1)) + 2, 0)
     state = read_states(layout.prepared, layout.name, f"category.{column}")
     if state is not None:
@@ -117,7 +117,7 @@ def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Float3
 
 
 def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
-    """u64[U]: sorted hashes of the training users of an id space; the i-th has number i + 1."""
+    """Returns u64[U]: sorted hashes of an id space's training users; the i-th has number i + 1."""
     found = [np.zeros(0, np.uint64)]
     for name, facts in prepared.scenarios.items():
         if facts.user_space == space:
@@ -129,13 +129,13 @@ def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
 
 
 def user_parts(prepared: Prepared, name: str) -> list[str]:
-    """File names of the partitions of users."""
+    """Returns the file names of the partitions of users."""
     folder = storage.join(prepared.folder, name, "state", "users")
     return [path.rsplit("/", 1)[1] for path in storage.parquet_files(folder)]
 
 
 def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
-    """The users of a partition at the end of the data."""
+    """Returns the users of a partition at the end of the data."""
     prepared, name = layout.prepared, layout.name
     state = read_states(prepared, name, "users", part)
     assert state is not None
@@ -161,7 +161,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
 def category_statistics_at_end(
     layout: SnapshotColumns, column: str, part: str, places: dict[int, int]
 ) -> UserCategoryStatistics:
-    """Statistics of the users of a partition by a column's categories, at the end of the data."""
+    """Returns a partition's users' statistics by a column's categories, at the end of the data."""
     key = f"user_category.{column}"
     state = read_states(layout.prepared, layout.name, key, part)
     if state is None:
@@ -175,7 +175,7 @@ def category_statistics_at_end(
 
 
 def seen_pairs(prepared: Prepared, name: str, part: str | None = None) -> tuple[Ints, Ints]:
-    """Persons and items of the log's rows, without sampled negatives, of all or one partition."""
+    """Returns persons and items of the log's rows, without negatives, of all or one partition."""
     wanted = part and "/" + part.removesuffix(".parquet")
     persons, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for path in (p for s in SPLITS for p in prepared.shard_paths(name, s)):

@@ -26,7 +26,7 @@ class Popularity:
     delay_ms: int = 0
 
     def at(self, moments: Ints) -> NDArray[np.float64]:
-        """f64[B, n]: positives before each moment; without time the same for all."""
+        """Returns f64[B, n]: positives before each moment; without time the same for all."""
         shape = (len(moments), len(self.total))
         if self.past is None:
             return np.broadcast_to(self.total, shape)
@@ -56,7 +56,7 @@ def live_popularity(layout: SnapshotColumns, task: str) -> Popularity:
 def count_positives(
     layout: SnapshotColumns, task: str, splits: tuple[str, ...], delay_ms: int
 ) -> Popularity:
-    """Returns the positives of a task in some splits: a count by item and, with time, their rows."""
+    """Returns a task's positives in some splits: a count by item and, with time, their rows."""
     place, num_items = layout.facts.tasks.index(task), layout.facts.num_items
     total, items, times = np.zeros(num_items), [], []
     for arrays in log_rows(layout, splits, ("item", "time", "labels")):

@@ -95,7 +95,7 @@ class PreparedScenario:
         return 5 * self.history_last + 4 * four + 8 * 3
 
     def num_rows(self, split: str) -> int:
-        """Number of samples of a split."""
+        """Returns the number of samples of a split."""
         return sum(s.rows for s in self.shards[split])
 
 
@@ -109,11 +109,11 @@ class Prepared:
     taught: "TeacherLabels | None" = None
 
     def only(self, names: Collection[str]) -> "Prepared":
-        """The prepared data of some of the scenarios."""
+        """Returns the prepared data of some of the scenarios."""
         return replace(self, scenarios={n: f for n, f in self.scenarios.items() if n in names})
 
     def first(self, num_rows: int) -> "Prepared":
-        """Returns the same data with at most `num_rows` training rows of each scenario, the first."""
+        """Returns the same data with only the first `num_rows` training rows of each scenario."""
         found = {}
         for name, facts in self.scenarios.items():
             left, cut = num_rows, []
@@ -125,7 +125,7 @@ class Prepared:
         return replace(self, scenarios=found)
 
     def train_shards(self, name: str) -> list[TrainShard]:
-        """A scenario's training shards, with the teacher's predictions where there is one."""
+        """Returns a scenario's training shards, with the predictions of a teacher, if any."""
         paths = self.shard_paths(name, "train")
         if self.taught is None:
             return [TrainShard(path) for path in paths]
@@ -133,16 +133,16 @@ class Prepared:
         return [TrainShard(p, storage.join(folder, p.rsplit("/", 1)[1])) for p in paths]
 
     def catalogue(self, name: str) -> Catalogue:
-        """The catalogue of a scenario, read from disk."""
+        """Returns the catalogue of a scenario, read from disk."""
         return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"))
 
     def shard_paths(self, name: str, split: str) -> list[str]:
-        """Full paths of a split's shards."""
+        """Returns full paths of a split's shards."""
         return [storage.join(self.folder, s.path) for s in self.scenarios[name].shards[split]]
 
 
 def load_prepared(folder: str) -> Prepared:
-    """The manifest of a prepared folder.
+    """Returns the manifest of a prepared folder.
 
     Raises:
         ProjectError: the folder is not finished.
@@ -156,7 +156,7 @@ def load_prepared(folder: str) -> Prepared:
 
 
 def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
-    """A scenario of the manifest.
+    """Returns a scenario of the manifest.
 
     Raises:
         ValueError: a manifest that an earlier version wrote.

@@ -226,7 +226,7 @@ def _skewed_ranks(rng: np.random.Generator, size: int, num: int, skew: float) ->
 def _preferred_items(
     rng: np.random.Generator, preference: np.ndarray, topic: np.ndarray
 ) -> np.ndarray:
-    """One random item a row, of a topic that the row's user prefers."""
+    """Returns one random item a row, of a topic that the row's user prefers."""
     wanted = (preference * rng.random(preference.shape)).argmax(axis=1)
     by_topic = np.argsort(topic, kind="stable")
     counts = np.bincount(topic, minlength=len(TOPICS))
@@ -237,7 +237,7 @@ def _preferred_items(
 def _event_times(
     rng: np.random.Generator, published_ms: np.ndarray, lifetime_days: int | None
 ) -> np.ndarray:
-    """Milliseconds since `START`; soon after publishing where items have a lifetime."""
+    """Returns milliseconds since `START`; soon after publishing where items have a lifetime."""
     if lifetime_days is None:
         return rng.integers(0, WORLD_DAYS * DAY_MS, size=len(published_ms))
     first = np.maximum(published_ms + MINUTE_MS, 0)

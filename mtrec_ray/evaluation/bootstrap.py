@@ -46,7 +46,7 @@ class Interval:
 
 
 def draw_users(num_users: int, seed: int, resamples: int = NUM_RESAMPLES) -> Iterator[Floats]:
-    """f64[b, U] in blocks, B rows in all: how often each user is drawn; each row sums to U.
+    """Yields f64[b, U] in blocks, B rows in all: how often each user is drawn; each row sums to U.
 
     A block has at most `BLOCK_CELLS` weights, and at least one resample. The seed fixes the
     weights, whatever the blocks.
@@ -60,7 +60,7 @@ def draw_users(num_users: int, seed: int, resamples: int = NUM_RESAMPLES) -> Ite
 
 
 def evaluate_resamples(of: Resampled, num_users: int, seed: int) -> tuple[float, Floats]:
-    """A metric of all rows, and of each resample f64[B]."""
+    """Returns a metric of all rows, and of each resample f64[B]."""
     whole = float(of(np.ones((1, num_users)))[0])
     return whole, np.concatenate([of(weights) for weights in draw_users(num_users, seed)])
 
@@ -125,7 +125,7 @@ METRICS = {"auc": auc_of, "gauc": gauc_of, "rmse": rmse_of}
 
 
 def interval(values: Floats, whole: float) -> Interval:
-    """The central interval of resampled values; NaN where there are none."""
+    """Returns the central interval of resampled values; NaN where there are none."""
     known = values[np.isfinite(values)]
     if not len(known):
         return Interval(whole, float("nan"), float("nan"))
@@ -136,7 +136,7 @@ def interval(values: Floats, whole: float) -> Interval:
 def metric_interval(
     metric: str, labels: Floats, scores: Floats, users: NDArray[np.integer], seed: int = 0
 ) -> Interval:
-    """A metric (auc, gauc or rmse) with its interval."""
+    """Returns a metric (auc, gauc or rmse) with its interval."""
     _, code = np.unique(users, return_inverse=True)
     of = METRICS[metric](labels, scores, code)
     whole, values = evaluate_resamples(of, int(code.max()) + 1, seed)
@@ -151,7 +151,7 @@ def paired_difference(
     users: NDArray[np.integer],
     seed: int = 0,
 ) -> Interval:
-    """The first model's metric less the second's, on the same resampled users.
+    """Returns the first model's metric less the second's, on the same resampled users.
 
     A model is given by its scores under one or more seeds: its metric is their mean.
     """

@@ -62,7 +62,7 @@ def resampled_task_score(
 def score_difference(
     facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> Interval:
-    """The first model's mean score over some tasks less the second's: below 0 it is better."""
+    """Returns the first model's mean task score less the second's: below 0 it is better."""
     scores = [[resampled_task_score(facts, t, scored, m) for t in tasks] for m in models]
 
     def difference(weights: Floats) -> Floats:
@@ -76,7 +76,7 @@ def score_difference(
 def choose_model(
     facts: PreparedScenario, scored: ScoredRows, least_labels: int, keep: str
 ) -> dict[str, Any]:
-    """Whether the model `finetuned` is kept in place of `joint`, and why."""
+    """Returns whether the model `finetuned` is kept in place of `joint`, and why."""
     counts = rare_labels(facts, scored.labels)
     tasks = [t for t, n in counts.items() if n >= least_labels]
     found: dict[str, Any] = {"labels": counts, "tasks": tasks}
@@ -97,7 +97,7 @@ def choose_model(
 
 
 def too_few(counts: dict[str, int], least: int) -> str:
-    """Why a scenario with too few validation labels keeps the joint model."""
+    """Returns why a scenario with too few validation labels keeps the joint model."""
     most = max(counts, key=lambda task: counts[task])
     return (
         f"too few validation labels: at most {counts[most]} of the rarer kind ({most}), "

@@ -214,13 +214,13 @@ class Project(Section):
         )
 
     def path(self, relative: str) -> str:
-        """A scenario's path, resolved against `root`; URIs and absolute paths stay as they are."""
+        """Returns a scenario's path below `root`; URIs and absolute paths stay as they are."""
         if "://" in relative or Path(relative).is_absolute():
             return relative
         return self.root.rstrip("/") + "/" + relative
 
     def dump(self) -> dict[str, Any]:
-        """The project as plain JSON values."""
+        """Returns the project as plain JSON values."""
         return self.model_dump(mode="json", by_alias=True)
 
 

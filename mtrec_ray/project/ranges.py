@@ -30,7 +30,7 @@ def as_number(value: Any) -> Any:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
+    """Returns whether a value is a finite number."""
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 

@@ -45,14 +45,14 @@ class FieldRow:
 
 
 def fields_table() -> str:
-    """A Markdown table of every field of a project file."""
+    """Returns a Markdown table of every field of a project file."""
     columns = {"field": "name", "allowed": "allowed", "default": "default", "meaning": "meaning"}
     rows = [{head: getattr(row, key) for head, key in columns.items()} for row in field_rows()]
     return markdown_table([{k: v.replace("|", "\\|") for k, v in row.items()} for row in rows])
 
 
 def field_rows(section: type[Section] = Project, above: str = "") -> Iterator[FieldRow]:
-    """The fields of a section and of all sections inside it, in the schema's order."""
+    """Yields the fields of a section and of all sections inside it, in the schema's order."""
     for name, field in section.model_fields.items():
         path = f"{above}{field.alias or name}"
         inner, many = section_of(field.annotation)
@@ -69,7 +69,7 @@ def field_rows(section: type[Section] = Project, above: str = "") -> Iterator[Fi
 
 
 def allowed_of(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
-    """What a field may be, in words."""
+    """Returns what a field may be, in words."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return allowed_of(parts[0], [*parts[1:], *metadata])
@@ -94,19 +94,19 @@ def union_of(parts: typing.Sequence[Any], metadata: typing.Sequence[Any]) -> str
 
 
 def list_of(parts: typing.Sequence[Any]) -> str:
-    """A list of any length, or of as many as there are types."""
+    """Returns a list of any length, or of as many as there are types."""
     if parts[-1] is Ellipsis:
         return f"list of {allowed_of(parts[0])}"
     return f"list of {len(parts)}: {allowed_of(parts[0])}"
 
 
 def reader(marker: Any) -> str:
-    """The name of the function that reads a field's text; empty where there is none."""
+    """Returns the name of the function that reads a field's text; empty where there is none."""
     return marker.func.__name__ if isinstance(marker, BeforeValidator) else ""
 
 
 def limits(metadata: typing.Sequence[Any]) -> str:
-    """Bounds of a number: ` >= 0, < 1`."""
+    """Returns bounds of a number: ` >= 0, < 1`."""
     flat = [m for marker in metadata for m in (marker, *getattr(marker, "metadata", ()))]
     found = [
         words.format(limit)
@@ -118,7 +118,7 @@ def limits(metadata: typing.Sequence[Any]) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """A field's default as it would be written in the file; `required` where it has none."""
+    """Returns a field's default as the file would have it; `required` where it has none."""
     if field.is_required():
         return "required"
     value = TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")

@@ -14,7 +14,7 @@ LEAST_TRIALS = 4
 def importances(
     values: Sequence[Mapping[str, Any]], scores: Sequence[float], *, seed: int = 0
 ) -> dict[str, float]:
-    """Share of the score's variance that each field explains alone (fANOVA, Hutter et al. 2014).
+    """Returns the share of the score's variance that each field explains alone (fANOVA, 2014).
 
     `values` by field of each trial, and its score. Empty below four trials with a score, or where
     all scores or all values are equal.
@@ -35,12 +35,12 @@ def importances(
 
 
 def as_param(value: Any, space: BaseDistribution) -> Any:
-    """A value as its distribution holds it: a number, or a JSON text."""
+    """Returns a value as its distribution holds it: a number, or a JSON text."""
     return json.dumps(value) if isinstance(space, CategoricalDistribution) else float(value)
 
 
 def spanned_distribution(values: Sequence[Any]) -> BaseDistribution:
-    """The range that the values span, or the texts that they are."""
+    """Returns the range that the values span, or the texts that they are."""
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         return FloatDistribution(float(min(values)), float(max(values)))
     return CategoricalDistribution(sorted({json.dumps(v) for v in values}))

@@ -67,18 +67,18 @@ class Trial:
 
 
 def best_of(curve: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The epoch with the lowest joint score of a curve."""
+    """Returns the epoch with the lowest joint score of a curve."""
     finite = [e for e in curve if math.isfinite(e["joint_score"])]
     return min(finite, key=lambda e: e["joint_score"]) if finite else None
 
 
 def record_path(folder: str, name: str) -> str:
-    """The file of a trial."""
+    """Returns the file of a trial."""
     return storage.join(folder, f"{name}.json")
 
 
 def parse_trial(tree: dict[str, Any]) -> Trial:
-    """A trial from its JSON, where a score that was not finite stands as null."""
+    """Returns a trial from its JSON, where a score that was not finite stands as null."""
     return Trial(**{**tree, "curve": [_with_nan(entry) for entry in tree.get("curve", [])]})
 
 
@@ -89,13 +89,13 @@ def _with_nan(value: Any) -> Any:
 
 
 def load_trial(folder: str, name: str) -> Trial | None:
-    """A trial as it was kept."""
+    """Returns a trial as it was kept."""
     path = record_path(folder, name)
     return parse_trial(storage.read_json(path)) if storage.exists(path) else None
 
 
 def load_trials(folder: str) -> dict[str, Trial]:
-    """All trials of a folder by name, in the order of their names."""
+    """Returns all trials of a folder by name, in the order of their names."""
     found = [
         parse_trial(storage.read_json(p))
         for p in storage.files(folder)

@@ -44,19 +44,19 @@ class Space:
     ranges: dict[str, Range]
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The variables as Optuna has them."""
+        """Returns the variables as Optuna has them."""
         unit = FloatDistribution(MARGIN, 1 - MARGIN)
         lambdas: dict[str, BaseDistribution] = {LAMBDA + name: unit for name in self.scenarios}
         return lambdas | {field: optuna_distribution(found) for field, found in self.ranges.items()}
 
     def overrides(self, point: Mapping[str, Any]) -> Overrides:
-        """The values by field of a point."""
+        """Returns the values by field of a point."""
         weights = weights_of([point[LAMBDA + name] for name in self.scenarios])
         fields = {f: json.loads(point[f]) if r.values else point[f] for f, r in self.ranges.items()}
         return weight_overrides(self.scenarios, weights) | fields
 
     def point_of(self, project: Project) -> Point:
-        """The point of a project's own values, moved into the ranges where they are outside."""
+        """Returns the point of a project's own values, clipped to the ranges."""
         weights = [project.scenarios[name].weight for name in self.scenarios]
         point: Point = {
             LAMBDA + name: u
@@ -65,7 +65,7 @@ class Space:
         return point | {f: nearest(value_at(project, f), r) for f, r in self.ranges.items()}
 
     def grid(self, steps: int) -> Iterator[Point]:
-        """All combinations of the simplex in steps and of the values of grids and choices.
+        """Yields all combinations of the simplex in steps and of the values of grids and choices.
 
         Other ranges take part with both ends and the middle.
         """
@@ -119,12 +119,12 @@ def distance(one: Any, other: Any) -> float:
 
 
 def weight_overrides(names: tuple[str, ...], weights: list[float]) -> Overrides:
-    """Values by field of the scenarios' weights."""
+    """Returns values by field of the scenarios' weights."""
     return {f"scenarios.{n}.weight": w for n, w in zip(names, weights, strict=True)}
 
 
 def space_of(project: Project) -> Space:
-    """What the project's search tries."""
+    """Returns what the project's search tries."""
     search = project.search
     names = tuple(project.scenarios) if search.scenario_weights else ()
     fields = default_fields(project) if search.fields is None else search.fields
@@ -135,7 +135,7 @@ def space_of(project: Project) -> Space:
 
 
 def default_fields(project: Project) -> dict[str, Range]:
-    """Both learning rates, or only that of the heads with a frozen encoder, around their values."""
+    """Returns ranges around both learning rates; with a frozen encoder that of the heads alone."""
     options = project.training
     rates = {"training.lr": options.lr}
     if project.model.encoder.trainable != "none":
@@ -147,7 +147,7 @@ def default_fields(project: Project) -> dict[str, Range]:
 
 
 def references(project: Project) -> dict[str, Overrides]:
-    """Trials that every search begins with: `own`, `uniform`, and for worst_case `only NAME`.
+    """Returns the first trials of every search: `own`, `uniform`, for worst_case `only NAME`.
 
     `uniform` is left out where the project's own weights are uniform.
     """

@@ -33,7 +33,7 @@ from mtrec_ray.training.build import pretrained_vectors
 
 
 def unit_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.float32]:
-    """f32[n, D]: unit vectors of the items' texts by the pretrained encoder."""
+    """Returns f32[n, D]: unit vectors of the items' texts by the pretrained encoder."""
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
     vectors = pretrained_vectors(project, prepared, name, device)
     return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
@@ -42,7 +42,7 @@ def unit_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.
 def rank_for_test_users(
     trained_model: TrainedModel, source: Project, name: str, vectors: np.ndarray
 ) -> dict[str, Any] | None:
-    """Recall and NDCG at k of the model and its rivals; None without a user who has positives.
+    """Returns recall and NDCG at k of the model and its rivals; None without a positive.
 
     `source` is the project whose encoder is the pretrained one. In a Ray task.
     """
@@ -76,7 +76,7 @@ def catalogue_lists(
     catalogue: CatalogueColumns,
     asking: AskingUsers,
 ) -> Iterator[tuple[AskingUsers, NDArray[np.bool_], NDArray[np.int64]]]:
-    """Blocks of users, what each has seen bool[B, n], and the model's lists i64[B, k].
+    """Yields blocks of users, what each has seen bool[B, n], and the model's lists i64[B, k].
 
     Items have the columns of each user's own moment; without time, those of training.
     """
@@ -105,7 +105,7 @@ class Rivals:
     def lists(
         self, block: AskingUsers, seen: NDArray[np.bool_], k: int
     ) -> dict[str, NDArray[np.int64]]:
-        """i64[B, k] by rival: the best items of each user, without those seen."""
+        """Returns i64[B, k] by rival: the best items of each user, without those seen."""
         scores = {
             "popularity": self.training.at(block.moments),
             "live_popularity": self.live.at(block.moments),
@@ -115,7 +115,7 @@ class Rivals:
 
 
 def rank_all_scenarios(models: dict[str, TrainedModel], source: Project) -> dict[str, Any]:
-    """Recall and NDCG by scenario, of each scenario's model, measured side by side."""
+    """Returns recall and NDCG by scenario, of each scenario's model, measured side by side."""
     run = source.run
     task = task_of(rank_for_test_users, run)
     refs = {

@@ -58,7 +58,7 @@ class Sender:
         self._send("warning", text)
 
     def named(self, label: str) -> "Sender":
-        """The same sender for one of several runs that go on at a time."""
+        """Returns the same sender for one of several runs that go on at a time."""
         return replace(self, label=label, is_named=True)
 
     def _send(self, kind: str, text: str, progress: Progress | None = None) -> None:

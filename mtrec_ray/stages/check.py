@@ -31,7 +31,7 @@ from mtrec_ray.training.batches import quotas
 
 
 def run_check(project: Project, storage_path: str) -> dict[str, Any]:
-    """What a run would do, for a person and as values.
+    """Returns what a run would do, for a person and as values.
 
     Raises:
         ProjectError: everything that would stop a run, all at once.
@@ -65,7 +65,7 @@ def run_check(project: Project, storage_path: str) -> dict[str, Any]:
 
 
 def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
-    """What a job is about to do, by label; empty parts where its inputs cannot be read."""
+    """Returns what a job is about to do, by label; empty parts where its inputs cannot be read."""
     facts: dict[str, str] = {}
     try:
         project = with_search_choice(project, RunFolder.of(project, storage_path), no_log)
@@ -88,7 +88,7 @@ def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
 
 
 def check_problems(project: Project, storage_path: str) -> list[str]:
-    """A line for each thing that would stop a run."""
+    """Returns a line for each thing that would stop a run."""
     here = with_world_root(project, storage_path)
     problems = [] if here is None else input_problems(here)
     problems += encoder_problems(project.model.encoder)
@@ -107,7 +107,7 @@ def check_problems(project: Project, storage_path: str) -> list[str]:
 
 
 def storage_problems(path: str) -> list[str]:
-    """A line if the storage cannot be written, found out without writing."""
+    """Returns a line if the storage cannot be written, found out without writing."""
     allowed = "allowed: a folder or URI that every node can write"
     if "://" in path:
         try:
@@ -127,7 +127,7 @@ def storage_problems(path: str) -> list[str]:
 
 
 def resource_problems(run: Run) -> list[str]:
-    """A line where a run asks for more than this machine, or the cluster of RAY_ADDRESS, has."""
+    """Returns a line where a run asks for more than this machine or the cluster has."""
     have = cluster_resources(run) if os.environ.get("RAY_ADDRESS") else machine_resources()
     where = "the cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
     problems = []
@@ -146,14 +146,14 @@ def resource_problems(run: Run) -> list[str]:
 
 
 def machine_resources() -> dict[str, float]:
-    """CPUs and GPUs of this machine."""
+    """Returns CPUs and GPUs of this machine."""
     import torch
 
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def cluster_resources(run: Run) -> dict[str, float]:
-    """CPUs and GPUs of the running cluster."""
+    """Returns CPUs and GPUs of the running cluster."""
     import ray
 
     from mtrec_ray.stages.cluster import connect
@@ -167,13 +167,13 @@ def cluster_resources(run: Run) -> dict[str, float]:
 
 
 def data_row(name: str, size: Size) -> dict[str, str]:
-    """A scenario's sizes for a person."""
+    """Returns a scenario's sizes for a person."""
     splits = {s: f"{size.splits[s]:,}" if size.splits else "?" for s in ("train", "valid", "test")}
     return {"scenario": name, "rows": f"{size.rows:,}", "items": f"{size.items:,}", **splits}
 
 
 def workers_and_machine(run: Run) -> str:
-    """`2 on CPU; a local Ray on 2 cores`."""
+    """Returns `2 on CPU; a local Ray on 2 cores`."""
     workers = f"{run.workers_text} on {'GPU' if run.use_gpu else 'CPU'}"
     if os.environ.get("RAY_ADDRESS"):
         return f"{workers}, on the running cluster"
@@ -181,7 +181,7 @@ def workers_and_machine(run: Run) -> str:
 
 
 def takes_text(plan: RunEstimate) -> str:
-    """`roughly 4 minutes (by ...)`."""
+    """Returns `roughly 4 minutes (by ...)`."""
     if plan.seconds is None:
         return f"unknown: {plan.basis}"
     minutes = sum(plan.seconds.values()) / 60
@@ -194,7 +194,7 @@ def takes_text(plan: RunEstimate) -> str:
 
 
 def memory_text(project: Project, sizes: Mapping[str, Size]) -> str:
-    """Training rows, tokens and frozen states of the catalogues, and what this machine has."""
+    """Returns the size of training rows, tokens and frozen states, and this machine's memory."""
     rows = sum(s.train for s in sizes.values()) * BYTES_PER_ROW
     items = sum(s.items for s in sizes.values())
     tokens = items * project.model.encoder.max_tokens
@@ -208,7 +208,7 @@ def memory_text(project: Project, sizes: Mapping[str, Size]) -> str:
 
 
 def disk_text(project: Project, sizes: Mapping[str, Size]) -> str:
-    """Prepared data in the storage, and outputs of frozen layers in each node's cache, roughly."""
+    """Returns rough sizes of prepared data and of outputs of frozen layers in a node's cache."""
     encoder = project.model.encoder
     rows = sum(s.rows for s in sizes.values()) * BYTES_PER_ROW // 2
     states = sum(s.items for s in sizes.values()) * hidden_size(encoder.source) * 4
@@ -229,7 +229,7 @@ def hidden_size(source: str) -> int:
 
 
 def bytes_text(value: float) -> str:
-    """`1.4 GB`."""
+    """Returns `1.4 GB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if value >= size:
             return f"{value / size:,.1f} {unit}"

@@ -58,7 +58,7 @@ class RunEstimate:
 
 
 def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
-    """Rows and items of each scenario: from Parquet footers, splits from prepared data."""
+    """Returns rows and items of each scenario: from Parquet footers, splits from prepared data."""
     splits = known_splits(project, storage_path)
     here = with_world_root(project, storage_path)
     if here is None:
@@ -80,7 +80,7 @@ def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
 
 
 def known_splits(project: Project, storage_path: str) -> dict[str, dict[str, int]]:
-    """Rows by split of each scenario that is prepared."""
+    """Returns rows by split of each scenario that is prepared."""
     stage = RunFolder.of(project, storage_path).prepare
     if not stage.is_finished:
         return {}
@@ -90,7 +90,7 @@ def known_splits(project: Project, storage_path: str) -> dict[str, dict[str, int
 
 
 def stages_of(project: Project, storage_path: str, job: str) -> list[str]:
-    """The stages that a job goes through."""
+    """Returns the stages that a job goes through."""
     if job == "pipeline":
         found: list[str] = list(STAGES)
         if not searches(
@@ -118,7 +118,7 @@ def finished_stages(project: Project, storage_path: str) -> list[str]:
 def estimate_of(
     project: Project, storage_path: str, sizes: Mapping[str, Size], job: str
 ) -> RunEstimate:
-    """Batches, steps and rough times of the stages that a job has still to do."""
+    """Returns batches, steps and rough times of the stages that a job has still to do."""
     training, run = project.training, project.run
     ranks = run.most_workers * training.accumulation
     rows = {n: s.train for n, s in sizes.items()}
@@ -139,7 +139,7 @@ def estimate_of(
 def stage_seconds(
     project: Project, sizes: Mapping[str, Size], epoch_rows: float, rate: float
 ) -> dict[str, float]:
-    """Rough seconds of each stage, where a worker trains `rate` rows/s."""
+    """Returns rough seconds of each stage, where a worker trains `rate` rows/s."""
     run, search = project.run, project.search
     cores = os.cpu_count() or 1
     rows = sum(s.rows for s in sizes.values())
@@ -159,7 +159,7 @@ def stage_seconds(
 
 
 def rate_of(project: Project, storage_path: str) -> tuple[float | None, str]:
-    """Rows/s that a worker trains, and what that rests on.
+    """Returns rows/s that a worker trains, and what that rests on.
 
     Measured by a run in the same storage that has the same model; else by the quickstart on another
     machine, for an encoder no larger than its own; else unknown.
@@ -193,7 +193,7 @@ def runs_here(storage_path: str, run: str) -> list[RunFolder]:
 
 
 def with_world_root(project: Project, storage_path: str) -> Project | None:
-    """The project with the root of its files; None while its sample world is to be written."""
+    """Returns the project with the root of its files; None while its world is not written."""
     world = project.sample_world
     if world is None:
         return project

@@ -45,7 +45,7 @@ class Predictor:
         self.loaded: dict[TrainedModel, tuple[Recommender, ItemVectors]] = {}
 
     def model_of(self, name: str) -> tuple[Recommender, ItemVectors]:
-        """The model of a scenario; one that serves several is loaded once."""
+        """Returns the model of a scenario; one that serves several is loaded once."""
         trained_model = self.models[name]
         if trained_model not in self.loaded:
             self.loaded[trained_model] = load_with_vectors(
@@ -71,7 +71,7 @@ class Predictor:
 def prediction_table(
     facts: PreparedScenario, arrays: dict[str, np.ndarray], scores: np.ndarray
 ) -> pa.Table:
-    """The predictions of a block as it is written to Parquet."""
+    """Returns the predictions of a block as it is written to Parquet."""
     columns: dict[str, Any] = {c: arrays[c] for c in ("row", "user", "person", "item")}
     columns["scenario"] = pa.array([facts.name] * len(scores))
     width = max(len(facts.tasks), 1)
@@ -110,7 +110,7 @@ def predict_split(models: ModelByScenario, folder: str, run: Run, split: str = "
 
 
 def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.ndarray]:
-    """Users [N] and labels, scores, popularity [N, T] of a scenario's predictions."""
+    """Returns users [N] and labels, scores, popularity [N, T] of a scenario's predictions."""
     tables = []
     for path in storage.parquet_files(storage.join(folder, name)):
         fs, inner = storage.filesystem(path)
@@ -125,7 +125,7 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
 
 
 def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
-    """Metrics of each task; beside them, as `popularity_*`, those of the item's past rate."""
+    """Returns metrics of each task, and those of the item's past rate as `popularity_*`."""
     found = read_predictions(folder, facts.name, len(facts.tasks))
     metrics = task_metrics(facts, found["person"], found["label"], found["score"])
     for i, (task, kind) in enumerate(facts.kinds.items()):
@@ -141,7 +141,7 @@ def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
 
 
 def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> dict[str, Any]:
-    """Intervals, slices and reliability of each task.
+    """Returns intervals, slices and reliability of each task.
 
     `intervals`: 95 % by resampled users. `slices`: rows of users and items that training knows
     (warm), of new users, of new items. `reliability`: ten bins of equal size.

@@ -105,7 +105,7 @@ def with_new_scenario(joint_run: JointRun, name: str, project: Project, log: Log
 
 
 def unserved(joint_run: JointRun, data: Prepared, name: str, project: Project) -> list[str]:
-    """A line for a new scenario that could neither be fine-tuned nor scored zero-shot."""
+    """Returns a line for a new scenario that could neither be fine-tuned nor scored zero-shot."""
     least = project.finetune.of(name).least_labels
     if joint_run.project.model.general or max(rare_label_counts(data, name).values()) >= least:
         return []
@@ -119,7 +119,7 @@ def unserved(joint_run: JointRun, data: Prepared, name: str, project: Project) -
 def fine_tune(
     joint_run: JointRun, names: Sequence[str], project: Project, log: Log
 ) -> dict[str, Record]:
-    """The decision of each scenario; those that are finished are not repeated.
+    """Returns the decision of each scenario; those that are finished are not repeated.
 
     Raises:
         RuntimeError: scenarios whose runs failed, after all others have ended.
@@ -174,7 +174,7 @@ def find_decision(joint_run: JointRun, name: str, project: Project) -> Record | 
 
 
 def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) -> list[str]:
-    """A line for each scenario whose model could not be built as asked."""
+    """Returns a line for each scenario whose model could not be built as asked."""
     problems = quantise_problems() if project.evaluation.precision == "int8" else []
     for name in names:
         try:
@@ -220,7 +220,7 @@ def finetune_one(
 
 
 def choose(joint_run: JointRun, own: Prepared, name: str, project: Project) -> Record:
-    """Which model a scenario uses, by validation: the fine-tuned one, or the one before it."""
+    """Returns which model validation chooses: the fine-tuned one, or the one before it."""
     before = model_before(joint_run, name, project)
     if before is None:
         return {"chosen": "finetuned", "reason": "nothing scored the new scenario before"}
@@ -236,7 +236,7 @@ def choose(joint_run: JointRun, own: Prepared, name: str, project: Project) -> R
 
 
 def rare_label_counts(prepared: Prepared, name: str) -> dict[str, int]:
-    """By task: validation labels of its rarer kind."""
+    """Returns by task the number of validation labels of the rarer kind."""
     facts = prepared.scenarios[name]
     rows = facts.num_rows("valid")
     parts = [a["labels"] for a in read_rows(prepared.shard_paths(name, "valid"), 65536, 0, rows)]
@@ -273,7 +273,7 @@ def record_decision(stage: Stage, decision: Record, name: str, log: Log) -> Reco
 
 
 def summary_of(joint_run: JointRun, decisions: dict[str, Record]) -> Record:
-    """The decisions, and bytes: of the base, of the deltas, of as many copies of the base.
+    """Returns the decisions, and bytes: of the base, of the deltas, of as many copies of the base.
 
     `encoder_bytes`: the encoder that learned jointly as a plain one, which adapters load on.
     """

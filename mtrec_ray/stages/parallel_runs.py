@@ -16,7 +16,7 @@ from mtrec_ray.stages.run_folder import Record
 
 
 def num_slots(project: Project) -> int:
-    """How many runs go on at a time: as many as the cluster has room for now, and at least one."""
+    """Returns how many runs the cluster has room for now, and at least one."""
     if project.finetune.concurrent:
         return project.finetune.concurrent
     run = project.run.model_copy(update={"num_workers": project.finetune.num_workers})
@@ -61,6 +61,6 @@ def run_in_parallel(
 
 
 def last_line_of(error: BaseException) -> str:
-    """The last line of an error, where a worker's own error stands."""
+    """Returns the last line of an error, where a worker's own error stands."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

@@ -42,7 +42,7 @@ def load_finished(stage: Stage, made_from: Fields) -> Prepared:
 
 
 def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
-    """The project itself, or one whose root is the generated sample world that it asks for.
+    """Returns the project itself, or one whose root is the generated sample world that it asks for.
 
     The world lies in the storage, which every node reaches, once for each seed and size.
     """

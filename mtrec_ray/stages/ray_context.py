@@ -52,7 +52,7 @@ class RayTrainContext:
         return ray.train.get_preemption_info() is not None
 
     def note_start(self, step: int) -> int:
-        """Compare with the furthest step in the run's folder; returns the number of repeated steps."""
+        """Compare with the furthest step in the run's folder; returns the steps repeated."""
         path = storage.join(self.folder, REACHED)
         before = storage.read_json(path) if storage.exists(path) else {"step": 0, "redone": 0}
         self.redone = before["redone"] + max(before["step"] - step, 0)
@@ -71,7 +71,7 @@ class RayTrainContext:
             write_curves(curve, storage.join(self.folder, "tensorboard"))
 
     def checkpoint_folder(self) -> Path | None:
-        """The latest checkpoint of this run's name, copied to this node."""
+        """Returns the latest checkpoint of this run's name, copied to this node."""
         held = ray.train.get_checkpoint()
         return Path(held.to_directory(self.copy.name)) if held else None
 

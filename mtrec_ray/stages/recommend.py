@@ -77,7 +77,7 @@ class Writer:
         return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
 
     def users_of(self, unit: dict[str, Any]) -> tuple[UserSnapshot, SeenPairs]:
-        """The users of a unit that are wanted, and what they have seen."""
+        """Returns the users of a unit that are wanted, and what they have seen."""
         if unit["part"] == NEW_USERS:
             return new_users(self.ranker.layout, json.loads(unit["users"])), NO_PAIRS
         users, seen = self.partition(unit["part"])
@@ -87,7 +87,7 @@ class Writer:
         return users, seen
 
     def partition(self, part: str) -> tuple[UserSnapshot, SeenPairs]:
-        """A partition's users and what they have seen; the last one is kept."""
+        """Returns a partition's users and what they have seen; the last one is kept."""
         if self.held is None or self.held[0] != part:
             layout, seen = self.ranker.layout, NO_PAIRS
             if self.ranker.options.exclude_seen:
@@ -97,7 +97,7 @@ class Writer:
 
 
 def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The work: slices of partitions of users, and the wanted users of whom there is no row."""
+    """Returns the work: slices of partitions of users, and wanted users without a row."""
     units, known = [], set()
     for part in user_parts(prepared, name):
         state = read_states(prepared, name, "users", part)
@@ -159,7 +159,7 @@ def recommend_scenario(
 
 
 def read_users(path: str) -> list[str]:
-    """User ids of a file: Parquet (its first column), or text with one id a line.
+    """Returns user ids of a file: Parquet (its first column), or text with one id a line.
 
     Raises:
         ProjectError: there is no such file, or no user in it.
@@ -223,7 +223,7 @@ def run_recommend(
 
 
 def blend_problems(joint_run: JointRun, name: str, project: Project) -> list[str]:
-    """A line where the general head alone scores a scenario, and the blend asks for more."""
+    """Returns a line where only the general head scores, and the blend asks for more."""
     trained_model = chosen_model(joint_run, name, project)
     main, by = joint_run.facts[name].main, project.recommend.by.get(name)
     if not trained_model.general or (main and (not by or set(by) == {main})):

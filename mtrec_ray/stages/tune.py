@@ -146,12 +146,12 @@ def draw_trials(space: Space, trials: dict[str, Trial], num: int, seed: int) -> 
 
 
 def runs_folder(folder: str) -> str:
-    """Where trials have their checkpoints while they run."""
+    """Returns where trials have their checkpoints while they run."""
     return storage.join(folder, RUNS)
 
 
 def planned(project: Project, space: Space, kept: dict[str, Trial]) -> dict[str, Trial]:
-    """Trials that are there, those that every search begins with, and in a grid all its points.
+    """Returns earlier trials, those that every search begins with, and all points of a grid.
 
     References come first, then those that ran when the search was interrupted.
     """
@@ -170,12 +170,12 @@ def planned(project: Project, space: Space, kept: dict[str, Trial]) -> dict[str,
 
 
 def add_trial(trials: dict[str, Trial], overrides: Overrides, point: Point) -> Trial:
-    """A new trial among the trials."""
+    """Returns a new trial among the trials."""
     trial = Trial(f"t{last_number(trials) + 1:03d}", overrides, point)
     trials[trial.name] = trial
     return trial
 
 
 def last_number(trials: dict[str, Trial]) -> int:
-    """The number of the last of the trials that are no references; 0 without one."""
+    """Returns the number of the last of the trials that are no references; 0 without one."""
     return max((int(n[1:]) for n in trials if n[0] == "t" and n[1:].isdigit()), default=0)

@@ -30,7 +30,7 @@ class Plan:
 
 
 def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
-    """Quotas of a rank's micro-batch and steps of an epoch.
+    """Returns quotas of a rank's micro-batch and steps of an epoch.
 
     An epoch is `rows_per_epoch` rows (default: as many as there are training rows) over the
     global batch; scenarios pass at their own pace within it.
@@ -60,7 +60,7 @@ class Stream:
         self._rest: Arrays | None = None
 
     def take(self, num_rows: int) -> Arrays:
-        """The next rows; a pass that ends runs into the next."""
+        """Returns the next rows; a pass that ends runs into the next."""
         taken: list[Arrays] = []
         missing = num_rows
         while missing:
@@ -115,7 +115,7 @@ class BatchComposer:
         self.streams = {name: Stream(parts) for name, parts in open_rows(plans).items()}
 
     def next_batch(self) -> dict[str, Arrays]:
-        """The rows of a micro-batch by scenario, their labels mixed with the teacher's."""
+        """Returns the rows of a micro-batch by scenario, their labels mixed with the teacher's."""
         batch = {name: self._take(name, quota) for name, quota in self.quotas.items()}
         for name, quota in self.quotas.items():
             progress = self.progress[name]
@@ -127,7 +127,7 @@ class BatchComposer:
         return with_teacher_labels(self.facts[name], rows, self.teacher_share)
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """The progress of all ranks, as plain values."""
+        """Returns the progress of all ranks, as plain values."""
         return {
             name: {
                 "window": self.orders[name].window,
@@ -141,14 +141,14 @@ class BatchComposer:
 
 
 def resumed_progress(saved: Mapping[str, Any] | None, num_rows: int, size: int) -> RankProgress:
-    """Where `size` ranks start: at the first row, or where the ranks of a saved state stopped."""
+    """Returns where `size` ranks start: at the first row, or where a saved state stopped."""
     if saved is None:
         return RankProgress(num_rows, size)
     return progress_from_state(saved, num_rows).resume_with(size)
 
 
 def progress_from_state(saved: Mapping[str, Any], num_rows: int) -> RankProgress:
-    """The progress of a scenario in `BatchComposer.state`."""
+    """Returns the progress of a scenario in `BatchComposer.state`."""
     unfinished = tuple(Span(*span) for span in saved["unfinished"])
     return RankProgress(
         num_rows, saved["size"], saved["taken"], Remaining(unfinished, saved["next_pass"])
@@ -156,14 +156,14 @@ def progress_from_state(saved: Mapping[str, Any], num_rows: int) -> RankProgress
 
 
 def concatenate(parts: list[Arrays]) -> Arrays:
-    """Rows of several parts, one after another."""
+    """Returns rows of several parts, one after another."""
     if len(parts) == 1:
         return parts[0]
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
 def quotas(rows: Mapping[str, int], batch_rows: int, alpha: float) -> dict[str, int]:
-    """Rows of each scenario in a batch: shares proportional to n^alpha, at least one row each.
+    """Returns each scenario's rows in a batch, proportional to n^alpha and at least one.
 
     Largest remainders make the sum exact.
 

@@ -32,7 +32,7 @@ class TrainContext(Protocol):
         ...
 
     def preempted(self) -> bool:
-        """Whether a node of the ranks will be preempted; every rank asks and gets one answer."""
+        """Returns whether a node of the ranks will be preempted; all ranks get one answer."""
         ...
 
     def note_start(self, step: int) -> int:
@@ -51,7 +51,7 @@ class TrainContext(Protocol):
         ...
 
     def checkpoint_folder(self) -> Path | None:
-        """The folder of the checkpoint to resume from, if there is one."""
+        """Returns the folder of the checkpoint to resume from, if there is one."""
         ...
 
     @property

@@ -55,13 +55,13 @@ def train(
 
 
 def is_finished(run: RankRun) -> bool:
-    """Whether the last epoch is over, or the score has not fallen for `patience` epochs."""
+    """Returns whether the last epoch is over, or the score has not fallen for `patience` epochs."""
     options, progress = run.project.training, run.progress
     return progress.epoch >= options.epochs or progress.epochs_since_best >= options.patience
 
 
 def plan_text(run: RankRun) -> str:
-    """Steps, and the rows of each scenario in a batch, for a person."""
+    """Returns steps, and the rows of each scenario in a batch, for a person."""
     rows = ", ".join(f"{name} {num:,}" for name, num in run.rows_per_step.items())
     return f"{run.num_steps:,} steps; rows of a batch: {rows}"
 
@@ -199,7 +199,7 @@ def report_checkpoint(
 
 
 def run_summary(run: RankRun) -> dict[str, Any]:
-    """What the run did, the same on all ranks but for `speed`: of the epochs since its start."""
+    """Returns what the run did; only `speed`, of the epochs since its start, differs by rank."""
     progress = run.progress
     return {
         "best_joint_score": progress.best,

@@ -75,7 +75,7 @@ class TrainingProgress:
 
 
 def start_progress(plan: Plan, prepared: Prepared, saved: SavedRun | None) -> TrainingProgress:
-    """The progress of a checkpoint, or that of a run that has not begun."""
+    """Returns the progress of a checkpoint, or that of a run that has not begun."""
     if saved:
         return TrainingProgress(**saved.state["progress"])
     return TrainingProgress(plan.steps_per_epoch, dict.fromkeys(prepared.scenarios, 0))
@@ -173,7 +173,7 @@ class RankRun:
         return learns_from_rows and options.encoder_every > 1
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights; every rank must call this."""
+        """Returns what a checkpoint holds beside the weights; every rank must call this."""
         return {
             "progress": asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
@@ -193,7 +193,7 @@ class RankRun:
             self.session.repeated_steps = self.context.note_start(self.progress.step)
 
     def next_batch(self) -> Batch:
-        """A micro-batch with rows of every scenario, as many of each on every rank."""
+        """Returns a micro-batch with rows of every scenario, as many of each on every rank."""
         for name, quota in self.plan.quotas.items():
             self.progress.rows_seen[name] += quota * self.size
         started = time.monotonic()
@@ -202,7 +202,7 @@ class RankRun:
         return {n: Samples.of(a, self.context.device) for n, a in rows.items()}
 
     def encodes(self) -> bool:
-        """Whether the encoder learns from this step's rows: not where gradients are gathered."""
+        """Returns whether the encoder learns from this step's rows, not from gathered gradients."""
         options = self.project.model
         if self.model.encoder.is_frozen or options.gathers:
             return False
@@ -218,7 +218,7 @@ class RankRun:
             gathered.backward()
 
     def train_step(self) -> StepResult:
-        """One optimizer step; a step whose loss or gradient is not finite is skipped on all ranks.
+        """Takes an optimizer step; all ranks skip one whose loss or gradient is not finite.
 
         Its random numbers follow from seed, step and rank alone.
         """
@@ -240,7 +240,7 @@ class RankRun:
         return result
 
     def finite_on_all_ranks(self, result: StepResult) -> bool:
-        """Whether the loss and the watched gradients are finite.
+        """Returns whether the loss and the watched gradients are finite.
 
         In the same collective the ranks agree whether they will ask about a preemption.
         """
@@ -251,7 +251,7 @@ class RankRun:
         return not wrong
 
     def preempted(self) -> bool:
-        """Whether a node of the ranks will be preempted; all ranks ask, every few seconds."""
+        """Returns whether a node of the ranks will be preempted; asked every few seconds."""
         if not self.session.preemption_check_is_due:
             return False
         self.session.last_preemption_check = time.monotonic()
@@ -278,7 +278,7 @@ class RankRun:
         self.progress.add_losses(self.by_label(result.sums), self.by_label(result.counts))
 
     def by_label(self, values: torch.Tensor) -> dict[str, float]:
-        """The entries of a tensor [K] by `scenario/task`."""
+        """Returns the entries of a tensor [K] by `scenario/task`."""
         return dict(zip(task_labels(self.prepared.scenarios), values.tolist(), strict=True))
 
     def skip(self, result: StepResult) -> None:
@@ -301,7 +301,7 @@ class RankRun:
 
 
 def causes(progress: TrainingProgress) -> str:
-    """`shop/click 2, gradient 1`: what was not finite in the skipped steps."""
+    """Returns `shop/click 2, gradient 1`: what was not finite in the skipped steps."""
     words = [f"{label} {count}" for label, count in progress.not_finite_losses.items()]
     if progress.not_finite_gradients:
         words.append(f"gradient {progress.not_finite_gradients}")
@@ -318,7 +318,7 @@ def gradient_is_finite(model: Recommender) -> bool:
 
 
 def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
-    """Groups of parameters that are clipped by their joint norm: the model, and the general head.
+    """Returns groups of parameters, each clipped by its norm: the model, and the general head.
 
     The head is apart, so that it does not change the model's steps.
     """

@@ -56,18 +56,18 @@ class Columns:
         self.num_categorical = self.catalogue.categorical.shape[1] + len(self.facts.category_sizes)
 
     def plain(self, rows: Arrays) -> np.ndarray:
-        """f32[N, F]: categories, statistics and numbers."""
+        """Returns f32[N, F]: categories, statistics and numbers."""
         item = rows["item"]
         codes = [self.catalogue.categorical[item], rows["categorical"]]
         columns = [*codes, rows["numeric"], self.catalogue.numeric[item]]
         return np.concatenate(columns, 1).astype(np.float32)
 
     def text(self, rows: Arrays) -> np.ndarray:
-        """f32[N, 3 + 32]: cosines of the candidate with the history, and principal components."""
+        """Returns f32[N, 3 + 32]: cosines of candidate and history, and principal components."""
         return np.concatenate([self.similarity(rows), self.reduced[rows["item"]]], 1)
 
     def similarity(self, rows: Arrays) -> np.ndarray:
-        """f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
+        """Returns f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
         parts = []
         for start in range(0, len(rows["item"]), 8192):
             candidate = torch.from_numpy(rows["item"][start : start + 8192].astype(np.int64))
@@ -86,7 +86,7 @@ class Examples:
     user: np.ndarray
 
     def of_task(self, task: int, chosen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and labels of the rows (of those chosen) that have a label of the task."""
+        """Returns inputs and labels of the rows (of those chosen) that have a label of the task."""
         known = np.isfinite(self.labels[:, task])
         known = known if chosen is None else known & chosen
         return self.inputs[known], self.labels[known, task]
@@ -102,7 +102,7 @@ def fit_trees(
     num_threads: int,
     rounds: int = 1500,
 ) -> lightgbm.Booster:
-    """Trees for a task; their number is the one with the lowest loss on the valid rows."""
+    """Returns trees for a task, as many as give the lowest loss on the valid rows."""
     parameters = PARAMETERS | {
         "objective": "binary" if kind == "binary" else "regression",
         "seed": seed,
@@ -146,7 +146,7 @@ def fit_teacher(
 def examples(
     prepared: Prepared, columns: Columns, name: str, split: str, num_rows: int
 ) -> Examples:
-    """At most `num_rows` rows of a split: the first of each shard (their order is random)."""
+    """Returns at most `num_rows` rows of a split, the first of each shard (in random order)."""
     paths = prepared.shard_paths(name, split)
     each = -(-num_rows // max(len(paths), 1))
     parts = [
@@ -159,7 +159,7 @@ def examples(
 
 
 def fold_of(user: np.ndarray, folds: int) -> np.ndarray:
-    """i64[N]: the fold of each row's user."""
+    """Returns i64[N]: the fold of each row's user."""
     return (hash_ints(user.astype(np.int64), 5) % np.uint64(folds)).astype(np.int64)
 
 
@@ -197,7 +197,7 @@ def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
 def predict_out_of_fold(
     columns: Columns, rows: Arrays, boosters: dict[int, list[lightgbm.Booster]], folds: int
 ) -> np.ndarray:
-    """f32[N, T]: predictions of labelled rows by trees that have not seen their user, else NaN."""
+    """Returns f32[N, T], out-of-fold predictions of labelled rows, NaN for others."""
     labels = rows["labels"]
     predicted = np.full(labels.shape, np.nan, np.float32)
     inputs = np.concatenate([columns.plain(rows), columns.text(rows)], 1)

@@ -25,7 +25,7 @@ SCORING_BATCH_ROWS = 16_384
 def score_rows(
     model: Recommender, vectors: ItemVectors, name: str, batches: Iterator[Arrays]
 ) -> Iterator[tuple[Arrays, np.ndarray]]:
-    """Each batch with its predictions f32[N, T], from the cached item vectors."""
+    """Yields each batch with its predictions f32[N, T], from the cached item vectors."""
     was_training = model.training
     model.eval()
     for arrays in batches:
@@ -44,7 +44,7 @@ def score_split(
     split: str,
     most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """User hashes [N], labels and predictions [N, T] of a split, the same on every rank.
+    """Returns user hashes [N], labels and predictions [N, T] of a split, the same on every rank.
 
     Of all its rows, or of the first `most`. Every rank scores its range of rows; labels and scores
     (not features) are gathered from all.
@@ -69,7 +69,7 @@ def validate(
     split: str,
     most: int | None = None,
 ) -> dict[str, TaskMetrics]:
-    """Metrics of each scenario and task over a split, or its first rows, same on every rank."""
+    """Returns metrics of each task over a split or its first rows, the same on every rank."""
     return {
         name: task_metrics(facts, *score_split(model, vectors, prepared, name, split, most))
         for name, facts in prepared.scenarios.items()

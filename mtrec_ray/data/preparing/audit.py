@@ -51,7 +51,7 @@ def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> 
 
 
 def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> Iterator[Arrays]:
-    """Some samples, spread evenly over the split."""
+    """Yields some samples, spread evenly over the split."""
     total = prepared.scenarios[name].num_rows(split)
     paths = prepared.shard_paths(name, split)
     for start in sorted({int(total * (i + 0.5) / number) for i in range(number)}):
@@ -62,7 +62,7 @@ def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> Iter
 def check_row(
     log: AuditLog, scenario: Scenario, facts: PreparedScenario, split: str, sample: Arrays
 ) -> list[str]:
-    """What in a sample disagrees with the raw log."""
+    """Returns what in a sample disagrees with the raw log."""
     number = int(sample["row"])
     source = source_row(scenario, number)
     if source not in log.rows.index:
@@ -92,7 +92,7 @@ def check_row(
 
 
 def rows_to_see(log: AuditLog, scenario: Scenario, split: str, source: int) -> pd.DataFrame:
-    """The raw rows that a row's features may rest on, time apart."""
+    """Returns the raw rows that a row's features may rest on, time apart."""
     if scenario.events.time is not None and scenario.statistics == "live":
         return log.rows
     train = log.rows[log.rows["split"] == "train"]
@@ -103,7 +103,7 @@ def rows_to_see(log: AuditLog, scenario: Scenario, split: str, source: int) -> p
 
 
 def fold(number: int, seed: int) -> int:
-    """Fold of a training row without time: splitmix64 (Steele et al. 2014) of its number."""
+    """Returns the fold of a row without time: splitmix64 (Steele et al. 2014) of its number."""
     mask = 2**64 - 1
     mixed = (number + 0x9E3779B97F4A7C15 * (seed + 2)) & mask
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -123,7 +123,7 @@ class AuditPast:
     def statistics(
         self, key: str, same: pd.DataFrame, windows: tuple[int, ...] = WINDOWS_DAYS
     ) -> dict[str, float]:
-        """Returns counts and rates of a key from its rows before the time (without time: from all)."""
+        """Returns counts and rates of a key from rows before the time (without time: from all)."""
         timed = self.scenario.events.time is not None
         before = same[same["time"] < self.time] if timed else same
         expected = {f"{key}.log_count": float(np.log(1 + self.scale * len(before)))}
@@ -143,7 +143,7 @@ class AuditPast:
 def expected_times(
     before: pd.DataFrame, time: float, key: str, windows: tuple[int, ...]
 ) -> dict[str, float]:
-    """Counts by window, and the time since the first and the last of the rows before a time."""
+    """Returns counts by window, and the time since the first and the last row before a time."""
     expected = {}
     for days in windows:
         recent = before[before["time"] >= time - days * AUDIT_DAY_MS]
@@ -155,7 +155,7 @@ def expected_times(
 
 
 def known_after(scenario: Scenario, task: str) -> int:
-    """Seconds until a label is known: its own delay, and those of the labels that it rests on."""
+    """Returns the seconds until a label is known: at least those of the labels it rests on."""
     seconds, current = 0, scenario.tasks.get(task)
     while current is not None:
         seconds = max(seconds, current.delay)
@@ -164,12 +164,12 @@ def known_after(scenario: Scenario, task: str) -> int:
 
 
 def smoothed(labels: pd.Series, prior: float) -> float:
-    """The mean of labels with ten rows of the prior added."""
+    """Returns the mean of labels with ten rows of the prior added."""
     return float((labels.sum() + 10 * prior) / (len(labels) + 10))
 
 
 def disagreements(columns: dict[str, float], expected: dict[str, float]) -> list[str]:
-    """A line for each column that differs from what the raw log gives."""
+    """Returns a line for each column that differs from what the raw log gives."""
     return [
         f"{name}: prepared {columns[name]:.5f}, by brute force {value:.5f}"
         for name, value in expected.items()
@@ -180,7 +180,7 @@ def disagreements(columns: dict[str, float], expected: dict[str, float]) -> list
 def check_history(
     log: AuditLog, scenario: Scenario, of_user: pd.DataFrame, time: float, history: list[int]
 ) -> list[str]:
-    """The history against the user's last positives strictly before a time (without time: any)."""
+    """Returns how a history differs from the last positives before a time (without time: any)."""
     delay = 0
     if scenario.history.of != "any":
         of_user = of_user[of_user[scenario.history.of] == 1]

@@ -44,7 +44,7 @@ class NumericColumns:
 
     @classmethod
     def of(cls, scenario: Scenario) -> "NumericColumns":
-        """The columns of a scenario's rows."""
+        """Returns the columns of a scenario's rows."""
         of_items = _statistics_names(scenario, "item", "category")
         groups = of_items | _statistics_names(scenario, "user", "user_category")
         if scenario.events.time is not None:
@@ -61,7 +61,7 @@ class NumericColumns:
 
 
 def _statistics_names(scenario: Scenario, key: str, category: str) -> dict[str, list[str]]:
-    """Names of the statistics of a key, and of it with each category, by group."""
+    """Returns names of the statistics of a key, and of it with each category, by group."""
     tasks, timed = tuple(scenario.tasks), scenario.events.time is not None
     groups: dict[str, tuple[str, Windows]] = {key: (key, WINDOWS_MS)}
     for column in scenario.items.statistics_columns:
@@ -73,7 +73,7 @@ def _statistics_names(scenario: Scenario, key: str, category: str) -> dict[str, 
 
 
 def numeric_names(scenario: Scenario) -> list[str]:
-    """Names of the numeric columns of a prepared row."""
+    """Returns names of the numeric columns of a prepared row."""
     return list(NumericColumns.of(scenario).names)
 
 
@@ -122,7 +122,7 @@ class FeatureSpec:
 
 
 def folds(table: pa.Table, spec: FeatureSpec) -> NDArray[np.int64] | None:
-    """Fold of each training row, -1 for others; None where time exists.
+    """Returns the fold of each training row, -1 for others; None where time exists.
 
     A sampled negative is in the fold of its positive: in one of its own it would count that
     positive, and the user's count alone would tell the two apart.
@@ -135,7 +135,7 @@ def folds(table: pa.Table, spec: FeatureSpec) -> NDArray[np.int64] | None:
 
 
 def counting(table: pa.Table, spec: FeatureSpec) -> NDArray[np.bool_]:
-    """Which rows may enter statistics: no sampled negatives; without time training rows only."""
+    """Returns which rows may enter statistics: no negatives; without time training rows only."""
     logged = ~table.column("sampled").to_numpy(zero_copy_only=False)
     if spec.timed and spec.scenario.statistics == "live":
         return logged
@@ -143,14 +143,14 @@ def counting(table: pa.Table, spec: FeatureSpec) -> NDArray[np.bool_]:
 
 
 def label_matrix(table: pa.Table, spec: FeatureSpec) -> Float32s:
-    """f32[N, T]: the labels, NaN where unknown, without the padding."""
+    """Returns f32[N, T]: the labels, NaN where unknown, without the padding."""
     return np.ascontiguousarray(matrix(table.column("labels"))[:, : len(spec.tasks)])
 
 
 def with_end_rows(
     table: pa.Table, key: NDArray[np.int64], spec: FeatureSpec
 ) -> tuple[KeyedRows, NDArray[np.int64]]:
-    """The rows, followed by one row for each key that asks at the end of the data.
+    """Returns the rows, followed by one row for each key that asks at the end of the data.
 
     Returns:
         N + K rows, and i64[K], the index in the table of the first row of each key.
@@ -170,7 +170,7 @@ def with_end_rows(
 
 
 def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Float32s:
-    """f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
+    """Returns f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
     found = statistics.statistics(rows, spec.delays_ms, spec.priors, windows)
     return found.astype(np.float32)
 
@@ -182,7 +182,7 @@ def without_statistics(table: pa.Table, width: int) -> pa.Table:
 
 
 def add_statistics(table: pa.Table, values: Float32s, place: slice) -> pa.Table:
-    """The rows with some of their statistics written in."""
+    """Returns the rows with some of their statistics written in."""
     known = matrix(table.column("statistics")).copy()
     known[:, place] = values
     index = table.column_names.index("statistics")
@@ -190,7 +190,7 @@ def add_statistics(table: pa.Table, values: Float32s, place: slice) -> pa.Table:
 
 
 def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Table]:
-    """The rows with item statistics, and the state of each item at the end of the data."""
+    """Returns the rows with item statistics, and the state of each item at the end of the data."""
     rows, first = with_end_rows(table, table.column("item").to_numpy().astype(np.int64), spec)
     values = statistics_of(rows, spec)
     num = table.num_rows
@@ -200,7 +200,7 @@ def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Tabl
 
 
 def category_features(table: pa.Table, spec: FeatureSpec, column: str) -> tuple[pa.Table, pa.Table]:
-    """The rows with the statistics of their category, and its state at the end of the data.
+    """Returns the rows with the statistics of their category, and its state at the end of the data.
 
     An item without a value has no statistics (NaN).
     """
@@ -213,7 +213,7 @@ def category_features(table: pa.Table, spec: FeatureSpec, column: str) -> tuple[
 def category_statistics(
     table: pa.Table, key: NDArray[np.int64], spec: FeatureSpec
 ) -> tuple[Float32s, NDArray[np.int64], Float32s]:
-    """Statistics f32[N, F] by a key that may be -1 (then NaN), without windows.
+    """Returns statistics f32[N, F] by a key that may be -1 (then NaN), without windows.
 
     Returns:
         Statistics of the rows, the index of the first row of each key (-1 left out), and the
@@ -228,7 +228,7 @@ def category_statistics(
 
 
 def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[KeyedRows, int]:
-    """The rows with those that may stand in a history marked, and the label's delay in ms."""
+    """Returns the rows, those of histories marked, and the label's delay in ms."""
     of = spec.scenario.history.of
     if of == "any":
         return rows, 0
@@ -289,7 +289,7 @@ def histories_of(
 def user_categories(
     table: pa.Table, user: NDArray[np.int32], spec: FeatureSpec
 ) -> tuple[list[Float32s], dict[str, pa.Table]]:
-    """Statistics of each user's rows with the category of a row, and the states at the end."""
+    """Returns statistics of users' rows with each row's category, and the states at the end."""
     parts, states = [], {}
     _, number = np.unique(table.column("user").to_numpy(), return_inverse=True)
     for column, codes in spec.categories.items():
@@ -319,7 +319,7 @@ def vocabulary_numbers(
 
 
 def row_numbers(table: pa.Table, of_users: list[Float32s], spec: FeatureSpec) -> Float32s:
-    """f32[N, F]: the numeric columns of a row, as `NumericColumns` lists them."""
+    """Returns f32[N, F]: the numeric columns of a row, as `NumericColumns` lists them."""
     of_items = matrix(table.column("statistics"))[:, : spec.columns.num_of_items]
     parts = [of_items, *of_users]
     time = table.column("time").to_numpy()
@@ -335,7 +335,7 @@ def row_numbers(table: pa.Table, of_users: list[Float32s], spec: FeatureSpec) ->
 
 
 def event_categories(table: pa.Table, spec: FeatureSpec) -> NDArray[np.int32]:
-    """i32[N, C]: codes of the log's categorical columns, 0 unknown."""
+    """Returns i32[N, C]: codes of the log's categorical columns, 0 unknown."""
     hashes = matrix(table.column("event_categorical"))
     codes = [
         vocabulary_numbers(np.ascontiguousarray(hashes[:, i]), vocabulary)

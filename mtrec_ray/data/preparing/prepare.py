@@ -43,7 +43,7 @@ NO_USERS: Mapping[str, np.ndarray] = {}
 
 
 def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """The item tables of all scenarios with their token ids, in the order of the rows."""
+    """Returns the item tables of all scenarios with their token ids, in the order of the rows."""
     encoder = project.model.encoder
 
     def add_tokens(block: pa.Table) -> pa.Table:
@@ -73,7 +73,7 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
 
 
 def text_rows(code: int, texts: list[str]) -> pa.Table:
-    """The texts of a scenario's items with its number and theirs."""
+    """Returns the texts of a scenario's items with its number and theirs."""
     columns = {
         "scenario": pa.array(np.full(len(texts), code, np.int32)),
         "index": np.arange(len(texts)),
@@ -85,7 +85,7 @@ def text_rows(code: int, texts: list[str]) -> pa.Table:
 def spec_of(
     project: Project, name: str, found: Scan, users: np.ndarray, items: pa.Table
 ) -> FeatureSpec:
-    """What the partition functions need, with the numbers fitted on training rows."""
+    """Returns what the partition functions need, with the numbers fitted on training rows."""
     scenario = project.scenarios[name]
     return FeatureSpec(
         scenario=scenario,
@@ -105,7 +105,7 @@ def spec_of(
 def user_vocabularies(
     project: Project, scans: dict[str, Scan], stored: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Known users of each id space (scenarios that share users share numbers), sorted hashes.
+    """Returns sorted hashes of the known users of each id space.
 
     Of a space that is `stored` they are those already, and no others.
     """
@@ -158,7 +158,7 @@ def prepare(
 def expanded_log(
     project: Project, sources: "ray.ObjectRef[Sources]", folder: str, log: Log
 ) -> tuple[list[Fragment], dict[str, Scan]]:
-    """Row groups of the samples, split and with sampled negatives, and their scans.
+    """Returns the row groups of the samples, split and with sampled negatives, and their scans.
 
     Negatives come after the split: by popularity they are drawn by the training rows alone.
 
@@ -189,7 +189,7 @@ def expanded_log(
 
 
 def only(fragments: list[Fragment], names: list[str]) -> list[Fragment]:
-    """The row groups of some scenarios."""
+    """Returns the row groups of some scenarios."""
     return [f for f in fragments if f.scenario in names]
 
 
@@ -199,7 +199,7 @@ def with_changed(
     changed: list[Fragment],
     sources: "ray.ObjectRef[Sources]",
 ) -> tuple[list[Fragment], dict[str, Scan]]:
-    """Row groups and scans with those of rewritten logs in place of the earlier ones.
+    """Returns the row groups and scans with those of rewritten logs in place of the earlier ones.
 
     What was met in the user's log stays known.
     """

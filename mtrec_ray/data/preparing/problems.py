@@ -23,7 +23,7 @@ MAX_ROWS_PER_VALUE = 5_000_000
 
 
 def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
-    """One line for each fault of a catalogue: ids that are null or not unique, times in no unit."""
+    """Returns a line for each fault of a catalogue: null or repeated ids, times in no unit."""
     return [
         line
         for name, table in tables.items()
@@ -69,7 +69,7 @@ def no_moment(where: str, scenario: str, example: Any) -> str:
 def scan_problems(
     project: Project, scans: Mapping[str, "Scan"], *, expanded: bool = True
 ) -> list[str]:
-    """One line for each thing in the logs that the job cannot work with.
+    """Returns one line for each thing in the logs that the job cannot work with.
 
     `expanded`: whether the logs hold their sampled negatives already. A scenario whose rows were
     not understood has no line about what follows from that: splits without rows, no labels.
@@ -117,7 +117,7 @@ def _row_problems(where: str, scenario: Scenario, found: "Scan") -> Iterator[str
 
 
 def _time_problems(where: str, found: "Scan") -> Iterator[str]:
-    """At most one line about the times of a log."""
+    """Yields at most one line about the times of a log."""
     counts, examples = found.findings.counts, found.findings.examples
     known = counts["rows"] - counts["null time"]
     if 2 * counts["implausible time"] > counts["plain time"]:
@@ -162,7 +162,7 @@ def _label_problems(where: str, scenario: Scenario, found: "Scan", expanded: boo
 def category_problems(
     project: Project, tables: Mapping[str, pa.Table], scans: Mapping[str, "Scan"]
 ) -> list[str]:
-    """One line for each catalogue column with a value that has more rows than a task can hold."""
+    """Returns a line for each catalogue column with a value of more rows than a task can hold."""
     lines = []
     for name, table in tables.items():
         for column in project.scenarios[name].items.statistics_columns:

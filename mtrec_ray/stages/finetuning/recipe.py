@@ -30,7 +30,7 @@ DELTA_FOLDER = "delta"
 
 
 def encoder_layers(project: Project, tuned: FineTuning) -> int:
-    """Top layers of the encoder that adapt to a scenario."""
+    """Returns how many top layers of the encoder adapt to a scenario."""
     encoder = project.model.encoder
     if tuned.mode != "lora":
         return 0
@@ -77,7 +77,7 @@ def scenario_project(
 
 
 def start_of(joint_run: JointRun, name: str, tuned: FineTuning) -> FineTuneStart:
-    """Where a scenario's model starts."""
+    """Returns where a scenario's model starts."""
     lora = tuned.lora
     return FineTuneStart(
         base=joint_run.weights,
@@ -110,7 +110,7 @@ def export_encoder(joint_run: JointRun) -> None:
 
 
 def plain_encoder(options: Encoder, state: dict[str, torch.Tensor]) -> Any:
-    """The pretrained model with the weights of a joint model, its low-rank maps merged."""
+    """Returns the pretrained model with the weights of a joint model, its low-rank maps merged."""
     backbone: Any = load_backbone(options, with_pooler=True)
     pooler = getattr(backbone, "pooler", None)
     if pooler is not None:

@@ -171,7 +171,7 @@ def score_models(models: Mapping[str, TrainedModel], name: str) -> ScoredRows:
 
 
 def with_alone_teacher(joint_run: JointRun, name: str, own: Project, log: Log) -> Prepared:
-    """The scenario's data with the same teacher as in joint training."""
+    """Returns the scenario's data with the same teacher as in joint training."""
     if joint_run.is_new(name):
         return add_teacher_labels(own, joint_run.data(name), joint_run.folder(name), log)
     found = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run.path(), log)
@@ -179,7 +179,7 @@ def with_alone_teacher(joint_run: JointRun, name: str, own: Project, log: Log) -
 
 
 def transfer_table(facts: PreparedScenario, scored: ScoredRows, chosen: str) -> Record:
-    """By task the metric of each model and the differences with intervals; and the verdict."""
+    """Returns by task each model's metric and differences with intervals; and the verdict."""
     pairs = [p for p in PAIRS if set(p) <= set(scored.scores)]
     tasks = [t for i, t in enumerate(facts.tasks) if two_labels(scored.labels[:, i])]
     if not tasks:
@@ -204,7 +204,7 @@ def transfer_table(facts: PreparedScenario, scored: ScoredRows, chosen: str) -> 
 
 
 def two_labels(labels: np.ndarray) -> bool:
-    """Whether a task has two different labels on these rows."""
+    """Returns whether a task has two different labels on these rows."""
     known = labels[np.isfinite(labels)]
     return len(known) > 1 and known.min() < known.max()
 
@@ -212,7 +212,7 @@ def two_labels(labels: np.ndarray) -> bool:
 def task_row(
     facts: PreparedScenario, task: str, scored: ScoredRows, pairs: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    """AUC or RMSE of each model on a task's rows, and differences with 95 % intervals."""
+    """Returns AUC or RMSE of each model on a task's rows, and differences with 95 % intervals."""
     i = facts.tasks.index(task)
     known = np.isfinite(scored.labels[:, i])
     metric = "auc" if facts.kinds[task] == "binary" else "rmse"
@@ -228,6 +228,6 @@ def task_row(
 
 
 def metric_of(metric: str, labels: np.ndarray, scores: np.ndarray) -> float:
-    """AUC or RMSE."""
+    """Returns AUC or RMSE."""
     of = roc_auc_score if metric == "auc" else root_mean_squared_error
     return float(of(labels, scores))

@@ -64,12 +64,12 @@ def confirm(
 
 
 def unexpected(point: Mapping[str, Any]) -> Trial:
-    """Nothing is suggested beside the runs that wait."""
+    """Refuse to suggest a run beside those that wait."""
     raise AssertionError(point)
 
 
 def planned_runs(project: Project, outcome: Outcome, kept: Mapping[str, Trial]) -> dict[str, Trial]:
-    """A run for each seed of each trial that is a variant; a trial that is both is run once."""
+    """Returns a run for each variant's trial and seed; a trial that is both is run once."""
     runs = {}
     for trial in variants(outcome).values():
         for seed in range(project.search.confirm_seeds):
@@ -80,7 +80,7 @@ def planned_runs(project: Project, outcome: Outcome, kept: Mapping[str, Trial]) 
 
 
 def variants(outcome: Outcome) -> dict[str, Trial]:
-    """The trials to compare."""
+    """Returns the trials to compare."""
     found = {"chosen": outcome.chosen, **{n: outcome.trial(n) for n in VARIANTS[1:]}}
     return {name: trial for name, trial in found.items() if trial}
 
@@ -100,7 +100,7 @@ def train_and_test(
 
 
 def scores_on_test(project: Project, shared: TrialInputs, name: str) -> dict[str, Any]:
-    """The scores of a run's best model on test, predicted by workers as in the evaluate stage.
+    """Returns a run's best model's scores on test, predicted by workers as in evaluate.
 
     On the driver: what a trial starts has to fit into the resources that Tune set aside for it.
     """
@@ -112,7 +112,7 @@ def scores_on_test(project: Project, shared: TrialInputs, name: str) -> dict[str
 
 
 def scores_of(project: Project, metrics: Mapping[str, TaskMetrics]) -> dict[str, Any]:
-    """Joint score, and scores by scenario and task."""
+    """Returns joint score, and scores by scenario and task."""
     return {
         "joint_score": joint_score(metrics, project.evaluation.weights or None),
         "scores": scenario_scores(flat(metrics)),
@@ -121,7 +121,7 @@ def scores_of(project: Project, metrics: Mapping[str, TaskMetrics]) -> dict[str,
 
 
 def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
-    """By variant and split: mean and spread (largest less smallest) over seeds of all scores.
+    """Returns by variant and split each score's mean and spread (maximum - minimum) over seeds.
 
     `gains`: uniform less chosen, on test, of each seed that both have; above 0 the chosen weights
     are better. `better_on_all_seeds` is false where a run failed.
@@ -155,7 +155,7 @@ def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
 
 
 def spreads(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and spread of the joint score and of each scenario's."""
+    """Returns the mean and spread of the joint score and of each scenario's."""
     if not entries:
         return {}
     series = {"joint": [e["joint_score"] for e in entries]}

@@ -76,7 +76,7 @@ class InProcessContext:
         """Do nothing: the search shows the curves of all its trials."""
 
     def checkpoint_folder(self) -> Path | None:
-        """The latest checkpoint of this name, copied to this node."""
+        """Returns the latest checkpoint of this name, copied to this node."""
         if not self.latest:
             return None
         target = Path(self.copy.name)
@@ -89,7 +89,7 @@ class InProcessContext:
 
 
 def read_latest(folder: str) -> dict[str, Any]:
-    """Name of the latest whole checkpoint of a folder and the best score so far; empty: none."""
+    """Returns the latest whole checkpoint's name and the best score so far; empty: none."""
     path = storage.join(folder, LATEST)
     return storage.read_json(path) if storage.exists(path) else {}
 

@@ -42,7 +42,7 @@ class Population(PopulationBasedTraining):
         self.rng = np.random.default_rng(seed)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether a trial goes on, waits for others, or goes on from a better one."""
+        """Returns whether a trial goes on, waits for others, or goes on from a better one."""
         if not math.isfinite(result[LATEST_SCORE]) or result["epoch"] >= self.epochs:
             return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)
@@ -59,12 +59,12 @@ class Population(PopulationBasedTraining):
 
 
 def moved(space: Space, point: Mapping[str, Any], rng: np.random.Generator) -> Point:
-    """A point nearby: numbers move by a part of their range; few values are drawn anew."""
+    """Returns a point nearby: numbers move by a part of their range; few values are drawn anew."""
     return {n: moved_value(of, point[n], rng) for n, of in space.distributions().items()}
 
 
 def moved_value(of: Any, value: Any, rng: np.random.Generator) -> Any:
-    """A value near another one in its distribution."""
+    """Returns a value near another one in its distribution."""
     anew = rng.random() < RESAMPLED
     if isinstance(of, CategoricalDistribution):
         return of.choices[rng.integers(len(of.choices))] if anew else value
@@ -77,7 +77,7 @@ def moved_value(of: Any, value: Any, rng: np.random.Generator) -> Any:
 
 
 def checkpoint_of(folder: str) -> Checkpoint:
-    """The latest checkpoint of a trial that trains in its own process, for Tune to pass on."""
+    """Returns the latest checkpoint of a trial in its own process, for Tune to pass on."""
     fs, inner = storage.filesystem(storage.join(folder, read_latest(folder)["name"]))
     return Checkpoint(inner, fs)
 

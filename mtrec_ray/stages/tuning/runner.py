@@ -61,7 +61,7 @@ class Recorder(Callback):
         return {}
 
     def own(self, trial: Any) -> Trial:
-        """Our record of one of Tune's trials."""
+        """Returns our record of one of Tune's trials."""
         return self.trials[trial.config["trial"]["name"]]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -113,7 +113,7 @@ class Recorder(Callback):
         self.show_progress()
 
     def line(self, own: Trial) -> str:
-        """How a trial ended."""
+        """Returns how a trial ended."""
         epochs = "1 epoch" if len(own.curve) == 1 else f"{len(own.curve)} epochs"
         told = f"{score_of(own):.4f} after {epochs}" if own.best else own.reason
         return f"{own.name} {own.status}: {told}, {own.seconds:.0f} s"
@@ -150,7 +150,7 @@ class Recorder(Callback):
 
 
 def score_of(trial: Trial) -> float:
-    """Lowest joint score of a trial, infinite without one."""
+    """Returns the lowest joint score of a trial, infinite without one."""
     return trial.best[JOINT] if trial.best else math.inf
 
 
@@ -164,7 +164,7 @@ class TrialResources:
 
 
 def need_of(project: Project) -> TrialResources:
-    """What a trial of the project takes.
+    """Returns what a trial of the project takes.
 
     A trial that trains by workers asks for a little memory and no CPU itself: with a share of a CPU
     its workers would no more fit where they fill a node. (Tune refuses to ask for nothing.)
@@ -179,7 +179,7 @@ def need_of(project: Project) -> TrialResources:
 
 
 def concurrency(project: Project, nodes: Sequence[NodeResources], *, local: bool) -> int:
-    """How many trials go on at a time: as many as the cluster has room for, and at least one.
+    """Returns how many trials the cluster has room for at a time, and at least one.
 
     More would not fail, but hold what others need to start. A trial of one process has to fit a
     node, one of workers the cluster. A local Ray has some logical CPUs that are no cores.
@@ -199,7 +199,7 @@ def concurrency(project: Project, nodes: Sequence[NodeResources], *, local: bool
 
 
 def resources_of_nodes() -> list[NodeResources]:
-    """What each living node of the cluster has in all."""
+    """Returns what each living node of the cluster has in all."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 

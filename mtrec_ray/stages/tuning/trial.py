@@ -47,7 +47,7 @@ Train = Callable[[Project, str, Any, ReportEpoch], dict[str, Any]]
 
 
 def trial_project(project: Project) -> Project:
-    """The project with the search's own epochs, rows and workers."""
+    """Returns the project with the search's own epochs, rows and workers."""
     search, run = project.search, project.run
     rows = search.rows_per_epoch or project.training.rows_per_epoch
     return with_overrides(
@@ -62,7 +62,7 @@ def trial_project(project: Project) -> Project:
 
 
 def workers(project: Project) -> dict[str, Any]:
-    """Number of workers of a trial, as an override: one process is one worker."""
+    """Returns the number of workers of a trial, as an override: one process is one worker."""
     wanted = project.search.num_workers
     return {} if wanted is None else {"run.num_workers": max(wanted, 1)}
 
@@ -130,7 +130,7 @@ def go_on_from_given(folder: str) -> None:
 
 
 def entry_of(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An epoch of a trial's curve; None for a report in mid-epoch, which has no validation."""
+    """Returns an epoch of a trial's curve; None for a report in mid-epoch, without validation."""
     valid = {k: v for k, v in metrics.items() if k.count("/") == 2}
     if not valid:
         return None
@@ -144,7 +144,7 @@ def entry_of(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def report_of(curve: list[dict[str, Any]], entry: dict[str, Any] | None) -> dict[str, Any]:
-    """What Tune is told: the scores of the best epoch so far (its model is kept), and the entry."""
+    """Returns the report to Tune: scores of the best epoch so far (it is kept), and the entry."""
     best = best_of(curve) or {"joint_score": math.nan, "scores": {}}
     known = {name: math.nan for e in curve for name in e["scores"]}
     return {
@@ -219,7 +219,7 @@ def train_in_workers(
 
 
 def arriving(queue: Queue, thread: threading.Thread) -> Iterator[dict[str, Any]]:
-    """What comes out of a queue until the thread has ended and the queue is empty."""
+    """Yields what comes out of a queue until the thread has ended and the queue is empty."""
     while True:
         ends = not thread.is_alive()
         try:
