@@ -217,7 +217,7 @@ def main(
     project = project_of(QUICK if quick else FULL, override or [])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as storage:
-        prepared = replace(prepared_by_process(project, storage), taught=None)
+        prepared = replace(prepared_by_process(project, storage), teacher_labels=None)
         figures = figures_of(project, prepared)
         for kind in KINDS:
             share = wait_share(project, kind, storage, prepared.folder)

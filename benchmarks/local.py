@@ -115,7 +115,7 @@ def fit(project: Project, prepared: Prepared, splits: Sequence[str] = ("valid", 
     torch.set_num_threads(1)
     mine = only(prepared, list(project.scenarios))
     if not project.training.teacher.share:
-        mine = replace(mine, taught=None)
+        mine = replace(mine, teacher_labels=None)
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         summary = loop.train(project, mine, Host(mine, Path(folder)))
@@ -145,7 +145,7 @@ def side_by_side(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -
 
 
 def prepare_here(project: Project, storage: str, teach: bool) -> Prepared:
-    """Prepare the data, and have it taught, in this process."""
+    """Prepare the data, and fit a teacher on it, in this process."""
     from mtrec_ray.stages.prepare import open_prepared, run_prepare
     from mtrec_ray.stages.run_folder import RunFolder
     from mtrec_ray.stages.teacher import add_teacher_labels

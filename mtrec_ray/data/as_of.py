@@ -27,7 +27,7 @@ from mtrec_ray.data.preparing.statistics import (
     past_statistics,
     running_labels,
 )
-from mtrec_ray.data.shards import Arrays, read_columns
+from mtrec_ray.data.shards import Arrays, concatenate, read_columns
 from mtrec_ray.data.snapshot import (
     SnapshotColumns,
     UserCategoryStatistics,
@@ -76,10 +76,10 @@ class KeyedPast:
     def at(self, key: Ints, moment: Ints) -> Float32s:
         """Returns f32[m, f]: statistics of the keys i64[m] as of the moments i64[m]."""
         layout = self.layout
-        found = past_statistics(
+        values = past_statistics(
             self.past.asked(key, moment), self.labels, layout.delays_ms, layout.priors, self.windows
         )
-        return found.astype(np.float32)
+        return values.astype(np.float32)
 
 
 class CatalogueAsOf:
@@ -117,8 +117,8 @@ class CatalogueAsOf:
 def ask_all(past: KeyedPast, num_keys: int, moments: Ints) -> Float32s:
     """Returns f32[B, K, f]: statistics of the keys 0..K-1 as of each moment."""
     keys = np.tile(np.arange(num_keys), len(moments))
-    found = past.at(keys, np.repeat(moments, num_keys))
-    return found.reshape(len(moments), num_keys, found.shape[1])
+    values = past.at(keys, np.repeat(moments, num_keys))
+    return values.reshape(len(moments), num_keys, values.shape[1])
 
 
 def rows_before(layout: SnapshotColumns, before: int) -> Arrays:
@@ -127,7 +127,7 @@ def rows_before(layout: SnapshotColumns, before: int) -> Arrays:
     for arrays in log_rows(layout, counting_splits(layout), ("item", "time", "labels")):
         early = arrays["time"] < before
         parts.append({name: arrays[name][early] for name in ("item", "time", "labels")})
-    return concatenated(parts)
+    return concatenate(parts)
 
 
 def rows_of_persons(layout: SnapshotColumns, persons: Ints, moments: Ints) -> Arrays:
@@ -141,18 +141,13 @@ def rows_of_persons(layout: SnapshotColumns, persons: Ints, moments: Ints) -> Ar
         place = places_among(persons, arrays["person"])
         kept = (place >= 0) & (arrays["time"] < moments[place])
         parts.append({name: arrays[name][kept] for name in columns} | {"person": place[kept]})
-    return concatenated(parts)
+    return concatenate(parts)
 
 
 def places_among(wanted: Ints, values: Ints) -> Ints:
     """Returns i64[N], the index of each value in the sorted `wanted`, or -1."""
     place = np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)
     return np.where(wanted[place] == values, place, -1)
-
-
-def concatenated(parts: list[Arrays]) -> Arrays:
-    """Returns the rows of several parts, of which there is at least one."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def categories_as_of(

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrec_ray.data.arrays import Ints
-from mtrec_ray.data.as_of import categories_as_of, concatenated, log_rows, places_among
+from mtrec_ray.data.as_of import categories_as_of, log_rows, places_among
 from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.end_states import CatalogueColumns, user_parts, users_at_end
 from mtrec_ray.data.preparing import statistics
-from mtrec_ray.data.shards import Arrays, read_rows
+from mtrec_ray.data.shards import Arrays, concatenate, read_rows
 from mtrec_ray.data.snapshot import SnapshotColumns, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.project.scenario import SPLITS
 
@@ -120,7 +120,7 @@ def rows_in_test(layout: SnapshotColumns, persons: Ints) -> Arrays:
         place = places_among(persons, arrays["person"])
         arrays["person"] = place
         parts.append({name: values[place >= 0] for name, values in arrays.items()})
-    return concatenated(parts)
+    return concatenate(parts)
 
 
 def first_rows(rows: Arrays, num_persons: int) -> Ints:
@@ -144,14 +144,14 @@ def seen_before(layout: SnapshotColumns, persons: Ints, moments: Ints) -> tuple[
     Without time: of their training and validation rows.
     """
     splits = SPLITS if layout.timed else ("train", "valid")
-    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for arrays in log_rows(layout, splits, ("person", "item", "time")):
         place = places_among(persons, arrays["person"])
         kept = place >= 0
         if layout.timed:
             kept &= arrays["time"] < moments[place]
-        found.append((arrays["person"][kept], arrays["item"][kept].astype(np.int64)))
-    who, what = (np.concatenate(part) for part in zip(*found, strict=True))
+        parts.append((arrays["person"][kept], arrays["item"][kept].astype(np.int64)))
+    who, what = (np.concatenate(part) for part in zip(*parts, strict=True))
     return who, what
 
 
@@ -160,32 +160,32 @@ def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints) -> UserSnap
     wanted, parts = np.sort(row), []
     paths = layout.prepared.shard_paths(layout.name, "test")
     for arrays in read_rows(paths, TEST_BATCH_ROWS, 0, 2**62):
-        found = places_among(wanted, arrays["row"]) >= 0
-        parts.append({name: values[found] for name, values in arrays.items()})
-    rows = concatenated(parts)
+        is_wanted = places_among(wanted, arrays["row"]) >= 0
+        parts.append({name: values[is_wanted] for name, values in arrays.items()})
+    rows = concatenate(parts)
     order = np.argsort(rows["person"])
     rows = {name: values[order] for name, values in rows.items()}
     assert (rows["person"] == persons).all()
-    own = layout.group(("user.", *statistics.CALENDAR_NAMES))
+    of_user = layout.group(("user.", *statistics.CALENDAR_NAMES))
     return UserSnapshot(
         ids=persons.astype(str).astype(object),
         person=persons,
         user=rows["user"].astype(np.int64),
         history=rows["history"].astype(np.int64),
         ages=rows["history_age"].astype(np.int64),
-        numeric=np.where(own, rows["numeric"], np.nan).astype(np.float32),
+        numeric=np.where(of_user, rows["numeric"], np.nan).astype(np.float32),
     )
 
 
 def categories_at_end(layout: SnapshotColumns, persons: Ints) -> dict[str, UserCategoryStatistics]:
     """Returns statistics of sorted persons by category, without time: those of training alone."""
     columns = layout.scenario.items.statistics_columns
-    found: dict[str, list[UserCategoryStatistics]] = {c: [] for c in columns}
+    by_column: dict[str, list[UserCategoryStatistics]] = {c: [] for c in columns}
     for part in user_parts(layout.prepared, layout.name):
         state = users_at_end(layout, part)
         number = places_among(persons, state.person)
         for column in columns:
-            found[column].append(state.categories[column].renumbered(number))
+            by_column[column].append(state.categories[column].renumbered(number))
     return {
         column: UserCategoryStatistics(
             *(
@@ -193,5 +193,5 @@ def categories_at_end(layout: SnapshotColumns, persons: Ints) -> dict[str, UserC
                 for k in ("user", "category", "numeric")
             )
         )
-        for column, parts in found.items()
+        for column, parts in by_column.items()
     }

@@ -118,14 +118,14 @@ def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Float3
 
 def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
     """Returns u64[U]: sorted hashes of an id space's training users; the i-th has number i + 1."""
-    found = [np.zeros(0, np.uint64)]
+    hashes = [np.zeros(0, np.uint64)]
     for name, facts in prepared.scenarios.items():
         if facts.user_space == space:
             state = read_states(prepared, name, "users")
             assert state is not None
             known = state.column("user").to_numpy() > 0
-            found.append(hash_strings(state.column("user_id"))[known])
-    return np.unique(np.concatenate(found))
+            hashes.append(hash_strings(state.column("user_id"))[known])
+    return np.unique(np.concatenate(hashes))
 
 
 def user_parts(prepared: Prepared, name: str) -> list[str]:
@@ -141,7 +141,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
     assert state is not None
     ids = np.asarray(state.column("user_id").to_pylist(), object)
     end = np.full(len(ids), layout.end)
-    own = layout.scatter("user", WINDOWS_MS, matrix(state.column("numeric")))
+    numeric = layout.scatter("user", WINDOWS_MS, matrix(state.column("numeric")))
     person = hash_strings(state.column("user_id")).view(np.int64)
     places = dict(zip(person.tolist(), range(len(person)), strict=True))
     return UserSnapshot(
@@ -150,7 +150,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
         user=state.column("user").to_numpy().astype(np.int64),
         history=matrix(state.column("history")).astype(np.int64),
         ages=matrix(state.column("history_age")).astype(np.int64),
-        numeric=overlay(own, layout.calendar(end)),
+        numeric=overlay(numeric, layout.calendar(end)),
         categories={
             c: category_statistics_at_end(layout, c, part, places)
             for c in layout.scenario.items.statistics_columns

@@ -106,7 +106,7 @@ class Prepared:
     folder: str
     fingerprint: str
     scenarios: dict[str, PreparedScenario]
-    taught: "TeacherLabels | None" = None
+    teacher_labels: "TeacherLabels | None" = None
 
     def only(self, names: Collection[str]) -> "Prepared":
         """Returns the prepared data of some of the scenarios."""
@@ -114,22 +114,22 @@ class Prepared:
 
     def first(self, num_rows: int) -> "Prepared":
         """Returns the same data with only the first `num_rows` training rows of each scenario."""
-        found = {}
+        scenarios = {}
         for name, facts in self.scenarios.items():
             left, cut = num_rows, []
             for shard in facts.shards["train"]:
                 if left > 0:
                     cut.append(Shard(shard.path, min(shard.rows, left)))
                 left -= shard.rows
-            found[name] = replace(facts, shards=facts.shards | {"train": cut})
-        return replace(self, scenarios=found)
+            scenarios[name] = replace(facts, shards=facts.shards | {"train": cut})
+        return replace(self, scenarios=scenarios)
 
     def train_shards(self, name: str) -> list[TrainShard]:
         """Returns a scenario's training shards, with the predictions of a teacher, if any."""
         paths = self.shard_paths(name, "train")
-        if self.taught is None:
+        if self.teacher_labels is None:
             return [TrainShard(path) for path in paths]
-        folder = storage.join(self.taught.folder, name)
+        folder = storage.join(self.teacher_labels.folder, name)
         return [TrainShard(p, storage.join(folder, p.rsplit("/", 1)[1])) for p in paths]
 
     def catalogue(self, name: str) -> Catalogue:
@@ -167,5 +167,5 @@ def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
             f"prepared data: found no {', '.join(missing)} in the manifest of {tree.get('name')}, "
             "which an earlier version wrote; allowed: prepare again under another run.name"
         )
-    shards = {split: [Shard(**s) for s in found] for split, found in tree["shards"].items()}
+    shards = {split: [Shard(**s) for s in files] for split, files in tree["shards"].items()}
     return PreparedScenario(**{**tree, "shards": shards})

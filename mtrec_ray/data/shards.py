@@ -77,6 +77,13 @@ def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
         return table.slice(start - int(ends[first]) + sizes[first], stop - start)
 
 
+def concatenate(parts: list[Arrays]) -> Arrays:
+    """Returns the rows of several parts (at least one), one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
 def write_predictions(path: str, predicted: np.ndarray) -> None:
     """Write a teacher's predictions f32[N, T] of a shard's rows, in their order."""
     storage.write_table(path, pa.table({TEACHER: fixed_list(predicted)}))

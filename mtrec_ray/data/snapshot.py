@@ -174,8 +174,8 @@ class SnapshotColumns:
             counts=np.zeros(1, bool),
             fold=None if self.timed else np.full(1, -1),
         )
-        found = statistics.statistics(rows, self.delays_ms, self.priors, windows)
-        return found.astype(np.float32)
+        values = statistics.statistics(rows, self.delays_ms, self.priors, windows)
+        return values.astype(np.float32)
 
     def calendar(self, time: Ints) -> Float32s:
         """Returns f32[B, F]: hour and day of the week, where rows have a time."""
@@ -219,7 +219,7 @@ def no_category_statistics(layout: SnapshotColumns) -> UserCategoryStatistics:
 def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
     """Returns users of whom the data has no row, at the end of the data."""
     num = len(ids)
-    own = layout.scatter("user", WINDOWS_MS, np.repeat(layout.cold_start(WINDOWS_MS), num, 0))
+    numeric = layout.scatter("user", WINDOWS_MS, np.repeat(layout.cold_start(WINDOWS_MS), num, 0))
     none = np.full((num, layout.facts.history_last), -1)
     return UserSnapshot(
         ids=np.array(ids, object),
@@ -227,7 +227,7 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
         user=np.zeros(num, np.int64),
         history=none,
         ages=np.zeros_like(none),
-        numeric=overlay(own, layout.calendar(np.full(num, layout.end))),
+        numeric=overlay(numeric, layout.calendar(np.full(num, layout.end))),
         categories={
             c: no_category_statistics(layout) for c in layout.scenario.items.statistics_columns
         },

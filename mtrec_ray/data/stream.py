@@ -74,7 +74,7 @@ def object_store_bytes() -> float:
 
 def rows_in_memory(prepared: Prepared) -> int:
     """Returns the bytes of all training rows as Arrow tables, with the teacher's predictions."""
-    facts, teaches = prepared.scenarios.values(), prepared.taught is not None
+    facts, teaches = prepared.scenarios.values(), prepared.teacher_labels is not None
     return sum(f.num_rows("train") * (f.row_bytes + teaches * 4 * len(f.tasks)) for f in facts)
 
 

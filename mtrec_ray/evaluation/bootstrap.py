@@ -111,12 +111,14 @@ def loss_ratio_of(
     losses: Floats, constant: Floats, users: NDArray[np.int64], num_users: int
 ) -> Resampled:
     """Mean loss of rows over that of a constant prediction, rows weighted by their users (NE)."""
-    own = np.bincount(users, losses, num_users)
+    loss_sums = np.bincount(users, losses, num_users)
     other = np.bincount(users, constant, num_users)
 
     def resampled(weights: Floats) -> Floats:
         total = weights @ other
-        return np.divide(weights @ own, total, out=np.full(len(weights), np.nan), where=total > 0)
+        return np.divide(
+            weights @ loss_sums, total, out=np.full(len(weights), np.nan), where=total > 0
+        )
 
     return resampled
 

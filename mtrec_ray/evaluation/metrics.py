@@ -169,17 +169,19 @@ def task_metrics(
     facts: PreparedScenario, users: np.ndarray, labels: np.ndarray, scores: np.ndarray
 ) -> TaskMetrics:
     """Returns metrics of each task over its labelled rows; arrays are [N], [N, T], [N, T]."""
-    found: TaskMetrics = {}
+    metrics: TaskMetrics = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         known = np.isfinite(labels[:, i])
-        own = (labels[known, i].astype(np.float64), scores[known, i].astype(np.float64))
+        known_rows = (labels[known, i].astype(np.float64), scores[known, i].astype(np.float64))
         if not known.any():
             continue
         if kind == "binary":
-            found[task] = binary_metrics(*own, users[known], base_rate=facts.label_means[task])
+            metrics[task] = binary_metrics(
+                *known_rows, users[known], base_rate=facts.label_means[task]
+            )
         else:
-            found[task] = regression_metrics(*own, train_mean=facts.label_means[task])
-    return found
+            metrics[task] = regression_metrics(*known_rows, train_mean=facts.label_means[task])
+    return metrics
 
 
 def flat(metrics: Mapping[str, TaskMetrics]) -> dict[str, float]:

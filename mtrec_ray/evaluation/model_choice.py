@@ -38,9 +38,9 @@ def rare_labels(facts: PreparedScenario, labels: NDArray[np.float32]) -> dict[st
     """Returns the number of labels of each task; for a binary task, of its rarer label."""
     counts = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
-        own = labels[:, i]
-        known = int(np.isfinite(own).sum())
-        positive = int(np.nansum(own == 1))
+        task_labels = labels[:, i]
+        known = int(np.isfinite(task_labels).sum())
+        positive = int(np.nansum(task_labels == 1))
         counts[task] = known if kind == "regression" else min(positive, known - positive)
     return counts
 
@@ -79,16 +79,16 @@ def choose_model(
     """Returns whether the model `finetuned` is kept in place of `joint`, and why."""
     counts = rare_labels(facts, scored.labels)
     tasks = [t for t, n in counts.items() if n >= least_labels]
-    found: dict[str, Any] = {"labels": counts, "tasks": tasks}
+    record: dict[str, Any] = {"labels": counts, "tasks": tasks}
     if not tasks:
-        return {**found, "chosen": "joint", "reason": too_few(counts, least_labels)}
+        return {**record, "chosen": "joint", "reason": too_few(counts, least_labels)}
     gap = score_difference(facts, scored, tasks, ("finetuned", "joint"))
     better = gap.high < 0 if keep == "certain" else gap.value < 0
     words = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
     worse = "not better" if gap.value >= 0 else "not significantly better"
     verdict = "better" if better else worse
     return {
-        **found,
+        **record,
         "chosen": "finetuned" if better else "joint",
         "reason": f"fine-tuned is {verdict}: score {words}, lower is better",
         "difference": asdict(gap),
@@ -109,7 +109,7 @@ def task_differences(
     facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> dict[str, dict[str, float]]:
     """Returns by task the first model's AUC (RMSE) less the second's, with an interval."""
-    found = {}
+    differences = {}
     for task in tasks:
         i = facts.tasks.index(task)
         known = np.isfinite(scored.labels[:, i])
@@ -117,5 +117,5 @@ def task_differences(
         first, second = ([scored.scores[m][known, i].astype(np.float64)] for m in models)
         labels = scored.labels[known, i].astype(np.float64)
         gap = paired_difference(metric, labels, first, second, scored.users[known])
-        found[task] = {"metric": metric, **asdict(gap)}
-    return found
+        differences[task] = {"metric": metric, **asdict(gap)}
+    return differences

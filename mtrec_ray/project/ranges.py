@@ -135,9 +135,9 @@ class Range(Section):
     @property
     def ends(self) -> tuple[float, float]:
         """Low and high of a range of numbers."""
-        found = self.uniform or self.loguniform or self.randint
-        assert found is not None, "a choice or a grid has values"
-        return found
+        pair = self.uniform or self.loguniform or self.randint
+        assert pair is not None, "a choice or a grid has values"
+        return pair
 
     @property
     def values(self) -> tuple[str, ...]:

@@ -108,13 +108,13 @@ def reader(marker: Any) -> str:
 def limits(metadata: typing.Sequence[Any]) -> str:
     """Returns bounds of a number: ` >= 0, < 1`."""
     flat = [m for marker in metadata for m in (marker, *getattr(marker, "metadata", ()))]
-    found = [
+    bounds = [
         words.format(limit)
         for marker in flat
         for name, words in LIMITS.items()
         if (limit := getattr(marker, name, None)) is not None
     ]
-    return f" {', '.join(found)}" if found else ""
+    return f" {', '.join(bounds)}" if bounds else ""
 
 
 def default_of(field: FieldInfo) -> str:

@@ -115,10 +115,10 @@ def heights(values: Sequence[Any]) -> np.ndarray:
     if not all(isinstance(v, int | float) for v in values):
         order = sorted({repr(v) for v in values})
         return np.array([order.index(repr(v)) for v in values]) / max(len(order) - 1, 1)
-    found = np.array(values, float)
-    if found.min() > 0 and found.max() > 10 * found.min():
-        found = np.log(found)
-    return (found - found.min()) / max(float(np.ptp(found)), 1e-12)
+    numbers = np.array(values, float)
+    if numbers.min() > 0 and numbers.max() > 10 * numbers.min():
+        numbers = np.log(numbers)
+    return (numbers - numbers.min()) / max(float(np.ptp(numbers)), 1e-12)
 
 
 def ends(values: Sequence[Any]) -> list[tuple[float, str]]:

@@ -78,15 +78,15 @@ def comparison_tables(title: str, comparison: Mapping[str, Mapping[str, Any]]) -
     gaps = make_table("differences [95 % interval]", ("scenario", "task", "of"), ("difference",))
     verdicts = make_table("what sharing did", ("scenario", "verdict"))
     pairs = ("finetuned-joint", "finetuned-alone", "joint-alone")
-    for name, found in comparison.items():
-        for task, row in found["tasks"].items():
+    for name, compared in comparison.items():
+        for task, row in compared["tasks"].items():
             cells = [number("auc", row.get(m)) for m in heads]
             values.add_row(name, task, row["metric"].upper(), *cells)
             for pair in pairs:
                 words = pair.replace("finetuned", "fine-tuned").replace("-joint", " less joint")
                 words = words.replace("-alone", " less alone")
                 gaps.add_row(name, task, words, difference(row.get(pair)))
-        verdicts.add_row(name, found["verdict"])
+        verdicts.add_row(name, compared["verdict"])
     return [values, gaps, verdicts]
 
 
@@ -101,11 +101,11 @@ def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table
         "neighbours": "neighbours",
     }  # fmt: skip
     table = make_table(title, ("scenario", "task", "metric"), (*models.values(), "items"))
-    for name, found in ranking.items():
+    for name, metrics in ranking.items():
         for key, metric in (("recall", "recall"), ("ndcg", "NDCG")):
-            values = [number(key, found.get(m, {}).get(key)) for m in models]
-            cells = [*values, f"{found['items']:,}"]
-            table.add_row(name, str(found["task"]), f"{metric}@{found['k']}", *cells)
+            values = [number(key, metrics.get(m, {}).get(key)) for m in models]
+            cells = [*values, f"{metrics['items']:,}"]
+            table.add_row(name, str(metrics["task"]), f"{metric}@{metrics['k']}", *cells)
     return table
 
 

@@ -26,8 +26,8 @@ def importances(
     space = {f: spanned_distribution([v[f] for v, _ in rows]) for f in fields}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
-    for found, score in rows:
-        params = {f: as_param(found[f], space[f]) for f in fields}
+    for values_of_trial, score in rows:
+        params = {f: as_param(values_of_trial[f], space[f]) for f in fields}
         study.add_trial(optuna.trial.create_trial(value=score, params=params, distributions=space))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)

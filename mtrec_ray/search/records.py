@@ -96,9 +96,9 @@ def load_trial(folder: str, name: str) -> Trial | None:
 
 def load_trials(folder: str) -> dict[str, Trial]:
     """Returns all trials of a folder by name, in the order of their names."""
-    found = [
+    trials = [
         parse_trial(storage.read_json(p))
         for p in storage.files(folder)
         if storage.name_of(p).endswith(".json")
     ]
-    return {trial.name: trial for trial in found}
+    return {trial.name: trial for trial in trials}

@@ -79,35 +79,35 @@ class Space:
                 yield {**point, **dict(zip(self.ranges, values, strict=True))}
 
 
-def optuna_distribution(found: Range) -> BaseDistribution:
+def optuna_distribution(searched: Range) -> BaseDistribution:
     """Returns a range as Optuna has it."""
-    if found.values:
-        return CategoricalDistribution(found.values)
-    if found.randint:
-        return IntDistribution(*found.randint)
-    return FloatDistribution(*found.ends, log=found.kind == "loguniform")
+    if searched.values:
+        return CategoricalDistribution(searched.values)
+    if searched.randint:
+        return IntDistribution(*searched.randint)
+    return FloatDistribution(*searched.ends, log=searched.kind == "loguniform")
 
 
-def levels(found: Range) -> list[Any]:
+def levels(searched: Range) -> list[Any]:
     """Returns the values of a range in a grid: all of them, or both ends and the middle."""
-    if found.values:
-        return list(found.values)
-    if found.randint:
-        low, high = found.randint
+    if searched.values:
+        return list(searched.values)
+    if searched.randint:
+        low, high = searched.randint
         return sorted({low, (low + high) // 2, high})
-    low, high = found.ends
-    middle = (low * high) ** 0.5 if found.kind == "loguniform" else (low + high) / 2
+    low, high = searched.ends
+    middle = (low * high) ** 0.5 if searched.kind == "loguniform" else (low + high) / 2
     return [low, middle, high]
 
 
-def nearest(value: Any, found: Range) -> Any:
+def nearest(value: Any, searched: Range) -> Any:
     """Returns the nearest value that the range holds: the value itself where it does."""
-    if found.values:
+    if searched.values:
         near = functools.partial(distance, value)
-        return min(found.values, key=lambda text: near(json.loads(text)))
-    low, high = found.ends
+        return min(searched.values, key=lambda text: near(json.loads(text)))
+    low, high = searched.ends
     inside = min(max(float(value or 0), low), high)
-    return round(inside) if found.randint else inside
+    return round(inside) if searched.randint else inside
 
 
 def distance(one: Any, other: Any) -> float:
@@ -152,13 +152,13 @@ def references(project: Project) -> dict[str, Overrides]:
     `uniform` is left out where the project's own weights are uniform.
     """
     names = tuple(project.scenarios)
-    own = scaled([s.weight for s in project.scenarios.values()])
-    found: dict[str, Overrides] = {"own": {}}
-    if len(set(own)) > 1:
-        found["uniform"] = weight_overrides(names, [1.0] * len(names))
+    own_weights = scaled([s.weight for s in project.scenarios.values()])
+    trials: dict[str, Overrides] = {"own": {}}
+    if len(set(own_weights)) > 1:
+        trials["uniform"] = weight_overrides(names, [1.0] * len(names))
     if project.search.choose == "worst_case":
         epochs = project.search.epochs or project.training.epochs
         for name in names:  # this scenario alone gives its best epoch: no scheduler ends it early
             weights = weight_overrides(names, [float(n == name) for n in names])
-            found[f"only_{name}"] = weights | {"training.patience": epochs}
-    return found
+            trials[f"only_{name}"] = weights | {"training.patience": epochs}
+    return trials

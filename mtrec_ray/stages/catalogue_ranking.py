@@ -122,4 +122,4 @@ def rank_all_scenarios(models: dict[str, TrainedModel], source: Project) -> dict
         name: task.remote(trained_model, source, name, ensure_vectors(trained_model))
         for name, trained_model in models.items()
     }
-    return {name: found for name, ref in refs.items() if (found := ray.get(ref))}
+    return {name: metrics for name, ref in refs.items() if (metrics := ray.get(ref))}

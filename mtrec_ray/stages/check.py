@@ -159,8 +159,8 @@ def cluster_resources(run: Run) -> dict[str, float]:
     from mtrec_ray.stages.cluster import connect
 
     connect(run)
-    found = ray.cluster_resources()
-    return {kind: float(found.get(kind, 0.0)) for kind in ("CPU", "GPU")}
+    resources = ray.cluster_resources()
+    return {kind: float(resources.get(kind, 0.0)) for kind in ("CPU", "GPU")}
 
 
 # --- words ---------------------------------------------------------------------------------------

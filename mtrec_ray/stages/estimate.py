@@ -65,18 +65,20 @@ def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
         world = project.sample_world
         assert world is not None
         return {n: Size(world.events, world.items) for n in project.scenarios}
-    found = {}
+    sizes = {}
     for name, scenario in here.scenarios.items():
         rows, items = (
             sum(footer.num_rows for footer in footers(here.path(path)))
             for path in (scenario.events.path, scenario.items.path)
         )
-        own = splits.get(name)
-        if own is None and scenario.split.fractions:
+        split_rows = splits.get(name)
+        if split_rows is None and scenario.split.fractions:
             names = ("train", "valid", "test")
-            own = {s: int(rows * f) for s, f in zip(names, scenario.split.fractions, strict=True)}
-        found[name] = Size(rows, items, own)
-    return found
+            split_rows = {
+                s: int(rows * f) for s, f in zip(names, scenario.split.fractions, strict=True)
+            }
+        sizes[name] = Size(rows, items, split_rows)
+    return sizes
 
 
 def known_splits(project: Project, storage_path: str) -> dict[str, dict[str, int]]:
@@ -92,12 +94,12 @@ def known_splits(project: Project, storage_path: str) -> dict[str, dict[str, int
 def stages_of(project: Project, storage_path: str, job: str) -> list[str]:
     """Returns the stages that a job goes through."""
     if job == "pipeline":
-        found: list[str] = list(STAGES)
+        stages: list[str] = list(STAGES)
         if not searches(
             project, RunFolder.of(project, storage_path)
         ) and "tune" not in finished_stages(project, storage_path):
-            found.remove("tune")
-        return found
+            stages.remove("tune")
+        return stages
     return ["prepare", "tune"] if job == "tune" else [job]
 
 
@@ -122,8 +124,8 @@ def estimate_of(
     training, run = project.training, project.run
     ranks = run.most_workers * training.accumulation
     rows = {n: s.train for n, s in sizes.items()}
-    own = quotas(rows, training.batch_size // ranks, training.alpha)
-    batch = {n: q * ranks for n, q in own.items()}
+    batch_quotas = quotas(rows, training.batch_size // ranks, training.alpha)
+    batch = {n: q * ranks for n, q in batch_quotas.items()}
     epoch = training.rows_per_epoch or sum(rows.values())
     steps = max(-(-epoch // sum(batch.values())), 1)
     rate, basis = rate_of(project, storage_path)

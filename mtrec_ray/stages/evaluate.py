@@ -117,22 +117,22 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
         tables.append(pq.read_table(inner, filesystem=fs))
     table = pa.concat_tables(tables).combine_chunks()
     scalars = ("row", "user", "person", "item")
-    found: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in scalars}
+    columns: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in scalars}
     for key in ("label", "score", "popularity"):
         values = table.column(key).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        found[key] = values.reshape(-1, num_tasks)
-    return found
+        columns[key] = values.reshape(-1, num_tasks)
+    return columns
 
 
 def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
     """Returns metrics of each task, and those of the item's past rate as `popularity_*`."""
-    found = read_predictions(folder, facts.name, len(facts.tasks))
-    metrics = task_metrics(facts, found["person"], found["label"], found["score"])
+    rows = read_predictions(folder, facts.name, len(facts.tasks))
+    metrics = task_metrics(facts, rows["person"], rows["label"], rows["score"])
     for i, (task, kind) in enumerate(facts.kinds.items()):
         if task not in metrics:
             continue
-        known = np.isfinite(found["label"][:, i])
-        label, popular = found["label"][known, i], found["popularity"][known, i]
+        known = np.isfinite(rows["label"][:, i])
+        label, popular = rows["label"][known, i], rows["popularity"][known, i]
         if kind == "regression":
             metrics[task]["popularity_rmse"] = float(root_mean_squared_error(label, popular))
         elif 0 < label.mean() < 1:

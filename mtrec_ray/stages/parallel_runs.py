@@ -37,7 +37,7 @@ def run_in_parallel(
     """
     places = places or num_slots(project)
     log(f"{len(jobs)} runs, {min(places, len(jobs))} at a time")
-    found: dict[str, Record] = {}
+    results: dict[str, Record] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(places)
     try:
@@ -47,17 +47,17 @@ def run_in_parallel(
                 name = running.pop(future)
                 error = future.exception()
                 if error is None:
-                    found[name] = future.result()
+                    results[name] = future.result()
                 else:
                     failed[name] = last_line_of(error)
                     warn(log, f"{name}: failed, the others go on: {failed[name]}")
-                tell_progress(log, "runs", len(found) + len(failed), len(jobs), quiet=True)
+                tell_progress(log, "runs", len(results) + len(failed), len(jobs), quiet=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         lines = "; ".join(f"{n} ({e})" for n, e in failed.items())
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed: {lines}")
-    return found
+    return results
 
 
 def last_line_of(error: BaseException) -> str:

@@ -71,11 +71,11 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> Record:
     refuse(input_problems(project) + encoder_problems(project.model.encoder))
     stage = RunFolder.of(project, storage_path).prepare
     inputs = input_fingerprint(project)
-    found = stage.finished(prepared_data_depends_on(project))
-    if found and found["inputs"] == inputs:
+    report = stage.finished(prepared_data_depends_on(project))
+    if report and report["inputs"] == inputs:
         begin_stage(log, "prepare: already done")
-        return found["report"]
-    if found:
+        return report["report"]
+    if report:
         raise ProjectError(
             [
                 f"run.name: found {project.run.name!r}, whose prepared data was made from other "

@@ -143,8 +143,8 @@ def recommend_scenario(
         .take_all()
     )
     seconds = time.monotonic() - started
-    found = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
-    log(f"{name}: {found['users']:,} users in {seconds:.0f} s, {model_kind(trained_model)} model")
+    counts = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
+    log(f"{name}: {counts['users']:,} users in {seconds:.0f} s, {model_kind(trained_model)} model")
     more = {
         "model": model_kind(trained_model),
         "folder": folder,
@@ -152,10 +152,10 @@ def recommend_scenario(
     }
     ranking = sum(r["seconds"] for r in rows)  # of all workers, without starting them
     speed = {
-        "users_per_s": found["users"] / seconds,
-        "users_per_s_of_a_worker": found["users"] / max(ranking, 1e-9),
+        "users_per_s": counts["users"] / seconds,
+        "users_per_s_of_a_worker": counts["users"] / max(ranking, 1e-9),
     }
-    return {**found, **more, "seconds": seconds, **speed}
+    return {**counts, **more, "seconds": seconds, **speed}
 
 
 def read_users(path: str) -> list[str]:
@@ -169,13 +169,13 @@ def read_users(path: str) -> list[str]:
     fs, inner = storage.filesystem(path)
     if path.endswith(".parquet"):
         column = pq.read_table(inner, filesystem=fs).column(0)
-        found = column.cast(pa.string()).to_pylist()
+        ids = column.cast(pa.string()).to_pylist()
     else:
-        found = [line.strip() for line in storage.read_bytes(path).decode().splitlines()]
-    found = [str(user) for user in found if user]
-    if not found:
+        ids = [line.strip() for line in storage.read_bytes(path).decode().splitlines()]
+    ids = [str(user) for user in ids if user]
+    if not ids:
         raise ProjectError([f"--users: found no user in {path}; allowed: at least one"])
-    return found
+    return ids
 
 
 def run_recommend(
@@ -228,9 +228,9 @@ def blend_problems(joint_run: JointRun, name: str, project: Project) -> list[str
     main, by = joint_run.facts[name].main, project.recommend.by.get(name)
     if not trained_model.general or (main and (not by or set(by) == {main})):
         return []
-    found = ", ".join(by) if by else "no binary task"
+    named = ", ".join(by) if by else "no binary task"
     return [
-        f"recommend.by.{name}: found {found} for a scenario without a model of its own, which the "
+        f"recommend.by.{name}: found {named} for a scenario without a model of its own, which the "
         f"general head scores; allowed: {f'{main} alone, or ' if main else ''}fine-tune it first"
     ]
 

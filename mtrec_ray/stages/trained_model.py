@@ -112,10 +112,10 @@ def encode_share(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns places i64[m] and vectors f32[m, D] of a share of the items, in a Ray task."""
     _, vectors = load_model_for_use(trained_model)
-    found = list(vectors.encode_share(rank, size))
-    if not found:
+    blocks = list(vectors.encode_share(rank, size))
+    if not blocks:
         return np.zeros(0, np.int64), np.zeros((0, vectors.encoder.width), np.float32)
-    places, values = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))
+    places, values = (torch.cat(part).cpu().numpy() for part in zip(*blocks, strict=True))
     return places, values
 
 
@@ -144,9 +144,9 @@ def load_with_vectors(
     trained_model: TrainedModel, vectors: np.ndarray
 ) -> tuple[Recommender, ItemVectors]:
     """Returns a model in evaluation mode with its item vectors f32[n, D]."""
-    model, found = load_model_for_use(trained_model)
-    found.cache = torch.from_numpy(vectors.copy()).to(found.device)
-    return model, found
+    model, item_vectors = load_model_for_use(trained_model)
+    item_vectors.cache = torch.from_numpy(vectors.copy()).to(item_vectors.device)
+    return model, item_vectors
 
 
 def load_trained(

@@ -8,7 +8,7 @@ import numpy as np
 
 from mtrec_ray.data.order import PassOrder, RankProgress, ReadPlan, Remaining, Span, window_rows
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.shards import Arrays
+from mtrec_ray.data.shards import Arrays, concatenate
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.project import Project
 from mtrec_ray.training.teacher_labels import with_teacher_labels
@@ -90,7 +90,7 @@ class BatchComposer:
         state: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.facts, self.quotas = prepared.scenarios, dict(quotas)
-        self.teacher_share = prepared.taught.share if prepared.taught else 0.0
+        self.teacher_share = prepared.teacher_labels.share if prepared.teacher_labels else 0.0
         self.rank, self.size = world
         self.orders: dict[str, PassOrder] = {}
         self.progress: dict[str, RankProgress] = {}
@@ -153,13 +153,6 @@ def progress_from_state(saved: Mapping[str, Any], num_rows: int) -> RankProgress
     return RankProgress(
         num_rows, saved["size"], saved["taken"], Remaining(unfinished, saved["next_pass"])
     )
-
-
-def concatenate(parts: list[Arrays]) -> Arrays:
-    """Returns rows of several parts, one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
 def quotas(rows: Mapping[str, int], batch_rows: int, alpha: float) -> dict[str, int]:

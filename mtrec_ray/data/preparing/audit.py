@@ -40,10 +40,10 @@ def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> 
             for split in ("train", "valid", "test")
         }
         log = read_audit_log(
-            project, prepared, name, [s for found in samples.values() for s in found]
+            project, prepared, name, [s for rows in samples.values() for s in rows]
         )
-        for split, found in samples.items():
-            for sample in found:
+        for split, rows in samples.items():
+            for sample in rows:
                 lines = check_row(log, scenario, prepared.scenarios[name], split, sample)
                 where = f"scenarios.{name} ({split} row {int(sample['row'])})"
                 problems += [f"{where}: {line}" for line in lines]

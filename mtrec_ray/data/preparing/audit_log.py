@@ -210,9 +210,9 @@ def splits(
     """Returns the split of raw rows: by its column, or by the prepared split that holds the row."""
     if scenario.split.column:
         return rows["split"]
-    found = pd.Series("", index=rows.index)
+    split_of_row = pd.Series("", index=rows.index)
     for split in ("train", "valid", "test"):
         for path in prepared.shard_paths(name, split):
             numbers = storage.read_table(path, ["row"]).column(0).to_numpy()
-            found[rows.index.isin(numbers)] = split
-    return found
+            split_of_row[rows.index.isin(numbers)] = split
+    return split_of_row

@@ -171,8 +171,8 @@ def with_end_rows(
 
 def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Float32s:
     """Returns f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
-    found = statistics.statistics(rows, spec.delays_ms, spec.priors, windows)
-    return found.astype(np.float32)
+    columns = statistics.statistics(rows, spec.delays_ms, spec.priors, windows)
+    return columns.astype(np.float32)
 
 
 def without_statistics(table: pa.Table, width: int) -> pa.Table:

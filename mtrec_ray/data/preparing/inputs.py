@@ -100,16 +100,18 @@ def _broken(path: str, error: Exception) -> str:
     return f"{notes[-1] if notes else path} is not a whole Parquet file ({reason})"
 
 
-def _column_problems(where: str, column: str, field: str, found: list[Footer]) -> Iterator[str]:
+def _column_problems(
+    where: str, column: str, field: str, footers_of_log: list[Footer]
+) -> Iterator[str]:
     """Yields at most a line for each kind of fault of a column, with the first file that has it."""
-    lacking = [f for f in found if column not in f.schema.names]
+    lacking = [f for f in footers_of_log if column not in f.schema.names]
     if lacking:
         names = ", ".join(lacking[0].schema.names)
         yield (
             f"{where}: found no column {column!r} in {lacking[0].path}{_and_more(lacking)}; "
             f"allowed: {names}"
         )
-    having = [f for f in found if column in f.schema.names]
+    having = [f for f in footers_of_log if column in f.schema.names]
     wrong = [f for f in having if not fits(f.schema.field(column).type, field)]
     if wrong:
         yield (

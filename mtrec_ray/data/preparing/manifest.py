@@ -69,10 +69,10 @@ def shard_lists(written: list[dict[str, Any]], name: str) -> dict[str, list[dict
     }
 
 
-def task_facts(scenario: Scenario, found: "Scan") -> dict[str, Any]:
+def task_facts(scenario: Scenario, scan: "Scan") -> dict[str, Any]:
     """Returns kinds, parents, and mean and standard deviation of the training labels."""
-    known, _, square = found.label_sums
-    mean = found.priors
+    known, _, square = scan.label_sums
+    mean = scan.priors
     std = np.sqrt(np.maximum(square / np.maximum(known, 1) - mean**2, 1e-12))
     return {
         "kinds": {n: t.kind for n, t in scenario.tasks.items()},
@@ -136,22 +136,22 @@ DROPPED = (
 
 def data_report(
     scenario: Scenario,
-    found: "Scan",
+    scan: "Scan",
     written: list[dict[str, Any]],
     shards: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """Returns rows, nulls, duplicates, label rates, and rows dropped and why."""
-    counts = dict(found.findings.counts)
-    known = found.label_sums[0].astype(int)
+    counts = dict(scan.findings.counts)
+    known = scan.label_sums[0].astype(int)
     report = {
         "rows_in_log": counts.pop("rows", 0),
         "samples": {split: sum(s["rows"] for s in shards[split]) for split in SPLITS},
         "duplicates": sum(int(w["duplicates"]) for w in written),
-        "items": len(found.item_rows),
-        "items_in_train": int((found.item_rows > 0).sum()),
-        "users_in_train": len(found.users),
+        "items": len(scan.item_rows),
+        "items_in_train": int((scan.item_rows > 0).sum()),
+        "users_in_train": len(scan.users),
         "train_labels": dict(zip(scenario.tasks, known.tolist(), strict=True)),
-        "train_label_means": dict(zip(scenario.tasks, found.priors.round(4).tolist(), strict=True)),
+        "train_label_means": dict(zip(scenario.tasks, scan.priors.round(4).tolist(), strict=True)),
         "dropped": {k: counts[k] for k in DROPPED if k in counts},
         "ignored_labels": {k: v for k, v in counts.items() if k.startswith("label of")},
         "ignored_numbers": {k: v for k, v in counts.items() if k.startswith("number of")},

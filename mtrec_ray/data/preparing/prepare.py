@@ -83,17 +83,17 @@ def text_rows(code: int, texts: list[str]) -> pa.Table:
 
 
 def spec_of(
-    project: Project, name: str, found: Scan, users: np.ndarray, items: pa.Table
+    project: Project, name: str, scan: Scan, users: np.ndarray, items: pa.Table
 ) -> FeatureSpec:
     """Returns what the partition functions need, with the numbers fitted on training rows."""
     scenario = project.scenarios[name]
     return FeatureSpec(
         scenario=scenario,
-        priors=tuple(found.priors.tolist()),
-        end_ms=found.last_ms + 1,
+        priors=tuple(scan.priors.tolist()),
+        end_ms=scan.last_ms + 1,
         published=published_ms(items, scenario.items, scenario.events.time_unit),
         users=users,
-        event_vocabularies=tuple(found.categories),
+        event_vocabularies=tuple(scan.categories),
         seed=project.data_seed,
         categories={
             column: category_codes(items.column(column))
@@ -110,11 +110,11 @@ def user_vocabularies(
     Of a space that is `stored` they are those already, and no others.
     """
     spaces: dict[str, np.ndarray] = dict(stored)
-    for name, found in scans.items():
+    for name, scan_of_log in scans.items():
         space = project.scenarios[name].users or name
         if space in stored:
             continue
-        spaces[space] = np.union1d(spaces.get(space, found.users[:0]), found.users)
+        spaces[space] = np.union1d(spaces.get(space, scan_of_log.users[:0]), scan_of_log.users)
     return {name: spaces[project.scenarios[name].users or name] for name in scans}
 
 

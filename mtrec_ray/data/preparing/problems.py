@@ -89,10 +89,10 @@ def _hides_others(line: str) -> bool:
     return field.endswith((".events.item", ".events.time", ".events.user", ".split.column"))
 
 
-def _row_problems(where: str, scenario: Scenario, found: "Scan") -> Iterator[str]:
-    counts, examples = found.findings.counts, found.findings.examples
+def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]:
+    counts, examples = scan.findings.counts, scan.findings.examples
     rows = max(counts["rows"], 1)
-    yield from _time_problems(where, found)
+    yield from _time_problems(where, scan)
     if counts["null user"] == rows:
         yield f"{where}.events.user: found {rows} nulls in {rows} rows; allowed: some users"
     unknown = counts["unknown item"]
@@ -116,9 +116,9 @@ def _row_problems(where: str, scenario: Scenario, found: "Scan") -> Iterator[str
         )
 
 
-def _time_problems(where: str, found: "Scan") -> Iterator[str]:
+def _time_problems(where: str, scan: "Scan") -> Iterator[str]:
     """Yields at most one line about the times of a log."""
-    counts, examples = found.findings.counts, found.findings.examples
+    counts, examples = scan.findings.counts, scan.findings.examples
     known = counts["rows"] - counts["null time"]
     if 2 * counts["implausible time"] > counts["plain time"]:
         example = float(examples["implausible time"])
@@ -136,17 +136,17 @@ def _time_problems(where: str, found: "Scan") -> Iterator[str]:
         )
 
 
-def _split_problems(where: str, found: "Scan") -> Iterator[str]:
-    for split, number in zip(SPLITS, found.split_rows, strict=False):
-        if not number and not found.split_rows[3]:
+def _split_problems(where: str, scan: "Scan") -> Iterator[str]:
+    for split, number in zip(SPLITS, scan.split_rows, strict=False):
+        if not number and not scan.split_rows[3]:
             yield f"{where}.split: found no rows in {split}; allowed: at least one"
 
 
-def _label_problems(where: str, scenario: Scenario, found: "Scan", expanded: bool) -> Iterator[str]:
-    if not found.split_rows[[0, 3]].any():
+def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool) -> Iterator[str]:
+    if not scan.split_rows[[0, 3]].any():
         return  # without training rows there are no labels either
     for i, task in enumerate(scenario.tasks):
-        low, high = found.label_ranges[:, i]
+        low, high = scan.label_ranges[:, i]
         drawn = scenario.negatives is not None and scenario.negatives.of == task
         if low > high:
             yield f"{where}.tasks.{task}: found no labels in train; allowed: two values or more"

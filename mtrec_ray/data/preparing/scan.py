@@ -169,6 +169,6 @@ def scan(fragments: list[Fragment], sources: "ray.ObjectRef[Sources]") -> dict[s
     parts = [task.remote(fragments[a:b], sources) for a, b in pairwise(bounds)]
     merged: dict[str, Scan] = {}
     for part in parts:
-        for name, found in ray.get(part).items():
-            merged[name] = merge_scans(merged.get(name), found)
+        for name, part_scan in ray.get(part).items():
+            merged[name] = merge_scans(merged.get(name), part_scan)
     return merged

@@ -227,8 +227,8 @@ def histories(
     else:
         index = _fold_history(rows, rows.fold, last)
         buckets = np.zeros(index.shape, np.uint8)
-    found = index >= 0
-    return np.where(found, item[index], -1).astype(np.int32), np.where(found, buckets, 0)
+    exists = index >= 0
+    return np.where(exists, item[index], -1).astype(np.int32), np.where(exists, buckets, 0)
 
 
 def _rows_at(order: Ints, position: Ints, valid: Bools) -> Ints:

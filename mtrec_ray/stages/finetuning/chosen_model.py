@@ -184,8 +184,8 @@ def score_split_by_tasks(trained_model: TrainedModel, name: str, split: str) -> 
         task.remote(trained_model, vectors, name, [(s.path, s.rows) for s in shards[a:b]])
         for a, b in cuts
     ]
-    found: list[ScoredSplit] = ray.get(parts)
-    users, labels, scores = (np.concatenate(x) for x in zip(*found, strict=True))
+    scored: list[ScoredSplit] = ray.get(parts)
+    users, labels, scores = (np.concatenate(x) for x in zip(*scored, strict=True))
     return users, labels, scores
 
 
@@ -193,12 +193,12 @@ def score_shards(
     trained_model: TrainedModel, vectors: np.ndarray, name: str, shards: Sequence[tuple[str, int]]
 ) -> ScoredSplit:
     """Returns persons, labels and predictions of some shards, in a Ray task."""
-    model, found = load_with_vectors(trained_model, vectors)
+    model, item_vectors = load_with_vectors(trained_model, vectors)
     parts = [
         (arrays["person"], arrays["labels"], scores)
         for path, rows in shards
         for arrays, scores in score_rows(
-            model, found, name,
+            model, item_vectors, name,
             read_rows([storage.join(trained_model.prepared, path)], SCORING_BATCH_ROWS, 0, rows),
         )
     ]  # fmt: skip

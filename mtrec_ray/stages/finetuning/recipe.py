@@ -70,10 +70,10 @@ def scenario_project(
     if tuned.l2_sp:  # it stands in place of weight decay
         overrides |= {"training.weight_decay": 0.0, "training.id_weight_decay": 0.0}
     encoder = joint_run.project.model.encoder
-    own = project.single(name)
-    model = own.model.model_copy(update={"encoder": encoder})
-    own = own.model_copy(update={"model": model})
-    return with_overrides(own, overrides | encoder_overrides(joint_run, tuned))
+    single = project.single(name)
+    model = single.model.model_copy(update={"encoder": encoder})
+    single = single.model_copy(update={"model": model})
+    return with_overrides(single, overrides | encoder_overrides(joint_run, tuned))
 
 
 def start_of(joint_run: JointRun, name: str, tuned: FineTuning) -> FineTuneStart:

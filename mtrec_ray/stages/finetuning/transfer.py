@@ -65,13 +65,13 @@ def alone_stage(joint_run: JointRun, name: str) -> Stage:
 
 def earlier_comparisons(joint_run: JointRun) -> Record:
     """Returns the comparisons of all scenarios that were made with the present joint model."""
-    found = {}
+    comparisons = {}
     for name in joint_run.facts:
         stage = alone_stage(joint_run, name)
         made_from = stage.made_from or {"joint": {}}
         if stage.result and made_from["joint"].get("fingerprint") == joint_run.fingerprint:
-            found[name] = stage.result
-    return found
+            comparisons[name] = stage.result
+    return comparisons
 
 
 def comparison_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields:
@@ -174,8 +174,8 @@ def with_alone_teacher(joint_run: JointRun, name: str, own: Project, log: Log) -
     """Returns the scenario's data with the same teacher as in joint training."""
     if joint_run.is_new(name):
         return add_teacher_labels(own, joint_run.data(name), joint_run.folder(name), log)
-    found = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run.path(), log)
-    return found.only([name])
+    labelled = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run.path(), log)
+    return labelled.only([name])
 
 
 def transfer_table(facts: PreparedScenario, scored: ScoredRows, chosen: str) -> Record:

@@ -58,9 +58,9 @@ def confirm(
             own = with_overrides(project, run.overrides)
             run.result["test"] = scores_on_test(own, shared, run.name)
             run.save(records)
-    found = confirmed(outcome, list(runs.values()))
-    storage.write_json(storage.join(folder, "confirm.json"), found)
-    return found
+    record = confirmed(outcome, list(runs.values()))
+    storage.write_json(storage.join(folder, "confirm.json"), record)
+    return record
 
 
 def unexpected(point: Mapping[str, Any]) -> Trial:
@@ -81,8 +81,8 @@ def planned_runs(project: Project, outcome: Outcome, kept: Mapping[str, Trial]) 
 
 def variants(outcome: Outcome) -> dict[str, Trial]:
     """Returns the trials to compare."""
-    found = {"chosen": outcome.chosen, **{n: outcome.trial(n) for n in VARIANTS[1:]}}
-    return {name: trial for name, trial in found.items() if trial}
+    trials = {"chosen": outcome.chosen, **{n: outcome.trial(n) for n in VARIANTS[1:]}}
+    return {name: trial for name, trial in trials.items() if trial}
 
 
 def train_and_test(
@@ -126,18 +126,18 @@ def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
     `gains`: uniform less chosen, on test, of each seed that both have; above 0 the chosen weights
     are better. `better_on_all_seeds` is false where a run failed.
     """
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     tests: dict[str, dict[str, float]] = {}
     for name, trial in variants(outcome).items():
-        own = [r for r in runs if r.name.rpartition("-seed")[0] == trial.name]
-        done = [r for r in own if r.status == "finished" and r.best and "test" in r.result]
-        failed = {r.name: r.reason for r in own if r not in done}
+        seeds = [r for r in runs if r.name.rpartition("-seed")[0] == trial.name]
+        done = [r for r in seeds if r.status == "finished" and r.best and "test" in r.result]
+        failed = {r.name: r.reason for r in seeds if r not in done}
         valid = [r.best for r in done if r.best]
         test = [r.result["test"] for r in done]
         tests[name] = {
             r.name.rpartition("-seed")[2]: t["joint_score"] for r, t in zip(done, test, strict=True)
         }
-        found[name] = {
+        record[name] = {
             "trial": trial.name,
             "seeds": len(done),
             "failed": failed,
@@ -146,9 +146,9 @@ def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
         }
     uniform, chosen = tests["uniform"], tests["chosen"]
     gains = [uniform[seed] - chosen[seed] for seed in uniform if seed in chosen]
-    complete = not found["uniform"]["failed"] and not found["chosen"]["failed"]
+    complete = not record["uniform"]["failed"] and not record["chosen"]["failed"]
     return {
-        "variants": found,
+        "variants": record,
         "gains": gains,
         "better_on_all_seeds": complete and bool(gains) and min(gains) > 0,
     }

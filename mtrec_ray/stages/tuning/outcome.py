@@ -93,11 +93,11 @@ def losses(project: Project, scored: Sequence[Trial], points: np.ndarray) -> np.
     if search.choose == "preference":
         return preferred(points, [search.preference.get(n, 0.0) for n in names])
     if search.choose == "worst_case":
-        own = {t.name: t for t in scored}
-        lost = [n for n in names if f"only_{n}" not in own]
+        by_name = {t.name: t for t in scored}
+        lost = [n for n in names if f"only_{n}" not in by_name]
         if lost:
             raise ProjectError([f"search.choose: found no score of the model of {lost} alone"])
-        alone = [min(e["scores"][n] for e in own[f"only_{n}"].curve) for n in names]
+        alone = [min(e["scores"][n] for e in by_name[f"only_{n}"].curve) for n in names]
         return -worst_gains(points, np.array(alone))
     return np.array([score_of(t) for t in scored])
 
@@ -229,9 +229,9 @@ def comparison(
     return rows
 
 
-def spread_text(found: dict[str, float] | None) -> str:
+def spread_text(spread: dict[str, float] | None) -> str:
     """Returns the mean and half of the spread."""
-    return f"{found['mean']:.4f} ± {found['spread'] / 2:.4f}" if found else "-"
+    return f"{spread['mean']:.4f} ± {spread['spread'] / 2:.4f}" if spread else "-"
 
 
 def write_outcome(

@@ -72,8 +72,8 @@ def moved_value(of: Any, value: Any, rng: np.random.Generator) -> Any:
     log = isinstance(of, FloatDistribution) and of.log
     low, high, at = (math.log(x) if log else float(x) for x in (of.low, of.high, value))
     other = rng.uniform(low, high) if anew else rng.normal(at, SPREAD * (high - low))
-    found = min(max(math.exp(other) if log else other, of.low), of.high)
-    return round(found) if isinstance(of, IntDistribution) else float(found)
+    moved_number = min(max(math.exp(other) if log else other, of.low), of.high)
+    return round(moved_number) if isinstance(of, IntDistribution) else float(moved_number)
 
 
 def checkpoint_of(folder: str) -> Checkpoint:
@@ -82,9 +82,9 @@ def checkpoint_of(folder: str) -> Checkpoint:
     return Checkpoint(inner, fs)
 
 
-def adopt(found: Checkpoint, folder: str) -> None:
+def adopt(checkpoint: Checkpoint, folder: str) -> None:
     """Make a checkpoint, its own or a better trial's, the one that a trial goes on from."""
-    with found.as_directory() as local:
+    with checkpoint.as_directory() as local:
         name = "checkpoint_taken"
         for file in sorted(storage.files(local)):
             target = storage.join(folder, name, storage.name_of(file))

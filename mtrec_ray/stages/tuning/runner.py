@@ -60,63 +60,66 @@ class Recorder(Callback):
         """Returns nothing: Tune's own state is never read back."""
         return {}
 
-    def own(self, trial: Any) -> Trial:
+    def record_of(self, trial: Any) -> Trial:
         """Returns our record of one of Tune's trials."""
         return self.trials[trial.config["trial"]["name"]]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Record that a trial starts, or goes on: in a population with other values than before."""
-        own = self.own(trial)
-        own.status = "running"
+        record = self.record_of(trial)
+        record.status = "running"
         now = trial.config["trial"]
-        if now["overrides"] != own.overrides:
-            own.move(now["from"], now["overrides"], now["point"])
-            self.log(f"{own.name} goes on from {now['from']} with other values")
-        self.started[own.name] = time.monotonic() - own.seconds
-        own.save(self.folder)
+        if now["overrides"] != record.overrides:
+            record.move(now["from"], now["overrides"], now["point"])
+            self.log(f"{record.name} goes on from {now['from']} with other values")
+        self.started[record.name] = time.monotonic() - record.seconds
+        record.save(self.folder)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Record an epoch of a trial, its failure, or what else its training returned."""
-        own = self.own(trial)
-        own.seconds = time.monotonic() - self.started[own.name]
+        record = self.record_of(trial)
+        record.seconds = time.monotonic() - self.started[record.name]
         if result.get("entry"):
-            own.add(result["entry"])
-        own.reason = " ".join(str(result.get("failed", "")).split())
-        own.result = result.get("result", own.result)
-        own.save(self.folder)
+            record.add(result["entry"])
+        record.reason = " ".join(str(result.get("failed", "")).split())
+        record.result = result.get("result", record.result)
+        record.save(self.folder)
         self.show_progress()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Record that a trial ended by itself, or was ended by the scheduler."""
-        own = self.own(trial)
-        stopped = own.name in getattr(self.scheduler, "stopped", ())
-        if own.best is None:
-            own.reason = own.reason or "no epoch with a finite score"
-        own.status = "failed" if own.reason else "stopped" if stopped else "finished"
-        self.end(own)
+        record = self.record_of(trial)
+        stopped = record.name in getattr(self.scheduler, "stopped", ())
+        if record.best is None:
+            record.reason = record.reason or "no epoch with a finite score"
+        record.status = "failed" if record.reason else "stopped" if stopped else "finished"
+        self.end(record)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Record that a trial's process was lost too often."""
-        own = self.own(trial)
-        own.status, own.reason = "failed", "its process ended, more often than run.max_failures"
-        self.end(own)
+        record = self.record_of(trial)
+        record.status, record.reason = (
+            "failed",
+            "its process ended, more often than run.max_failures",
+        )
+        self.end(record)
 
-    def end(self, own: Trial) -> None:
+    def end(self, record: Trial) -> None:
         """Record that a trial ended; delete its checkpoints unless a confirmation keeps them."""
-        own.save(self.folder)
+        record.save(self.folder)
         if not self.keep:
             with suppress(OSError):
-                storage.remove_folder(storage.join(self.runs, own.name))
-        self.log(self.line(own))
+                storage.remove_folder(storage.join(self.runs, record.name))
+        self.log(self.line(record))
         self.show_progress()
 
-    def line(self, own: Trial) -> str:
+    def line(self, record: Trial) -> str:
         """Returns how a trial ended."""
-        epochs = "1 epoch" if len(own.curve) == 1 else f"{len(own.curve)} epochs"
-        told = f"{score_of(own):.4f} after {epochs}" if own.best else own.reason
-        return f"{own.name} {own.status}: {told}, {own.seconds:.0f} s"
+        epochs = "1 epoch" if len(record.curve) == 1 else f"{len(record.curve)} epochs"
+        told = f"{score_of(record):.4f} after {epochs}" if record.best else record.reason
+        return f"{record.name} {record.status}: {told}, {record.seconds:.0f} s"
 
     def show_progress(self) -> None:
         """Show how many trials have ended, how many epochs were trained, and the best score."""
@@ -146,7 +149,9 @@ class Recorder(Callback):
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Report that a trial's process was lost; it goes on from its checkpoint."""
-        self.log(f"{self.own(trial).name}: its process was lost, it goes on from its checkpoint")
+        self.log(
+            f"{self.record_of(trial).name}: its process was lost, it goes on from its checkpoint"
+        )
 
 
 def score_of(trial: Trial) -> float:
