@@ -75,10 +75,10 @@ def timed(batches: Iterator[Any], number: int) -> np.ndarray:
 def of_feed(prepared: Prepared, kind: str, own: dict[str, int], number: int) -> Iterator[Any]:
     """Composed batches as a training worker takes them, from nothing."""
     source = training_source(prepared, kind, 1)
-    feed = BatchComposer(prepared, own, 0, (0, 1))
-    feed.open(source.read, number)
+    composer = BatchComposer(prepared, own, 0, (0, 1))
+    composer.open(source.read, number)
     while True:
-        yield feed.next_batch()
+        yield composer.next_batch()
 
 
 def pause(prepared: Prepared, own: dict[str, int], came: np.ndarray) -> float:

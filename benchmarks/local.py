@@ -16,18 +16,18 @@ from jobs.common import teller
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.shards import Arrays, to_arrays
+from mtrec_ray.data.shards import Arrays, concatenate, to_arrays
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint, loop
-from mtrec_ray.training.batches import OpenRows, concatenate
+from mtrec_ray.training.batches import OpenRows
 from mtrec_ray.training.build import build_model, cache_folder
 from mtrec_ray.training.validation import score_split
 
 Scores = dict[str, np.ndarray]
 
 
-class Host:
+class LocalContext:
     """The loop's surroundings in this process: rows in memory, the best model in a folder."""
 
     device = torch.device("cpu")
@@ -118,12 +118,12 @@ def fit(project: Project, prepared: Prepared, splits: Sequence[str] = ("valid", 
         mine = replace(mine, teacher_labels=None)
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        summary = loop.train(project, mine, Host(mine, Path(folder)))
+        summary = loop.train(project, mine, LocalContext(mine, Path(folder)))
         seconds = time.monotonic() - started
         if not splits:
             return Fit({}, summary["curve"], seconds)
         precision = project.training.precision
-        model, vectors = build_model(project, mine, Host.device, precision)
+        model, vectors = build_model(project, mine, LocalContext.device, precision)
         checkpoint.load_model(Path(folder), model)
     vectors.compute_frozen(cache_folder(project))
     vectors.refresh()

@@ -100,10 +100,8 @@ class Recorder(Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Record that a trial's process was lost too often."""
         record = self.record_of(trial)
-        record.status, record.reason = (
-            "failed",
-            "its process ended, more often than run.max_failures",
-        )
+        record.status = "failed"
+        record.reason = "its process ended, more often than run.max_failures"
         self.end(record)
 
     def end(self, record: Trial) -> None:
