@@ -146,15 +146,15 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
     `intervals`: 95 % by resampled users. `slices`: rows of users and items that training knows
     (warm), of new users, of new items. `reliability`: ten bins of equal size.
     """
-    found = read_predictions(folder, facts.name, len(facts.tasks))
-    users, is_new_user = found["person"], found["user"] == 0
-    is_new_item = ~known_items[found["item"]]
+    predicted = read_predictions(folder, facts.name, len(facts.tasks))
+    users, is_new_user = predicted["person"], predicted["user"] == 0
+    is_new_item = ~known_items[predicted["item"]]
     warm = ~is_new_user & ~is_new_item
     slices = {"warm": warm, "new users": is_new_user, "new items": is_new_item}
     result: dict[str, dict[str, Any]] = {"intervals": {}, "slices": {}, "reliability": {}}
     for i, (task, kind) in enumerate(facts.kinds.items()):
-        label = found["label"][:, i].astype(np.float64)
-        score = found["score"][:, i].astype(np.float64)
+        label = predicted["label"][:, i].astype(np.float64)
+        score = predicted["score"][:, i].astype(np.float64)
         known = np.isfinite(label)
         if not known.any():
             continue
@@ -164,7 +164,9 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
             for interval in [metric_interval(metric, label[known], score[known], users[known])]
         }
         result["slices"][task] = {
-            name: task_metrics(facts, users[rows], found["label"][rows], found["score"][rows])[task]
+            name: task_metrics(
+                facts, users[rows], predicted["label"][rows], predicted["score"][rows]
+            )[task]
             for name, rows in slices.items()
             if (rows & known).any()
         }

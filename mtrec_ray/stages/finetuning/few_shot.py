@@ -133,9 +133,11 @@ def train_point_alone(
     """Returns a model of the scenario by itself that learned from so many rows."""
     tuned, data = project.finetune.of(name), joint_run.data(name)
     lengths = {"training.epochs": tuned.epochs, "training.patience": tuned.patience}
-    few_rows = with_few_rows(with_overrides(project.single(name), lengths), point.rows)
-    training = TrainingRun(few_rows, data, point.folder, "training", rows=point.rows, log=point.log)
-    return joint_model(few_rows, data.folder, best_weights(training))
+    small_project = with_few_rows(with_overrides(project.single(name), lengths), point.rows)
+    training = TrainingRun(
+        small_project, data, point.folder, "training", rows=point.rows, log=point.log
+    )
+    return joint_model(small_project, data.folder, best_weights(training))
 
 
 def train_point_joined(
@@ -143,16 +145,18 @@ def train_point_joined(
 ) -> TrainedModel:
     """Returns a model of the scenario that started from the joint one and so many rows."""
     tuned, data = project.finetune.of(name), joint_run.data(name)
-    few_rows = with_few_rows(scenario_project(joint_run, name, tuned, project), point.rows)
+    small_project = with_few_rows(scenario_project(joint_run, name, tuned, project), point.rows)
     start = start_of(joint_run, name, tuned)
     training = TrainingRun(
-        few_rows, data, point.folder, "training", start=start, rows=point.rows, log=point.log
+        small_project, data, point.folder, "training", start=start, rows=point.rows, log=point.log
     )
     best, folder = best_weights(training), point.folder
     delta = storage.join(folder, DELTA_FOLDER)
     task = task_of(store_delta, project.run, gpu=False)
     ray.get(
-        task.remote(few_rows, data, start, best, delta, {"tuned": tuned.model_dump(mode="json")})
+        task.remote(
+            small_project, data, start, best, delta, {"tuned": tuned.model_dump(mode="json")}
+        )
     )
     return finetuned_model_in(joint_run, name, project, delta)
 

@@ -105,17 +105,17 @@ def find_comparison(joint_run: JointRun, name: str, project: Project) -> Record 
 
 def alone_project(joint_run: JointRun, name: str, project: Project, rows: int) -> Project:
     """Returns the project of a scenario by itself, with so many rows over all epochs."""
-    own, joint = project.single(name), joint_run.project
-    batch = own.training.batch_size
+    alone, joint = project.single(name), joint_run.project
+    batch = alone.training.batch_size
     if not joint_run.is_new(name):
         plan = make_plan(joint, joint_run.prepared, joint.run.most_workers)
         batch = plan.quotas[name] * joint.run.most_workers * joint.training.accumulation
     return with_overrides(
-        own,
+        alone,
         {
-            "training.batch_size": max(batch, own.run.most_workers),
+            "training.batch_size": max(batch, alone.run.most_workers),
             "training.accumulation": 1,
-            "training.rows_per_epoch": -(-rows // own.training.epochs),
+            "training.rows_per_epoch": -(-rows // alone.training.epochs),
         },
     )
 
@@ -154,13 +154,13 @@ def train_alone(
 ) -> TrainedModel:
     """Trains a scenario alone, or goes on, unless it is finished; returns the model."""
     rows = max(row_budget(joint_run, name), 1)
-    own, data = alone_project(joint_run, name, project, rows), joint_run.data(name).only([name])
+    alone, data = alone_project(joint_run, name, project, rows), joint_run.data(name).only([name])
     folder, told = alone_stage(joint_run, name).folder, sender.named(f"{name} alone")
-    training = TrainingRun(own, data, folder, "training", log=told)
+    training = TrainingRun(alone, data, folder, "training", log=told)
     if training.stage.result is None:
-        labelled = with_alone_teacher(joint_run, name, own, log)
+        labelled = with_alone_teacher(joint_run, name, alone, log)
         train_model(replace(training, prepared=labelled))
-    return joint_model(own, data.folder, storage.join(training.stage.folder, BEST))
+    return joint_model(alone, data.folder, storage.join(training.stage.folder, BEST))
 
 
 def score_models(models: Mapping[str, TrainedModel], name: str) -> ScoredRows:
@@ -217,12 +217,12 @@ def task_row(
     known = np.isfinite(scored.labels[:, i])
     metric = "auc" if facts.kinds[task] == "binary" else "rmse"
     labels, users = scored.labels[known, i].astype(np.float64), scored.users[known]
-    own = {m: [s[known, i].astype(np.float64)] for m, s in scored.scores.items()}
+    known_scores = {m: [s[known, i].astype(np.float64)] for m, s in scored.scores.items()}
     row: dict[str, Any] = {"metric": metric, "rows": int(known.sum())}
-    for model, scores in own.items():
+    for model, scores in known_scores.items():
         row[model] = metric_of(metric, labels, scores[0])
     for first, second in pairs:
-        gap = paired_difference(metric, labels, own[first], own[second], users)
+        gap = paired_difference(metric, labels, known_scores[first], known_scores[second], users)
         row[f"{first}-{second}"] = asdict(gap)
     return row
 
