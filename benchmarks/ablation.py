@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation [--quick] [--out FILE] [--root real4] [--storage DIR]
 
-All four scenarios of `jobs/real4.yaml` in one model, two seeds, one thread a training; judged on
+All four scenarios of `jobs/real4.yaml` in one model, two seeds, one thread a training; scored on
 valid (nothing here looks at test). Two bases with budgets of their own, because an encoder that
 learns costs more:
 

@@ -75,10 +75,10 @@ def timed(batches: Iterator[Any], number: int) -> np.ndarray:
 def of_feed(prepared: Prepared, kind: str, own: dict[str, int], number: int) -> Iterator[Any]:
     """Composed batches as a training worker takes them, from nothing."""
     source = training_source(prepared, kind, 1)
-    feed = BatchComposer(prepared, own, 0, (0, 1))
-    feed.open(source.read, number)
+    composer = BatchComposer(prepared, own, 0, (0, 1))
+    composer.open(source.read, number)
     while True:
-        yield feed.next_batch()
+        yield composer.next_batch()
 
 
 def pause(prepared: Prepared, own: dict[str, int], came: np.ndarray) -> float:
@@ -217,7 +217,7 @@ def main(
     project = project_of(QUICK if quick else FULL, override or [])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as storage:
-        prepared = replace(prepared_by_process(project, storage), taught=None)
+        prepared = replace(prepared_by_process(project, storage), teacher_labels=None)
         figures = figures_of(project, prepared)
         for kind in KINDS:
             share = wait_share(project, kind, storage, prepared.folder)

@@ -16,18 +16,18 @@ from jobs.common import teller
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.shards import Arrays, to_arrays
+from mtrec_ray.data.shards import Arrays, concatenate, to_arrays
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint, loop
-from mtrec_ray.training.batches import OpenRows, concatenate
+from mtrec_ray.training.batches import OpenRows
 from mtrec_ray.training.build import build_model, cache_folder
 from mtrec_ray.training.validation import score_split
 
 Scores = dict[str, np.ndarray]
 
 
-class Host:
+class LocalContext:
     """The loop's surroundings in this process: rows in memory, the best model in a folder."""
 
     device = torch.device("cpu")
@@ -115,15 +115,15 @@ def fit(project: Project, prepared: Prepared, splits: Sequence[str] = ("valid", 
     torch.set_num_threads(1)
     mine = only(prepared, list(project.scenarios))
     if not project.training.teacher.share:
-        mine = replace(mine, taught=None)
+        mine = replace(mine, teacher_labels=None)
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        summary = loop.train(project, mine, Host(mine, Path(folder)))
+        summary = loop.train(project, mine, LocalContext(mine, Path(folder)))
         seconds = time.monotonic() - started
         if not splits:
             return Fit({}, summary["curve"], seconds)
         precision = project.training.precision
-        model, vectors = build_model(project, mine, Host.device, precision)
+        model, vectors = build_model(project, mine, LocalContext.device, precision)
         checkpoint.load_model(Path(folder), model)
     vectors.compute_frozen(cache_folder(project))
     vectors.refresh()
@@ -145,7 +145,7 @@ def side_by_side(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -
 
 
 def prepare_here(project: Project, storage: str, teach: bool) -> Prepared:
-    """Prepare the data, and have it taught, in this process."""
+    """Prepare the data, and fit a teacher on it, in this process."""
     from mtrec_ray.stages.prepare import open_prepared, run_prepare
     from mtrec_ray.stages.run_folder import RunFolder
     from mtrec_ray.stages.teacher import add_teacher_labels

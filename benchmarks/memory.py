@@ -103,10 +103,10 @@ def look(peaks: Peaks, driver: int, parent: psutil.Process) -> float:
     return largest
 
 
-def drift(course: list[float]) -> float:
+def drift(sizes: list[float]) -> float:
     """Peak of the last quarter over that of the second, of what a worker used over time."""
-    quarter = max(len(course) // 4, 1)
-    return max(course[-quarter:]) / max(course[quarter : 2 * quarter], default=1.0)
+    quarter = max(len(sizes) // 4, 1)
+    return max(sizes[-quarter:]) / max(sizes[quarter : 2 * quarter], default=1.0)
 
 
 def watched(project: Project, storage: Path) -> tuple[Peaks, dict[str, Any]]:
@@ -129,12 +129,12 @@ def watched(project: Project, storage: Path) -> tuple[Peaks, dict[str, Any]]:
             env=os.environ | {"PYTHONPATH": str(TOP)},
         )  # fmt: skip
     peaks: Peaks = {}
-    course: list[float] = []
+    sizes: list[float] = []
     parent = psutil.Process(job.pid)
     while job.poll() is None:
-        course.append(look(peaks, job.pid, parent))
+        sizes.append(look(peaks, job.pid, parent))
         time.sleep(EVERY)
-    peaks["drift"] = drift([c for c in course if c])
+    peaks["drift"] = drift([c for c in sizes if c])
     if job.returncode:
         raise RuntimeError(out.read_text()[-3000:])
     return peaks, json.loads(out.read_text().splitlines()[-1])

@@ -38,7 +38,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import TrainerCallback
 
 from benchmarks.common import RESULTS, TOP, write_result
-from benchmarks.local import Host, only, prepared_by_process
+from benchmarks.local import LocalContext, only, prepared_by_process
 from benchmarks.plain import PlainRows, score_plain, train_plain
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.shards import Arrays, read_rows
@@ -132,7 +132,7 @@ def run_ours(
 ) -> Iterator[Curve]:
     """Train a variant of this model; yields its curve as it grows."""
     mine = only(prepared, [scenario])
-    run = RankRun(project_of(base, scenario, job, seed), mine, Host(mine))
+    run = RankRun(project_of(base, scenario, job, seed), mine, LocalContext(mine))
     curve = Curve(scenario, job.variant, seed)
     before = {n: p.detach().clone() for n, p in run.model.encoder.named_parameters()}
     curve.trainable = sum(p.numel() for p in run.model.encoder.parameters() if p.requires_grad)
@@ -168,7 +168,7 @@ def run_plain(
     items = base.scenarios[scenario].items
     table = pq.read_table(base.path(items.path))
     texts = item_texts(table, items)
-    train = Host(prepared).shards(scenario)
+    train = LocalContext(prepared).shards(scenario)
     rows = shuffled_rows(facts, texts, train, job.rows, seed)
     valid_arrays = list(read_rows(prepared.shard_paths(scenario, "valid"), 16_384, 0, 10**12))
     valid = shuffled_rows(facts, texts, valid_arrays, 2048 if job.rows > 1000 else 64, 0)

@@ -35,7 +35,7 @@ import typer
 import yaml
 
 from benchmarks.common import TOP, write_result
-from benchmarks.local import Host, prepared_by_process
+from benchmarks.local import LocalContext, prepared_by_process
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.project.load import load_project, parse_project, with_overrides
 from mtrec_ray.project.project import Project
@@ -78,7 +78,7 @@ def rank(config: Path, prepared: str, out: Path) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rows = load_prepared(prepared)
-    summary = loop.train(load_project(config), rows, Host(rows))
+    summary = loop.train(load_project(config), rows, LocalContext(rows))
     if dist.get_rank() == 0:
         out.write_text(json.dumps({k: summary[k] for k in ("speed", "curve")}))
     dist.destroy_process_group()

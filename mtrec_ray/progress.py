@@ -12,13 +12,17 @@ from typing import Protocol, runtime_checkable
 Log = Callable[[str], None]
 
 
+def no_log(text: str) -> None:
+    """Write nothing."""
+
+
 @dataclass(frozen=True)
 class Progress:
-    """How far something is.
+    """How far a piece of work is.
 
     Attributes:
-        label: what goes on; the same label is the same bar.
-        done: so much of `total`, in any unit; with `done` at `total` the bar ends.
+        label: names the work; the same label is the same bar.
+        done: the part of `total` that is done, in any unit; the bar ends with `total`.
         text: rate, loss, score, whatever else a person wants to know.
     """
 
@@ -42,11 +46,11 @@ class Reporter(Protocol):
         ...
 
     def stage(self, title: str) -> None:
-        """A stage begins, or is found done."""
+        """Show that a stage begins, or is done already."""
         ...
 
     def progress(self, progress: Progress) -> None:
-        """Show how far something is."""
+        """Show how far a piece of work is."""
         ...
 
     def warn(self, text: str) -> None:
@@ -65,7 +69,7 @@ def begin_stage(log: Log, title: str) -> None:
 def tell_progress(
     log: Log, label: str, done: float, total: float, text: str = "", *, quiet: bool = False
 ) -> None:
-    """Show how far something is: as a bar where the log has bars, else as a line.
+    """Show how far a piece of work is: as a bar where the log has bars, else as a line.
 
     `quiet`: no line where there are no bars.
     """
@@ -85,12 +89,12 @@ def warn(log: Log, text: str) -> None:
 
 
 def progress_line(progress: Progress) -> str:
-    """`training 42%  5,936 rows/s`."""
+    """Returns `training 42%  5,936 rows/s`."""
     return f"{progress.label} {progress.share:.0%}  {progress.text}".rstrip()
 
 
 def clock(seconds: float) -> str:
-    """`12 s`, `3:05` (minutes) or `2:03:05` (hours)."""
+    """Returns `12 s`, `3:05` (minutes) or `2:03:05` (hours)."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -21,14 +21,13 @@ from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, Shard, load_prepared
-from mtrec_ray.data.shards import LISTS, SCALARS, Arrays
+from mtrec_ray.data.shards import LISTS, SCALARS, Arrays, concatenate
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.model import Encoder, Model
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
-from mtrec_ray.training.batches import concatenate
 from mtrec_ray.training.item_vectors import ItemVectors
 
 NUM_USERS, NUM_ITEMS, HISTORY = 12, 30, 4

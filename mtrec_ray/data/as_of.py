@@ -1,11 +1,11 @@
 """What was known of items, categories and users' categories at any moments.
 
 "As of a moment" means: rows strictly before it, and of their labels those whose delay has passed
-by then. Of these rows `statistics: live` counts all splits, as a live system does, and `frozen`
-training alone. Sampled negatives are no rows of the log.
+by then. With `statistics: live` rows of all splits count, as in a live system; with
+`frozen` those of training alone. Sampled negatives are not rows of the log.
 
-The rows that count are held in memory, sorted once for each key: 24 bytes a row and 16 more for
-each task, for the items and as much for each categorical column.
+Rows that count are held in memory, sorted once by item and once by each categorical column: each
+time they take 24 bytes a row, and 16 more for each task.
 
 Letters: n items, B moments, N rows, T tasks, F numeric columns of a row, f of them of a key.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.end_states import CatalogueColumns
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import (
@@ -26,10 +27,8 @@ from mtrec_ray.data.preparing.statistics import (
     past_statistics,
     running_labels,
 )
-from mtrec_ray.data.shards import Arrays, read_columns
+from mtrec_ray.data.shards import Arrays, concatenate, read_columns
 from mtrec_ray.data.snapshot import (
-    Floats,
-    Ints,
     SnapshotColumns,
     UserCategoryStatistics,
     no_category_statistics,
@@ -39,7 +38,7 @@ from mtrec_ray.project.scenario import SPLITS
 
 
 def counting_splits(layout: SnapshotColumns) -> tuple[str, ...]:
-    """The splits whose rows enter statistics."""
+    """Returns the splits whose rows enter statistics."""
     live = layout.timed and layout.scenario.statistics == "live"
     return SPLITS if live else ("train",)
 
@@ -47,7 +46,7 @@ def counting_splits(layout: SnapshotColumns) -> tuple[str, ...]:
 def log_rows(
     layout: SnapshotColumns, splits: tuple[str, ...], columns: tuple[str, ...]
 ) -> Iterator[Arrays]:
-    """Some columns of the log's rows of some splits, in batches, without sampled negatives."""
+    """Yields columns of the log's rows of some splits, in batches, without sampled negatives."""
     for split in splits:
         paths = layout.prepared.shard_paths(layout.name, split)
         for arrays in read_columns(paths, ("row", *columns)):
@@ -68,19 +67,19 @@ class KeyedPast:
     def of(
         cls, layout: SnapshotColumns, key: Ints, rows: Arrays, windows: Windows = NO_WINDOWS
     ) -> "KeyedPast":
-        """The past of `key` i64[N], -1 for rows that do not count, with times and labels."""
+        """Returns the past of `key` i64[N], which is -1 for rows that do not count."""
         past = Past(key, rows["time"], key >= 0)
         labels = running_labels(past, rows["labels"].astype(np.float64))
         nobody = np.zeros(0, np.int64)  # the rows' own questions are not kept
         return cls(layout, past.asked(nobody, nobody), labels, windows)
 
-    def at(self, key: Ints, moment: Ints) -> Floats:
-        """f32[m, f]: statistics of the keys i64[m] as of the moments i64[m]."""
+    def at(self, key: Ints, moment: Ints) -> Float32s:
+        """Returns f32[m, f]: statistics of the keys i64[m] as of the moments i64[m]."""
         layout = self.layout
-        found = past_statistics(
+        values = past_statistics(
             self.past.asked(key, moment), self.labels, layout.delays_ms, layout.priors, self.windows
         )
-        return found.astype(np.float32)
+        return values.astype(np.float32)
 
 
 class CatalogueAsOf:
@@ -97,8 +96,8 @@ class CatalogueAsOf:
             for column, code in catalogue.codes.items()
         }
 
-    def numeric(self, moments: Ints) -> Floats:
-        """f32[B, n, F]: the columns of every item as of each moment."""
+    def numeric(self, moments: Ints) -> Float32s:
+        """Returns f32[B, n, F]: the columns of every item as of each moment."""
         num_items = len(self.catalogue.ids)
         stats = ask_all(self.items, num_items, moments)
         parts = [self.layout.scatter("item", WINDOWS_MS, stats)]
@@ -106,8 +105,8 @@ class CatalogueAsOf:
         parts.append(self.layout.item_ages(self.catalogue.published, moments[:, None]))
         return overlay(*parts)
 
-    def _category(self, column: str, moments: Ints) -> Floats:
-        """f32[B, n, F]: statistics of each item's category; NaN for an item without one."""
+    def _category(self, column: str, moments: Ints) -> Float32s:
+        """Returns f32[B, n, F]: statistics of each item's category; NaN for an item without one."""
         code = self.catalogue.codes[column]
         stats = ask_all(self.categories[column], int(code.max(initial=-1)) + 1, moments)
         none = np.full((len(moments), 1, stats.shape[2]), np.nan, np.float32)
@@ -115,26 +114,26 @@ class CatalogueAsOf:
         return self.layout.scatter(f"category.{column}", NO_WINDOWS, stats[:, code])
 
 
-def ask_all(past: KeyedPast, num_keys: int, moments: Ints) -> Floats:
-    """f32[B, K, f]: statistics of the keys 0..K-1 as of each moment."""
+def ask_all(past: KeyedPast, num_keys: int, moments: Ints) -> Float32s:
+    """Returns f32[B, K, f]: statistics of the keys 0..K-1 as of each moment."""
     keys = np.tile(np.arange(num_keys), len(moments))
-    found = past.at(keys, np.repeat(moments, num_keys))
-    return found.reshape(len(moments), num_keys, found.shape[1])
+    values = past.at(keys, np.repeat(moments, num_keys))
+    return values.reshape(len(moments), num_keys, values.shape[1])
 
 
 def rows_before(layout: SnapshotColumns, before: int) -> Arrays:
-    """Items, times and labels of the rows before a moment that enter statistics."""
+    """Returns items, times and labels of the rows before a moment that enter statistics."""
     parts = []
     for arrays in log_rows(layout, counting_splits(layout), ("item", "time", "labels")):
         early = arrays["time"] < before
         parts.append({name: arrays[name][early] for name in ("item", "time", "labels")})
-    return concatenated(parts)
+    return concatenate(parts)
 
 
 def rows_of_persons(layout: SnapshotColumns, persons: Ints, moments: Ints) -> Arrays:
-    """The rows of some persons, before the moment of each, that enter statistics.
+    """Returns the rows of some persons, before the moment of each, that enter statistics.
 
-    `person` holds the places of the persons among `persons`, which are sorted.
+    `persons` is sorted; the result's `person` is an index into it.
     """
     columns = ("person", "item", "time", "labels")
     parts = []
@@ -142,26 +141,21 @@ def rows_of_persons(layout: SnapshotColumns, persons: Ints, moments: Ints) -> Ar
         place = places_among(persons, arrays["person"])
         kept = (place >= 0) & (arrays["time"] < moments[place])
         parts.append({name: arrays[name][kept] for name in columns} | {"person": place[kept]})
-    return concatenated(parts)
+    return concatenate(parts)
 
 
 def places_among(wanted: Ints, values: Ints) -> Ints:
-    """i64[N]: the place of each value among the sorted `wanted`, -1 where it is not among them."""
+    """Returns i64[N], the index of each value in the sorted `wanted`, or -1."""
     place = np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)
     return np.where(wanted[place] == values, place, -1)
-
-
-def concatenated(parts: list[Arrays]) -> Arrays:
-    """The rows of several parts, of which there is at least one."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def categories_as_of(
     layout: SnapshotColumns, codes: dict[str, Ints], persons: Ints, moments: Ints
 ) -> dict[str, UserCategoryStatistics]:
-    """Statistics of each person's rows by category as of the person's moment, by column.
+    """Returns statistics of each person's rows by category as of the person's moment, by column.
 
-    `persons` i64[B] are sorted; in what is returned a user is a place among them.
+    `persons` i64[B] is sorted; the result names a user by an index into it.
     """
     rows = rows_of_persons(layout, persons, moments)
     return {c: _pairs_as_of(layout, c, code, rows, moments) for c, code in codes.items()}

@@ -1,7 +1,7 @@
 """Test users at the moment of their first test row, to rank the whole catalogue for.
 
-A user asks with the history and the statistics of that row. What such a list is judged by are the
-user's positives in test, from that row on.
+A user asks with the history and the statistics of that row. The list is measured
+against the user's positives in test, from that row on.
 
 Letters: B users, H history items.
 """
@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrec_ray.data.as_of import categories_as_of, concatenated, log_rows, places_among
+from mtrec_ray.data.arrays import Ints
+from mtrec_ray.data.as_of import categories_as_of, log_rows, places_among
 from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.end_states import CatalogueColumns, user_parts, users_at_end
 from mtrec_ray.data.preparing import statistics
-from mtrec_ray.data.shards import Arrays, read_rows
-from mtrec_ray.data.snapshot import Ints, SnapshotColumns, UserCategoryStatistics, UserSnapshot
+from mtrec_ray.data.shards import Arrays, concatenate, read_rows
+from mtrec_ray.data.snapshot import SnapshotColumns, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.project.scenario import SPLITS
 
-BATCH_ROWS = 65_536
+TEST_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,17 @@ class AskingUsers:
         return len(self.users)
 
     def take(self, rows: Ints) -> "AskingUsers":
-        """Some of the users, in the order of `rows`."""
+        """Returns some of the users, in the order of `rows`."""
         positives = [self.positives[i] for i in rows]
         return AskingUsers(self.users.take(rows), self.moments[rows], positives, self.seen)
 
     def blocks(self, size: int) -> Iterator["AskingUsers"]:
-        """The users in blocks of at most `size`."""
+        """Yields the users in blocks of at most `size`."""
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
 
     def without_seen(self) -> "AskingUsers":
-        """The users that have positives which they had not seen, with these."""
+        """Returns the users who have unseen positives, with these alone."""
         place = places_among(self.users.person, self.seen[0])
         order = np.argsort(place, kind="stable")
         items, ends = self.seen[1][order], np.arange(len(self) + 1)
@@ -70,7 +71,7 @@ class AskingUsers:
 def asking_users(
     layout: SnapshotColumns, catalogue: CatalogueColumns, task: str, limit: int
 ) -> AskingUsers:
-    """At most `limit` test users with positives of a task, drawn by a fixed hash."""
+    """Returns at most `limit` test users with positives of a task, drawn by a fixed hash."""
     persons = persons_with_positives(layout, task)
     persons = np.sort(persons[np.argsort(hash_ints(persons, 0), kind="stable")][:limit])
     if not len(persons):
@@ -93,18 +94,18 @@ def asking_users(
 
 
 def no_users(layout: SnapshotColumns) -> UserSnapshot:
-    """No user at all."""
+    """Returns a snapshot without users."""
     none, history = np.zeros(0, np.int64), np.zeros((0, layout.facts.history_last), np.int64)
     return UserSnapshot(np.zeros(0, object), none, none, history, history, layout.blank(0))
 
 
 def is_positive(layout: SnapshotColumns, task: str, labels: NDArray[np.float32]) -> NDArray[Any]:
-    """bool[N]: rows whose label of a task is 1."""
+    """Returns bool[N]: rows whose label of a task is 1."""
     return labels[:, layout.facts.tasks.index(task)] == 1
 
 
 def persons_with_positives(layout: SnapshotColumns, task: str) -> Ints:
-    """Sorted persons who have a positive of a task in test."""
+    """Returns sorted persons who have a positive of a task in test."""
     persons = np.zeros(0, np.int64)
     for arrays in log_rows(layout, ("test",), ("person", "labels")):
         hit = is_positive(layout, task, arrays["labels"])
@@ -113,23 +114,23 @@ def persons_with_positives(layout: SnapshotColumns, task: str) -> Ints:
 
 
 def rows_in_test(layout: SnapshotColumns, persons: Ints) -> Arrays:
-    """The test rows of some sorted persons; `person` holds places among them."""
+    """Returns the test rows of some sorted persons; `person` holds places among them."""
     parts = []
     for arrays in log_rows(layout, ("test",), ("person", "item", "time", "labels")):
         place = places_among(persons, arrays["person"])
         arrays["person"] = place
         parts.append({name: values[place >= 0] for name, values in arrays.items()})
-    return concatenated(parts)
+    return concatenate(parts)
 
 
 def first_rows(rows: Arrays, num_persons: int) -> Ints:
-    """i64[B]: index of the earliest row of each person (of equally early ones the first)."""
+    """Returns i64[B], the index of each person's earliest row; of equally early ones the first."""
     order = np.lexsort([rows["row"], rows["time"], rows["person"]])
     return order[np.searchsorted(rows["person"][order], np.arange(num_persons))]
 
 
 def positives_of(layout: SnapshotColumns, task: str, rows: Arrays, num_persons: int) -> list[Ints]:
-    """By person, the sorted items of the positives of a task."""
+    """Returns the sorted items of each person's positives of a task."""
     hit = is_positive(layout, task, rows["labels"])
     pairs = np.unique(
         np.stack([rows["person"][hit], rows["item"][hit].astype(np.int64)], 1), axis=0
@@ -138,53 +139,53 @@ def positives_of(layout: SnapshotColumns, task: str, rows: Arrays, num_persons: 
 
 
 def seen_before(layout: SnapshotColumns, persons: Ints, moments: Ints) -> tuple[Ints, Ints]:
-    """Persons and items of the rows that some sorted persons had before the moment of each.
+    """Returns persons and items of the rows that some sorted persons had before the moment of each.
 
     Without time: of their training and validation rows.
     """
     splits = SPLITS if layout.timed else ("train", "valid")
-    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for arrays in log_rows(layout, splits, ("person", "item", "time")):
         place = places_among(persons, arrays["person"])
         kept = place >= 0
         if layout.timed:
             kept &= arrays["time"] < moments[place]
-        found.append((arrays["person"][kept], arrays["item"][kept].astype(np.int64)))
-    who, what = (np.concatenate(part) for part in zip(*found, strict=True))
+        parts.append((arrays["person"][kept], arrays["item"][kept].astype(np.int64)))
+    who, what = (np.concatenate(part) for part in zip(*parts, strict=True))
     return who, what
 
 
 def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints) -> UserSnapshot:
-    """The users as their rows of test with the numbers `row` say that they were."""
+    """Returns the users as their test rows with the numbers `row` describe them."""
     wanted, parts = np.sort(row), []
     paths = layout.prepared.shard_paths(layout.name, "test")
-    for arrays in read_rows(paths, BATCH_ROWS, 0, 2**62):
-        found = places_among(wanted, arrays["row"]) >= 0
-        parts.append({name: values[found] for name, values in arrays.items()})
-    rows = concatenated(parts)
+    for arrays in read_rows(paths, TEST_BATCH_ROWS, 0, 2**62):
+        is_wanted = places_among(wanted, arrays["row"]) >= 0
+        parts.append({name: values[is_wanted] for name, values in arrays.items()})
+    rows = concatenate(parts)
     order = np.argsort(rows["person"])
     rows = {name: values[order] for name, values in rows.items()}
     assert (rows["person"] == persons).all()
-    own = layout.group(("user.", *statistics.CALENDAR_NAMES))
+    of_user = layout.group(("user.", *statistics.CALENDAR_NAMES))
     return UserSnapshot(
         ids=persons.astype(str).astype(object),
         person=persons,
         user=rows["user"].astype(np.int64),
         history=rows["history"].astype(np.int64),
         ages=rows["history_age"].astype(np.int64),
-        numeric=np.where(own, rows["numeric"], np.nan).astype(np.float32),
+        numeric=np.where(of_user, rows["numeric"], np.nan).astype(np.float32),
     )
 
 
 def categories_at_end(layout: SnapshotColumns, persons: Ints) -> dict[str, UserCategoryStatistics]:
-    """Statistics of sorted persons by category, without time: those of training alone."""
+    """Returns statistics of sorted persons by category, without time: those of training alone."""
     columns = layout.scenario.items.statistics_columns
-    found: dict[str, list[UserCategoryStatistics]] = {c: [] for c in columns}
+    by_column: dict[str, list[UserCategoryStatistics]] = {c: [] for c in columns}
     for part in user_parts(layout.prepared, layout.name):
         state = users_at_end(layout, part)
         number = places_among(persons, state.person)
         for column in columns:
-            found[column].append(state.categories[column].renumbered(number))
+            by_column[column].append(state.categories[column].renumbered(number))
     return {
         column: UserCategoryStatistics(
             *(
@@ -192,5 +193,5 @@ def categories_at_end(layout: SnapshotColumns, persons: Ints) -> dict[str, UserC
                 for k in ("user", "category", "numeric")
             )
         )
-        for column, parts in found.items()
+        for column, parts in by_column.items()
     }

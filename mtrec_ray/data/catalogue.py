@@ -18,7 +18,7 @@ from mtrec_ray.project.scenario import Items, Scenario
 NO_TIME = np.iinfo(np.int64).min
 
 
-# The column of token ids beside the user's own columns, under a name that is none of theirs.
+# The column of token ids; no column of a user has such a name.
 TOKENS = "mtrec_ray.tokens"
 
 
@@ -56,10 +56,10 @@ class Catalogue:
 def encode_categories(
     column: pa.ChunkedArray, train_rows: NDArray[np.int64], min_rows: int = 5
 ) -> tuple[NDArray[np.int32], list[str]]:
-    """Codes of a column by a vocabulary fitted on training rows.
+    """Returns codes of a column by a vocabulary fitted on training rows.
 
-    A value gets a code from 1 on where its items have at least `min_rows` training rows; code 0
-    is everything else.
+    A value whose items have at least `min_rows` training rows gets a code from 1 on; code 0 is
+    everything else.
     """
     series = pd.Series(pc.cast(column, pa.string()).to_pandas())
     rows = pd.Series(train_rows).groupby(series).sum()
@@ -69,13 +69,13 @@ def encode_categories(
 
 
 def category_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """i64[n]: a number for each item's value of a catalogue column, -1 for null."""
+    """Returns i64[n]: a number for each item's value of a catalogue column, -1 for null."""
     codes, _ = pd.factorize(column.to_pandas(), sort=False)
     return codes.astype(np.int64)
 
 
 def published_ms(table: pa.Table, items: Items, unit: str | None = None) -> NDArray[np.int64]:
-    """i64[n]: when each item was published, ms, NO_TIME where that is not known.
+    """Returns i64[n]: when each item was published, ms, NO_TIME where that is not known.
 
     `unit` is that of plain numbers, as `milliseconds` takes it.
     """
@@ -87,7 +87,7 @@ def published_ms(table: pa.Table, items: Items, unit: str | None = None) -> NDAr
 def assemble(
     table: pa.Table, scenario: Scenario, train_rows: NDArray[np.int64]
 ) -> tuple[pa.Table, dict[str, list[str]]]:
-    """The prepared catalogue table and the vocabularies of its categorical columns.
+    """Returns the prepared catalogue table and the vocabularies of its categorical columns.
 
     `train_rows` i64[n]: training rows of each item. A number that is not finite counts as null.
     """
@@ -112,7 +112,7 @@ def assemble(
 
 
 def load_catalogue(path: str) -> Catalogue:
-    """The arrays of a prepared catalogue file."""
+    """Returns the arrays of a prepared catalogue file."""
     table = storage.read_table(path).combine_chunks()
     tokens = table.column("tokens").combine_chunks()
     n = table.num_rows
@@ -146,13 +146,13 @@ class ItemLookup:
 
     @classmethod
     def of(cls, ids: pa.ChunkedArray) -> "ItemLookup":
-        """Lookup of a catalogue's id column."""
+        """Returns the lookup of a catalogue's id column."""
         hashes = hash_strings(ids)
         order = np.argsort(hashes)
         return cls(hashes[order], order.astype(np.int32))
 
     def find(self, ids: pa.ChunkedArray) -> NDArray[np.int32]:
-        """i32[N]: catalogue rows, -1 where no item has the id."""
+        """Returns i32[N]: catalogue rows, -1 where no item has the id."""
         hashes = hash_strings(ids)
         place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
         return np.where(self.hashes[place] == hashes, self.rows[place], -1).astype(np.int32)

@@ -17,39 +17,38 @@ LARGEST_MS = 2**62
 
 
 def hash_strings(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """u64[N]: a fixed 64-bit hash of each value as a string."""
+    """Returns u64[N]: a fixed 64-bit hash of each value as a string."""
     text = pc.cast(values, pa.string())
     return pd.util.hash_array(np.asarray(text.to_numpy(zero_copy_only=False), object))
 
 
 def floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """f32[N]: numbers, NaN for null; beyond the range of 32 bits infinite."""
+    """Returns f32[N]: numbers, NaN for null; beyond the range of 32 bits infinite."""
     return pc.cast(column, pa.float32(), safe=False).to_numpy().astype(np.float32)
 
 
 def finite_floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """f32[N]: numbers, NaN for null and for those that are not finite in 32 bits."""
+    """Returns f32[N]: numbers, NaN for null and for those that are not finite in 32 bits."""
     values = floats(column)
     return np.where(np.isfinite(values), values, np.float32(np.nan))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values, whether or not they are stored in a dictionary."""
+    """Returns the type of a column's values, whether or not they are stored in a dictionary."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def is_plain_number(kind: pa.DataType) -> bool:
-    """Whether times of a type are numbers, whose unit the file does not say."""
+    """Returns whether times of a type are plain numbers, whose unit the file does not tell."""
     kind = plain_type(kind)
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.ChunkedArray:
-    """i64 with nulls: a time stamp, a date or a number as milliseconds since 1970, rounded down.
+    """Returns i64 with nulls: time stamps, dates or numbers as whole milliseconds since 1970.
 
-    Plain numbers are of a unit `s` (where none is given), `ms`, `us` or `ns`. Those too great for
-    milliseconds in 63 bits stand as the greatest or the least such number; NaN and infinity are
-    null.
+    Plain numbers are of a unit `s` (where none is given), `ms`, `us` or `ns`. Milliseconds are
+    clipped to `LARGEST_MS`; NaN and infinity become null.
     """
     if not is_plain_number(column.type):
         stamps = pc.cast(column, plain_type(column.type))
@@ -67,14 +66,14 @@ def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.Chunked
 
 
 def plausible_unit(value: float) -> str | None:
-    """The unit in which a number says a moment from 1990 to 2100; None where there is none."""
+    """Returns the unit in which a number is a moment from 1990 to 2100, or None."""
     low, high = PLAUSIBLE_SECONDS
     sizes = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
     return next((u for u, size in sizes.items() if low <= value / size < high), None)
 
 
 def fixed_list(values: np.ndarray, width: int | None = None) -> pa.FixedSizeListArray:
-    """A matrix [N, k] as a fixed-size list column, padded with zeros (NaN) to `width` columns."""
+    """Returns a matrix [N, k] as a column of lists, padded with zeros (NaN) to `width`."""
     width = max(width or values.shape[1], 1)
     if values.shape[1] < width:
         fill = np.nan if values.dtype.kind == "f" else 0
@@ -84,7 +83,7 @@ def fixed_list(values: np.ndarray, width: int | None = None) -> pa.FixedSizeList
 
 
 def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """[N, width] of a fixed-size list column, without a copy where it has one chunk."""
+    """Returns [N, width] of a column of lists, without a copy where it has one chunk."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
@@ -93,7 +92,7 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def to_ms(moment: datetime) -> int:
-    """Milliseconds since 1970 of a date; one without zone is UTC."""
+    """Returns milliseconds since 1970 of a date; one without zone is UTC."""
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
@@ -101,7 +100,7 @@ DAY_MS = 86_400_000
 
 
 def hash_ints(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """u64[N]: a fixed mixing of integers (splitmix64, Steele et al. 2014), for order and folds."""
+    """Returns u64[N], integers mixed by splitmix64 (Steele et al. 2014), for order and folds."""
     mixed = values.astype(np.uint64) + np.uint64((0x9E3779B97F4A7C15 * (seed + 1)) % 2**64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

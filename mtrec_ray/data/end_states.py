@@ -9,14 +9,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.columns import hash_strings, matrix
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS
 from mtrec_ray.data.snapshot import (
-    Floats,
-    Ints,
     ItemSnapshot,
     SnapshotColumns,
     UserCategoryStatistics,
@@ -31,7 +30,7 @@ from mtrec_ray.project.scenario import SPLITS
 def read_states(
     prepared: Prepared, name: str, kind: str, part: str | None = None
 ) -> pa.Table | None:
-    """The end states of a kind, of all partitions or of one file; None where there are none."""
+    """Returns the end states of a kind, of all partitions or of one file; None without any."""
     folder = storage.join(prepared.folder, name, "state", kind)
     if not storage.exists(folder):
         return None
@@ -58,8 +57,8 @@ class CatalogueColumns:
     codes: dict[str, Ints]
     published: Ints
 
-    def snapshot(self, layout: SnapshotColumns, numeric: Floats) -> ItemSnapshot:
-        """The catalogue with the items' columns f32[n, F]."""
+    def snapshot(self, layout: SnapshotColumns, numeric: Float32s) -> ItemSnapshot:
+        """Returns the catalogue with the items' columns f32[n, F]."""
         cold_start = layout.cold_start(NO_WINDOWS)
         default = {
             c: layout.scatter(f"user_category.{c}", NO_WINDOWS, cold_start)[0] for c in self.codes
@@ -68,7 +67,7 @@ class CatalogueColumns:
 
 
 def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
-    """The columns of a scenario's catalogue file.
+    """Returns the columns of a scenario's catalogue file.
 
     Raises:
         ProjectError: data prepared by a version that did not keep the items' categories.
@@ -94,7 +93,7 @@ def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
 
 
 def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
-    """The catalogue at the end of the data."""
+    """Returns the catalogue at the end of the data."""
     catalogue = read_catalogue(layout)
     stats = np.repeat(layout.cold_start(WINDOWS_MS), len(catalogue.ids), 0)
     state = read_states(layout.prepared, layout.name, "items")
@@ -106,8 +105,8 @@ def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
     return catalogue.snapshot(layout, overlay(*parts))
 
 
-def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Floats:
-    """f32[n, F]: statistics of each item's category at the end; NaN for an item without one."""
+def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Float32s:
+    """Returns f32[n, F]: statistics of each item's category at the end; NaN without one."""
     stats = np.repeat(layout.cold_start(NO_WINDOWS), int(code.max(initial=-1)) + 2, 0)
     state = read_states(layout.prepared, layout.name, f"category.{column}")
     if state is not None:
@@ -118,31 +117,31 @@ def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Floats
 
 
 def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
-    """u64[U]: sorted hashes of the training users of an id space; the i-th has number i + 1."""
-    found = [np.zeros(0, np.uint64)]
+    """Returns u64[U]: sorted hashes of an id space's training users; the i-th has number i + 1."""
+    hashes = [np.zeros(0, np.uint64)]
     for name, facts in prepared.scenarios.items():
         if facts.user_space == space:
             state = read_states(prepared, name, "users")
             assert state is not None
             known = state.column("user").to_numpy() > 0
-            found.append(hash_strings(state.column("user_id"))[known])
-    return np.unique(np.concatenate(found))
+            hashes.append(hash_strings(state.column("user_id"))[known])
+    return np.unique(np.concatenate(hashes))
 
 
 def user_parts(prepared: Prepared, name: str) -> list[str]:
-    """File names of the partitions of users."""
+    """Returns the file names of the partitions of users."""
     folder = storage.join(prepared.folder, name, "state", "users")
     return [storage.name_of(path) for path in storage.parquet_files(folder)]
 
 
 def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
-    """The users of a partition at the end of the data."""
+    """Returns the users of a partition at the end of the data."""
     prepared, name = layout.prepared, layout.name
     state = read_states(prepared, name, "users", part)
     assert state is not None
     ids = np.asarray(state.column("user_id").to_pylist(), object)
     end = np.full(len(ids), layout.end)
-    own = layout.scatter("user", WINDOWS_MS, matrix(state.column("numeric")))
+    numeric = layout.scatter("user", WINDOWS_MS, matrix(state.column("numeric")))
     person = hash_strings(state.column("user_id")).view(np.int64)
     places = dict(zip(person.tolist(), range(len(person)), strict=True))
     return UserSnapshot(
@@ -151,7 +150,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
         user=state.column("user").to_numpy().astype(np.int64),
         history=matrix(state.column("history")).astype(np.int64),
         ages=matrix(state.column("history_age")).astype(np.int64),
-        numeric=overlay(own, layout.calendar(end)),
+        numeric=overlay(numeric, layout.calendar(end)),
         categories={
             c: category_statistics_at_end(layout, c, part, places)
             for c in layout.scenario.items.statistics_columns
@@ -162,7 +161,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
 def category_statistics_at_end(
     layout: SnapshotColumns, column: str, part: str, places: dict[int, int]
 ) -> UserCategoryStatistics:
-    """Statistics of the users of a partition by a column's categories, at the end of the data."""
+    """Returns a partition's users' statistics by a column's categories, at the end of the data."""
     key = f"user_category.{column}"
     state = read_states(layout.prepared, layout.name, key, part)
     if state is None:
@@ -176,7 +175,7 @@ def category_statistics_at_end(
 
 
 def seen_pairs(prepared: Prepared, name: str, part: str | None = None) -> tuple[Ints, Ints]:
-    """Persons and items of the log's rows, without sampled negatives, of all or one partition."""
+    """Returns persons and items of the log's rows, without negatives, of all or one partition."""
     wanted = part and "/" + part.removesuffix(".parquet")
     persons, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for path in (p for s in SPLITS for p in prepared.shard_paths(name, s)):

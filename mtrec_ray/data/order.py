@@ -1,12 +1,12 @@
 """Which rows each rank takes, in which order, pass after pass: integer arithmetic, no data.
 
-A pass is an order of all n rows of a scenario. Its shards come in an order of seed and pass, laid
-one after another and cut into windows; the rows of a window come in an order of seed, pass and
-window. A place is an index into that order. Each rank takes a contiguous part of the places, and
-when it is through, its part of the next pass: no row is dropped, and none comes twice in a pass.
+A pass holds all n rows of a scenario in an order. Seed and pass give the order of the shards, which
+are laid one after another and cut into windows; seed, pass and window give the order of a window's
+rows. A place is an index into that order. Each rank takes a contiguous part of the places, then its
+part of the next pass: no row is dropped, and none comes twice in a pass.
 
-What remains is a few spans of places, whatever the number of ranks: the ranks that resume, as many
-or not, take exactly these.
+What remains is a few spans of places, whatever the number of ranks. The ranks that resume, in any
+number, take exactly these.
 """
 
 import itertools
@@ -55,7 +55,7 @@ class RankProgress:
     start: Remaining = field(default_factory=Remaining)
 
     def spans(self, rank: int) -> Iterator[Span]:
-        """The spans that a rank takes from now on, without end."""
+        """Returns the spans that a rank takes from now on, without end."""
         return skip_rows(self._spans(rank), self.taken)
 
     def _spans(self, rank: int) -> Iterator[Span]:
@@ -65,7 +65,7 @@ class RankProgress:
             yield from share_spans([whole], (rank + number) % self.size, self.size)
 
     def remaining(self) -> Remaining:
-        """What remains now: spans of the passes begun, and the first pass that no rank began."""
+        """Returns what remains now: spans of the passes begun, and the first pass not begun."""
         begun = [self._begun(rank) for rank in range(self.size)]
         next_pass = max(self.start.next_pass, *(number + 1 for number in begun))
         unfinished = [
@@ -76,7 +76,7 @@ class RankProgress:
         return Remaining(merge_spans(unfinished), next_pass)
 
     def _begun(self, rank: int) -> int:
-        """The last pass of which a rank has taken a row, -1 if none."""
+        """Returns the last pass of which a rank has taken a row, -1 if none."""
         number, before = -1, 0
         for span in self._spans(rank):
             if before >= self.taken:
@@ -85,12 +85,12 @@ class RankProgress:
         raise AssertionError("spans have no end")
 
     def resume_with(self, size: int) -> "RankProgress":
-        """The progress of `size` ranks that go on from here; as many ranks go on unchanged."""
+        """Returns the progress of `size` ranks that go on from here; itself for the same number."""
         return self if size == self.size else RankProgress(self.num_rows, size, 0, self.remaining())
 
 
 def share_spans(spans: Sequence[Span], part: int, parts: int) -> Iterator[Span]:
-    """Part number `part` of `parts` near-equal, contiguous parts of the concatenated spans."""
+    """Yields part `part` of `parts` near-equal, contiguous parts of the concatenated spans."""
     total = sum(map(len, spans))
     low, high = total * part // parts, total * (part + 1) // parts
     at = 0
@@ -102,7 +102,7 @@ def share_spans(spans: Sequence[Span], part: int, parts: int) -> Iterator[Span]:
 
 
 def skip_rows(spans: Iterator[Span], num_rows: int) -> Iterator[Span]:
-    """The spans without their first `num_rows` rows."""
+    """Yields the spans without their first `num_rows` rows."""
     for span in spans:
         if num_rows < len(span):
             yield Span(span.number, span.low + num_rows, span.high)
@@ -110,7 +110,7 @@ def skip_rows(spans: Iterator[Span], num_rows: int) -> Iterator[Span]:
 
 
 def merge_spans(spans: Sequence[Span]) -> tuple[Span, ...]:
-    """The spans in order; adjacent ones are merged."""
+    """Returns the spans in order; adjacent ones are merged."""
     merged: list[Span] = []
     for span in sorted(spans, key=lambda s: (s.number, s.low)):
         if merged and merged[-1].number == span.number and merged[-1].high == span.low:
@@ -149,12 +149,12 @@ class Slice:
         return np.random.default_rng(self.key).permutation(num_rows)[self.low : self.high]
 
     def spec(self) -> dict[str, Any]:
-        """Plain values that `of` reads."""
+        """Returns plain values that `of` reads."""
         return asdict(self)
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> "Slice":
-        """The slice of `spec`, which may hold further keys."""
+        """Returns the slice of `spec`, which may hold further keys."""
         segments = tuple((shard, start, stop) for shard, start, stop in spec["segments"])
         return cls(segments, tuple(spec["key"]), spec["low"], spec["high"])
 
@@ -167,7 +167,7 @@ class ShardOrder:
     ends: NDArray[np.int64]
 
     def segments(self, start: int, stop: int) -> tuple[Segment, ...]:
-        """Rows start..stop of the shards laid one after another."""
+        """Returns rows start..stop of the shards laid one after another."""
         first = int(np.searchsorted(self.ends, start, side="right"))
         last = int(np.searchsorted(self.ends, stop, side="left"))
         begins = np.concatenate([[0], self.ends])[first : last + 1].tolist()
@@ -195,7 +195,7 @@ class PassOrder:
         return sum(self.shard_rows)
 
     def slices(self, spans: Iterator[Span]) -> Iterator[Slice]:
-        """The rows of spans, window by window. The shards are put in order once a pass."""
+        """Yields the rows of spans, window by window. The shards are put in order once a pass."""
         for number, group in itertools.groupby(spans, key=lambda span: span.number):
             shards = self.shard_order(number)
             for span in group:
@@ -213,13 +213,13 @@ class PassOrder:
             place = last
 
     def shard_order(self, number: int) -> ShardOrder:
-        """The order of the shards in pass `number`."""
+        """Returns the order of the shards in pass `number`."""
         shards = np.random.default_rng([self.seed, number]).permutation(len(self.shard_rows))
         return ShardOrder(shards, np.cumsum(np.array(self.shard_rows, np.int64)[shards]))
 
 
 def window_rows(num_rows: int, size: int) -> int:
-    """Rows of a window: a rank's part of a pass has at least eight windows, within bounds."""
+    """Returns the rows of a window: a rank's part of a pass has, within bounds, at least eight."""
     return min(max(num_rows // (8 * size), MIN_WINDOW), MAX_WINDOW)
 
 
@@ -238,5 +238,5 @@ class ReadPlan:
 
 
 def rank_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rows start..stop of a rank; the ranks' ranges hold every row exactly once."""
+    """Returns the rows start..stop of a rank; the ranks' ranges hold every row exactly once."""
     return num_rows * rank // world_size, num_rows * (rank + 1) // world_size

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Ints
 from mtrec_ray.data.as_of import counting_splits, log_rows
 from mtrec_ray.data.preparing.statistics import Past
-from mtrec_ray.data.snapshot import Ints, SnapshotColumns
+from mtrec_ray.data.snapshot import SnapshotColumns
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Popularity:
     """Positives of each item, as of any moment where rows have a time.
 
     Attributes:
-        total: f64[n], of the whole of the rows.
+        total: f64[n], over all rows.
         past: the rows of the positives by item; None without time.
         delay_ms: how long after its row a label is known.
     """
@@ -25,7 +26,7 @@ class Popularity:
     delay_ms: int = 0
 
     def at(self, moments: Ints) -> NDArray[np.float64]:
-        """f64[B, n]: positives before each moment; without time the same for all."""
+        """Returns f64[B, n]: positives before each moment; without time the same for all."""
         shape = (len(moments), len(self.total))
         if self.past is None:
             return np.broadcast_to(self.total, shape)
@@ -35,16 +36,16 @@ class Popularity:
 
 
 def training_popularity(layout: SnapshotColumns, task: str) -> Popularity:
-    """Positives in training of a task; where rows have a time, those before the asking moment.
+    """Returns a task's positives in training; where rows have a time, before the asking moment.
 
-    Under cuts in time that is all of training. Under fractions of each user's rows training goes
-    on after a user's first test row, and what comes later is left out.
+    With cuts in time these are all of training. With fractions of each user's rows some training
+    rows are later than another user's first test row; these are left out.
     """
     return count_positives(layout, task, ("train",), 0)
 
 
 def live_popularity(layout: SnapshotColumns, task: str) -> Popularity:
-    """Positives of a task that are known at the asking moment, of the rows that statistics count.
+    """Returns a task's positives, known at the asking moment, among the rows that statistics count.
 
     Of all splits with `statistics: live`, of training with `frozen` and without time.
     """
@@ -55,7 +56,7 @@ def live_popularity(layout: SnapshotColumns, task: str) -> Popularity:
 def count_positives(
     layout: SnapshotColumns, task: str, splits: tuple[str, ...], delay_ms: int
 ) -> Popularity:
-    """Positives of a task in some splits: a count an item, and where rows have a time, these."""
+    """Returns a task's positives in some splits: a count by item and, with time, their rows."""
     place, num_items = layout.facts.tasks.index(task), layout.facts.num_items
     total, items, times = np.zeros(num_items), [], []
     for arrays in log_rows(layout, splits, ("item", "time", "labels")):

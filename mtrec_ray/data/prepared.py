@@ -50,7 +50,7 @@ class PreparedScenario:
         item_numeric_mean, item_numeric_std, item_numeric_quantiles: the same of the catalogue's
             numeric columns; [M], [M], [M, Q].
         item_category_sizes, category_sizes: vocabulary sizes with the unknown one.
-        user_space: the id space of the users; `num_users`: its training users, and one.
+        user_space: the id space of the users; `num_users`: its training users plus one.
         popularity: by task, the numeric column that ranks items by their past.
         end_ms: the end of the data, the moment just after the last row.
     """
@@ -90,12 +90,12 @@ class PreparedScenario:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row in memory: columns of 1 (ages), 4, and for three scalars 8 bytes."""
+        """Bytes of a row in memory: 1 for an age, 8 for each of three scalars, 4 for all else."""
         four = len(self.numeric_names) + len(self.category_sizes) + len(self.kinds) + 2
         return 5 * self.history_last + 4 * four + 8 * 3
 
     def num_rows(self, split: str) -> int:
-        """Number of samples of a split."""
+        """Returns the number of samples of a split."""
         return sum(s.rows for s in self.shards[split])
 
 
@@ -106,43 +106,43 @@ class Prepared:
     folder: str
     fingerprint: str
     scenarios: dict[str, PreparedScenario]
-    taught: "TeacherLabels | None" = None
+    teacher_labels: "TeacherLabels | None" = None
 
     def only(self, names: Collection[str]) -> "Prepared":
-        """The prepared data of some of the scenarios."""
+        """Returns the prepared data of some of the scenarios."""
         return replace(self, scenarios={n: f for n, f in self.scenarios.items() if n in names})
 
     def first(self, num_rows: int) -> "Prepared":
-        """The same with the first training rows of each scenario, so many at most."""
-        found = {}
+        """Returns the same data with only the first `num_rows` training rows of each scenario."""
+        scenarios = {}
         for name, facts in self.scenarios.items():
             left, cut = num_rows, []
             for shard in facts.shards["train"]:
                 if left > 0:
                     cut.append(Shard(shard.path, min(shard.rows, left)))
                 left -= shard.rows
-            found[name] = replace(facts, shards=facts.shards | {"train": cut})
-        return replace(self, scenarios=found)
+            scenarios[name] = replace(facts, shards=facts.shards | {"train": cut})
+        return replace(self, scenarios=scenarios)
 
     def train_shards(self, name: str) -> list[TrainShard]:
-        """A scenario's training shards, with the teacher's predictions where there is one."""
+        """Returns a scenario's training shards, with the predictions of a teacher, if any."""
         paths = self.shard_paths(name, "train")
-        if self.taught is None:
+        if self.teacher_labels is None:
             return [TrainShard(path) for path in paths]
-        folder = storage.join(self.taught.folder, name)
+        folder = storage.join(self.teacher_labels.folder, name)
         return [TrainShard(p, storage.join(folder, storage.name_of(p))) for p in paths]
 
     def catalogue(self, name: str) -> Catalogue:
-        """The catalogue of a scenario, read from disk."""
+        """Returns the catalogue of a scenario, read from disk."""
         return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"))
 
     def shard_paths(self, name: str, split: str) -> list[str]:
-        """Full paths of a split's shards."""
+        """Returns full paths of a split's shards."""
         return [storage.join(self.folder, s.path) for s in self.scenarios[name].shards[split]]
 
 
 def load_prepared(folder: str) -> Prepared:
-    """The manifest of a prepared folder.
+    """Returns the manifest of a prepared folder.
 
     Raises:
         ProjectError: the folder is not finished.
@@ -158,7 +158,7 @@ def load_prepared(folder: str) -> Prepared:
 
 
 def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
-    """A scenario of the manifest.
+    """Returns a scenario of the manifest.
 
     Raises:
         ProjectError: a manifest that an earlier version wrote.
@@ -172,5 +172,5 @@ def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
                 "under another run.name"
             ]
         )
-    shards = {split: [Shard(**s) for s in found] for split, found in tree["shards"].items()}
+    shards = {split: [Shard(**s) for s in files] for split, files in tree["shards"].items()}
     return PreparedScenario(**{**tree, "shards": shards})

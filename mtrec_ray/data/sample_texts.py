@@ -118,7 +118,7 @@ BRANDS = ("Alder", "Brightway", "Corvo", "Dunmore", "Elmira", "Fenwick", "Granit
 def item_text(
     rng: np.random.Generator, phrases: Phrases, topic: int, second: int, kind: str
 ) -> tuple[str, str]:
-    """Title and description: three different words of the topic, or two and one of the second."""
+    """Returns title and description, with three words of the topic or two and one of the second."""
     a, b, c = rng.choice(TOPIC_WORDS[TOPICS[topic]], size=3, replace=False)
     if second != topic:
         c = rng.choice(TOPIC_WORDS[TOPICS[second]])

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.columns import DAY_MS
 from mtrec_ray.data.sample_texts import BRANDS, NEWS, SHOP, TOPICS, VIDEO, Phrases, item_text
 from mtrec_ray.project.base import ProjectError
 
@@ -48,9 +49,6 @@ START = np.datetime64("2025-01-01T00:00:00", "ms")
 
 
 MINUTE_MS = 60_000
-
-
-DAY_MS = 24 * 60 * MINUTE_MS
 
 
 WORLD_DAYS = 90
@@ -228,7 +226,7 @@ def _skewed_ranks(rng: np.random.Generator, size: int, num: int, skew: float) ->
 def _preferred_items(
     rng: np.random.Generator, preference: np.ndarray, topic: np.ndarray
 ) -> np.ndarray:
-    """One random item a row, of a topic that the row's user prefers."""
+    """Returns one random item a row, of a topic that the row's user prefers."""
     wanted = (preference * rng.random(preference.shape)).argmax(axis=1)
     by_topic = np.argsort(topic, kind="stable")
     counts = np.bincount(topic, minlength=len(TOPICS))
@@ -239,7 +237,7 @@ def _preferred_items(
 def _event_times(
     rng: np.random.Generator, published_ms: np.ndarray, lifetime_days: int | None
 ) -> np.ndarray:
-    """Milliseconds since `START`; soon after publishing where items have a lifetime."""
+    """Returns milliseconds since `START`; soon after publishing where items have a lifetime."""
     if lifetime_days is None:
         return rng.integers(0, WORLD_DAYS * DAY_MS, size=len(published_ms))
     first = np.maximum(published_ms + MINUTE_MS, 0)

@@ -31,7 +31,7 @@ class TrainShard:
     teacher_path: str = ""
 
     def read(self, start: int = 0, stop: int | None = None) -> pa.Table:
-        """Rows start..stop, by default all, with the teacher's predictions as a column."""
+        """Returns rows start..stop, by default all, with the teacher's predictions as a column."""
         table = read_cut(self.path, start, stop)
         if not self.teacher_path:
             return table
@@ -40,14 +40,14 @@ class TrainShard:
 
 
 def to_arrays(table: pa.Table) -> Arrays:
-    """Columns of samples as arrays: [N] for numbers, [N, k] for lists."""
+    """Returns columns of samples as arrays: [N] for numbers, [N, k] for lists."""
     arrays = {c: table.column(c).to_numpy() for c in SCALARS}
     lists = [*LISTS, TEACHER] if TEACHER in table.column_names else LISTS
     return arrays | {c: matrix(table.column(c)) for c in lists}
 
 
 def read_rows(paths: Sequence[str], batch_rows: int, start: int, stop: int) -> Iterator[Arrays]:
-    """Rows start..stop of the shards laid one after another, in batches, file by file."""
+    """Yields rows start..stop of the shards laid one after another, in batches, file by file."""
     row = 0
     for path in paths:
         fs, inner = storage.filesystem(path)
@@ -64,7 +64,7 @@ def read_rows(paths: Sequence[str], batch_rows: int, start: int, stop: int) -> I
 
 
 def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
-    """Rows start..stop of a Parquet file; only the row groups that hold them are read."""
+    """Returns rows start..stop of a Parquet file; only the row groups that hold them are read."""
     fs, inner = storage.filesystem(path)
     with fs.open_input_file(inner) as handle:
         file = pq.ParquetFile(handle)
@@ -77,6 +77,13 @@ def read_cut(path: str, start: int = 0, stop: int | None = None) -> pa.Table:
         return table.slice(start - int(ends[first]) + sizes[first], stop - start)
 
 
+def concatenate(parts: list[Arrays]) -> Arrays:
+    """Returns the rows of several parts (at least one), one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
 def write_predictions(path: str, predicted: np.ndarray) -> None:
     """Write a teacher's predictions f32[N, T] of a shard's rows, in their order."""
     storage.write_table(path, pa.table({TEACHER: fixed_list(predicted)}))
@@ -85,7 +92,7 @@ def write_predictions(path: str, predicted: np.ndarray) -> None:
 def read_columns(
     paths: Sequence[str], columns: Sequence[str], batch_rows: int = 65_536
 ) -> Iterator[Arrays]:
-    """Some columns of all rows of the shards, in batches; no other column is read."""
+    """Yields some columns of all rows of the shards, in batches; no other column is read."""
     for path in paths:
         fs, inner = storage.filesystem(path)
         with fs.open_input_file(inner) as handle:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.prepared import Prepared
@@ -21,12 +22,6 @@ from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
 from mtrec_ray.project.scenario import Scenario
-
-Floats = NDArray[np.float32]
-
-
-Ints = NDArray[np.int64]
-
 
 PUBLISHED = "item.log_seconds_since_published"
 
@@ -37,17 +32,17 @@ class UserCategoryStatistics:
 
     user: Ints
     category: Ints
-    numeric: Floats
+    numeric: Float32s
 
     def of(self, start: int, stop: int) -> "UserCategoryStatistics":
-        """The pairs of the users start..stop, who are numbered from 0 then."""
+        """Returns the pairs of the users start..stop, who are numbered from 0 then."""
         kept = (self.user >= start) & (self.user < stop)
         return UserCategoryStatistics(
             self.user[kept] - start, self.category[kept], self.numeric[kept]
         )
 
     def renumbered(self, number: Ints) -> "UserCategoryStatistics":
-        """The pairs of the users whose new `number` i64[B] is not -1."""
+        """Returns the pairs of the users whose new `number` i64[B] is not -1."""
         user = number[self.user]
         kept = user >= 0
         return UserCategoryStatistics(user[kept], self.category[kept], self.numeric[kept])
@@ -70,20 +65,20 @@ class UserSnapshot:
     user: Ints
     history: Ints
     ages: Ints
-    numeric: Floats
+    numeric: Float32s
     categories: dict[str, UserCategoryStatistics] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Number of users."""
+        """Returns the number of users."""
         return len(self.user)
 
     def of(self, start: int, stop: int) -> "UserSnapshot":
-        """The users start..stop."""
+        """Returns the users start..stop."""
         pairs = {c: s.of(start, stop) for c, s in self.categories.items()}
         return self._with_rows(slice(start, stop), pairs)
 
     def take(self, rows: Ints) -> "UserSnapshot":
-        """Some of the users, in the order of `rows`."""
+        """Returns some of the users, in the order of `rows`."""
         number = np.full(len(self), -1)
         number[rows] = np.arange(len(rows))
         return self._with_rows(rows, {c: s.renumbered(number) for c, s in self.categories.items()})
@@ -116,9 +111,9 @@ class ItemSnapshot:
 
     ids: NDArray[np.object_]
     in_training: NDArray[np.bool_]
-    numeric: Floats
+    numeric: Float32s
     codes: dict[str, Ints]
-    default: dict[str, Floats]
+    default: dict[str, Float32s]
 
 
 class SnapshotColumns:
@@ -154,7 +149,7 @@ class SnapshotColumns:
         return [self.facts.label_means[task] for task in self.facts.tasks]
 
     def columns_of(self, key: str, windows: Windows) -> slice:
-        """The columns of a key's statistics.
+        """Returns the columns of a key's statistics.
 
         A key is `item`, `user`, `category.COLUMN` or `user_category.COLUMN`.
         """
@@ -162,19 +157,19 @@ class SnapshotColumns:
         start = self.names.index(names[0])
         return slice(start, start + len(names))
 
-    def scatter(self, key: str, windows: Windows, stats: NDArray[np.floating]) -> Floats:
-        """f32[.., F]: a key's statistics [.., f] in their columns, NaN in all others."""
+    def scatter(self, key: str, windows: Windows, stats: NDArray[np.floating]) -> Float32s:
+        """Returns f32[.., F]: a key's statistics [.., f] in their columns, NaN in all others."""
         row = self.blank(*stats.shape[:-1])
         columns = self.columns_of(key, windows)
         row[..., columns] = stats[..., : columns.stop - columns.start]
         return row
 
-    def blank(self, *shape: int) -> Floats:
-        """f32[*shape, F] of NaN."""
+    def blank(self, *shape: int) -> Float32s:
+        """Returns f32[*shape, F] of NaN."""
         return np.full((*shape, self.width), np.nan, np.float32)
 
-    def cold_start(self, windows: Windows) -> Floats:
-        """f32[1, f]: the statistics of a key without a past."""
+    def cold_start(self, windows: Windows) -> Float32s:
+        """Returns f32[1, f]: the statistics of a key without a past."""
         rows = KeyedRows(
             key=np.zeros(1, np.int64),
             time=np.zeros(1, np.int64),
@@ -182,19 +177,19 @@ class SnapshotColumns:
             counts=np.zeros(1, bool),
             fold=None if self.timed else np.full(1, -1),
         )
-        found = statistics.statistics(rows, self.delays_ms, self.priors, windows)
-        return found.astype(np.float32)
+        values = statistics.statistics(rows, self.delays_ms, self.priors, windows)
+        return values.astype(np.float32)
 
-    def calendar(self, time: Ints) -> Floats:
-        """f32[B, F]: hour and day of the week, where rows have a time."""
+    def calendar(self, time: Ints) -> Float32s:
+        """Returns f32[B, F]: hour and day of the week, where rows have a time."""
         row = self.blank(len(time))
         if self.timed:
             start = self.names.index(statistics.CALENDAR_NAMES[0])
             row[:, start : start + len(statistics.CALENDAR_NAMES)] = statistics.calendar(time)
         return row
 
-    def item_ages(self, published: Ints, moment: Ints | int) -> Floats:
-        """f32[.., F]: time since the items were published, where the catalogue says when.
+    def item_ages(self, published: Ints, moment: Ints | int) -> Float32s:
+        """Returns f32[.., F]: time since the items were published, where the catalogue says when.
 
         `published` and `moment` are broadcast; an item of a later moment is 0 seconds old.
         """
@@ -206,12 +201,12 @@ class SnapshotColumns:
         return row
 
     def group(self, prefixes: tuple[str, ...]) -> NDArray[np.bool_]:
-        """bool[F]: columns whose names start with one of the prefixes."""
+        """Returns bool[F]: columns whose names start with one of the prefixes."""
         return np.array([n.startswith(prefixes) for n in self.names])
 
 
-def overlay(*parts: Floats) -> Floats:
-    """Rows that have the columns of several parts, each of which is NaN in the others' columns."""
+def overlay(*parts: Float32s) -> Float32s:
+    """Returns rows with the columns of several parts, each NaN in the others' columns."""
     row = parts[0].copy()
     for part in parts[1:]:
         np.copyto(row, part, where=~np.isnan(part))
@@ -219,15 +214,15 @@ def overlay(*parts: Floats) -> Floats:
 
 
 def no_category_statistics(layout: SnapshotColumns) -> UserCategoryStatistics:
-    """No pair of a user and a category."""
+    """Returns statistics without a pair of user and category."""
     none = np.zeros(0, np.int64)
     return UserCategoryStatistics(none, none, layout.blank(0))
 
 
 def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
-    """Users of whom the data has no row, at the end of the data."""
+    """Returns users of whom the data has no row, at the end of the data."""
     num = len(ids)
-    own = layout.scatter("user", WINDOWS_MS, np.repeat(layout.cold_start(WINDOWS_MS), num, 0))
+    numeric = layout.scatter("user", WINDOWS_MS, np.repeat(layout.cold_start(WINDOWS_MS), num, 0))
     none = np.full((num, layout.facts.history_last), -1)
     return UserSnapshot(
         ids=np.array(ids, object),
@@ -235,7 +230,7 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
         user=np.zeros(num, np.int64),
         history=none,
         ages=np.zeros_like(none),
-        numeric=overlay(own, layout.calendar(np.full(num, layout.end))),
+        numeric=overlay(numeric, layout.calendar(np.full(num, layout.end))),
         categories={
             c: no_category_statistics(layout) for c in layout.scenario.items.statistics_columns
         },
@@ -243,6 +238,6 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
 
 
 def blocks(users: UserSnapshot, size: int) -> Iterator[UserSnapshot]:
-    """The users in blocks of at most `size`."""
+    """Yields the users in blocks of at most `size`."""
     for start in range(0, len(users), size):
         yield users.of(start, min(start + size, len(users)))

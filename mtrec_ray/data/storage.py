@@ -19,7 +19,7 @@ from mtrec_ray.project.base import ProjectError, split_query
 
 @dataclass(frozen=True)
 class FileVersion:
-    """A file as it stands: it has changed where its size or its time (ns) has."""
+    """A version of a file: another one has another size or time (ns)."""
 
     path: str
     size: int
@@ -27,43 +27,43 @@ class FileVersion:
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path or URI and the path inside it."""
+    """Returns the filesystem of a path or URI and the path inside it."""
     if "://" in path:
         return pafs.FileSystem.from_uri(path)
     return pafs.LocalFileSystem(), str(Path(path).absolute())
 
 
 def join(*parts: str) -> str:
-    """A path below a folder or URI; the query of a URI (its endpoint, its region) stays last."""
+    """Returns a path below a folder or URI; the query of a URI (endpoint, region) stays last."""
     folder, query = split_query(parts[0])
     return "/".join([folder.rstrip("/"), *(p.strip("/") for p in parts[1:])]) + query
 
 
 def name_of(path: str) -> str:
-    """The last part of a path or URI, without the query."""
+    """Returns the last part of a path or URI, without the query."""
     return split_query(path)[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+    """Returns whether a file or folder is there."""
     fs, inner = filesystem(path)
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
 def is_file(path: str) -> bool:
-    """Whether a file is there."""
+    """Returns whether a file is there."""
     fs, inner = filesystem(path)
     return fs.get_file_info(inner).type == pafs.FileType.File
 
 
 def num_bytes(path: str) -> int:
-    """Size of a file."""
+    """Returns the size of a file."""
     fs, inner = filesystem(path)
     return int(fs.get_file_info(inner).size)
 
 
 def parquet_versions(path: str) -> list[FileVersion]:
-    """Parquet files of a path, sorted by name: the file itself, or those anywhere in the folder.
+    """Returns a path's Parquet files, sorted by name: itself, or those anywhere in the folder.
 
     Files and folders whose name begins with `_` or `.` are passed over: they hold what a job left
     unfinished, checksums, and logs of table formats.
@@ -87,7 +87,7 @@ def parquet_versions(path: str) -> list[FileVersion]:
 
 
 def parquet_files(path: str) -> list[str]:
-    """The paths of `parquet_versions`.
+    """Returns the paths of `parquet_versions`.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -96,7 +96,7 @@ def parquet_files(path: str) -> list[str]:
 
 
 def files(path: str) -> list[str]:
-    """Sorted files directly in a folder; none where it is not there."""
+    """Returns sorted files directly in a folder; none where it is not there."""
     fs, inner = filesystem(path)
     listed = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     names = [f.base_name for f in listed if f.type == pafs.FileType.File]
@@ -108,7 +108,7 @@ def _version(path: str, info: pafs.FileInfo) -> FileVersion:
 
 
 def _escaped(folder: str, name: str) -> str:
-    """A listed name as part of its folder's address: a URI is unescaped when it is opened."""
+    """Returns a listed name as part of its folder's address: opening a URI unescapes it."""
     return quote(name, safe="/=:") if "://" in folder else name
 
 
@@ -130,14 +130,14 @@ def write_table(path: str, table: pa.Table) -> None:
 
 
 def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one Parquet file; all columns, or those named."""
+    """Returns the rows of one Parquet file; all columns, or those named."""
     fs, inner = filesystem(path)
     with fs.open_input_file(inner) as handle:
         return pq.ParquetFile(handle).read(None if columns is None else list(columns))
 
 
 def read_row_group(path: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one row group of a Parquet file; all columns, or those named."""
+    """Returns the rows of one row group of a Parquet file; all columns, or those named."""
     fs, inner = filesystem(path)
     with fs.open_input_file(inner) as handle:
         names = None if columns is None else list(columns)
@@ -145,14 +145,14 @@ def read_row_group(path: str, number: int, columns: Sequence[str] | None = None)
 
 
 def read_footer(path: str) -> pq.FileMetaData:
-    """The footer of a Parquet file: its schema, its row groups and their statistics."""
+    """Returns the footer of a Parquet file: its schema, its row groups and their statistics."""
     fs, inner = filesystem(path)
     with fs.open_input_file(inner) as handle:
         return pq.read_metadata(handle)
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file."""
+    """Returns the content of a file."""
     fs, inner = filesystem(path)
     with fs.open_input_stream(inner) as stream:
         return stream.read()
@@ -183,7 +183,7 @@ def strict(value: Any) -> Any:
 
 
 def read_json(path: str) -> Any:
-    """Plain values of a JSON file."""
+    """Returns plain values of a JSON file."""
     return json.loads(read_bytes(path))
 
 

@@ -36,7 +36,7 @@ CONCURRENCY = 2
 SLICES_PER_STREAM = 2048
 
 
-T = TypeVar("T")
+Prefetched = TypeVar("Prefetched")
 
 
 Ref = Any  # ray.ObjectRef[pa.Table]
@@ -51,12 +51,12 @@ class RowSource(Protocol):
         ...
 
     def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
-        """The rows of each slice of each scenario, in order."""
+        """Returns the rows of each slice of each scenario, in order."""
         ...
 
 
 def training_source(prepared: Prepared, cache: str, num_ranks: int) -> RowSource:
-    """Training rows in the object store (`object_store`; `auto`, where they fit), or streamed.
+    """Returns training rows in the object store (`object_store`; `auto`: if they fit), or streamed.
 
     The streams of `num_ranks` ranks share the budget.
     """
@@ -68,13 +68,13 @@ def training_source(prepared: Prepared, cache: str, num_ranks: int) -> RowSource
 
 
 def object_store_bytes() -> float:
-    """Object store memory of the cluster."""
+    """Returns object store memory of the cluster."""
     return float(ray.cluster_resources().get("object_store_memory", 0))
 
 
 def rows_in_memory(prepared: Prepared) -> int:
-    """Bytes of all training rows as Arrow tables, with the teacher's predictions."""
-    facts, teaches = prepared.scenarios.values(), prepared.taught is not None
+    """Returns the bytes of all training rows as Arrow tables, with the teacher's predictions."""
+    facts, teaches = prepared.scenarios.values(), prepared.teacher_labels is not None
     return sum(f.num_rows("train") * (f.row_bytes + teaches * 4 * len(f.tasks)) for f in facts)
 
 
@@ -89,7 +89,7 @@ def store_shards(shards: list[TrainShard]) -> list[Ref]:
 
 
 def read_shard(row: dict[str, Any]) -> dict[str, Any]:
-    """All rows of a shard as an Arrow stream, in a Ray task."""
+    """Returns all rows of a shard as an Arrow stream, in a Ray task."""
     return {"payload": packed(TrainShard(**json.loads(row["shard"])).read())}
 
 
@@ -101,7 +101,7 @@ class StoredRows:
     kind: str = "object_store"
 
     def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
-        """The rows of each slice; the next one is read while the present one is used."""
+        """Returns the rows of each slice; the next one is read while the present one is used."""
         return {name: prefetch(self._parts(name, plan.slices)) for name, plan in wanted.items()}
 
     def _parts(self, name: str, slices: Iterator[Slice]) -> Iterator[Arrays]:
@@ -111,7 +111,7 @@ class StoredRows:
             yield {k: v[order] for k, v in rows.items()}
 
     def _shard(self, name: str, number: int) -> pa.Table:
-        """A shard's rows, in shared memory."""
+        """Returns a shard's rows, in shared memory."""
         block: Any = ray.get(self.blocks[name][number])
         return unpacked(block)
 
@@ -129,7 +129,7 @@ class StreamedRows:
     kind: str = "stream"
 
     def read(self, wanted: Mapping[str, ReadPlan]) -> Mapping[str, Iterator[Arrays]]:
-        """The rows of each slice, out of one stream of all scenarios."""
+        """Returns the rows of each slice, out of one stream of all scenarios."""
         arriving = prefetch(self._stream(in_order_of_use(wanted)))
         waiting: dict[str, list[Arrays]] = {name: [] for name in wanted}
 
@@ -143,7 +143,7 @@ class StreamedRows:
         return {name: parts(name) for name in wanted}
 
     def _stream(self, slices: Iterator[tuple[str, Slice]]) -> Iterator[tuple[str, Arrays]]:
-        """The rows of slices, a Ray Data stream after another."""
+        """Yields the rows of slices, a Ray Data stream after another."""
         while some := list(itertools.islice(slices, SLICES_PER_STREAM)):
             yield from self._one_stream([{"spec": self._spec(*each)} for each in some])
 
@@ -160,13 +160,13 @@ class StreamedRows:
             yield batch.column("scenario")[0].as_py(), to_arrays(unpacked(batch))
 
     def _spec(self, name: str, wanted: Slice) -> str:
-        """What a task needs to read a slice: the shards of its own segments only."""
+        """Returns what a task needs to read a slice: the shards of its own segments only."""
         shards = {str(i): asdict(self.shards[name][i]) for i, _, _ in wanted.segments}
         return json.dumps({"scenario": name, "shards": shards, **wanted.spec()})
 
 
 def read_slice(row: dict[str, Any]) -> dict[str, Any]:
-    """The rows of a slice as an Arrow stream, in a Ray task."""
+    """Returns the rows of a slice as an Arrow stream, in a Ray task."""
     spec = json.loads(row["spec"])
     wanted = Slice.of(spec)
     cuts = [TrainShard(**spec["shards"][str(i)]).read(a, b) for i, a, b in wanted.segments]
@@ -175,7 +175,7 @@ def read_slice(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def packed(table: pa.Table) -> bytes:
-    """A table as an Arrow stream: one value, which Ray Data neither splits nor joins."""
+    """Returns a table as an Arrow stream: one value, which Ray Data neither splits nor joins."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -183,12 +183,12 @@ def packed(table: pa.Table) -> bytes:
 
 
 def unpacked(block: pa.Table) -> pa.Table:
-    """The table in a block's only row, without a copy."""
+    """Returns the table in a block's only row, without a copy."""
     return pa.ipc.open_stream(block.column("payload")[0].as_buffer()).read_all()
 
 
 def in_order_of_use(wanted: Mapping[str, ReadPlan]) -> Iterator[tuple[str, Slice]]:
-    """The slices of all scenarios up to the last batch, in the order in which batches use them."""
+    """Yields the slices of all scenarios up to the last batch, in the order of their use."""
 
     def by_batch(name: str, plan: ReadPlan) -> Iterator[tuple[float, str, Slice]]:
         before = 0
@@ -202,11 +202,11 @@ def in_order_of_use(wanted: Mapping[str, ReadPlan]) -> Iterator[tuple[str, Slice
     return ((name, one) for _, name, one in merged)
 
 
-def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The same items; a thread makes the next one while the present one is used."""
+def prefetch(items: Iterator[Prefetched]) -> Iterator[Prefetched]:
+    """Yields the same items; a thread makes the next one while the present one is used."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(next, items, end)
         while (item := pending.result()) is not end:
             pending = pool.submit(next, items, end)
-            yield cast("T", item)
+            yield cast("Prefetched", item)

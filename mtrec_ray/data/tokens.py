@@ -20,7 +20,7 @@ TINY = "tiny"
 
 
 def resolve_source(source: str) -> str:
-    """Folder or hub name of an encoder.
+    """Returns the folder or hub name of an encoder.
 
     `package:NAME/FOLDER` is a folder inside an installed Python package, a URI is copied to this
     node, an existing folder is itself, anything else is a name on the Hugging Face hub.
@@ -53,7 +53,7 @@ def resolve_source(source: str) -> str:
 
 @functools.lru_cache
 def fetched(uri: str) -> str:
-    """The folder of an encoder in a remote storage, copied to this node once a process."""
+    """Returns the folder of an encoder in a remote storage, copied to this node once a process."""
     fs, inner = storage.filesystem(uri)
     folder = tempfile.mkdtemp(prefix="mtrec_encoder_")
     pafs.copy_files(inner, folder, source_filesystem=fs)
@@ -62,7 +62,7 @@ def fetched(uri: str) -> str:
 
 @functools.lru_cache(maxsize=2)
 def load_tokenizer(source: str) -> Any:
-    """The encoder's tokenizer, loaded once a process.
+    """Returns the encoder's tokenizer, loaded once a process.
 
     Raises:
         ProjectError: the source is no encoder that can be loaded.
@@ -86,7 +86,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def special_tokens(source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids that the tokenizer puts before and after a text."""
+    """Returns ids that the tokenizer puts before and after a text."""
     if source == TINY:
         return (), ()
     tokenizer = load_tokenizer(source)
@@ -98,7 +98,7 @@ def special_tokens(source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def item_texts(table: pa.Table, items: Items) -> list[str]:
-    """The text of each item by the template; nulls become empty, white space is folded.
+    """Returns the text of each item by the template; nulls become empty, white space is folded.
 
     Bytes are read as UTF-8: writers of Parquet do not always mark text as text.
     """
@@ -122,7 +122,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
-    """Token ids of each text, special tokens included, cut at `max_tokens`."""
+    """Returns token ids of each text, special tokens included, cut at `max_tokens`."""
     if not texts:
         return []
     encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)

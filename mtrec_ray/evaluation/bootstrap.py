@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrec_ray.evaluation.metrics import Floats, user_aucs
+from mtrec_ray.data.arrays import Floats
+from mtrec_ray.evaluation.metrics import user_aucs
 
 NUM_RESAMPLES = 200
 
@@ -45,7 +46,7 @@ class Interval:
 
 
 def draw_users(num_users: int, seed: int, resamples: int = NUM_RESAMPLES) -> Iterator[Floats]:
-    """f64[b, U] in blocks, B rows in all: how often each user is drawn; each row sums to U.
+    """Yields f64[b, U] in blocks, B rows in all: how often each user is drawn; each row sums to U.
 
     A block has at most `BLOCK_CELLS` weights, and at least one resample. The seed fixes the
     weights, whatever the blocks.
@@ -59,7 +60,7 @@ def draw_users(num_users: int, seed: int, resamples: int = NUM_RESAMPLES) -> Ite
 
 
 def evaluate_resamples(of: Resampled, num_users: int, seed: int) -> tuple[float, Floats]:
-    """A metric of all rows, and of each resample f64[B]."""
+    """Returns a metric of all rows, and of each resample f64[B]."""
     whole = float(of(np.ones((1, num_users)))[0])
     return whole, np.concatenate([of(weights) for weights in draw_users(num_users, seed)])
 
@@ -110,12 +111,14 @@ def loss_ratio_of(
     losses: Floats, constant: Floats, users: NDArray[np.int64], num_users: int
 ) -> Resampled:
     """Mean loss of rows over that of a constant prediction, rows weighted by their users (NE)."""
-    own = np.bincount(users, losses, num_users)
+    loss_sums = np.bincount(users, losses, num_users)
     other = np.bincount(users, constant, num_users)
 
     def resampled(weights: Floats) -> Floats:
         total = weights @ other
-        return np.divide(weights @ own, total, out=np.full(len(weights), np.nan), where=total > 0)
+        return np.divide(
+            weights @ loss_sums, total, out=np.full(len(weights), np.nan), where=total > 0
+        )
 
     return resampled
 
@@ -124,7 +127,7 @@ METRICS = {"auc": auc_of, "gauc": gauc_of, "rmse": rmse_of}
 
 
 def interval(values: Floats, whole: float) -> Interval:
-    """The central interval of resampled values; NaN where there are none."""
+    """Returns the central interval of resampled values; NaN where there are none."""
     known = values[np.isfinite(values)]
     if not len(known):
         return Interval(whole, float("nan"), float("nan"))
@@ -135,7 +138,7 @@ def interval(values: Floats, whole: float) -> Interval:
 def metric_interval(
     metric: str, labels: Floats, scores: Floats, users: NDArray[np.integer], seed: int = 0
 ) -> Interval:
-    """A metric (auc, gauc or rmse) with its interval."""
+    """Returns a metric (auc, gauc or rmse) with its interval."""
     _, code = np.unique(users, return_inverse=True)
     of = METRICS[metric](labels, scores, code)
     whole, values = evaluate_resamples(of, int(code.max()) + 1, seed)
@@ -150,7 +153,7 @@ def paired_difference(
     users: NDArray[np.integer],
     seed: int = 0,
 ) -> Interval:
-    """The first model's metric less the second's, on the same resampled users.
+    """Returns the first model's metric less the second's, on the same resampled users.
 
     A model is given by its scores under one or more seeds: its metric is their mean.
     """

@@ -14,10 +14,8 @@ from scipy.stats import rankdata
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import mean_absolute_error, roc_auc_score
 
+from mtrec_ray.data.arrays import Floats
 from mtrec_ray.data.prepared import PreparedScenario
-
-Floats = NDArray[np.float64]
-
 
 Metrics = dict[str, float]
 
@@ -26,7 +24,7 @@ EPSILON = 1e-7
 
 
 def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
-    """f64[N]: log-loss (binary) or squared error (regression) of each row."""
+    """Returns f64[N]: log-loss (binary) or squared error (regression) of each row."""
     if kind == "regression":
         return (labels - scores) ** 2
     p = np.clip(scores.astype(np.float64), EPSILON, 1 - EPSILON)
@@ -34,14 +32,14 @@ def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
 
 
 def constant_losses(kind: str, labels: Floats, mean: float) -> Floats:
-    """f64[N]: the same losses of a model that knows only the training mean."""
+    """Returns f64[N], the row losses of a model that knows only the training mean."""
     return row_losses(kind, labels, np.full(len(labels), mean))
 
 
 def binary_metrics(
     labels: Floats, scores: Floats, users: NDArray[np.integer], *, base_rate: float
 ) -> Metrics:
-    """Metrics of probabilities f64[N] against labels 0/1 f64[N] of users i[N].
+    """Returns metrics of probabilities f64[N] against labels 0/1 f64[N] of users i[N].
 
     `ne` is the log-loss over that of the constant training `base_rate` on the same rows (1 for a
     model that knows only that rate); `calibration` is predicted over actual positives.
@@ -61,7 +59,7 @@ def binary_metrics(
 
 
 def grouped_auc(labels: Floats, scores: Floats, users: NDArray[np.integer]) -> tuple[float, float]:
-    """GAUC weighted by rows, and unweighted; NaN where no user has both classes."""
+    """Returns GAUC weighted by rows, and unweighted; NaN where no user has both classes."""
     auc, rows = user_aucs(labels, scores, users)
     both = np.isfinite(auc)
     if not both.any():
@@ -70,7 +68,7 @@ def grouped_auc(labels: Floats, scores: Floats, users: NDArray[np.integer]) -> t
 
 
 def reliability(labels: Floats, scores: Floats, bins: int = 10) -> list[Metrics]:
-    """Mean prediction and share of positives in bins of equal size: calibrated where they agree."""
+    """Returns the mean prediction and share of positives in bins of equal size."""
     actual, predicted = calibration_curve(labels, scores, n_bins=bins, strategy="quantile")
     return [
         {"predicted": float(p), "actual": float(a)} for p, a in zip(predicted, actual, strict=True)
@@ -80,7 +78,7 @@ def reliability(labels: Floats, scores: Floats, bins: int = 10) -> list[Metrics]
 def user_aucs(
     labels: Floats, scores: Floats, users: NDArray[np.integer]
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """AUC f64[U] inside each user's rows, NaN without both classes, and rows i64[U], by user.
+    """Returns by user AUC f64[U] inside the user's rows, NaN without both classes, and rows i64[U].
 
     AUC by ranks (Mann-Whitney): (sum of the positives' ranks - p (p + 1) / 2) / (p n), ties at
     their mean rank. Ranks inside a user are overall ranks by (user, score) less the rows before.
@@ -100,7 +98,7 @@ def user_aucs(
 
 
 def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float) -> Metrics:
-    """RMSE and MAE, and RMSE over that of the constant training mean on the same rows."""
+    """Returns RMSE and MAE, and RMSE over that of the constant training mean on the same rows."""
     rmse = float(np.sqrt(row_losses("regression", labels, predictions).mean()))
     constant = float(np.sqrt(constant_losses("regression", labels, train_mean).mean()))
     return {
@@ -113,12 +111,12 @@ def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float
 
 
 def task_score(metrics: Mapping[str, float]) -> float:
-    """NE or relative RMSE: 1 for a model that knows only the training mean, lower is better."""
+    """Returns NE or relative RMSE, below 1 if better than the training mean."""
     return metrics["ne"] if "ne" in metrics else metrics["relative_rmse"]
 
 
 def mean_task_score(scores: ArrayLike) -> Floats:
-    """f64[..]: mean of task scores f64[.., T], over the tasks that have one.
+    """Returns f64[..]: mean of task scores f64[.., T], over the tasks that have one.
 
     A task without labelled rows has the score NaN and takes no part; where no task has a score the
     mean is NaN. A score that is infinite makes the mean infinite: a model that diverged on one task
@@ -135,7 +133,7 @@ def joint_score(
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
     weights: Mapping[str, float] | None = None,
 ) -> float:
-    """Mean of the task scores of each scenario, then over scenarios by fixed weights.
+    """Returns the mean of the task scores of each scenario, then over scenarios by fixed weights.
 
     Scenarios without a score take no part; NaN where no scenario with a weight is left. The weights
     are the project's `evaluation.weights`, never the loss weights: else a search would win by
@@ -151,7 +149,7 @@ def joint_score(
 
 
 def scenario_scores(valid: Mapping[str, float]) -> dict[str, float]:
-    """Mean task score of each scenario, from metrics by `scenario/task/metric`."""
+    """Returns the mean task score of each scenario, from metrics by `scenario/task/metric`."""
     scores: dict[str, list[float]] = {key.split("/")[0]: [] for key in valid}
     for key, score in task_scores(valid).items():
         scores[key.split("/")[0]].append(score)
@@ -159,7 +157,7 @@ def scenario_scores(valid: Mapping[str, float]) -> dict[str, float]:
 
 
 def task_scores(valid: Mapping[str, float]) -> dict[str, float]:
-    """NE or relative RMSE by `scenario/task`, from metrics by `scenario/task/metric`."""
+    """Returns NE or relative RMSE by `scenario/task`, from metrics by `scenario/task/metric`."""
     wanted = ("ne", "relative_rmse")
     return {k.rpartition("/")[0]: v for k, v in valid.items() if k.rpartition("/")[2] in wanted}
 
@@ -170,22 +168,24 @@ TaskMetrics = dict[str, dict[str, float]]
 def task_metrics(
     facts: PreparedScenario, users: np.ndarray, labels: np.ndarray, scores: np.ndarray
 ) -> TaskMetrics:
-    """Metrics of each task over its labelled rows; arrays are [N], [N, T], [N, T]."""
-    found: TaskMetrics = {}
+    """Returns metrics of each task over its labelled rows; arrays are [N], [N, T], [N, T]."""
+    metrics: TaskMetrics = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         known = np.isfinite(labels[:, i])
-        own = (labels[known, i].astype(np.float64), scores[known, i].astype(np.float64))
+        known_rows = (labels[known, i].astype(np.float64), scores[known, i].astype(np.float64))
         if not known.any():
             continue
         if kind == "binary":
-            found[task] = binary_metrics(*own, users[known], base_rate=facts.label_means[task])
+            metrics[task] = binary_metrics(
+                *known_rows, users[known], base_rate=facts.label_means[task]
+            )
         else:
-            found[task] = regression_metrics(*own, train_mean=facts.label_means[task])
-    return found
+            metrics[task] = regression_metrics(*known_rows, train_mean=facts.label_means[task])
+    return metrics
 
 
 def flat(metrics: Mapping[str, TaskMetrics]) -> dict[str, float]:
-    """Metrics by `scenario/task/metric`."""
+    """Returns metrics by `scenario/task/metric`."""
     return {
         f"{name}/{task}/{metric}": value
         for name, tasks in metrics.items()

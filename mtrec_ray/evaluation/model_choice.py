@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Floats
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.evaluation.bootstrap import (
     Interval,
@@ -21,7 +22,7 @@ from mtrec_ray.evaluation.bootstrap import (
     loss_ratio_of,
     paired_difference,
 )
-from mtrec_ray.evaluation.metrics import Floats, constant_losses, mean_task_score, row_losses
+from mtrec_ray.evaluation.metrics import constant_losses, mean_task_score, row_losses
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class ScoredRows:
 
 
 def rare_labels(facts: PreparedScenario, labels: NDArray[np.float32]) -> dict[str, int]:
-    """By task: how many labels of the rarer kind it has; of a regression, how many labels."""
+    """Returns the number of labels of each task; for a binary task, of its rarer label."""
     counts = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
-        own = labels[:, i]
-        known = int(np.isfinite(own).sum())
-        positive = int(np.nansum(own == 1))
+        task_labels = labels[:, i]
+        known = int(np.isfinite(task_labels).sum())
+        positive = int(np.nansum(task_labels == 1))
         counts[task] = known if kind == "regression" else min(positive, known - positive)
     return counts
 
@@ -61,7 +62,7 @@ def resampled_task_score(
 def score_difference(
     facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> Interval:
-    """The first model's mean score over some tasks less the second's: below 0 it is better."""
+    """Returns the first model's mean task score less the second's: below 0 it is better."""
     scores = [[resampled_task_score(facts, t, scored, m) for t in tasks] for m in models]
 
     def difference(weights: Floats) -> Floats:
@@ -75,19 +76,19 @@ def score_difference(
 def choose_model(
     facts: PreparedScenario, scored: ScoredRows, least_labels: int, keep: str
 ) -> dict[str, Any]:
-    """Whether the model `finetuned` is kept in place of `joint`, and why."""
+    """Returns whether the model `finetuned` is kept in place of `joint`, and why."""
     counts = rare_labels(facts, scored.labels)
     tasks = [t for t, n in counts.items() if n >= least_labels]
-    found: dict[str, Any] = {"labels": counts, "tasks": tasks}
+    record: dict[str, Any] = {"labels": counts, "tasks": tasks}
     if not tasks:
-        return {**found, "chosen": "joint", "reason": too_few(counts, least_labels)}
+        return {**record, "chosen": "joint", "reason": too_few(counts, least_labels)}
     gap = score_difference(facts, scored, tasks, ("finetuned", "joint"))
     better = gap.high < 0 if keep == "certain" else gap.value < 0
     words = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
     worse = "not better" if gap.value >= 0 else "not significantly better"
     verdict = "better" if better else worse
     return {
-        **found,
+        **record,
         "chosen": "finetuned" if better else "joint",
         "reason": f"fine-tuned is {verdict}: score {words}, lower is better",
         "difference": asdict(gap),
@@ -96,7 +97,7 @@ def choose_model(
 
 
 def too_few(counts: dict[str, int], least: int) -> str:
-    """Why a scenario with too few validation labels keeps the joint model."""
+    """Returns why a scenario with too few validation labels keeps the joint model."""
     most = max(counts, key=lambda task: counts[task])
     return (
         f"too few validation labels: at most {counts[most]} of the rarer kind ({most}), "
@@ -107,8 +108,8 @@ def too_few(counts: dict[str, int], least: int) -> str:
 def task_differences(
     facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> dict[str, dict[str, float]]:
-    """By task: the first model's AUC (RMSE) less the second's, with an interval."""
-    found = {}
+    """Returns by task the first model's AUC (RMSE) less the second's, with an interval."""
+    differences = {}
     for task in tasks:
         i = facts.tasks.index(task)
         known = np.isfinite(scored.labels[:, i])
@@ -116,5 +117,5 @@ def task_differences(
         first, second = ([scored.scores[m][known, i].astype(np.float64)] for m in models)
         labels = scored.labels[known, i].astype(np.float64)
         gap = paired_difference(metric, labels, first, second, scored.users[known])
-        found[task] = {"metric": metric, **asdict(gap)}
-    return found
+        differences[task] = {"metric": metric, **asdict(gap)}
+    return differences

@@ -8,13 +8,13 @@ from mtrec_ray.project.project import Project
 
 
 def has_labels(prepared: Prepared, name: str, split: str) -> bool:
-    """Whether a split of a scenario has a labelled row; reads until it finds one."""
+    """Returns whether a split of a scenario has a labelled row; reads until it finds one."""
     batches = read_columns(prepared.shard_paths(name, split), ("labels",))
     return any(np.isfinite(batch["labels"]).any() for batch in batches)
 
 
 def score_problems(project: Project, prepared: Prepared) -> list[str]:
-    """A line where no scenario that has a weight has a labelled row in valid.
+    """Returns a line where no scenario that has a weight has a labelled row in valid.
 
     The joint score would be NaN: training would stop by patience and keep an arbitrary model.
     """

@@ -43,9 +43,9 @@ class Histories:
 class CatalogueScorer:
     """A scenario's whole catalogue, ready to be scored for users.
 
-    A row's numeric columns are those of the item, of the user and of the user with the item's
-    category, each of which is NaN where another speaks. NaN adds nothing to the network's linear
-    map of the columns, so that it is the sum of the three's.
+    A row's numeric columns are the item's, the user's, and those of the user with the item's
+    category, each NaN in the columns of the others. NaN adds nothing to the network's linear map
+    of the columns: the map of a row is the sum of three maps.
 
     Attributes:
         unit: f32[n, D], text vectors of length 1 (or 0).

@@ -68,7 +68,7 @@ class HistoryAttention(nn.Module):
 
 
 def masked_softmax(scores: Tensor, known: Tensor, dim: int) -> Tensor:
-    """Returns the softmax f32 over one dimension, next to nothing where `known` is False."""
+    """Returns the softmax f32 over one dimension, almost 0 where `known` is False."""
     return scores.masked_fill(~known, -1e4).float().softmax(dim)
 
 
@@ -81,7 +81,7 @@ def similarity_summary(cosine: Tensor, mask: Tensor) -> Tensor:
 
 
 def similarity_kernels(cosine: Tensor, mask: Tensor) -> Tensor:
-    """Returns f32[N, 4 K] for cosines [N, H]: how similar which part of a history is.
+    """Returns f32[N, 4 K] for cosines [N, H]: how many history items are how similar.
 
     Kernel pooling (1706.06613): the mean over the history of each of K Gaussian kernels of the
     cosine, and each kernel of the mean, maximum and latest cosine; zeros without a history.

@@ -15,8 +15,8 @@ from mtrec_ray.model.numeric import NumericInputs
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
 
-# The age of what has been there since the first row is the calendar, and later rows would lie
-# outside the range that training saw: ages beyond 30 days are read as 30 days.
+# Ages beyond 30 days are read as 30 days: the age of an item that was there from the first row on
+# only tells the date, and later rows would lie outside the range that training saw.
 AGE, MAX_AGE = ".log_seconds_since_first", math.log1p(30 * 86_400)
 
 

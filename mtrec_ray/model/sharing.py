@@ -38,7 +38,7 @@ class SharingInputs:
 
     @property
     def prior(self) -> Tensor:
-        """Whose sample it is, user and item, for PEPNet's gates: f32[N, P]."""
+        """f32[N, P]: user and item, the prior of PEPNet's gates."""
         return torch.cat([self.identity, self.candidate], 1)
 
 

@@ -104,7 +104,7 @@ def unknown_names(tree: Mapping[str, Any], parts: Sequence[str]) -> Iterator[str
 
 
 def with_overrides(project: Project, overrides: Mapping[str, Any]) -> Project:
-    """The project with values set by field.
+    """Returns the project with values set by field.
 
     Raises:
         ProjectError: values that the schema does not allow.
@@ -113,7 +113,7 @@ def with_overrides(project: Project, overrides: Mapping[str, Any]) -> Project:
 
 
 def tree_with(project: Project, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The project's tree with values set by field, whether the schema allows them or not."""
+    """Returns the project's tree with values set by field, which the schema may refuse."""
     tree = project.dump()
     for field, value in overrides.items():
         *parents, leaf = field.split(".")

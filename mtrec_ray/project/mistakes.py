@@ -23,7 +23,7 @@ def mistakes_of(tree: Mapping[str, Any], error: ValidationError) -> list[str]:
 
 
 def is_inherited(line: str, lines: Sequence[str]) -> bool:
-    """Whether a scenario's fine-tuning only repeats a mistake of `finetune`, from which it came."""
+    """Returns whether a scenario's fine-tuning only repeats a mistake of `finetune`."""
     general = re.sub(r"^finetune\.scenarios\.[\w-]+\.", "finetune.", line)
     return general != line and general in lines
 

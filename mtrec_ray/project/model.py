@@ -162,5 +162,5 @@ class Model(Section):
 
     @property
     def encoder_every(self) -> int:
-        """In every which step the encoder learns: by default 8 where gradients are gathered."""
+        """The encoder learns in every step of this number: by default 8 with gathered gradients."""
         return self.encoder.every or (8 if self.gathers else 1)

@@ -12,7 +12,7 @@ from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
 from mtrec_ray.project.training import Finetune, Training
 
-T = TypeVar("T")
+Named = TypeVar("Named")
 
 
 class Evaluation(Section):
@@ -97,6 +97,12 @@ class Run(Section):
     def most_workers(self) -> int:
         """The number of workers that training uses, at most."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def workers_text(self) -> str:
+        """Returns the number of workers for a person: `2`, or `2 to 4`."""
+        least, most = self.least_workers, self.most_workers
+        return str(most) if least == most else f"{least} to {most}"
 
 
 class SampleWorld(Section):
@@ -208,7 +214,7 @@ class Project(Section):
         )
 
     def path(self, relative: str) -> str:
-        """A scenario's path, resolved against `root`; URIs and absolute paths stay as they are.
+        """Returns a scenario's path below `root`; URIs and absolute paths stay as they are.
 
         The query of a URI (its endpoint, its region) stays last.
         """
@@ -218,10 +224,10 @@ class Project(Section):
         return f"{root.rstrip('/')}/{relative}{query}"
 
     def dump(self) -> dict[str, Any]:
-        """The project as plain JSON values."""
+        """Returns the project as plain JSON values."""
         return self.model_dump(mode="json", by_alias=True)
 
 
-def of_names(values: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+def of_names(values: Mapping[str, Named], names: Collection[str]) -> dict[str, Named]:
     """Returns the values of some names."""
     return {name: value for name, value in values.items() if name in names}

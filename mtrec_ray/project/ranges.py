@@ -30,7 +30,7 @@ def as_number(value: Any) -> Any:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
+    """Returns whether a value is a finite number."""
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
@@ -68,7 +68,7 @@ def json_text(value: Any) -> str:
         raise ValueError("allowed: numbers, texts, true, false, null, and lists of them") from None
 
 
-def read_options(value: object) -> list[Any]:
+def read_alternatives(value: object) -> list[Any]:
     """Returns the values to choose from; `1` and `1.0` are the same value."""
     options = [as_number(v) for v in value] if isinstance(value, list | tuple) else []
     texts = {json_text(float(v) if is_number(v) else v) for v in options}
@@ -80,7 +80,7 @@ def read_options(value: object) -> list[Any]:
 Ends = Annotated[tuple[float, float], BeforeValidator(read_ends)]
 PositiveEnds = Annotated[tuple[float, float], BeforeValidator(read_positive_ends)]
 WholeEnds = Annotated[tuple[int, int], BeforeValidator(read_whole_ends)]
-Options = Annotated[tuple[Any, ...], BeforeValidator(read_options)]
+Alternatives = Annotated[tuple[Any, ...], BeforeValidator(read_alternatives)]
 
 
 def new_form(text: str) -> str:
@@ -101,10 +101,10 @@ class Range(Section):
     randint: WholeEnds | None = Field(
         default=None, description="Draws a whole number between low and high, both included."
     )
-    choice: Options | None = Field(
+    choice: Alternatives | None = Field(
         default=None, description="Draws one of these values. A list without a key is a choice."
     )
-    grid: Options | None = Field(
+    grid: Alternatives | None = Field(
         default=None, description="Tries each of these values in a grid; elsewhere it is a choice."
     )
 
@@ -135,9 +135,9 @@ class Range(Section):
     @property
     def ends(self) -> tuple[float, float]:
         """Low and high of a range of numbers."""
-        found = self.uniform or self.loguniform or self.randint
-        assert found is not None, "a choice or a grid has values"
-        return found
+        pair = self.uniform or self.loguniform or self.randint
+        assert pair is not None, "a choice or a grid has values"
+        return pair
 
     @property
     def values(self) -> tuple[str, ...]:

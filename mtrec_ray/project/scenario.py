@@ -25,7 +25,7 @@ PLAUSIBLE_SECONDS = (631_152_000, 4_102_444_800)
 
 
 def template_columns(template: str) -> tuple[str, ...]:
-    """Columns named in braces in a text template, each once.
+    """Returns columns named in braces in a text template, each once.
 
     Raises:
         ValueError: braces that do not match, hold no plain column name, or none at all.
@@ -45,13 +45,13 @@ def template_columns(template: str) -> tuple[str, ...]:
 
 
 def check_template(template: str) -> str:
-    """The text template itself, refused where it names no columns."""
+    """Returns the text template itself, refused where it names no columns."""
     template_columns(template)
     return template
 
 
 def check_moments(value: object) -> object:
-    """Two cuts as they stand in the file; days as numbers (20250131) would be read as seconds."""
+    """Returns two cuts; refuses days as numbers (20250131), which would be read as seconds."""
     for moment in value if isinstance(value, list | tuple) else ():
         if re.fullmatch(r"(19|20)\d\d(0\d|1[0-2])[0-3]\d", str(moment).strip()):
             raise ValueError(f"{moment} would be read as seconds; allowed: dates as 2025-01-31")

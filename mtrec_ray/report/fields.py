@@ -1,4 +1,4 @@
-"""All fields of a project file as a table: read off the schema, so that it cannot fall behind."""
+"""All fields of a project file as a table: built from the schema, so that it cannot go stale."""
 
 import json
 import types
@@ -14,14 +14,14 @@ from mtrec_ray.project.base import Section, section_of
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 
-# Fields whose text in the file is another than that of their type, by the function that reads it.
+# What may stand in the file where it is not of the field's type, by the function that reads it.
 WORDS = {
     "parse_duration": "a duration such as `31d`, `12h`",
     "check_workers": "integer > 0, or two: the least and the most",
     "read_ends": "`[low, high]`",
     "read_positive_ends": "`[low, high]`, low > 0",
     "read_whole_ends": "`[low, high]`, integers",
-    "read_options": "list of different values",
+    "read_alternatives": "list of different values",
 }
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
 LIMITS = {
@@ -45,14 +45,14 @@ class FieldRow:
 
 
 def fields_table() -> str:
-    """A Markdown table of every field of a project file."""
+    """Returns a Markdown table of every field of a project file."""
     columns = {"field": "name", "allowed": "allowed", "default": "default", "meaning": "meaning"}
     rows = [{head: getattr(row, key) for head, key in columns.items()} for row in field_rows()]
     return markdown_table([{k: v.replace("|", "\\|") for k, v in row.items()} for row in rows])
 
 
 def field_rows(section: type[Section] = Project, above: str = "") -> Iterator[FieldRow]:
-    """The fields of a section and of all sections inside it, in the schema's order."""
+    """Yields the fields of a section and of all sections inside it, in the schema's order."""
     for name, field in section.model_fields.items():
         path = f"{above}{field.alias or name}"
         inner, many = section_of(field.annotation)
@@ -69,7 +69,7 @@ def field_rows(section: type[Section] = Project, above: str = "") -> Iterator[Fi
 
 
 def allowed_of(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
-    """What a field may be, in words."""
+    """Returns what a field may be, in words."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return allowed_of(parts[0], [*parts[1:], *metadata])
@@ -88,37 +88,37 @@ def allowed_of(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
 
 
 def union_of(parts: typing.Sequence[Any], metadata: typing.Sequence[Any]) -> str:
-    """One of several types; null is told last."""
+    """Returns the words for one of several types; null comes last."""
     words = [allowed_of(part, metadata) for part in parts if part is not type(None)]
     return ", or ".join([*words, "`null`"] if type(None) in parts else words)
 
 
 def list_of(parts: typing.Sequence[Any]) -> str:
-    """A list of any length, or of as many as there are types."""
+    """Returns a list of any length, or of as many as there are types."""
     if parts[-1] is Ellipsis:
         return f"list of {allowed_of(parts[0])}"
     return f"list of {len(parts)}: {allowed_of(parts[0])}"
 
 
 def reader(marker: Any) -> str:
-    """The name of the function that reads a field's text; empty where there is none."""
+    """Returns the name of the function that reads a field's text; empty where there is none."""
     return marker.func.__name__ if isinstance(marker, BeforeValidator) else ""
 
 
 def limits(metadata: typing.Sequence[Any]) -> str:
-    """Bounds of a number: ` >= 0, < 1`."""
+    """Returns bounds of a number: ` >= 0, < 1`."""
     flat = [m for marker in metadata for m in (marker, *getattr(marker, "metadata", ()))]
-    found = [
+    bounds = [
         words.format(limit)
         for marker in flat
         for name, words in LIMITS.items()
         if (limit := getattr(marker, name, None)) is not None
     ]
-    return f" {', '.join(found)}" if found else ""
+    return f" {', '.join(bounds)}" if bounds else ""
 
 
 def default_of(field: FieldInfo) -> str:
-    """A field's default as it would be written in the file; `required` where it has none."""
+    """Returns a field's default as the file would have it; `required` where it has none."""
     if field.is_required():
         return "required"
     value = TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")

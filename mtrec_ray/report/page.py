@@ -15,7 +15,7 @@ def tune_page(
     plots: Mapping[str, bytes],
     generated: bool,
 ) -> str:
-    """The page of a search: the choice, the comparison, plots, the front and all trials."""
+    """Returns the page of a search: the choice, the comparison, plots, the front and all trials."""
     pages = Environment(
         loader=PackageLoader("mtrec_ray.report", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -28,12 +28,12 @@ def tune_page(
 
 
 def ranked(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Trials by joint score, those without one last."""
+    """Returns trials by joint score, those without one last."""
     return sorted(rows, key=lambda r: (r["joint_score"] is None, r["joint_score"] or 0.0))
 
 
 def cell(value: Any) -> str:
-    """A value for a person."""
+    """Returns a value for a person."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -31,7 +31,7 @@ def tune_plots(
     importance: Mapping[str, float],
     curves: Mapping[str, Sequence[tuple[int, float]]],
 ) -> dict[str, bytes]:
-    """PNG by name; a plot that has nothing to show is left out."""
+    """Returns PNG by name; a plot that has nothing to show is left out."""
     scored = [r for r in rows if r["joint_score"] is not None]
     plots: dict[str, Callable[[Axes], None]] = {
         f"front_{x}_{y}": lambda ax, x=x, y=y: draw_front(ax, scored, x, y)
@@ -47,7 +47,7 @@ def tune_plots(
 
 
 def png(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
-    """What a function draws, as PNG."""
+    """Returns what a function draws, as PNG."""
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
@@ -80,7 +80,7 @@ def draw_front(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:
 
 
 def staircase(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Points that no other is below in both, from left to right."""
+    """Yields points that no other is below in both, from left to right."""
     least = math.inf
     for x, y in sorted(points):
         if y < least:
@@ -111,18 +111,18 @@ def draw_parallel(ax: Axes, rows: Sequence[Row], fields: Sequence[str]) -> None:
 
 
 def heights(values: Sequence[Any]) -> np.ndarray:
-    """Values between 0 and 1: by their logarithm where they span a decade, others by rank."""
+    """Returns values in [0, 1]: by logarithm where they span a decade, others by rank."""
     if not all(isinstance(v, int | float) for v in values):
         order = sorted({repr(v) for v in values})
         return np.array([order.index(repr(v)) for v in values]) / max(len(order) - 1, 1)
-    found = np.array(values, float)
-    if found.min() > 0 and found.max() > 10 * found.min():
-        found = np.log(found)
-    return (found - found.min()) / max(float(np.ptp(found)), 1e-12)
+    numbers = np.array(values, float)
+    if numbers.min() > 0 and numbers.max() > 10 * numbers.min():
+        numbers = np.log(numbers)
+    return (numbers - numbers.min()) / max(float(np.ptp(numbers)), 1e-12)
 
 
 def ends(values: Sequence[Any]) -> list[tuple[float, str]]:
-    """Texts below and above an axis: its least and largest value."""
+    """Returns texts below and above an axis: its least and largest value."""
     if not all(isinstance(v, int | float) for v in values):
         order = sorted({repr(v) for v in values})
         return [(-0.02, order[0]), (1.02, order[-1])]
@@ -130,7 +130,7 @@ def ends(values: Sequence[Any]) -> list[tuple[float, str]]:
 
 
 def short(field: str) -> str:
-    """The end of a field's name; of a scenario's weight the scenario."""
+    """Returns the end of a field's name; of a scenario's weight the scenario."""
     parts = field.split(".")
     return f"λ {parts[1]}" if parts[0] == "scenarios" and len(parts) == 3 else parts[-1]
 

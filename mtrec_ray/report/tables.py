@@ -28,14 +28,14 @@ REGRESSION = {
 
 
 def number(metric: str, value: float | None) -> str:
-    """A metric for a person; `-` where there is none."""
+    """Returns a metric for a person; `-` where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
     return f"{value:,.0f}" if metric == "rows" else f"{value:.4f}"
 
 
 def make_table(title: str, words: Sequence[str], numbers: Sequence[str] = ()) -> Table:
-    """An empty table: columns of words, which may break, and columns of numbers."""
+    """Returns an empty table: columns of words, which may break, and columns of numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
     for heading in words:
         table.add_column(heading, overflow="fold")
@@ -47,7 +47,7 @@ def make_table(title: str, words: Sequence[str], numbers: Sequence[str] = ()) ->
 def evaluation_tables(
     title: str, metrics: MetricsByTask, ranking: Mapping[str, Mapping[str, Any]]
 ) -> list[Table]:
-    """The tables of an evaluation, each of at most 80 columns."""
+    """Returns the tables of an evaluation, each of at most 80 columns."""
     tables = []
     for columns, key in ((BINARY, "auc"), (REGRESSION, "rmse")):
         wanted = {n: {t: v for t, v in tasks.items() if key in v} for n, tasks in metrics.items()}
@@ -59,7 +59,7 @@ def evaluation_tables(
 
 
 def metrics_table(title: str, metrics: MetricsByTask, columns: Mapping[str, str]) -> Table:
-    """One row a scenario and task; an AUC that is not above popularity is marked with `!`."""
+    """Returns a row for each scenario and task; `!` marks an AUC that is not above popularity."""
     table = make_table(title, ("scenario", "task"), list(columns.values()))
     for name, tasks in metrics.items():
         for task, values in tasks.items():
@@ -72,21 +72,21 @@ def metrics_table(title: str, metrics: MetricsByTask, columns: Mapping[str, str]
 
 
 def comparison_tables(title: str, comparison: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Joint, fine-tuned and alone on test; their differences; what sharing did to each scenario."""
+    """Returns joint, fine-tuned and alone on test, their differences, and the effect of sharing."""
     heads = {"joint": "joint", "finetuned": "fine-tuned", "alone": "alone"}
     values = make_table(f"{title}: test", ("scenario", "task", "metric"), list(heads.values()))
     gaps = make_table("differences [95 % interval]", ("scenario", "task", "of"), ("difference",))
     verdicts = make_table("what sharing did", ("scenario", "verdict"))
     pairs = ("finetuned-joint", "finetuned-alone", "joint-alone")
-    for name, found in comparison.items():
-        for task, row in found["tasks"].items():
+    for name, compared in comparison.items():
+        for task, row in compared["tasks"].items():
             cells = [number("auc", row.get(m)) for m in heads]
             values.add_row(name, task, row["metric"].upper(), *cells)
             for pair in pairs:
                 words = pair.replace("finetuned", "fine-tuned").replace("-joint", " less joint")
                 words = words.replace("-alone", " less alone")
                 gaps.add_row(name, task, words, difference(row.get(pair)))
-        verdicts.add_row(name, found["verdict"])
+        verdicts.add_row(name, compared["verdict"])
     return [values, gaps, verdicts]
 
 
@@ -101,11 +101,11 @@ def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table
         "neighbours": "neighbours",
     }  # fmt: skip
     table = make_table(title, ("scenario", "task", "metric"), (*models.values(), "items"))
-    for name, found in ranking.items():
+    for name, metrics in ranking.items():
         for key, metric in (("recall", "recall"), ("ndcg", "NDCG")):
-            values = [number(key, found.get(m, {}).get(key)) for m in models]
-            cells = [*values, f"{found['items']:,}"]
-            table.add_row(name, str(found["task"]), f"{metric}@{found['k']}", *cells)
+            values = [number(key, metrics.get(m, {}).get(key)) for m in models]
+            cells = [*values, f"{metrics['items']:,}"]
+            table.add_row(name, str(metrics["task"]), f"{metric}@{metrics['k']}", *cells)
     return table
 
 
@@ -119,7 +119,7 @@ def facts_table(title: str, facts: Mapping[str, str]) -> Table:
 
 
 def difference(gap: Mapping[str, float | None] | None) -> str:
-    """`+0.0012 [-0.0001, +0.0024]`, with a star where the interval excludes zero.
+    """Returns `+0.0012 [-0.0001, +0.0024]`, with a star where the interval excludes zero.
 
     `-` where there is no gap, or one without an interval (stored as null).
     """
@@ -131,7 +131,7 @@ def difference(gap: Mapping[str, float | None] | None) -> str:
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys as a Markdown table; empty without rows."""
+    """Returns rows with the same keys as a Markdown table; empty without rows."""
     if not rows:
         return ""
     heads = list(rows[0])
@@ -141,7 +141,7 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def plain_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
-    """Rows with the same keys, for a terminal."""
+    """Returns rows with the same keys, for a terminal."""
     table = make_table(title, list(rows[0]) if rows else ())
     for row in rows:
         table.add_row(*map(str, row.values()))

@@ -1,4 +1,4 @@
-"""How much each searched field matters for the joint score, as Optuna judges it."""
+"""How much each searched field matters for the joint score, as Optuna estimates it."""
 
 import json
 import math
@@ -14,7 +14,7 @@ LEAST_TRIALS = 4
 def importances(
     values: Sequence[Mapping[str, Any]], scores: Sequence[float], *, seed: int = 0
 ) -> dict[str, float]:
-    """Share of the score's variance that each field explains alone (fANOVA, Hutter et al. 2014).
+    """Returns the share of the score's variance that each field explains alone (fANOVA, 2014).
 
     `values` by field of each trial, and its score. Empty below four trials with a score, or where
     all scores or all values are equal.
@@ -26,8 +26,8 @@ def importances(
     space = {f: spanned_distribution([v[f] for v, _ in rows]) for f in fields}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
-    for found, score in rows:
-        params = {f: as_param(found[f], space[f]) for f in fields}
+    for values_of_trial, score in rows:
+        params = {f: as_param(values_of_trial[f], space[f]) for f in fields}
         study.add_trial(optuna.trial.create_trial(value=score, params=params, distributions=space))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
@@ -35,12 +35,12 @@ def importances(
 
 
 def as_param(value: Any, space: BaseDistribution) -> Any:
-    """A value as its distribution holds it: a number, or a JSON text."""
+    """Returns a value as its distribution holds it: a number, or a JSON text."""
     return json.dumps(value) if isinstance(space, CategoricalDistribution) else float(value)
 
 
 def spanned_distribution(values: Sequence[Any]) -> BaseDistribution:
-    """The range that the values span, or the texts that they are."""
+    """Returns the range that the values span, or the texts that they are."""
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         return FloatDistribution(float(min(values)), float(max(values)))
     return CategoricalDistribution(sorted({json.dumps(v) for v in values}))

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-
+from mtrec_ray.data.arrays import Floats
 
 REFERENCE = 1.0  # a scenario's score of the model that knows only the training means
 
 
 def pareto_front(points: Floats) -> NDArray[np.bool_]:
-    """bool[n]: points [n, k] that no other is at least as good as everywhere, and better once."""
+    """Returns bool[n]: points [n, k] that no other dominates (nowhere worse, somewhere better)."""
     no_worse = (points[:, None, :] <= points[None, :, :]).all(-1)
     better = (points[:, None, :] < points[None, :, :]).any(-1)
     dominated: NDArray[np.bool_] = np.any(no_worse & better, axis=0)
@@ -24,7 +23,7 @@ def pareto_front(points: Floats) -> NDArray[np.bool_]:
 
 
 def hypervolume(points: Floats, reference: Floats) -> float:
-    """Volume of what points [n, k] dominate below the reference [k].
+    """Returns the volume of what points [n, k] dominate below the reference [k].
 
     Exact, by slices along the last scenario (HSO, While et al. 2006): between two of its values the
     cut is the volume, in one dimension less, of all points that are below it. Dominated points are
@@ -50,10 +49,10 @@ def hypervolume(points: Floats, reference: Floats) -> float:
 
 
 def worst_gains(points: Floats, alone: Floats) -> Floats:
-    """f64[n]: the least gain of points [n, k] over the scores [k] of models of one scenario."""
+    """Returns f64[n]: the least gain of points [n, k] over the single models' scores [k]."""
     return (1 - points / alone).min(1)
 
 
 def preferred(points: Floats, preference: Sequence[float]) -> Floats:
-    """f64[n]: means of points [n, k], weighted by the preference [k]."""
+    """Returns f64[n]: means of points [n, k], weighted by the preference [k]."""
     return np.average(points, axis=1, weights=preference)

@@ -34,7 +34,7 @@ FIELDS_OF_LEARNING: tuple[str, ...] = (
 
 
 def space_problems(project: Project) -> list[str]:
-    """One line for each searched field that cannot be searched."""
+    """Returns one line for each searched field that cannot be searched."""
     search = project.search
     problems = [
         f"search.{line}" for field in search.fields or {} for line in field_problems(project, field)
@@ -53,7 +53,7 @@ def space_problems(project: Project) -> list[str]:
 
 
 def pbt_problems(project: Project) -> list[str]:
-    """A line for whatever a population cannot do: other processes, grids, models that differ."""
+    """Returns a line for what a population cannot do: other processes, grids, differing models."""
     search = project.search
     problems = []
     if search.num_workers != 0:
@@ -74,7 +74,7 @@ def pbt_problems(project: Project) -> list[str]:
 
 
 def field_problems(project: Project, field: str) -> list[str]:
-    """What is wrong with a searched field; the lines begin with it."""
+    """Returns what is wrong with a searched field; the lines begin with it."""
     unknown = unknown_part(project, field)
     if unknown:
         return [f"{field}: found {unknown}"]
@@ -111,7 +111,7 @@ def parts_of(value: object) -> Mapping[str, object] | None:
 
 
 def idle_fields(project: Project) -> dict[str, tuple[str, str]]:
-    """Returns the fields that change nothing here; of each the field that causes it, its value."""
+    """Returns the fields without effect here, each with the field that causes it and its value."""
     model, encoder = project.model, project.model.encoder
     trainable: tuple[str, str] = ("model.encoder.trainable", encoder.trainable)
     idle: dict[str, tuple[str, str]] = {}
@@ -138,7 +138,7 @@ def without_effect(project: Project, field: str) -> str:
 
 
 def wrong_values(project: Project, field: str) -> list[str]:
-    """What the schema does not allow of a field's range, or that prepared data depends on it."""
+    """Returns lines for values that the schema refuses or that prepared data depends on."""
     for value in (project.search.fields or {})[field].samples:
         try:
             other = with_overrides(project, {field: value})

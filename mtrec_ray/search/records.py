@@ -1,4 +1,4 @@
-"""Trials of a search as they are kept: a JSON file each, by which an interrupted search goes on."""
+"""Trials of a search, each kept in a JSON file from which an interrupted search goes on."""
 
 import math
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Trial:
         point: its place in the space of the search; None outside a search.
         status: `stopped` is that of a trial which the scheduler ended early.
         reason: of a failure.
-        moves: in a population: after which epoch it went on from which trial, with what before.
+        moves: in a population: after which epoch it went on from which trial, and earlier values.
         seconds: from its start to its end, waiting for resources included.
         curve: by epoch: `epoch, joint_score, scores` (by scenario), `tasks` (by scenario/task).
         result: whatever else its training returned.
@@ -47,7 +47,7 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the trial has ended."""
         return self.status in ENDED
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -67,18 +67,18 @@ class Trial:
 
 
 def best_of(curve: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The epoch with the lowest joint score of a curve."""
+    """Returns the epoch with the lowest joint score of a curve."""
     finite = [e for e in curve if math.isfinite(e["joint_score"])]
     return min(finite, key=lambda e: e["joint_score"]) if finite else None
 
 
 def record_path(folder: str, name: str) -> str:
-    """The file of a trial."""
+    """Returns the file of a trial."""
     return storage.join(folder, f"{name}.json")
 
 
 def parse_trial(tree: dict[str, Any]) -> Trial:
-    """A trial from its JSON, where a score that was not finite stands as null."""
+    """Returns a trial from its JSON, where a score that was not finite stands as null."""
     return Trial(**{**tree, "curve": [_with_nan(entry) for entry in tree.get("curve", [])]})
 
 
@@ -89,16 +89,16 @@ def _with_nan(value: Any) -> Any:
 
 
 def load_trial(folder: str, name: str) -> Trial | None:
-    """A trial as it was kept."""
+    """Returns a trial as it was kept."""
     path = record_path(folder, name)
     return parse_trial(storage.read_json(path)) if storage.exists(path) else None
 
 
 def load_trials(folder: str) -> dict[str, Trial]:
-    """All trials of a folder by name, in the order of their names."""
-    found = [
+    """Returns all trials of a folder by name, in the order of their names."""
+    trials = [
         parse_trial(storage.read_json(p))
         for p in storage.files(folder)
         if storage.name_of(p).endswith(".json")
     ]
-    return {trial.name: trial for trial in found}
+    return {trial.name: trial for trial in trials}

@@ -21,24 +21,24 @@ DIGITS = 6
 
 
 def weights_of(u: Sequence[float]) -> list[float]:
-    """Lambda [k] of u [k]: -log u_i, scaled to a mean of 1, to six digits."""
+    """Returns lambda [k] of u [k]: -log u_i, scaled to a mean of 1, to six digits."""
     raw = [-math.log(min(max(value, MARGIN), 1 - MARGIN)) for value in u]
     return scaled(raw)
 
 
 def numbers_of(weights: Sequence[float]) -> list[float]:
-    """One u [k] with these weights, a weight of 0 being the least that there is."""
+    """Returns one u [k] with these weights, a weight of 0 being the least that there is."""
     return [min(max(math.exp(-w), MARGIN), 1 - MARGIN) for w in scaled(weights)]
 
 
 def scaled(weights: Sequence[float]) -> list[float]:
-    """The same weights with a mean of 1, to six significant digits."""
+    """Returns the same weights with a mean of 1, to six significant digits."""
     total = sum(weights)
     return [float(f"{w * len(weights) / total:.{DIGITS}g}") for w in weights]
 
 
 def lattice(size: int, steps: int) -> Iterator[list[float]]:
-    """All lambda [size] in steps of 1 / `steps` of the sum, the corners included."""
+    """Yields all lambda [size] in steps of 1 / `steps` of the sum, the corners included."""
     for cuts in itertools.combinations(range(steps + size - 1), size - 1):
         ends = [-1, *cuts, steps + size - 1]
         yield scaled([b - a - 1 for a, b in itertools.pairwise(ends)])

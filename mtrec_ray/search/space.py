@@ -1,7 +1,7 @@
-"""What a search may try: its variables, how a point of them changes the project, what cannot be.
+"""What a search may try: its variables, and how a point of them changes the project.
 
 A point holds a number or option for each variable: `lambda.NAME` of a scenario (u of
-`search/simplex.py`) and the names of searched fields. Its overrides are values by field.
+`simplex.py`) and the names of searched fields. Its overrides are values by field.
 """
 
 import functools
@@ -44,19 +44,19 @@ class Space:
     ranges: dict[str, Range]
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The variables as Optuna has them."""
+        """Returns the variables as Optuna has them."""
         unit = FloatDistribution(MARGIN, 1 - MARGIN)
         lambdas: dict[str, BaseDistribution] = {LAMBDA + name: unit for name in self.scenarios}
         return lambdas | {field: optuna_distribution(found) for field, found in self.ranges.items()}
 
     def overrides(self, point: Mapping[str, Any]) -> Overrides:
-        """The values by field of a point."""
+        """Returns the values by field of a point."""
         weights = weights_of([point[LAMBDA + name] for name in self.scenarios])
         fields = {f: json.loads(point[f]) if r.values else point[f] for f, r in self.ranges.items()}
         return weight_overrides(self.scenarios, weights) | fields
 
     def point_of(self, project: Project) -> Point:
-        """The point of a project's own values, moved into the ranges where they are outside."""
+        """Returns the point of a project's own values, clipped to the ranges."""
         weights = [project.scenarios[name].weight for name in self.scenarios]
         point: Point = {
             LAMBDA + name: u
@@ -65,7 +65,7 @@ class Space:
         return point | {f: nearest(value_at(project, f), r) for f, r in self.ranges.items()}
 
     def grid(self, steps: int) -> Iterator[Point]:
-        """All combinations of the simplex in steps and of the values of grids and choices.
+        """Yields all combinations of the simplex in steps and of the values of grids and choices.
 
         Other ranges take part with both ends and the middle.
         """
@@ -79,39 +79,39 @@ class Space:
                 yield {**point, **dict(zip(self.ranges, values, strict=True))}
 
 
-def optuna_distribution(found: Range) -> BaseDistribution:
+def optuna_distribution(searched: Range) -> BaseDistribution:
     """Returns a range as Optuna has it."""
-    if found.values:
-        return CategoricalDistribution(found.values)
-    if found.randint:
-        return IntDistribution(*found.randint)
-    return FloatDistribution(*found.ends, log=found.kind == "loguniform")
+    if searched.values:
+        return CategoricalDistribution(searched.values)
+    if searched.randint:
+        return IntDistribution(*searched.randint)
+    return FloatDistribution(*searched.ends, log=searched.kind == "loguniform")
 
 
-def levels(found: Range) -> list[Any]:
+def levels(searched: Range) -> list[Any]:
     """Returns the values of a range in a grid: all of them, or both ends and the middle."""
-    if found.values:
-        return list(found.values)
-    if found.randint:
-        low, high = found.randint
+    if searched.values:
+        return list(searched.values)
+    if searched.randint:
+        low, high = searched.randint
         return sorted({low, (low + high) // 2, high})
-    low, high = found.ends
-    middle = (low * high) ** 0.5 if found.kind == "loguniform" else (low + high) / 2
+    low, high = searched.ends
+    middle = (low * high) ** 0.5 if searched.kind == "loguniform" else (low + high) / 2
     return [low, middle, high]
 
 
-def nearest(value: Any, found: Range) -> Any:
-    """Returns the value itself, or where the range does not hold it the nearest that it holds."""
-    if found.values:
+def nearest(value: Any, searched: Range) -> Any:
+    """Returns the nearest value that the range holds: the value itself where it does."""
+    if searched.values:
         near = functools.partial(distance, value)
-        return min(found.values, key=lambda text: near(json.loads(text)))
-    low, high = found.ends
+        return min(searched.values, key=lambda text: near(json.loads(text)))
+    low, high = searched.ends
     inside = min(max(float(value or 0), low), high)
-    return round(inside) if found.randint else inside
+    return round(inside) if searched.randint else inside
 
 
 def distance(one: Any, other: Any) -> float:
-    """How far two values are from each other: of others than numbers nothing, or infinitely."""
+    """Returns the distance of two values; of others than numbers 0 where equal, else infinity."""
     if isinstance(one, bool) == isinstance(other, bool) and one == other:
         return 0.0
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other))
@@ -119,12 +119,12 @@ def distance(one: Any, other: Any) -> float:
 
 
 def weight_overrides(names: tuple[str, ...], weights: list[float]) -> Overrides:
-    """Values by field of the scenarios' weights."""
+    """Returns values by field of the scenarios' weights."""
     return {f"scenarios.{n}.weight": w for n, w in zip(names, weights, strict=True)}
 
 
 def space_of(project: Project) -> Space:
-    """What the project's search tries."""
+    """Returns what the project's search tries."""
     search = project.search
     names = tuple(project.scenarios) if search.scenario_weights else ()
     fields = default_fields(project) if search.fields is None else search.fields
@@ -135,7 +135,7 @@ def space_of(project: Project) -> Space:
 
 
 def default_fields(project: Project) -> dict[str, Range]:
-    """Both learning rates, or only that of the heads with a frozen encoder, around their values."""
+    """Returns ranges around both learning rates; with a frozen encoder that of the heads alone."""
     options = project.training
     rates = {"training.lr": options.lr}
     if project.model.encoder.trainable != "none":
@@ -147,18 +147,18 @@ def default_fields(project: Project) -> dict[str, Range]:
 
 
 def references(project: Project) -> dict[str, Overrides]:
-    """Trials that every search begins with: `own`, `uniform`, and for worst_case `only NAME`.
+    """Returns the first trials of every search: `own`, `uniform`, for worst_case `only NAME`.
 
-    Where the project's own weights are uniform there is no second trial of them.
+    `uniform` is left out where the project's own weights are uniform.
     """
     names = tuple(project.scenarios)
-    own = scaled([s.weight for s in project.scenarios.values()])
-    found: dict[str, Overrides] = {"own": {}}
-    if len(set(own)) > 1:
-        found["uniform"] = weight_overrides(names, [1.0] * len(names))
+    own_weights = scaled([s.weight for s in project.scenarios.values()])
+    trials: dict[str, Overrides] = {"own": {}}
+    if len(set(own_weights)) > 1:
+        trials["uniform"] = weight_overrides(names, [1.0] * len(names))
     if project.search.choose == "worst_case":
         epochs = project.search.epochs or project.training.epochs
-        for name in names:  # its best epoch is judged by this scenario alone: none ends it early
+        for name in names:  # this scenario alone gives its best epoch: no scheduler ends it early
             weights = weight_overrides(names, [float(n == name) for n in names])
-            found[f"only_{name}"] = weights | {"training.patience": epochs}
-    return found
+            trials[f"only_{name}"] = weights | {"training.patience": epochs}
+    return trials

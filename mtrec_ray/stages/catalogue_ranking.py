@@ -1,9 +1,9 @@
 """Recall and NDCG over the whole catalogue for test users, by Ray tasks.
 
 A test user asks at the moment of their first test row, with the history and the statistics of that
-row. Items, categories and popularity are those of the same moment: nothing later is known. All
-items of the catalogue are ranked but those that the user had seen by then; also those published
-later, which are 0 seconds old: the user's positives of all of test are what is sought. The rivals:
+row. Items, categories and popularity are those of the same moment: nothing later is known. The
+whole catalogue is ranked without the items that the user had seen by then, but with those published
+later, which count as 0 seconds old: lists are measured against all positives in test. The rivals:
 
 popularity       training positives of the item, before the moment where rows have a time
 live_popularity  positives known at the moment, in all splits that the statistics count
@@ -33,7 +33,7 @@ from mtrec_ray.training.build import pretrained_vectors
 
 
 def unit_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.float32]:
-    """f32[n, D]: unit vectors of the items' texts by the pretrained encoder as it came."""
+    """Returns f32[n, D]: unit vectors of the items' texts by the pretrained encoder."""
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
     vectors = pretrained_vectors(project, prepared, name, device)
     return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
@@ -42,7 +42,7 @@ def unit_vectors(project: Project, prepared: Prepared, name: str) -> NDArray[np.
 def rank_for_test_users(
     trained_model: TrainedModel, source: Project, name: str, vectors: np.ndarray
 ) -> dict[str, Any] | None:
-    """Recall and NDCG at k of the model and its rivals; None without a user who has positives.
+    """Returns recall and NDCG at k of the model and its rivals; None without a positive.
 
     `source` is the project whose encoder is the pretrained one. In a Ray task.
     """
@@ -76,7 +76,7 @@ def catalogue_lists(
     catalogue: CatalogueColumns,
     asking: AskingUsers,
 ) -> Iterator[tuple[AskingUsers, NDArray[np.bool_], NDArray[np.int64]]]:
-    """Blocks of users, what each has seen bool[B, n], and the model's lists i64[B, k].
+    """Yields blocks of users, what each has seen bool[B, n], and the model's lists i64[B, k].
 
     Items have the columns of each user's own moment; without time, those of training.
     """
@@ -94,7 +94,7 @@ def catalogue_lists(
 
 
 class Rivals:
-    """Simple lists beside the model's: two kinds of popularity, and nearest neighbours."""
+    """Rivals of the model's lists: two kinds of popularity, and nearest neighbours."""
 
     def __init__(self, layout: SnapshotColumns, task: str, vectors: NDArray[np.float32]) -> None:
         """`vectors` f32[n, D] are unit vectors of the items' texts."""
@@ -105,7 +105,7 @@ class Rivals:
     def lists(
         self, block: AskingUsers, seen: NDArray[np.bool_], k: int
     ) -> dict[str, NDArray[np.int64]]:
-        """i64[B, k] by rival: the best items of each user, without those seen."""
+        """Returns i64[B, k] by rival: the best items of each user, without those seen."""
         scores = {
             "popularity": self.training.at(block.moments),
             "live_popularity": self.live.at(block.moments),
@@ -115,11 +115,11 @@ class Rivals:
 
 
 def rank_all_scenarios(models: dict[str, TrainedModel], source: Project) -> dict[str, Any]:
-    """Recall and NDCG by scenario, of each scenario's model, measured side by side."""
+    """Returns recall and NDCG by scenario, of each scenario's model, measured side by side."""
     run = source.run
     task = task_of(rank_for_test_users, run)
     refs = {
         name: task.remote(trained_model, source, name, ensure_vectors(trained_model))
         for name, trained_model in models.items()
     }
-    return {name: found for name, ref in refs.items() if (found := ray.get(ref))}
+    return {name: metrics for name, ref in refs.items() if (metrics := ray.get(ref))}

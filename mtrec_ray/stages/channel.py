@@ -1,8 +1,8 @@
 """Progress of Ray workers as data: from any process of a job to the reporter of its driver.
 
-Workers put what they tell into a queue, an actor without a CPU on the driver's node; a thread of
-the driver hands it on. Nothing waits for the queue: where its actor is lost, training goes on, and
-what is told is lost. (Ray's own way, lines of a worker's output that it prints on the driver with a
+Workers put messages into a queue, an actor without a CPU on the driver's node; a thread of the
+driver hands them on. Nothing waits for the queue: where its actor is lost, training goes on, and
+messages are lost. (Ray's own way, lines of a worker's output that it prints on the driver with a
 prefix, comes late, in pieces, and mixed with whatever else the worker's libraries print.)
 """
 
@@ -21,7 +21,7 @@ from mtrec_ray.progress import Log, Progress, progress_line, tell_progress, warn
 
 POLL_SECONDS = 0.5
 
-# What is still on its way when a run ends is awaited so long.
+# How long messages on their way are awaited when a run ends.
 LAST_SECONDS = 3.0
 
 Message = tuple[str, str, Progress | None]  # kind, text, progress
@@ -58,7 +58,7 @@ class Sender:
         self._send("warning", text)
 
     def named(self, label: str) -> "Sender":
-        """The same sender for one of several runs that go on at a time."""
+        """Returns the same sender for one of several runs that go on at a time."""
         return replace(self, label=label, is_named=True)
 
     def _send(self, kind: str, text: str, progress: Progress | None = None) -> None:
@@ -73,7 +73,7 @@ class Sender:
 
 @contextmanager
 def open_channel(log: Log | None) -> Iterator[Sender]:
-    """What a driver's workers report through to `log`, as long as the context is open.
+    """Yields the sender by which workers report to `log` while the context is open.
 
     A log that is a Sender already is shared, so that several runs have one queue. Without a log,
     and where no queue can be made, workers write to their own output.
@@ -98,7 +98,7 @@ def open_channel(log: Log | None) -> Iterator[Sender]:
 
 
 def make_queue() -> Queue | None:
-    """A queue on the driver's node, where that has room for its actor."""
+    """Returns a queue on the driver's node; None where that has no room for its actor."""
     try:
         node = ray.get_runtime_context().get_node_id()
         where = NodeAffinitySchedulingStrategy(node, soft=True)
@@ -122,7 +122,7 @@ def drain(queue: Queue, log: Log, ends: threading.Event) -> None:
 
 
 def hand_on(message: Message, log: Log) -> None:
-    """Tell a log what a worker has told."""
+    """Pass a worker's message to a log."""
     kind, text, progress = message
     if progress is not None:
         tell_progress(log, progress.label, progress.done, progress.total, progress.text)

@@ -12,6 +12,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.preparing.inputs import input_problems
 from mtrec_ray.data.tokens import resolve_source
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
+from mtrec_ray.progress import no_log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.search.problems import space_problems
@@ -29,12 +30,8 @@ from mtrec_ray.stages.run_folder import RunFolder, with_search_choice
 from mtrec_ray.training.batches import quotas
 
 
-def no_log(text: str) -> None:
-    """Says nothing."""
-
-
 def run_check(project: Project, storage_path: str) -> dict[str, Any]:
-    """What a run would do, for a person and as values.
+    """Returns what a run would do, for a person and as values.
 
     Raises:
         ProjectError: everything that would stop a run, all at once.
@@ -51,7 +48,7 @@ def run_check(project: Project, storage_path: str) -> dict[str, Any]:
         "done": ", ".join(s for s in todo if s in done) or "nothing",
         "batch": ", ".join(f"{n} {q:,}" for n, q in plan.quotas.items()) + " rows",
         "steps": f"{plan.steps_per_epoch:,} an epoch, {plan.steps:,} in all",
-        "workers": workers_text(project.run),
+        "workers": workers_and_machine(project.run),
         "memory": memory_text(project, sizes),
         "disk": disk_text(project, sizes),
         "takes": takes_text(plan),
@@ -68,7 +65,7 @@ def run_check(project: Project, storage_path: str) -> dict[str, Any]:
 
 
 def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
-    """What a job is about to do, by label; empty parts where its inputs cannot be read."""
+    """Returns what a job is about to do, by label; empty parts where its inputs cannot be read."""
     facts: dict[str, str] = {}
     try:
         project = with_search_choice(project, RunFolder.of(project, storage_path), no_log)
@@ -80,7 +77,7 @@ def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
         facts["to do"] = ", ".join(s for s in stages if s not in done) or "nothing"
         if set(done) & set(stages):
             facts["done"] = ", ".join(s for s in stages if s in done)
-        facts["workers"] = workers_text(project.run)
+        facts["workers"] = workers_and_machine(project.run)
         facts["takes"] = takes_text(estimate_of(project, storage_path, sizes, job))
     except (OSError, ValueError, KeyError, pa.ArrowException):
         pass  # the stage says in its own words what is wrong
@@ -91,7 +88,7 @@ def outline(project: Project, storage_path: str, job: str) -> dict[str, str]:
 
 
 def check_problems(project: Project, storage_path: str) -> list[str]:
-    """A line for each thing that would stop a run."""
+    """Returns a line for each thing that would stop a run."""
     here = with_world_root(project, storage_path)
     problems = [] if here is None else input_problems(here)
     problems += encoder_problems(project.model.encoder)
@@ -110,7 +107,7 @@ def check_problems(project: Project, storage_path: str) -> list[str]:
 
 
 def storage_problems(path: str) -> list[str]:
-    """A line if the storage cannot be written, found out without writing."""
+    """Returns a line if the storage cannot be written, found out without writing."""
     allowed = "allowed: a folder or URI that every node can write"
     if "://" in path:
         try:
@@ -130,7 +127,7 @@ def storage_problems(path: str) -> list[str]:
 
 
 def resource_problems(run: Run) -> list[str]:
-    """A line where a run asks for more than this machine, or the cluster of RAY_ADDRESS, has."""
+    """Returns a line where a run asks for more than this machine or the cluster has."""
     have = cluster_resources(run) if os.environ.get("RAY_ADDRESS") else machine_resources()
     where = "the cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
     problems = []
@@ -149,44 +146,42 @@ def resource_problems(run: Run) -> list[str]:
 
 
 def machine_resources() -> dict[str, float]:
-    """CPUs and GPUs of this machine."""
+    """Returns CPUs and GPUs of this machine."""
     import torch
 
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def cluster_resources(run: Run) -> dict[str, float]:
-    """CPUs and GPUs of the running cluster."""
+    """Returns CPUs and GPUs of the running cluster."""
     import ray
 
     from mtrec_ray.stages.cluster import connect
 
     connect(run)
-    found = ray.cluster_resources()
-    return {kind: float(found.get(kind, 0.0)) for kind in ("CPU", "GPU")}
+    resources = ray.cluster_resources()
+    return {kind: float(resources.get(kind, 0.0)) for kind in ("CPU", "GPU")}
 
 
 # --- words ---------------------------------------------------------------------------------------
 
 
 def data_row(name: str, size: Size) -> dict[str, str]:
-    """A scenario's sizes for a person."""
+    """Returns a scenario's sizes for a person."""
     splits = {s: f"{size.splits[s]:,}" if size.splits else "?" for s in ("train", "valid", "test")}
     return {"scenario": name, "rows": f"{size.rows:,}", "items": f"{size.items:,}", **splits}
 
 
-def workers_text(run: Run) -> str:
-    """`2 on CPU; a local Ray on 2 cores`."""
-    least, most = run.least_workers, run.most_workers
-    number = str(most) if least == most else f"{least} to {most}"
-    device = "GPU" if run.use_gpu else "CPU"
+def workers_and_machine(run: Run) -> str:
+    """Returns `2 on CPU; a local Ray on 2 cores`."""
+    workers = f"{run.workers_text} on {'GPU' if run.use_gpu else 'CPU'}"
     if os.environ.get("RAY_ADDRESS"):
-        return f"{number} on {device}, on the running cluster"
-    return f"{number} on {device}, a local Ray on {os.cpu_count()} cores"
+        return f"{workers}, on the running cluster"
+    return f"{workers}, a local Ray on {os.cpu_count()} cores"
 
 
 def takes_text(plan: RunEstimate) -> str:
-    """`roughly 4 minutes (by ...)`."""
+    """Returns `roughly 4 minutes (by ...)`."""
     if plan.seconds is None:
         return f"unknown: {plan.basis}"
     minutes = sum(plan.seconds.values()) / 60
@@ -199,21 +194,21 @@ def takes_text(plan: RunEstimate) -> str:
 
 
 def memory_text(project: Project, sizes: Mapping[str, Size]) -> str:
-    """Training rows, tokens and frozen states of the catalogues, and what this machine has."""
+    """Returns the size of training rows, tokens and frozen states, and this machine's memory."""
     rows = sum(s.train for s in sizes.values()) * BYTES_PER_ROW
     items = sum(s.items for s in sizes.values())
     tokens = items * project.model.encoder.max_tokens
     how = {"auto": "in the object store, streamed where they do not fit", "stream": "streamed"}
     return (
-        f"{num_bytes(rows)} of training rows "
-        f"({how.get(project.run.cache, 'in the object store')}); at most {num_bytes(tokens * 4)} "
+        f"{bytes_text(rows)} of training rows "
+        f"({how.get(project.run.cache, 'in the object store')}); at most {bytes_text(tokens * 4)} "
         f"of tokens; {project.run.most_workers} workers of roughly 1.5 GB; this machine has "
-        f"{num_bytes(psutil.virtual_memory().total)}"
+        f"{bytes_text(psutil.virtual_memory().total)}"
     )
 
 
 def disk_text(project: Project, sizes: Mapping[str, Size]) -> str:
-    """Prepared data in the storage, and outputs of frozen layers in each node's cache, roughly."""
+    """Returns rough sizes of prepared data and of outputs of frozen layers in a node's cache."""
     encoder = project.model.encoder
     rows = sum(s.rows for s in sizes.values()) * BYTES_PER_ROW // 2
     states = sum(s.items for s in sizes.values()) * hidden_size(encoder.source) * 4
@@ -221,20 +216,20 @@ def disk_text(project: Project, sizes: Mapping[str, Size]) -> str:
         states *= encoder.max_tokens
     frozen = 0 if encoder.trainable == "all" else states
     return (
-        f"roughly {num_bytes(rows + 50e6)} in the storage, at most {num_bytes(frozen)} of frozen "
+        f"roughly {bytes_text(rows + 50e6)} in the storage, at most {bytes_text(frozen)} of frozen "
         "states in each node's cache"
     )
 
 
 def hidden_size(source: str) -> int:
-    """Numbers of a token's state in an encoder; none of its weights are loaded."""
+    """Returns the width of an encoder's states, without loading its weights."""
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(resolve_source(source)).hidden_size)
 
 
-def num_bytes(value: float) -> str:
-    """`1.4 GB`."""
+def bytes_text(value: float) -> str:
+    """Returns `1.4 GB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if value >= size:
             return f"{value / size:,.1f} {unit}"

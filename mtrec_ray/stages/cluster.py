@@ -43,7 +43,7 @@ def connect(run: Run) -> None:
 
 
 def task_of(function: Callable[..., Any], run: Run, *, gpu: bool = True) -> Any:
-    """The function as a Ray task with a worker's CPUs (and GPU), which gives its memory back."""
+    """Returns the function as a Ray task with a worker's CPUs (and GPU) that frees its memory."""
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:

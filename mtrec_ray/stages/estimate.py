@@ -1,4 +1,4 @@
-"""What a run of a project would do, and roughly for how long: from footers, without a Ray."""
+"""What a run of a project would do, and roughly for how long: from footers, without Ray."""
 
 import os
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class RunEstimate:
     Attributes:
         quotas: rows of each scenario in a global batch.
         steps_per_epoch, steps: of the joint model.
-        seconds: roughly, of each stage that is still to do; None where nothing is to go by.
+        seconds: roughly, of each stage that is still to do; None where there is no basis.
         basis: what the seconds rest on.
     """
 
@@ -58,31 +58,33 @@ class RunEstimate:
 
 
 def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
-    """Rows and items of each scenario: from Parquet footers, splits from prepared data."""
+    """Returns rows and items of each scenario: from Parquet footers, splits from prepared data."""
     splits = known_splits(project, storage_path)
     here = with_world_root(project, storage_path)
     if here is None:
         world = project.sample_world
         assert world is not None
         return {n: Size(world.events, world.items) for n in project.scenarios}
-    found = {}
+    sizes = {}
     for name, scenario in here.scenarios.items():
         rows, items = (
             sum(footer.num_rows for footer in footers(here.path(path)))
             for path in (scenario.events.path, scenario.items.path)
         )
-        own = splits.get(name)
-        if own is None and scenario.negatives:  # at most: not every row is a positive
+        split_rows = splits.get(name)
+        if split_rows is None and scenario.negatives:  # at most: not every row is a positive
             rows *= 1 + scenario.negatives.per_positive
-        if own is None and scenario.split.fractions:
+        if split_rows is None and scenario.split.fractions:
             names = ("train", "valid", "test")
-            own = {s: int(rows * f) for s, f in zip(names, scenario.split.fractions, strict=True)}
-        found[name] = Size(rows, items, own)
-    return found
+            split_rows = {
+                s: int(rows * f) for s, f in zip(names, scenario.split.fractions, strict=True)
+            }
+        sizes[name] = Size(rows, items, split_rows)
+    return sizes
 
 
 def known_splits(project: Project, storage_path: str) -> dict[str, dict[str, int]]:
-    """Rows by split of each scenario that is prepared."""
+    """Returns rows by split of each scenario that is prepared."""
     stage = RunFolder.of(project, storage_path).prepare
     if not stage.is_finished:
         return {}
@@ -92,14 +94,14 @@ def known_splits(project: Project, storage_path: str) -> dict[str, dict[str, int
 
 
 def stages_of(project: Project, storage_path: str, job: str) -> list[str]:
-    """The stages that a job goes through."""
+    """Returns the stages that a job goes through."""
     if job == "pipeline":
-        found: list[str] = list(STAGES)
+        stages: list[str] = list(STAGES)
         if not searches(
             project, RunFolder.of(project, storage_path)
         ) and "tune" not in finished_stages(project, storage_path):
-            found.remove("tune")
-        return found
+            stages.remove("tune")
+        return stages
     return ["prepare", "tune"] if job == "tune" else [job]
 
 
@@ -120,12 +122,12 @@ def finished_stages(project: Project, storage_path: str) -> list[str]:
 def estimate_of(
     project: Project, storage_path: str, sizes: Mapping[str, Size], job: str
 ) -> RunEstimate:
-    """Batches, steps and rough times of the stages that a job has still to do."""
+    """Returns batches, steps and rough times of the stages that a job has still to do."""
     training, run = project.training, project.run
     ranks = run.most_workers * training.accumulation
     rows = {n: s.train for n, s in sizes.items()}
-    own = quotas(rows, training.batch_size // ranks, training.alpha)
-    batch = {n: q * ranks for n, q in own.items()}
+    batch_quotas = quotas(rows, training.batch_size // ranks, training.alpha)
+    batch = {n: q * ranks for n, q in batch_quotas.items()}
     epoch = training.rows_per_epoch or sum(rows.values())
     steps = max(-(-epoch // sum(batch.values())), 1)
     rate, basis = rate_of(project, storage_path)
@@ -141,7 +143,7 @@ def estimate_of(
 def stage_seconds(
     project: Project, sizes: Mapping[str, Size], epoch_rows: float, rate: float
 ) -> dict[str, float]:
-    """Rough seconds of each stage, where a worker trains `rate` rows/s."""
+    """Returns rough seconds of each stage, where a worker trains `rate` rows/s."""
     run, search = project.run, project.search
     cores = os.cpu_count() or 1
     rows = sum(s.rows for s in sizes.values())
@@ -161,7 +163,7 @@ def stage_seconds(
 
 
 def rate_of(project: Project, storage_path: str) -> tuple[float | None, str]:
-    """Rows/s that a worker trains, and what that rests on.
+    """Returns rows/s that a worker trains, and what that rests on.
 
     Measured by a run in the same storage that has the same model; else by the quickstart on another
     machine, for an encoder no larger than its own; else unknown.
@@ -195,7 +197,7 @@ def runs_here(storage_path: str, run: str) -> list[RunFolder]:
 
 
 def with_world_root(project: Project, storage_path: str) -> Project | None:
-    """The project with the root of its files; None while its sample world is to be written."""
+    """Returns the project with the root of its files; None while its world is not written."""
     world = project.sample_world
     if world is None:
         return project

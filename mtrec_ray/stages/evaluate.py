@@ -27,10 +27,7 @@ from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
 from mtrec_ray.stages.run_folder import Record, RunFolder, with_search_choice
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 from mtrec_ray.training.item_vectors import ItemVectors
-from mtrec_ray.training.validation import score_rows
-
-BATCH_ROWS = 16_384
-
+from mtrec_ray.training.validation import SCORING_BATCH_ROWS, score_rows
 
 PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
 
@@ -39,7 +36,7 @@ ModelByScenario = dict[str, TrainedModel]  # by scenario
 
 
 class Predictor:
-    """Scores shards of samples with trained models and writes what it found; a Ray Data actor."""
+    """Scores shards of samples with trained models and writes predictions; a Ray Data actor."""
 
     def __init__(
         self, models: ModelByScenario, vectors: dict[str, ray.ObjectRef], folder: str
@@ -48,7 +45,7 @@ class Predictor:
         self.loaded: dict[TrainedModel, tuple[Recommender, ItemVectors]] = {}
 
     def model_of(self, name: str) -> tuple[Recommender, ItemVectors]:
-        """The model of a scenario; one that serves several is loaded once."""
+        """Returns the model of a scenario; one that serves several is loaded once."""
         trained_model = self.models[name]
         if trained_model not in self.loaded:
             self.loaded[trained_model] = load_with_vectors(
@@ -61,7 +58,7 @@ class Predictor:
         name, path = shard["scenario"], shard["path"]
         model, vectors = self.model_of(name)
         source = storage.join(self.models[name].prepared, path)
-        batches = read_rows([source], BATCH_ROWS, 0, shard["rows"])
+        batches = read_rows([source], SCORING_BATCH_ROWS, 0, shard["rows"])
         tables = [
             prediction_table(model.facts[name], arrays, scores)
             for arrays, scores in score_rows(model, vectors, name, batches)
@@ -74,7 +71,7 @@ class Predictor:
 def prediction_table(
     facts: PreparedScenario, arrays: dict[str, np.ndarray], scores: np.ndarray
 ) -> pa.Table:
-    """The predictions of a block as it is written to Parquet."""
+    """Returns the predictions of a block as it is written to Parquet."""
     columns: dict[str, Any] = {c: arrays[c] for c in ("row", "user", "person", "item")}
     columns["scenario"] = pa.array([facts.name] * len(scores))
     width = max(len(facts.tasks), 1)
@@ -113,29 +110,29 @@ def predict_split(models: ModelByScenario, folder: str, run: Run, split: str = "
 
 
 def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.ndarray]:
-    """Users [N] and labels, scores, popularity [N, T] of a scenario's predictions."""
+    """Returns users [N] and labels, scores, popularity [N, T] of a scenario's predictions."""
     tables = []
     for path in storage.parquet_files(storage.join(folder, name)):
         fs, inner = storage.filesystem(path)
         tables.append(pq.read_table(inner, filesystem=fs))
     table = pa.concat_tables(tables).combine_chunks()
     scalars = ("row", "user", "person", "item")
-    found: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in scalars}
+    columns: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in scalars}
     for key in ("label", "score", "popularity"):
         values = table.column(key).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        found[key] = values.reshape(-1, num_tasks)
-    return found
+        columns[key] = values.reshape(-1, num_tasks)
+    return columns
 
 
 def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
-    """Metrics of each task; beside them, as `popularity_*`, those of the item's past rate."""
-    found = read_predictions(folder, facts.name, len(facts.tasks))
-    metrics = task_metrics(facts, found["person"], found["label"], found["score"])
+    """Returns metrics of each task, and those of the item's past rate as `popularity_*`."""
+    rows = read_predictions(folder, facts.name, len(facts.tasks))
+    metrics = task_metrics(facts, rows["person"], rows["label"], rows["score"])
     for i, (task, kind) in enumerate(facts.kinds.items()):
         if task not in metrics:
             continue
-        known = np.isfinite(found["label"][:, i])
-        label, popular = found["label"][known, i], found["popularity"][known, i]
+        known = np.isfinite(rows["label"][:, i])
+        label, popular = rows["label"][known, i], rows["popularity"][known, i]
         if kind == "regression":
             metrics[task]["popularity_rmse"] = float(root_mean_squared_error(label, popular))
         elif 0 < label.mean() < 1:
@@ -144,20 +141,20 @@ def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
 
 
 def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> dict[str, Any]:
-    """Intervals, slices and reliability of each task.
+    """Returns intervals, slices and reliability of each task.
 
     `intervals`: 95 % by resampled users. `slices`: rows of users and items that training knows
     (warm), of new users, of new items. `reliability`: ten bins of equal size.
     """
-    found = read_predictions(folder, facts.name, len(facts.tasks))
-    users, is_new_user = found["person"], found["user"] == 0
-    is_new_item = ~known_items[found["item"]]
+    predicted = read_predictions(folder, facts.name, len(facts.tasks))
+    users, is_new_user = predicted["person"], predicted["user"] == 0
+    is_new_item = ~known_items[predicted["item"]]
     warm = ~is_new_user & ~is_new_item
     slices = {"warm": warm, "new users": is_new_user, "new items": is_new_item}
     result: dict[str, dict[str, Any]] = {"intervals": {}, "slices": {}, "reliability": {}}
     for i, (task, kind) in enumerate(facts.kinds.items()):
-        label = found["label"][:, i].astype(np.float64)
-        score = found["score"][:, i].astype(np.float64)
+        label = predicted["label"][:, i].astype(np.float64)
+        score = predicted["score"][:, i].astype(np.float64)
         known = np.isfinite(label)
         if not known.any():
             continue
@@ -167,7 +164,9 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
             for interval in [metric_interval(metric, label[known], score[known], users[known])]
         }
         result["slices"][task] = {
-            name: task_metrics(facts, users[rows], found["label"][rows], found["score"][rows])[task]
+            name: task_metrics(
+                facts, users[rows], predicted["label"][rows], predicted["score"][rows]
+            )[task]
             for name, rows in slices.items()
             if (rows & known).any()
         }
@@ -180,7 +179,7 @@ def run_evaluate(project: Project, storage_path: str, log: Log) -> Record:
     """Predict and measure on test: each scenario's chosen model, and the joint one beside it.
 
     Returns `metrics` of the chosen models and, of the joint one, `joint_metrics`; the same where
-    nothing was fine-tuned. An evaluation of other models or with other options is done again.
+    nothing was fine-tuned. An evaluation of other models or with other options is repeated.
     """
     storage.check_writable(storage_path)
     run = RunFolder.of(project, storage_path)

@@ -1,4 +1,4 @@
-"""The finetune stage: a training run for every scenario, side by side, and what each one gave.
+"""The finetune stage: a training run for every scenario, side by side, and the decision on each.
 
 Each run is a Ray Train run of the train stage with its own controller, workers and resume key
 `scenarios/NAME/training`.
@@ -105,7 +105,7 @@ def with_new_scenario(joint_run: JointRun, name: str, project: Project, log: Log
 
 
 def unserved(joint_run: JointRun, data: Prepared, name: str, project: Project) -> list[str]:
-    """A line for a new scenario that could neither be fine-tuned nor scored zero-shot."""
+    """Returns a line for a new scenario that could neither be fine-tuned nor scored zero-shot."""
     least = project.finetune.of(name).least_labels
     if joint_run.project.model.general or max(rare_label_counts(data, name).values()) >= least:
         return []
@@ -119,7 +119,7 @@ def unserved(joint_run: JointRun, data: Prepared, name: str, project: Project) -
 def fine_tune(
     joint_run: JointRun, names: Sequence[str], project: Project, log: Log
 ) -> dict[str, Record]:
-    """The decision of each scenario; those that are finished are not repeated.
+    """Returns the decision of each scenario; those that are finished are not repeated.
 
     Raises:
         RuntimeError: scenarios whose runs failed, after all others have ended.
@@ -133,18 +133,18 @@ def fine_tune(
     begin_stage(log, f"finetune: {', '.join(left)}")
     connect(project.run)
     export_encoder(joint_run)
-    data = {n: with_teacher_labels(joint_run, n, project, log) for n in left}
+    data = {n: data_with_teacher(joint_run, n, project, log) for n in left}
     ensure_vectors(base_model(joint_run))
     with open_channel(log) as sender:
         jobs = {
             n: functools.partial(finetune_one, joint_run, data[n], n, project, log, sender)
             for n in left
         }
-        found = run_in_parallel(jobs, project, log)
-    return {n: found.get(n) or finished[n] or {} for n in names}
+        decided = run_in_parallel(jobs, project, log)
+    return {n: decided.get(n) or finished[n] or {} for n in names}
 
 
-def with_teacher_labels(joint_run: JointRun, name: str, project: Project, log: Log) -> Prepared:
+def data_with_teacher(joint_run: JointRun, name: str, project: Project, log: Log) -> Prepared:
     """Returns a scenario's data, with the teacher's predictions where training has a teacher."""
     if joint_run.is_new(name):
         own, data = project.only([name]), joint_run.data(name)
@@ -174,21 +174,21 @@ def find_decision(joint_run: JointRun, name: str, project: Project) -> Record | 
 
 
 def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) -> list[str]:
-    """A line for each scenario whose model could not be built as asked."""
+    """Returns a line for each scenario whose model could not be built as asked."""
     problems = quantise_problems() if project.evaluation.precision == "int8" else []
     for name in names:
         try:
-            own = scenario_project(joint_run, name, project.finetune.of(name), project)
+            single = scenario_project(joint_run, name, project.finetune.of(name), project)
         except ProjectError as error:
             problems += [f"finetune: {name}: {line}" for line in error.problems]
             continue
-        workers, batch = own.run.most_workers, own.training.batch_size
-        if batch < workers * own.training.accumulation:
+        workers, batch = single.run.most_workers, single.training.batch_size
+        if batch < workers * single.training.accumulation:
             problems.append(
                 f"finetune.batch_size: found {batch} for {name}, whose run has {workers} workers; "
-                f"allowed: at least {workers * own.training.accumulation}"
+                f"allowed: at least {workers * single.training.accumulation}"
             )
-        options = own.model.encoder
+        options = single.model.encoder
         if options.source == project.model.encoder.source:
             problems += encoder_problems(options)
         else:  # it is written below the run's folder later, and has the same build
@@ -198,29 +198,29 @@ def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) ->
 
 
 def finetune_one(
-    joint_run: JointRun, own: Prepared, name: str, project: Project, log: Log, sender: Sender
+    joint_run: JointRun, data: Prepared, name: str, project: Project, log: Log, sender: Sender
 ) -> Record:
     """Fine-tunes a scenario, decides, and stores its delta; returns the decision."""
     tuned, stage = project.finetune.of(name), joint_run.stage(name)
     stage.start(finetune_depends_on(joint_run, name, project))
-    counts = rare_label_counts(own, name)
+    counts = rare_label_counts(data, name)
     if max(counts.values()) < tuned.least_labels:
         chosen = ZERO_SHOT if joint_run.is_new(name) else "joint"
         reason = too_few(counts, tuned.least_labels)
         decision: Record = {"labels": counts, "chosen": chosen, "reason": reason}
         return record_decision(stage, decision, name, log)
     log(f"{name}: fine-tuning ({tuned.mode})")
-    training = replace(scenario_training(joint_run, own, name, project), log=sender.named(name))
+    training = replace(scenario_training(joint_run, data, name, project), log=sender.named(name))
     summary = training.stage.result or train_model(training)
     delta = write_delta(training, stage.folder, tuned)
-    decision = {"labels": counts, **choose(joint_run, own, name, project), "mode": tuned.mode}
-    told = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
-    decision |= {"bytes": delta["bytes"], "training": {k: summary[k] for k in told}}
+    decision = {"labels": counts, **choose(joint_run, data, name, project), "mode": tuned.mode}
+    reported_fields = ("epochs", "steps", "trainable_parameters", "best_joint_score", "rows_seen")
+    decision |= {"bytes": delta["bytes"], "training": {k: summary[k] for k in reported_fields}}
     return record_decision(stage, decision, name, log)
 
 
-def choose(joint_run: JointRun, own: Prepared, name: str, project: Project) -> Record:
-    """Which model a scenario uses, by validation: the fine-tuned one, or the one before it."""
+def choose(joint_run: JointRun, data: Prepared, name: str, project: Project) -> Record:
+    """Returns which model validation chooses: the fine-tuned one, or the one before it."""
     before = model_before(joint_run, name, project)
     if before is None:
         return {"chosen": "finetuned", "reason": "nothing scored the new scenario before"}
@@ -229,14 +229,14 @@ def choose(joint_run: JointRun, own: Prepared, name: str, project: Project) -> R
     )
     scores = {"finetuned": after, "joint": score_split_by_tasks(before, name, "valid")[2]}
     least, keep = project.finetune.of(name).least_labels, project.finetune.keep
-    found = choose_model(own.scenarios[name], ScoredRows(users, labels, scores), least, keep)
-    if joint_run.is_new(name) and found["chosen"] == "joint":
-        found["chosen"] = ZERO_SHOT
-    return found
+    decision = choose_model(data.scenarios[name], ScoredRows(users, labels, scores), least, keep)
+    if joint_run.is_new(name) and decision["chosen"] == "joint":
+        decision["chosen"] = ZERO_SHOT
+    return decision
 
 
 def rare_label_counts(prepared: Prepared, name: str) -> dict[str, int]:
-    """By task: validation labels of its rarer kind."""
+    """Returns by task the number of validation labels of the rarer kind."""
     facts = prepared.scenarios[name]
     rows = facts.num_rows("valid")
     parts = [a["labels"] for a in read_rows(prepared.shard_paths(name, "valid"), 65536, 0, rows)]
@@ -244,13 +244,13 @@ def rare_label_counts(prepared: Prepared, name: str) -> dict[str, int]:
 
 
 def scenario_training(
-    joint_run: JointRun, own: Prepared, name: str, project: Project
+    joint_run: JointRun, data: Prepared, name: str, project: Project
 ) -> TrainingRun:
     """Returns the model that a scenario's fine-tuning trains."""
     tuned = project.finetune.of(name)
     recipe = scenario_project(joint_run, name, tuned, project)
     start = start_of(joint_run, name, tuned)
-    return TrainingRun(recipe, own, joint_run.folder(name), TRAINING, start=start)
+    return TrainingRun(recipe, data, joint_run.folder(name), TRAINING, start=start)
 
 
 def write_delta(training: TrainingRun, folder: str, tuned: FineTuning) -> Record:
@@ -264,7 +264,7 @@ def write_delta(training: TrainingRun, folder: str, tuned: FineTuning) -> Record
 
 
 def record_decision(stage: Stage, decision: Record, name: str, log: Log) -> Record:
-    """Writes a decision, says it, and deletes the run's checkpoints; returns the decision."""
+    """Writes and logs a decision, and deletes the run's checkpoints; returns the decision."""
     storage.write_json(storage.join(stage.folder, DECISION), decision)
     stage.finish(decision)
     storage.remove_folder(storage.join(stage.folder, TRAINING))
@@ -273,7 +273,7 @@ def record_decision(stage: Stage, decision: Record, name: str, log: Log) -> Reco
 
 
 def summary_of(joint_run: JointRun, decisions: dict[str, Record]) -> Record:
-    """The decisions, and bytes: of the base, of the deltas, of as many copies of the base.
+    """Returns the decisions, and bytes: of the base, of the deltas, of as many copies of the base.
 
     `encoder_bytes`: the encoder that learned jointly as a plain one, which adapters load on.
     """

@@ -16,7 +16,7 @@ from mtrec_ray.stages.run_folder import Record
 
 
 def num_slots(project: Project) -> int:
-    """How many runs go on at a time: as many as the cluster has room for now, and at least one."""
+    """Returns how many runs the cluster has room for now, and at least one."""
     if project.finetune.concurrent:
         return project.finetune.concurrent
     run = project.run.model_copy(update={"num_workers": project.finetune.num_workers})
@@ -30,14 +30,14 @@ def num_slots(project: Project) -> int:
 def run_in_parallel(
     jobs: Mapping[str, Callable[[], Record]], project: Project, log: Log, places: int | None = None
 ) -> dict[str, Record]:
-    """What each job gave, run in threads.
+    """Runs the jobs in threads; returns the result of each.
 
     Raises:
         RuntimeError: jobs that failed, after all others have ended.
     """
     places = places or num_slots(project)
     log(f"{len(jobs)} runs, {min(places, len(jobs))} at a time")
-    found: dict[str, Record] = {}
+    results: dict[str, Record] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(places)
     try:
@@ -47,20 +47,20 @@ def run_in_parallel(
                 name = running.pop(future)
                 error = future.exception()
                 if error is None:
-                    found[name] = future.result()
+                    results[name] = future.result()
                 else:
                     failed[name] = last_line_of(error)
                     warn(log, f"{name}: failed, the others go on: {failed[name]}")
-                tell_progress(log, "runs", len(found) + len(failed), len(jobs), quiet=True)
+                tell_progress(log, "runs", len(results) + len(failed), len(jobs), quiet=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         lines = "; ".join(f"{n} ({e})" for n, e in failed.items())
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed: {lines}")
-    return found
+    return results
 
 
 def last_line_of(error: BaseException) -> str:
-    """The last line of an error, where a worker's own error stands."""
+    """Returns the last line of an error, where a worker's own error stands."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

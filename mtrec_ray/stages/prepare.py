@@ -42,7 +42,7 @@ def load_finished(stage: Stage, made_from: Fields) -> Prepared:
 
 
 def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
-    """The project itself, or one whose root is the generated sample world that it asks for.
+    """Returns the project itself, or one whose root is the generated sample world that it asks for.
 
     The world lies in the storage, which every node reaches, once for each seed and size.
     """
@@ -71,11 +71,11 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> Record:
     refuse(input_problems(project) + encoder_problems(project.model.encoder))
     stage = RunFolder.of(project, storage_path).prepare
     inputs = input_fingerprint(project)
-    found = stage.finished(prepared_data_depends_on(project))
-    if found and found["inputs"] == inputs:
+    report = stage.finished(prepared_data_depends_on(project))
+    if report and report["inputs"] == inputs:
         begin_stage(log, "prepare: already done")
-        return found["report"]
-    if found:
+        return report["report"]
+    if report:
         raise ProjectError(
             [
                 f"run.name: found {project.run.name!r}, whose prepared data was made from other "

@@ -25,18 +25,18 @@ class Ranker:
         self, trained_model: TrainedModel, name: str, vectors: np.ndarray, items: ItemSnapshot
     ) -> None:
         project = trained_model.project
-        self.model, found = load_with_vectors(trained_model, vectors)
+        self.model, item_vectors = load_with_vectors(trained_model, vectors)
         self.layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
         self.items, self.options, self.name = items, project.recommend, name
         self.facts = self.model.facts[name]
         self.by = self.options.by.get(name) or {self.facts.main or self.facts.tasks[0]: 1.0}
         if self.model.use_general_head:  # it tells items apart by the main task alone
             self.by = {self.facts.main or self.facts.tasks[0]: 1.0}
-        start = found.bases[name]
-        assert found.cache is not None
-        own = found.cache[start : start + self.facts.num_items]
+        start = item_vectors.bases[name]
+        assert item_vectors.cache is not None
+        text_vectors = item_vectors.cache[start : start + self.facts.num_items]
         with torch.no_grad():
-            self.ranking = CatalogueScorer(self.model, name, own, items)
+            self.ranking = CatalogueScorer(self.model, name, text_vectors, items)
 
     @property
     def users_per_block(self) -> int:
@@ -47,16 +47,16 @@ class Ranker:
     def scores(
         self, catalogue: CatalogueScorer, users: UserSnapshot, items: slice
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blended scores f32[B, m] of some items and the tasks' predictions f32[B, m, T]."""
+        """Returns blended scores f32[B, m] of some items, and predictions f32[B, m, T]."""
         logits = catalogue.logits(users, items)
         b, m, t = logits.shape
-        found = predictions(self.facts, logits.view(b * m, t)).view(b, m, t)
-        return blend(found, self.facts.tasks, self.facts.given, self.by), found
+        predicted = predictions(self.facts, logits.view(b * m, t)).view(b, m, t)
+        return blend(predicted, self.facts.tasks, self.facts.given, self.by), predicted
 
     def top(
         self, users: UserSnapshot, seen: np.ndarray, numeric: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scores f32[B, k], items i64[B, k] and predictions f32[B, k, T] of each user's best items.
+        """Returns scores f32[B, k], items i64[B, k], predictions f32[B, k, T] of users' best items.
 
         Items that `seen` bool[B, n] marks are left out; where fewer than k remain, the score is
         minus infinity. Items are scored block by block, with the columns of their snapshot, or with
@@ -77,7 +77,7 @@ class Ranker:
         return values.cpu().numpy(), items.gather(1, place).cpu().numpy(), chosen.cpu().numpy()
 
     def best(self, users: UserSnapshot, seen: np.ndarray) -> pa.Table:
-        """The k best items of each user, without those that `seen` bool[B, n] marks."""
+        """Returns the k best items of each user, without those that `seen` bool[B, n] marks."""
         values, best, predicted = self.top(users, seen)
         user, rank = np.nonzero(np.isfinite(values))
         item = best[user, rank]
@@ -96,7 +96,7 @@ class Ranker:
         return pa.table(columns)
 
     def rank_all(self, users: UserSnapshot, seen: SeenPairs) -> pa.Table:
-        """The best items of many users, in blocks whose histories are about equally long."""
+        """Returns the best items of many users, in blocks of about equally long histories."""
         order = np.argsort((users.history >= 0).sum(1), kind="stable")
         users = users.take(order)
         num = len(self.items.ids)
@@ -106,17 +106,17 @@ class Ranker:
 
 
 def gather_items(predicted: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """f32[B, k, T]: predictions f32[B, m, T] of the items i64[B, k]."""
+    """Returns f32[B, k, T]: predictions f32[B, m, T] of the items i64[B, k]."""
     return predicted.gather(1, best.unsqueeze(2).expand(-1, -1, predicted.shape[2]))
 
 
 def seen_mask(users: UserSnapshot, seen: SeenPairs, num_items: int) -> np.ndarray:
-    """bool[B, n]: which items each user has seen, from persons [m] and items [m]."""
-    found = np.zeros((len(users), num_items), bool)
+    """Returns bool[B, n]: which items each user has seen, from persons [m] and items [m]."""
+    mask = np.zeros((len(users), num_items), bool)
     persons, items = seen
     order = np.argsort(users.person, kind="stable")
     place = np.searchsorted(users.person[order], persons)
     place = np.minimum(place, len(order) - 1)
-    mine = users.person[order][place] == persons
-    found[order[place[mine]], items[mine]] = True
-    return found
+    is_seen_by_user = users.person[order][place] == persons
+    mask[order[place[is_seen_by_user]], items[is_seen_by_user]] = True
+    return mask

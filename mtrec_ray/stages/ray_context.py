@@ -48,11 +48,11 @@ class RayTrainContext:
         ray.train.report(metrics, checkpoint=held, checkpoint_upload_fn=upload)
 
     def preempted(self) -> bool:
-        """Whether Ray has been told that a node of the workers is about to go (a barrier)."""
+        """Returns whether Ray knows that a node of the workers will be preempted (a barrier)."""
         return ray.train.get_preemption_info() is not None
 
     def note_start(self, step: int) -> int:
-        """Compare with the furthest step in the run's folder; returns the steps done again."""
+        """Compare with the furthest step in the run's folder; returns the steps repeated."""
         path = storage.join(self.folder, REACHED)
         before = storage.read_json(path) if storage.exists(path) else {"step": 0, "redone": 0}
         self.redone = before["redone"] + max(before["step"] - step, 0)
@@ -71,13 +71,13 @@ class RayTrainContext:
             write_curves(curve, storage.join(self.folder, "tensorboard"))
 
     def checkpoint_folder(self) -> Path | None:
-        """The latest checkpoint of this run's name, copied to this node."""
+        """Returns the latest checkpoint of this run's name, copied to this node."""
         held = ray.train.get_checkpoint()
         return Path(held.to_directory(self.copy.name)) if held else None
 
 
 def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """Bring a checkpoint into the run's folder; a storage that fails is tried again for a while."""
+    """Bring a checkpoint into the run's folder; retries for a while where the storage fails."""
     context: Any = ray.train.get_context()
     place = context.get_storage()
     target, fs = place.build_checkpoint_path_from_name(name), place.storage_filesystem

@@ -77,7 +77,7 @@ class Writer:
         return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
 
     def users_of(self, unit: dict[str, Any]) -> tuple[UserSnapshot, SeenPairs]:
-        """The users of a unit that are wanted, and what they have seen."""
+        """Returns the users of a unit that are wanted, and what they have seen."""
         if unit["part"] == NEW_USERS:
             return new_users(self.ranker.layout, json.loads(unit["users"])), NO_PAIRS
         users, seen = self.partition(unit["part"])
@@ -87,7 +87,7 @@ class Writer:
         return users, seen
 
     def partition(self, part: str) -> tuple[UserSnapshot, SeenPairs]:
-        """A partition's users and what they have seen; the last one is kept."""
+        """Returns a partition's users and what they have seen; the last one is kept."""
         if self.held is None or self.held[0] != part:
             layout, seen = self.ranker.layout, NO_PAIRS
             if self.ranker.options.exclude_seen:
@@ -97,7 +97,7 @@ class Writer:
 
 
 def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The work: slices of partitions of users, and the wanted users of whom there is no row."""
+    """Returns the work: slices of partitions of users, and wanted users without a row."""
     units, known = [], set()
     for part in user_parts(prepared, name):
         state = read_states(prepared, name, "users", part)
@@ -143,8 +143,8 @@ def recommend_scenario(
         .take_all()
     )
     seconds = time.monotonic() - started
-    found = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
-    log(f"{name}: {found['users']:,} users in {seconds:.0f} s, {model_kind(trained_model)} model")
+    counts = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
+    log(f"{name}: {counts['users']:,} users in {seconds:.0f} s, {model_kind(trained_model)} model")
     more = {
         "model": model_kind(trained_model),
         "folder": folder,
@@ -152,14 +152,14 @@ def recommend_scenario(
     }
     ranking = sum(r["seconds"] for r in rows)  # of all workers, without starting them
     speed = {
-        "users_per_s": found["users"] / seconds,
-        "users_per_s_of_a_worker": found["users"] / max(ranking, 1e-9),
+        "users_per_s": counts["users"] / seconds,
+        "users_per_s_of_a_worker": counts["users"] / max(ranking, 1e-9),
     }
-    return {**found, **more, "seconds": seconds, **speed}
+    return {**counts, **more, "seconds": seconds, **speed}
 
 
 def read_users(path: str) -> list[str]:
-    """User ids of a file: Parquet (its first column), or text with one id a line.
+    """Returns user ids of a file: Parquet (its first column), or text with one id a line.
 
     Raises:
         ProjectError: there is no such file, or no user in it.
@@ -169,13 +169,13 @@ def read_users(path: str) -> list[str]:
     fs, inner = storage.filesystem(path)
     if path.endswith(".parquet"):
         column = pq.read_table(inner, filesystem=fs).column(0)
-        found = column.cast(pa.string()).to_pylist()
+        ids = column.cast(pa.string()).to_pylist()
     else:
-        found = [line.strip() for line in storage.read_bytes(path).decode().splitlines()]
-    found = [str(user) for user in found if user]
-    if not found:
+        ids = [line.strip() for line in storage.read_bytes(path).decode().splitlines()]
+    ids = [str(user) for user in ids if user]
+    if not ids:
         raise ProjectError([f"--users: found no user in {path}; allowed: at least one"])
-    return found
+    return ids
 
 
 def run_recommend(
@@ -223,14 +223,14 @@ def run_recommend(
 
 
 def blend_problems(joint_run: JointRun, name: str, project: Project) -> list[str]:
-    """A line where the general head alone scores a scenario, and the blend asks for more."""
+    """Returns a line where only the general head scores, and the blend asks for more."""
     trained_model = chosen_model(joint_run, name, project)
     main, by = joint_run.facts[name].main, project.recommend.by.get(name)
     if not trained_model.general or (main and (not by or set(by) == {main})):
         return []
-    found = ", ".join(by) if by else "no binary task"
+    named = ", ".join(by) if by else "no binary task"
     return [
-        f"recommend.by.{name}: found {found} for a scenario without a model of its own, which the "
+        f"recommend.by.{name}: found {named} for a scenario without a model of its own, which the "
         f"general head scores; allowed: {f'{main} alone, or ' if main else ''}fine-tune it first"
     ]
 

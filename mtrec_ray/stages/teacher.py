@@ -24,7 +24,7 @@ def add_teacher_labels(project: Project, prepared: Prepared, folder: str, log: L
     fitted = options.model_dump(exclude={"share"})
     stage = Stage(storage.join(folder, "teacher"), "train", project.run.name)
     made_from = {"prepared": prepared.fingerprint, "training": {"teacher": fitted}}
-    labelled = replace(prepared, taught=TeacherLabels(stage.folder, options.share))
+    labelled = replace(prepared, teacher_labels=TeacherLabels(stage.folder, options.share))
     if stage.finished(made_from):
         return labelled
     stage.start(made_from)

@@ -19,7 +19,7 @@ from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import joint_model_depends_on
-from mtrec_ray.project.project import Project, Run
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.prepare import open_prepared
@@ -118,7 +118,7 @@ def run_train(project: Project, storage_path: str, log: Log) -> Record:
     refuse(score_problems(project, prepared))
     make_plan(project, prepared, project.run.most_workers)
     run.train.start(made_from)
-    begin_stage(log, f"train: joint training with {workers_text(project.run)} workers")
+    begin_stage(log, f"train: joint training with {project.run.workers_text} workers")
     connect(project.run)
     prepared = add_teacher_labels(project, prepared, run.path(), log)
     return train_model(TrainingRun(project, prepared, run.path(), "joint", log=log))
@@ -141,12 +141,6 @@ def train_model(training: TrainingRun) -> Record:
         raise ProjectError([summary["refused"]])
     keep_best(result, folder)
     return training.stage.finish(summary)
-
-
-def workers_text(run: Run) -> str:
-    """Returns the number of workers for a person: `2`, or `2 to 4`."""
-    least, most = run.least_workers, run.most_workers
-    return str(most) if least == most else f"{least} to {most}"
 
 
 def keep_best(result: ray.train.Result, folder: str) -> None:

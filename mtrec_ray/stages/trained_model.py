@@ -75,13 +75,13 @@ def joint_model(project: Project, prepared: str, weights: str) -> TrainedModel:
 
 
 def vectors_path(trained_model: TrainedModel) -> str:
-    """The file that holds a model's item vectors in the precision of use."""
+    """Returns the file that holds a model's item vectors in the precision of use."""
     precision = trained_model.project.evaluation.precision
     return storage.join(trained_model.vectors, f"item_vectors-{precision}.safetensors")
 
 
 def ensure_vectors(trained_model: TrainedModel) -> np.ndarray:
-    """f32[n, D] of all items of its catalogues: stored beside the model, or computed.
+    """Returns f32[n, D] of all items of its catalogues: stored beside the model, or computed.
 
     None of them (f32[0, 0]) for a model that reads pairs: it has no vectors of items.
     """
@@ -98,7 +98,7 @@ def ensure_vectors(trained_model: TrainedModel) -> np.ndarray:
 
 
 def compute_vectors(trained_model: TrainedModel) -> np.ndarray:
-    """f32[n, D]: each worker encodes its share of the items."""
+    """Returns f32[n, D]: each worker encodes its share of the items."""
     run = trained_model.project.run
     task = task_of(encode_share, run)
     size = run.most_workers
@@ -110,17 +110,17 @@ def compute_vectors(trained_model: TrainedModel) -> np.ndarray:
 def encode_share(
     trained_model: TrainedModel, rank: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places i64[m] and vectors f32[m, D] of a share of the items, in a Ray task."""
+    """Returns places i64[m] and vectors f32[m, D] of a share of the items, in a Ray task."""
     _, vectors = load_model_for_use(trained_model)
-    found = list(vectors.encode_share(rank, size))
-    if not found:
+    blocks = list(vectors.encode_share(rank, size))
+    if not blocks:
         return np.zeros(0, np.int64), np.zeros((0, vectors.encoder.width), np.float32)
-    places, values = (torch.cat(part).cpu().numpy() for part in zip(*found, strict=True))
+    places, values = (torch.cat(part).cpu().numpy() for part in zip(*blocks, strict=True))
     return places, values
 
 
 def load_model_for_use(trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
-    """A model in evaluation mode, and the place of its item vectors, still empty."""
+    """Returns a model in evaluation mode, and the place of its item vectors, still empty."""
     project = trained_model.project
     torch.set_num_threads(project.run.cpus_per_worker)
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
@@ -143,16 +143,16 @@ def load_model_for_use(trained_model: TrainedModel) -> tuple[Recommender, ItemVe
 def load_with_vectors(
     trained_model: TrainedModel, vectors: np.ndarray
 ) -> tuple[Recommender, ItemVectors]:
-    """A model in evaluation mode with its item vectors f32[n, D]."""
-    model, found = load_model_for_use(trained_model)
-    found.cache = torch.from_numpy(vectors.copy()).to(found.device)
-    return model, found
+    """Returns a model in evaluation mode with its item vectors f32[n, D]."""
+    model, item_vectors = load_model_for_use(trained_model)
+    item_vectors.cache = torch.from_numpy(vectors.copy()).to(item_vectors.device)
+    return model, item_vectors
 
 
 def load_trained(
     project: Project, prepared_path: str, model_path: str
 ) -> tuple[Recommender, ItemVectors]:
-    """A model that is stored whole, and the place of its item vectors, still empty."""
+    """Returns a model that is stored whole, and the place of its item vectors, still empty."""
     return load_model_for_use(joint_model(project, prepared_path, model_path))
 
 

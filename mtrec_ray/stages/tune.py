@@ -88,14 +88,14 @@ def search_and_confirm(project: Project, inputs: TrialInputs, folder: str, log: 
 
 
 def with_room(project: Project) -> Project:
-    """The project as a local Ray is started for: with a CPU of its own for a trial on each core."""
+    """Returns the project that a local Ray is started for: each core has a CPU for a trial."""
     run = project.run
     most = max(run.most_workers, (os.cpu_count() or 1) // run.cpus_per_worker)
     return with_overrides(project, {"run.num_workers": most})
 
 
 def search(project: Project, folder: str, train: Train, shared: Any, log: Log) -> list[Trial]:
-    """Returns all trials of the project's search, those that an earlier call left undone included.
+    """Returns all trials of the project's search, with those that an earlier call left unfinished.
 
     `train` trains one; `shared` is handed to it as it is.
     """
@@ -148,12 +148,12 @@ def draw_trials(space: Space, trials: dict[str, Trial], num: int, seed: int) -> 
 
 
 def runs_folder(folder: str) -> str:
-    """Where trials have their checkpoints while they run."""
+    """Returns where trials have their checkpoints while they run."""
     return storage.join(folder, RUNS)
 
 
 def planned(project: Project, space: Space, kept: dict[str, Trial]) -> dict[str, Trial]:
-    """Trials that are there, those that every search begins with, and in a grid all its points.
+    """Returns earlier trials, those that every search begins with, and all points of a grid.
 
     References come first, then those that ran when the search was interrupted.
     """
@@ -172,12 +172,12 @@ def planned(project: Project, space: Space, kept: dict[str, Trial]) -> dict[str,
 
 
 def add_trial(trials: dict[str, Trial], overrides: Overrides, point: Point) -> Trial:
-    """A new trial among the trials."""
+    """Returns a new trial among the trials."""
     trial = Trial(f"t{last_number(trials) + 1:03d}", overrides, point)
     trials[trial.name] = trial
     return trial
 
 
 def last_number(trials: dict[str, Trial]) -> int:
-    """The number of the last of the trials that are no references; 0 without one."""
+    """Returns the number of the last of the trials that are no references; 0 without one."""
     return max((int(n[1:]) for n in trials if n[0] == "t" and n[1:].isdigit()), default=0)

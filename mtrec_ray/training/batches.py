@@ -8,7 +8,7 @@ import numpy as np
 
 from mtrec_ray.data.order import PassOrder, RankProgress, ReadPlan, Remaining, Span, window_rows
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.shards import Arrays
+from mtrec_ray.data.shards import Arrays, concatenate
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.project import Project
 from mtrec_ray.training.teacher_labels import with_teacher_labels
@@ -20,7 +20,7 @@ class Plan:
 
     Attributes:
         quotas: rows of each scenario in a rank's micro-batch.
-        sampling_shares: of each scenario in the rows; `loss_shares`: in the weights of the loss.
+        sampling_shares: each scenario's share of the rows; `loss_shares`: of the loss's weights.
     """
 
     quotas: dict[str, int]
@@ -30,7 +30,7 @@ class Plan:
 
 
 def make_plan(project: Project, prepared: Prepared, world_size: int) -> Plan:
-    """Quotas of a rank's micro-batch and steps of an epoch.
+    """Returns quotas of a rank's micro-batch and steps of an epoch.
 
     An epoch is `rows_per_epoch` rows (default: as many as there are training rows) over the
     global batch; scenarios pass at their own pace within it.
@@ -60,7 +60,7 @@ class Stream:
         self._rest: Arrays | None = None
 
     def take(self, num_rows: int) -> Arrays:
-        """The next rows; a pass that ends runs into the next."""
+        """Returns the next rows; a pass that ends runs into the next."""
         taken: list[Arrays] = []
         missing = num_rows
         while missing:
@@ -90,7 +90,7 @@ class BatchComposer:
         state: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.facts, self.quotas = prepared.scenarios, dict(quotas)
-        self.teacher_share = prepared.taught.share if prepared.taught else 0.0
+        self.teacher_share = prepared.teacher_labels.share if prepared.teacher_labels else 0.0
         self.rank, self.size = world
         self.orders: dict[str, PassOrder] = {}
         self.progress: dict[str, RankProgress] = {}
@@ -103,7 +103,7 @@ class BatchComposer:
             self.progress[name] = resumed_progress(saved, sum(shard_rows), self.size)
 
     def open(self, open_rows: OpenRows, num_batches: int) -> None:
-        """Open the streams from the present progress on, for so many batches."""
+        """Open the streams from the present progress on, for `num_batches` batches."""
         plans = {
             name: ReadPlan(
                 slices=order.slices(self.progress[name].spans(self.rank)),
@@ -115,7 +115,7 @@ class BatchComposer:
         self.streams = {name: Stream(parts) for name, parts in open_rows(plans).items()}
 
     def next_batch(self) -> dict[str, Arrays]:
-        """The rows of a micro-batch by scenario, their labels mixed with the teacher's."""
+        """Returns the rows of a micro-batch by scenario, their labels mixed with the teacher's."""
         batch = {name: self._take(name, quota) for name, quota in self.quotas.items()}
         for name, quota in self.quotas.items():
             progress = self.progress[name]
@@ -127,7 +127,7 @@ class BatchComposer:
         return with_teacher_labels(self.facts[name], rows, self.teacher_share)
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """The progress of all ranks, as plain values."""
+        """Returns the progress of all ranks, as plain values."""
         return {
             name: {
                 "window": self.orders[name].window,
@@ -141,29 +141,22 @@ class BatchComposer:
 
 
 def resumed_progress(saved: Mapping[str, Any] | None, num_rows: int, size: int) -> RankProgress:
-    """Where `size` ranks start: at the first row, or where the ranks of a saved state stopped."""
+    """Returns where `size` ranks start: at the first row, or where a saved state stopped."""
     if saved is None:
         return RankProgress(num_rows, size)
     return progress_from_state(saved, num_rows).resume_with(size)
 
 
 def progress_from_state(saved: Mapping[str, Any], num_rows: int) -> RankProgress:
-    """The progress of a scenario in `BatchComposer.state`."""
+    """Returns the progress of a scenario in `BatchComposer.state`."""
     unfinished = tuple(Span(*span) for span in saved["unfinished"])
     return RankProgress(
         num_rows, saved["size"], saved["taken"], Remaining(unfinished, saved["next_pass"])
     )
 
 
-def concatenate(parts: list[Arrays]) -> Arrays:
-    """Rows of several parts, one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-
-
 def quotas(rows: Mapping[str, int], batch_rows: int, alpha: float) -> dict[str, int]:
-    """Rows of each scenario in a batch: shares proportional to n^alpha, at least one row each.
+    """Returns each scenario's rows in a batch, proportional to n^alpha and at least one.
 
     Largest remainders make the sum exact.
 

@@ -20,7 +20,7 @@ from mtrec_ray.training.item_vectors import Autocast, ItemVectors
 def build_model(
     project: Project, prepared: Prepared, device: torch.device, precision: str
 ) -> tuple[Recommender, ItemVectors]:
-    """The model on its device, same initial weights on every rank, and its item vectors."""
+    """Returns the model, with the same initial weights on every rank, and its item vectors."""
     torch.manual_seed(project.training.seed)
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
     encoder = TextEncoder(project.model.encoder)
@@ -34,7 +34,7 @@ def build_model(
 
 
 def autocast_for(device: torch.device, precision: str) -> Autocast:
-    """bf16 autocast where asked for, or (auto) where the device computes in bf16 natively."""
+    """Returns bf16 autocast if asked for, or (auto) if the device computes in bf16 natively."""
     native = computes_bf16(device)
     if precision == "fp32" or (precision == "auto" and not native):
         return nullcontext
@@ -42,14 +42,14 @@ def autocast_for(device: torch.device, precision: str) -> Autocast:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has matrix products in bf16 (on x86: AMX or AVX512-BF16)."""
+    """Returns whether the device has matrix products in bf16 (on x86: AMX or AVX512-BF16)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def cache_folder(project: Project) -> Path:
-    """Where this node keeps output of frozen layers: by default a folder for each of its users."""
+    """Returns the node's folder for outputs of frozen layers, by default one for each user."""
     if project.run.cache_folder:
         return Path(project.run.cache_folder)
     return Path(tempfile.gettempdir()) / f"mtrec_ray-{os.getuid()}" / "frozen"
@@ -59,7 +59,7 @@ def cache_folder(project: Project) -> Path:
 def pretrained_vectors(
     project: Project, prepared: Prepared, name: str, device: torch.device
 ) -> Tensor:
-    """f32[n, D]: vectors of a scenario's items by the pretrained encoder, in training precision."""
+    """Returns f32[n, D], a scenario's item vectors by the pretrained encoder."""
     options = project.model.encoder.model_copy(update={"trainable": "none"})
     encoder = TextEncoder(options).to(device).eval()
     autocast = autocast_for(device, project.training.precision)

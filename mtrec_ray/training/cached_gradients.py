@@ -20,8 +20,8 @@ class CachedGradients:
 
     The layers above learn in every step from the cache. Their backward pass leaves gradients at the
     vectors, which are summed over steps; then one pass over the items that were met, shared among
-    the ranks, takes the sums into the encoder, however many samples there were. Cached vectors are
-    at most that many steps older than the encoder's weights.
+    the ranks, backpropagates the sums into the encoder, however many samples there were. Cached
+    vectors are at most that many steps older than the encoder's weights.
 
     Attributes:
         sums: f32[n, D], this rank's gradients, summed over steps; the mean over ranks counts.
@@ -37,7 +37,7 @@ class CachedGradients:
         self._watched: list[tuple[Tensor, Tensor]] = []
 
     def state(self) -> dict[str, Any]:
-        """What every rank has gathered; every rank must call this."""
+        """Returns what every rank has gathered; every rank must call this."""
         met = self.met.nonzero().squeeze(1)
         parts = gather_objects((met.cpu(), self.sums[met].cpu()))
         return {
@@ -47,9 +47,9 @@ class CachedGradients:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Resume from a `state`: each rank with its own sums, other numbers of ranks with the mean.
+        """Resume from a `state`: each rank by its own sums, another number of ranks by the mean.
 
-        (The mean would do for the same number, too, but sums of floats would round otherwise.)
+        (The mean would be right for the same number, too, but would round differently.)
         """
         parts = list(zip(state["gathered_items"], state["gathered_sums"], strict=True))
         rank, size = world()
@@ -61,13 +61,13 @@ class CachedGradients:
         self.num_steps = state["gathered_steps"]
 
     def watch(self, places: NDArray[np.int64], vectors: Tensor) -> Tensor:
-        """The vectors as a leaf of the graph, whose gradient `collect` adds to the sums."""
+        """Returns the vectors as a leaf of the graph, whose gradient `collect` adds to the sums."""
         leaf = vectors.detach().requires_grad_()
         self._watched.append((torch.from_numpy(places).to(leaf.device), leaf))
         return leaf
 
     def is_finite(self) -> bool:
-        """Whether the gradients that a step left at the watched vectors are finite."""
+        """Returns whether the gradients that a step left at the watched vectors are finite."""
         return all(
             bool(torch.isfinite(leaf.grad.sum()))
             for _, leaf in self._watched
@@ -108,7 +108,7 @@ class CachedGradients:
             sum_over_ranks(parameter.grad)
 
     def _chosen(self, total: Tensor) -> Tensor:
-        """bool[m]: which of the met items are encoded, from their summed gradients f32[m, D]."""
+        """Returns bool[m]: which met items are encoded, from their summed gradients f32[m, D]."""
         limit = self.vectors.encoder.options.gather_items
         if limit is None or limit >= len(total):
             return torch.ones(len(total), dtype=torch.bool, device=total.device)

@@ -80,5 +80,5 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def load_run(folder: Path | None) -> SavedRun | None:
-    """The checkpoint in a folder; None where there is no folder."""
+    """Returns the checkpoint in a folder; None where there is no folder."""
     return SavedRun(folder, load_state(folder)) if folder else None

@@ -7,16 +7,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-T = TypeVar("T")
+Gathered = TypeVar("Gathered")
 
 
 def world() -> tuple[int, int]:
-    """Rank and number of ranks."""
+    """Returns the rank and number of ranks."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The values, summed over ranks in place; they must lie on the context's device.
+    """Returns the values, summed over ranks in place; they must lie on the context's device.
 
     (NCCL, which Ray Train takes with GPUs, refuses tensors on the CPU.)
     """
@@ -25,16 +25,16 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def gather_objects(value: T) -> Sequence[T]:
-    """The value of every rank, in the order of ranks, on every rank."""
+def gather_objects(value: Gathered) -> Sequence[Gathered]:
+    """Returns the value of every rank, in the order of ranks, on every rank."""
     _, size = world()
     if size == 1:
         return [value]
-    values: list[T] = [value] * size
+    values: list[Gathered] = [value] * size
     dist.all_gather_object(values, value)
     return values
 
 
 def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Whether each of the flags is set on any rank, in one collective; every rank calls it."""
+    """Returns whether each flag is set on any rank, in one collective; every rank calls it."""
     return (sum_over_ranks(torch.tensor(flags, dtype=torch.float32, device=device)) > 0).tolist()

@@ -18,7 +18,7 @@ NO_SCORE = sys.float_info.max
 
 
 class TrainContext(Protocol):
-    """What surrounds the loop."""
+    """What the training loop asks of its surroundings."""
 
     device: torch.device
 
@@ -32,7 +32,7 @@ class TrainContext(Protocol):
         ...
 
     def preempted(self) -> bool:
-        """Whether a node of the ranks will be preempted; every rank asks and gets one answer."""
+        """Returns whether a node of the ranks will be preempted; all ranks get one answer."""
         ...
 
     def note_start(self, step: int) -> int:
@@ -51,10 +51,10 @@ class TrainContext(Protocol):
         ...
 
     def checkpoint_folder(self) -> Path | None:
-        """The folder of the checkpoint to resume from, if there is one."""
+        """Returns the folder of the checkpoint to resume from, if there is one."""
         ...
 
     @property
     def log(self) -> Log:
-        """Tells a person; called on rank 0."""
+        """The log of the run; called on rank 0."""
         ...

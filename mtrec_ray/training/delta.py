@@ -55,18 +55,18 @@ class FineTuneStart:
 
 
 def read_base(folder: str) -> tuple[dict[str, Tensor], str]:
-    """The weights of a joint model, and their fingerprint."""
+    """Returns the weights of a joint model, and their fingerprint."""
     data = storage.read_bytes(storage.join(folder, WEIGHTS))
     return load(data), hashlib.sha256(data).hexdigest()[:16]
 
 
 def base_fingerprint(folder: str) -> str:
-    """16 hex digits of the SHA-256 of a joint model's weights."""
+    """Returns 16 hex digits of the SHA-256 of a joint model's weights."""
     return bytes_fingerprint(storage.read_bytes(storage.join(folder, WEIGHTS)))
 
 
 def bytes_fingerprint(*parts: bytes) -> str:
-    """16 hex digits of the SHA-256 of some bytes."""
+    """Returns 16 hex digits of the SHA-256 of some bytes."""
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
@@ -102,7 +102,7 @@ def load_joint_weights(model: Recommender, start: FineTuneStart) -> PeftModel | 
 
 
 def shared_maps(model: Recommender, scenario_layers: list[str]) -> list[str]:
-    """Full names of the linear maps above the encoder that scenarios share.
+    """Returns full names of the linear maps above the encoder that scenarios share.
 
     Without those of `StarLayer`, which reads their weights and never calls them.
     """
@@ -116,7 +116,7 @@ def shared_maps(model: Recommender, scenario_layers: list[str]) -> list[str]:
 def add_shared_adapter(
     model: Recommender, scenario_layers: list[str], start: FineTuneStart
 ) -> PeftModel | None:
-    """Add low-rank maps beside the shared ones, in place; None where there are no shared ones."""
+    """Add low-rank maps beside the shared ones, in place; returns None without shared ones."""
     names = shared_maps(model, scenario_layers)
     if not names:
         return None
@@ -205,7 +205,7 @@ def write_changes(
 
 
 def read_delta(folder: str, base: str, name: str) -> dict[str, Any]:
-    """The facts of a scenario's delta on a base of this fingerprint.
+    """Returns the facts of a scenario's delta on a base of this fingerprint.
 
     Raises:
         ProjectError: there is no delta, or it belongs to another scenario or base.
@@ -247,7 +247,7 @@ def apply_delta(model: Recommender, wrapper: PeftModel | None, folder: str) -> N
 
 
 def local_adapter(folder: str) -> Path:
-    """The folder of an adapter's files on this node."""
+    """Returns the folder of an adapter's files on this node."""
     if "://" not in folder:
         return Path(folder)
     path = Path(tempfile.mkdtemp())

@@ -74,11 +74,11 @@ class ItemVectors:
         return len(self.texts.offsets) - 1
 
     def places(self, name: str, rows: Tensor) -> NDArray[np.int64]:
-        """Places of a scenario's catalogue rows."""
+        """Returns places of a scenario's catalogue rows."""
         return rows.cpu().numpy() + self.bases[name]
 
     def of_batch(self, batch: Batch, *, encode: bool) -> dict[str, Tensor]:
-        """Text vectors by scenario: f32[U, D] of its distinct items, or f32[N, D] of its pairs.
+        """Returns text vectors by scenario: f32[U, D] of distinct items, or f32[N, D] of pairs.
 
         With `encode` they carry gradients into the encoder, and the cache takes them in.
         """
@@ -90,7 +90,7 @@ class ItemVectors:
         return dict(zip(batch, vectors.split(sizes), strict=True))
 
     def _cached(self, places: NDArray[np.int64]) -> Tensor:
-        """f32[U, D]: cached vectors, whose gradients are watched where they are gathered."""
+        """Returns f32[U, D]: cached vectors, watched where their gradients are gathered."""
         assert self.cache is not None
         vectors = self.cache[torch.from_numpy(places).to(self.device)]
         if self.gathered is not None and torch.is_grad_enabled():
@@ -98,14 +98,14 @@ class ItemVectors:
         return vectors
 
     def _encode(self, places: NDArray[np.int64]) -> Tensor:
-        """f32[U, D]: vectors with gradients; the cache takes their values in."""
+        """Returns f32[U, D]: vectors with gradients; the cache takes their values in."""
         vectors = self.run(places)
         if self.cache is not None:
             self.cache[torch.from_numpy(places).to(self.device)] = vectors.detach()
         return vectors
 
     def _pair_vectors(self, name: str, samples: Samples) -> Tensor:
-        """f32[N, D]: the vector of each sample's history and candidate read together."""
+        """Returns f32[N, D]: the vector of each sample's history and candidate read together."""
         assert self.pairs is not None
         places = self.places(name, samples.items)
         history = samples.history.cpu().numpy()
@@ -120,7 +120,7 @@ class ItemVectors:
         )
 
     def run(self, places: NDArray[np.int64]) -> Tensor:
-        """f32[U, D]: vectors of some items by the present weights."""
+        """Returns f32[U, D]: vectors of some items by the present weights."""
         parts = [(c, self.inputs_of(c)) for c in chunks(self.texts, places, self.budget)]
         return self._in_chunks(places, parts)
 
@@ -133,7 +133,7 @@ class ItemVectors:
         return torch.cat(vectors)[torch.from_numpy(back).to(self.device)]
 
     def _run_chunk(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """f32[u, D] of a chunk.
+        """Returns f32[u, D] of a chunk.
 
         With `rerun` only its vectors are kept, and the backward pass, which by then has their
         gradients, runs it again: the gradient cache of 2101.06983 by torch's own checkpointing.
@@ -146,13 +146,13 @@ class ItemVectors:
         return self.encoder(inputs, mask).float()
 
     def inputs_of(self, chunk: Chunk) -> Tensor:
-        """What the learning layers read of a chunk: states of the frozen layers, or tokens."""
+        """Returns the learning layers' input of a chunk: states of the frozen layers, or tokens."""
         if self.states is not None:
             return self.states[chunk.index.to(self.states.device)]
         return self.texts.tokens[chunk.index]
 
     def _share(self, rank: int, size: int, items: slice = slice(None)) -> Iterator[Chunk]:
-        """Chunks of a rank's share of all items, or of a range of them."""
+        """Yields chunks of a rank's share of all items, or of a range of them."""
         places = np.arange(self.num_items)[items]
         shared = places[np.argsort(self.texts.lengths[places], kind="stable")][rank::size]
         for chunk in chunks(self.texts, shared, self.budget):
@@ -161,9 +161,9 @@ class ItemVectors:
     def compute_frozen(self, folder: Path) -> None:
         """Load the output of the frozen layers from files that the runs of a node share.
 
-        Of a cut encoder: the states of all tokens; of one that is frozen as a whole: the vectors of
-        each catalogue. A file that is missing is computed. A resumed run needs this too: its
-        checkpoint holds vectors by the learning layers, not the states that they read.
+        The files of a cut encoder hold the states of all tokens, those of a wholly frozen one the
+        vectors of each catalogue. A file that is missing is computed. A resumed run needs this,
+        too: its checkpoint holds vectors by the learning layers, not the states that they read.
         """
         encoder = self.encoder
         if encoder.lower is None or self.pairs is not None:
@@ -182,14 +182,14 @@ class ItemVectors:
         self.states = states
 
     def _precision(self) -> str:
-        """The data type in which the encoder computes here: `fp32`, or that of autocast."""
+        """Returns the data type in which the encoder computes here: `fp32`, or that of autocast."""
         with self.autocast():
             if torch.is_autocast_enabled(self.device.type):
                 return str(torch.get_autocast_dtype(self.device.type))
         return "fp32"
 
     def _stored_vectors(self, folder: Path, name: str, words: tuple[str, ...]) -> Tensor:
-        """f32[n, D]: vectors of a catalogue's items by a frozen encoder."""
+        """Returns f32[n, D]: vectors of a catalogue's items by a frozen encoder."""
         base, size = self.bases[name], self.sizes[name]
         items = slice(base, base + size)
         offsets = self.texts.offsets[base : base + size + 1]
@@ -223,7 +223,7 @@ class ItemVectors:
         self.cache = sum_over_ranks(cache)
 
     def state(self) -> dict[str, Any]:
-        """What the present vectors are made of beside the weights; every rank must call this.
+        """Returns what beside the weights gives the present vectors; every rank must call this.
 
         Where each rank encodes its own rows the caches differ. Each rank continues with their mean,
         as it would after a restart.
@@ -247,7 +247,7 @@ class ItemVectors:
     def encode_share(
         self, rank: int, size: int, items: slice = slice(None)
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places i64[u] and vectors f32[u, D] of a share of all items, or of a range of them."""
+        """Yields places i64[u] and vectors f32[u, D] of a share of all items, or of a range."""
         was_training = self.encoder.training
         self.encoder.eval()
         for chunk in self._share(rank, size, items):

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.evaluation.metrics import flat, joint_score
-from mtrec_ray.progress import tell_progress
+from mtrec_ray.progress import no_log, tell_progress
 from mtrec_ray.project.project import Project
 from mtrec_ray.training import checkpoint
 from mtrec_ray.training.context import NO_SCORE, TrainContext
@@ -39,7 +39,7 @@ def train(
     summary is the same on all.
     """
     run = RankRun(project, prepared, context, start)
-    say = context.log if run.rank == 0 else no_log
+    say = context.log if run.rank == 0 else no_log  # rank 0 logs for all
     say(plan_text(run))
     started = time.monotonic()
     run.start()
@@ -54,18 +54,14 @@ def train(
     return run_summary(run)
 
 
-def no_log(text: str) -> None:
-    """Write nothing: rank 0 logs for all."""
-
-
 def is_finished(run: RankRun) -> bool:
-    """Whether the last epoch is over, or the score has not fallen for `patience` epochs."""
+    """Returns whether the last epoch is over, or the score has not fallen for `patience` epochs."""
     options, progress = run.project.training, run.progress
     return progress.epoch >= options.epochs or progress.epochs_since_best >= options.patience
 
 
 def plan_text(run: RankRun) -> str:
-    """Steps, and the rows of each scenario in a batch, for a person."""
+    """Returns steps, and the rows of each scenario in a batch, for a person."""
     rows = ", ".join(f"{name} {num:,}" for name, num in run.rows_per_step.items())
     return f"{run.num_steps:,} steps; rows of a batch: {rows}"
 
@@ -89,7 +85,7 @@ def train_epoch(run: RankRun) -> dict[str, float]:
 
 
 def take_mean_losses(run: RankRun) -> dict[str, float]:
-    """The epoch's mean loss by `scenario/task`, whose sums start again at 0."""
+    """Returns the epoch's mean loss by `scenario/task`, and resets its sums to 0."""
     sums, counts = run.progress.loss_sums, run.progress.label_counts
     run.progress.loss_sums, run.progress.label_counts = {}, {}
     labels = task_labels(run.prepared.scenarios)
@@ -111,7 +107,7 @@ def note_speed(run: RankRun, num_steps: int, started: float) -> None:
 
 
 class StepLog:
-    """Progress every few seconds: epoch, step, rows/s, loss, time left."""
+    """Logs progress every few seconds: epoch, step, rows/s, loss, time left."""
 
     def __init__(self, run: RankRun) -> None:
         self.run = run
@@ -119,7 +115,7 @@ class StepLog:
         self.first_step = run.progress.step
 
     def step(self, result: StepResult) -> None:
-        """Log how far the run is, on rank 0, where the last line is some seconds old."""
+        """Log how far the run is, on rank 0, at most every few seconds."""
         now, run, progress = time.monotonic(), self.run, self.run.progress
         if run.rank or now - self.last < LOG_SECONDS:
             return
@@ -164,7 +160,7 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
 
 
 def tell_epoch(run: RankRun, score: float) -> None:
-    """Say an epoch's validation score, the best so far and the speed."""
+    """Log an epoch's validation score, the best so far and the speed."""
     progress = run.progress
     best = "" if progress.epochs_since_best == 0 else f" (best {progress.best:.4f})"
     run.context.log(
@@ -174,7 +170,7 @@ def tell_epoch(run: RankRun, score: float) -> None:
 
 
 def shared_layer_record(run: RankRun) -> dict[str, Any]:
-    """How scenarios share the layers between inputs and heads, measured on the last batch."""
+    """Returns how scenarios share layers between inputs and heads, measured on the last batch."""
     batch = run.session.last_batch
     assert batch is not None
     gradients = scenario_gradients(run.forward, run.prepared.scenarios, batch, run.weights)
@@ -203,7 +199,7 @@ def report_checkpoint(
 
 
 def run_summary(run: RankRun) -> dict[str, Any]:
-    """What the run did, the same on all ranks but for `speed`: of the epochs since its start."""
+    """Returns what the run did; only `speed`, of the epochs since its start, differs by rank."""
     progress = run.progress
     return {
         "best_joint_score": progress.best,

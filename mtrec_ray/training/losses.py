@@ -26,17 +26,17 @@ TaskKey = tuple[str, str]
 
 
 def task_keys(facts: Mapping[str, PreparedScenario]) -> list[TaskKey]:
-    """(scenario, task) in the manifest's order, which is that of every tensor [K]."""
+    """Returns (scenario, task) in the manifest's order, which is that of every tensor [K]."""
     return [(name, task) for name, scenario in facts.items() for task in scenario.tasks]
 
 
 def task_labels(facts: Mapping[str, PreparedScenario]) -> list[str]:
-    """`scenario/task` for each entry of a tensor [K]."""
+    """Returns `scenario/task` for each entry of a tensor [K]."""
     return ["/".join(key) for key in task_keys(facts)]
 
 
 def loss_weights(scenarios: Mapping[str, Scenario]) -> dict[TaskKey, float]:
-    """c_it by (scenario, task): they sum to 1, whatever the order of the file."""
+    """Returns c_it by (scenario, task); they sum to 1, whatever the order of the file."""
     total = fsum(s.weight for s in scenarios.values())
     weights: dict[TaskKey, float] = {}
     for name, scenario in scenarios.items():
@@ -49,13 +49,13 @@ def loss_weights(scenarios: Mapping[str, Scenario]) -> dict[TaskKey, float]:
 def weight_tensor(
     facts: Mapping[str, PreparedScenario], scenarios: Mapping[str, Scenario]
 ) -> Tensor:
-    """f32[K]: c_it in the manifest's order; the project file may list them in another one."""
+    """Returns f32[K]: c_it in the manifest's order, which may not be the project file's."""
     weights = loss_weights(scenarios)
     return torch.tensor([weights[key] for key in task_keys(facts)])
 
 
 def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
-    """f32[N]: what the task's loss compares with, NaN where the row takes no part.
+    """Returns f32[N]: what the task's loss compares with, NaN where the row takes no part.
 
     Regression labels are standardised by the training mean and deviation. A task over the entire
     space (ESMM, 1804.07931) has label 0 where its parent is 0 and null where its parent is null.
@@ -70,8 +70,8 @@ def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
     return label
 
 
-def row_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """f32[N]: loss of each row for targets without NaN."""
+def logit_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """Returns f32[N]: loss of each row for targets without NaN."""
     logit = logits[:, facts.tasks.index(task)].float()
     if facts.kinds[task] == "regression":
         return (logit - targets) ** 2
@@ -85,7 +85,7 @@ def row_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tens
 
 
 def label_counts(scenarios: Mapping[str, PreparedScenario], labels: Mapping[str, Tensor]) -> Tensor:
-    """f64[K]: labelled rows of every scenario and task."""
+    """Returns f64[K], the number of labelled rows of every scenario and task."""
     counts = [
         target(facts, task, labels[name]).isfinite().sum()
         for name, facts in scenarios.items()
@@ -99,19 +99,19 @@ def loss_sums(
     logits: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
 ) -> Tensor:
-    """f32[K]: sum of the row losses of every scenario and task."""
+    """Returns f32[K]: sum of the row losses of every scenario and task."""
     sums = []
     for name, facts in scenarios.items():
         for task in facts.tasks:
             targets = target(facts, task, labels[name])
             known = targets.isfinite()
-            losses = row_losses(facts, task, logits[name], targets.nan_to_num(0.0))
+            losses = logit_losses(facts, task, logits[name], targets.nan_to_num(0.0))
             sums.append(losses.masked_fill(~known, 0.0).sum())
     return torch.stack(sums)
 
 
 def joint_loss(sums: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
-    """Sum of c_it * S_it / N_it; a task without a labelled row adds 0."""
+    """Returns the sum of c_it * S_it / N_it; a task without a labelled row adds 0."""
     return (weights * sums / counts.clamp(min=1).to(sums.dtype)).sum()
 
 
@@ -121,7 +121,7 @@ def general_loss(
     labels: Mapping[str, Tensor],
     counts: Tensor,
 ) -> Tensor:
-    """The general head's loss: the mean over scenarios of S_i / N_i of their main task.
+    """Returns the general head's loss: the mean over scenarios of S_i / N_i of their main task.
 
     `logits` has its own under `general/NAME`; `counts` f64[K] are global, as for the joint loss.
     """
@@ -138,7 +138,7 @@ def general_loss(
 
 
 def binary_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """f32[]: log loss summed over rows with a label; both [N], labels NaN where unknown."""
+    """Returns f32[]: log loss summed over rows with a label; both [N], labels NaN where unknown."""
     losses = F.binary_cross_entropy_with_logits(
         logits.float(), labels.nan_to_num(0.0), reduction="none"
     )

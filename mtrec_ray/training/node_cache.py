@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mtrec_ray.model.chunks import Texts
 from mtrec_ray.training.collectives import gather_objects, world
 
-# Of all files of a folder; above, those that were not used for the longest time are deleted.
+# Most bytes of a folder's files; above, the least recently used files are deleted.
 MAX_CACHE_BYTES = 64 * 2**30
 
 # A part without a lock is abandoned, except in the moment between its creation and its locking.
@@ -36,7 +36,7 @@ Fill = Callable[[Tensor, int, int], None]
 
 
 def weights_hash(frozen: nn.Module) -> str:
-    """A hash of the names and values of all weights."""
+    """Returns a hash of the names and values of all weights."""
     digest = hashlib.sha256()
     for name, value in frozen.state_dict().items():
         digest.update(name.encode())
@@ -45,7 +45,7 @@ def weights_hash(frozen: nn.Module) -> str:
 
 
 def texts_hash(texts: Texts, *words: str) -> str:
-    """A hash of the tokens and of words that say what is computed of them."""
+    """Returns a hash of the tokens and of words that say what is computed of them."""
     digest = hashlib.sha256("/".join(words).encode())
     digest.update(texts.tokens.numpy().tobytes())
     digest.update(texts.offsets.tobytes())
@@ -53,13 +53,13 @@ def texts_hash(texts: Texts, *words: str) -> str:
 
 
 def open_rows(path: Path, shape: tuple[int, int], fill: Fill) -> Tensor:
-    """f32[shape], mapped from a file.
+    """Returns f32[shape], mapped from a file.
 
     Where a node lacks the file its ranks make it together: `fill(rows, share, shares)` writes a
     share of the rows. Other runs of the node wait for it. Every rank must call this.
 
     Raises:
-        RuntimeError: other runs delete the file again and again, as the cache is too small.
+        RuntimeError: other runs keep deleting the file, because the cache is too small.
     """
     host = socket.gethostname()
     hosts = gather_objects(host)
@@ -78,7 +78,7 @@ def open_rows(path: Path, shape: tuple[int, int], fill: Fill) -> Tensor:
 
 
 def map_if_there(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """f32[shape], mapped from a file and noted as used; None where another run has deleted it."""
+    """Returns f32[shape], mapped from a file and noted as used; None if another run deleted it."""
     try:
         os.utime(path)
         return mapped(path, shape, shared=False)
@@ -118,12 +118,12 @@ def locked_part(part: Path, shape: tuple[int, int]) -> Iterator[None]:
 
 
 def mapped(path: Path, shape: tuple[int, int], *, shared: bool) -> Tensor:
-    """f32[shape] of a file; with `shared` what is written to it goes to the file."""
+    """Returns f32[shape] of a file; with `shared` what is written to it goes to the file."""
     return torch.from_file(str(path), shared=shared, size=shape[0] * shape[1]).view(shape)
 
 
 def make_room(folder: Path, num_bytes: int) -> None:
-    """Delete abandoned parts, then the files that were not used for the longest time, if need be.
+    """Delete abandoned parts, then the least recently used files, if need be.
 
     Parts that other runs are filling count as used space.
     """
@@ -136,7 +136,7 @@ def make_room(folder: Path, num_bytes: int) -> None:
 
 
 def files_of(folder: Path, pattern: str) -> list[tuple[float, int, Path]]:
-    """Time of last use, bytes and path of each file; without those deleted meanwhile."""
+    """Returns time of last use, bytes and path of each file; without those deleted meanwhile."""
     files = []
     for path in folder.glob(pattern):
         try:
@@ -155,7 +155,7 @@ def delete_abandoned_parts(folder: Path) -> None:
 
 
 def is_unlocked(path: Path) -> bool:
-    """Whether no process holds the file's lock; false where the file is gone."""
+    """Returns whether no process holds the file's lock; false where the file is gone."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ Schedule = torch.optim.lr_scheduler.LambdaLR
 
 
 def build_optimizer(model: Recommender, options: Training) -> torch.optim.AdamW:
-    """AdamW (1711.05101): encoder and the rest have their own rate, ids their own decay.
+    """Returns AdamW (1711.05101): encoder and the rest have their own rate, ids their own decay.
 
     Biases, norms and single vectors are not decayed. The groups depend on the model alone and not
     on rates and decays, so that a run with other ones can load their state.
@@ -33,7 +33,7 @@ def build_optimizer(model: Recommender, options: Training) -> torch.optim.AdamW:
 
 
 def parameter_groups(model: Recommender) -> dict[tuple[str, str], list[nn.Parameter]]:
-    """What learns, by part (`encoder`, `ids`, `rest`) and kind (`matrix`, `vector`)."""
+    """Returns what learns, by part (`encoder`, `ids`, `rest`) and kind (`matrix`, `vector`)."""
     encoder = {id(p) for p in model.encoder.parameters()}
     ids = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     groups: dict[tuple[str, str], list[nn.Parameter]] = {}
@@ -47,7 +47,7 @@ def parameter_groups(model: Recommender) -> dict[tuple[str, str], list[nn.Parame
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Training, num_steps: int) -> Schedule:
-    """Linear warm-up over a share of the steps, then cosine or linear decay to 1 %, or none."""
+    """Returns linear warm-up over a share of the steps, then cosine or linear decay or none."""
     warmup = max(int(options.warmup * num_steps), 1)
 
     def factor(step: int) -> float:
@@ -83,7 +83,7 @@ def restore(optimizer: torch.optim.Optimizer, schedule: Schedule, state: dict[st
 def build_optimization(
     model: Recommender, options: Training, num_steps: int, state: dict[str, Any] | None
 ) -> tuple[torch.optim.AdamW, Schedule]:
-    """The optimizer and its schedule, at their start or as a checkpoint's state has them."""
+    """Returns the optimizer and its schedule, at their start or restored from a state."""
     optimizer = build_optimizer(model, options)
     schedule = build_schedule(optimizer, options, num_steps)
     if state is not None:

@@ -34,7 +34,7 @@ class NotFiniteError(ValueError):
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run is: plain values that a checkpoint holds and a resumed run starts with.
 
     Attributes:
@@ -74,11 +74,11 @@ class Progress:
             self.not_finite_losses[label] = self.not_finite_losses.get(label, 0) + 1
 
 
-def start_progress(plan: Plan, prepared: Prepared, saved: SavedRun | None) -> Progress:
-    """The progress of a checkpoint, or that of a run that has not begun."""
+def start_progress(plan: Plan, prepared: Prepared, saved: SavedRun | None) -> TrainingProgress:
+    """Returns the progress of a checkpoint, or that of a run that has not begun."""
     if saved:
-        return Progress(**saved.state["progress"])
-    return Progress(plan.steps_per_epoch, dict.fromkeys(prepared.scenarios, 0))
+        return TrainingProgress(**saved.state["progress"])
+    return TrainingProgress(plan.steps_per_epoch, dict.fromkeys(prepared.scenarios, 0))
 
 
 @dataclass
@@ -86,8 +86,8 @@ class Session:
     """What this process notes since it started; no checkpoint holds it.
 
     Attributes:
-        repeated_steps: steps made again so far, since the last checkpoint did not have them.
-        wait_seconds: of the present epoch, spent on waiting for rows.
+        repeated_steps: steps repeated so far, because no checkpoint held them.
+        wait_seconds: spent on waiting for rows in the present epoch.
         speed: a record for each epoch.
         preemption_check_is_due: the same on all ranks.
     """
@@ -107,9 +107,9 @@ def start_model(
     start: FineTuneStart | None,
     saved: SavedRun | None,
 ) -> tuple[Recommender, ItemVectors, L2SP]:
-    """The model with its weights, its item vectors, and what pulls the weights to their start.
+    """Returns the model with its weights, its item vectors, and L2-SP towards its start.
 
-    Initial weights, then the joint ones of `start`, to which L2-SP pulls, then a checkpoint's.
+    Loads the joint weights of `start`, to which L2-SP pulls, then those of a checkpoint.
     """
     model, vectors = build_model(project, prepared, device, project.training.precision)
     if start:
@@ -173,7 +173,7 @@ class RankRun:
         return learns_from_rows and options.encoder_every > 1
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights; every rank must call this."""
+        """Returns what a checkpoint holds beside the weights; every rank must call this."""
         return {
             "progress": asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
@@ -193,7 +193,7 @@ class RankRun:
             self.session.repeated_steps = self.context.note_start(self.progress.step)
 
     def next_batch(self) -> Batch:
-        """A micro-batch with rows of every scenario, as many of each on every rank."""
+        """Returns a micro-batch with rows of every scenario, as many of each on every rank."""
         for name, quota in self.plan.quotas.items():
             self.progress.rows_seen[name] += quota * self.size
         started = time.monotonic()
@@ -202,7 +202,7 @@ class RankRun:
         return {n: Samples.of(a, self.context.device) for n, a in rows.items()}
 
     def encodes(self) -> bool:
-        """Whether the encoder learns from this step's rows: not where gradients are gathered."""
+        """Returns whether the encoder learns from this step's rows, not from gathered gradients."""
         options = self.project.model
         if self.model.encoder.is_frozen or options.gathers:
             return False
@@ -218,7 +218,7 @@ class RankRun:
             gathered.backward()
 
     def train_step(self) -> StepResult:
-        """One optimizer step; a step whose loss or gradient is not finite is skipped on all ranks.
+        """Takes an optimizer step; all ranks skip one whose loss or gradient is not finite.
 
         Its random numbers follow from seed, step and rank alone.
         """
@@ -240,7 +240,7 @@ class RankRun:
         return result
 
     def finite_on_all_ranks(self, result: StepResult) -> bool:
-        """Whether the loss and the watched gradients are finite.
+        """Returns whether the loss and the watched gradients are finite.
 
         In the same collective the ranks agree whether they will ask about a preemption.
         """
@@ -251,7 +251,7 @@ class RankRun:
         return not wrong
 
     def preempted(self) -> bool:
-        """Whether a node of the ranks will be preempted; all ranks ask, every few seconds."""
+        """Returns whether a node of the ranks will be preempted; asked every few seconds."""
         if not self.session.preemption_check_is_due:
             return False
         self.session.last_preemption_check = time.monotonic()
@@ -278,7 +278,7 @@ class RankRun:
         self.progress.add_losses(self.by_label(result.sums), self.by_label(result.counts))
 
     def by_label(self, values: torch.Tensor) -> dict[str, float]:
-        """The entries of a tensor [K] by `scenario/task`."""
+        """Returns the entries of a tensor [K] by `scenario/task`."""
         return dict(zip(task_labels(self.prepared.scenarios), values.tolist(), strict=True))
 
     def skip(self, result: StepResult) -> None:
@@ -300,8 +300,8 @@ class RankRun:
             )
 
 
-def causes(progress: Progress) -> str:
-    """`shop/click 2, gradient 1`: what was not finite in the skipped steps."""
+def causes(progress: TrainingProgress) -> str:
+    """Returns `shop/click 2, gradient 1`: what was not finite in the skipped steps."""
     words = [f"{label} {count}" for label, count in progress.not_finite_losses.items()]
     if progress.not_finite_gradients:
         words.append(f"gradient {progress.not_finite_gradients}")
@@ -309,7 +309,7 @@ def causes(progress: Progress) -> str:
 
 
 def gradient_is_finite(model: Recommender) -> bool:
-    """Whether the norms of all gradients that are there, those to be clipped, are finite."""
+    """Returns whether the norms of all gradients, as they will be clipped, are finite."""
     norms = [
         torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
         for group in clipped_together(model)
@@ -318,9 +318,9 @@ def gradient_is_finite(model: Recommender) -> bool:
 
 
 def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
-    """Groups of parameters that are clipped by their joint norm: the model, and the general head.
+    """Returns groups of parameters, each clipped by its norm: the model, and the general head.
 
-    They are apart, so that the general head does not change the model's steps.
+    The head is apart, so that it does not change the model's steps.
     """
     head = list(model.general.parameters()) if model.general is not None else []
     ids = {id(p) for p in head}
@@ -328,10 +328,10 @@ def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
 
 
 def rows_accounted(run: RankRun) -> dict[str, dict[str, int]]:
-    """By scenario: rows available, seen, repeated, not reached, redone.
+    """Returns by scenario the rows available, seen, repeated, not reached, redone.
 
-    No row is dropped: each pass holds every row once. `repeated` are seen in more than one pass;
-    `redone` were taken again after a failure, since the last checkpoint, and count once as seen.
+    No row is dropped: each pass holds every row once. `repeated`: seen in more than one pass.
+    `redone`: repeated after a failure, because no checkpoint held them; they count once as seen.
     """
     rows = {}
     for name, facts in run.prepared.scenarios.items():

@@ -28,12 +28,12 @@ class Forward(nn.Module):
         object.__setattr__(self, "vectors", vectors)
 
     def forward(self, batch: Batch, encode: bool) -> dict[str, Tensor]:
-        """f32[N, T] logits by scenario; the encoder learns from this batch where `encode`."""
+        """Returns logits f32[N, T] by scenario; with `encode` the encoder learns from it."""
         return self.model(batch, self.vectors.of_batch(batch, encode=encode))
 
 
 def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
-    """The module, wrapped by DDP where there are several ranks."""
+    """Returns the module, wrapped by DDP where there are several ranks."""
     if world()[1] == 1:
         return forward
     device = next(forward.parameters()).device
@@ -93,7 +93,7 @@ def accumulate(
 
 
 def without_synchronisation(module: nn.Module) -> AbstractContextManager[object]:
-    """Within it DDP leaves gradients on their rank."""
+    """Returns a context in which DDP leaves gradients on their rank."""
     if isinstance(module, DistributedDataParallel):
         return cast("DistributedDataParallel", module).no_sync()
     return nullcontext()
@@ -102,7 +102,7 @@ def without_synchronisation(module: nn.Module) -> AbstractContextManager[object]
 def scenario_gradients(
     module: Forward, facts: Mapping[str, PreparedScenario], batch: Batch, weights: Tensor
 ) -> dict[str, Tensor]:
-    """The gradient of each scenario's lambda_i L_i at the first weight that all share, flat.
+    """Returns the flat gradient of each scenario's lambda_i L_i at the first shared weight.
 
     Empty where that weight does not learn.
     """
@@ -126,14 +126,14 @@ def scenario_gradients(
 
 
 def gradient_shares(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """The norm of each scenario's gradient over the sum of all norms."""
+    """Returns the norm of each scenario's gradient over the sum of all norms."""
     norms = {name: gradient.norm().item() for name, gradient in gradients.items()}
     total = sum(norms.values()) or 1.0
     return {name: norm / total for name, norm in norms.items()}
 
 
 def gradient_cosines(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """Cosine of the gradients of two scenarios, by `first/second`: below 0 they conflict."""
+    """Returns cosines of two scenarios' gradients, by `first/second`: below 0 they conflict."""
     return {
         f"{a}/{b}": torch.nn.functional.cosine_similarity(gradients[a], gradients[b], 0).item()
         for a, b in itertools.combinations(gradients, 2)

@@ -30,7 +30,7 @@ NUM_COMPONENTS = 32
 PATIENCE = 50
 
 
-BATCH_ROWS = 65_536
+TEACHER_BATCH_ROWS = 65_536
 
 
 PARAMETERS = {
@@ -56,18 +56,18 @@ class Columns:
         self.num_categorical = self.catalogue.categorical.shape[1] + len(self.facts.category_sizes)
 
     def plain(self, rows: Arrays) -> np.ndarray:
-        """f32[N, F]: categories, statistics and numbers."""
+        """Returns f32[N, F]: categories, statistics and numbers."""
         item = rows["item"]
         codes = [self.catalogue.categorical[item], rows["categorical"]]
         columns = [*codes, rows["numeric"], self.catalogue.numeric[item]]
         return np.concatenate(columns, 1).astype(np.float32)
 
     def text(self, rows: Arrays) -> np.ndarray:
-        """f32[N, 3 + 32]: cosines of the candidate with the history, and principal components."""
+        """Returns f32[N, 3 + 32]: cosines of candidate and history, and principal components."""
         return np.concatenate([self.similarity(rows), self.reduced[rows["item"]]], 1)
 
     def similarity(self, rows: Arrays) -> np.ndarray:
-        """f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
+        """Returns f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
         parts = []
         for start in range(0, len(rows["item"]), 8192):
             candidate = torch.from_numpy(rows["item"][start : start + 8192].astype(np.int64))
@@ -86,7 +86,7 @@ class Examples:
     user: np.ndarray
 
     def of_task(self, task: int, chosen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and labels of the rows (of those chosen) that have a label of the task."""
+        """Returns inputs and labels of the rows (of those chosen) that have a label of the task."""
         known = np.isfinite(self.labels[:, task])
         known = known if chosen is None else known & chosen
         return self.inputs[known], self.labels[known, task]
@@ -102,7 +102,7 @@ def fit_trees(
     num_threads: int,
     rounds: int = 1500,
 ) -> lightgbm.Booster:
-    """Trees for a task; their number is the one with the lowest loss on the valid rows."""
+    """Returns trees for a task, as many as give the lowest loss on the valid rows."""
     parameters = PARAMETERS | {
         "objective": "binary" if kind == "binary" else "regression",
         "seed": seed,
@@ -136,7 +136,7 @@ def fit_teacher(
     for shard_path in prepared.shard_paths(name, "train"):
         predicted = [
             predict_out_of_fold(columns, rows, boosters, options.folds)
-            for rows in read_rows([shard_path], BATCH_ROWS, 0, 10**12)
+            for rows in read_rows([shard_path], TEACHER_BATCH_ROWS, 0, 10**12)
         ]
         path = storage.join(folder, name, storage.name_of(shard_path))
         write_predictions(path, np.concatenate(predicted))
@@ -146,20 +146,20 @@ def fit_teacher(
 def examples(
     prepared: Prepared, columns: Columns, name: str, split: str, num_rows: int
 ) -> Examples:
-    """At most `num_rows` rows of a split: the first of each shard (their order is random)."""
+    """Returns at most `num_rows` rows of a split, the first of each shard (in random order)."""
     paths = prepared.shard_paths(name, split)
     each = -(-num_rows // max(len(paths), 1))
     parts = [
         (np.concatenate([columns.plain(r), columns.text(r)], 1), r["labels"], r["person"])
         for path in paths
-        for r in read_rows([path], BATCH_ROWS, 0, each)
+        for r in read_rows([path], TEACHER_BATCH_ROWS, 0, each)
     ]
     inputs, labels, user = (np.concatenate(p) for p in zip(*parts, strict=True))
     return Examples(inputs, labels, user)
 
 
 def fold_of(user: np.ndarray, folds: int) -> np.ndarray:
-    """i64[N]: the fold of each row's user."""
+    """Returns i64[N]: the fold of each row's user."""
     return (hash_ints(user.astype(np.int64), 5) % np.uint64(folds)).astype(np.int64)
 
 
@@ -172,7 +172,7 @@ def fit_folds(
     options: Teacher,
     num_threads: int,
 ) -> list[lightgbm.Booster]:
-    """For each fold the trees of all other folds; empty where there are too few labels."""
+    """Returns for each fold the trees of all other folds; empty with too few labels."""
     fold, valid_rows = fold_of(train.user, options.folds), valid.of_task(task)
     num_labels = num_rarer_labels(kind, train.of_task(task)[1])
     if num_labels < options.least_labels or not num_rarer_labels(kind, valid_rows[1]):
@@ -188,7 +188,7 @@ def fit_folds(
 
 
 def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
-    """Number of labels; of a binary task, of those of the rarer kind."""
+    """Returns the number of labels; for a binary task, of its rarer label."""
     if kind == "regression":
         return len(labels)
     return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))
@@ -197,7 +197,7 @@ def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
 def predict_out_of_fold(
     columns: Columns, rows: Arrays, boosters: dict[int, list[lightgbm.Booster]], folds: int
 ) -> np.ndarray:
-    """f32[N, T]: predictions of labelled rows by trees that have not seen their user, else NaN."""
+    """Returns f32[N, T], out-of-fold predictions of labelled rows, NaN for others."""
     labels = rows["labels"]
     predicted = np.full(labels.shape, np.nan, np.float32)
     inputs = np.concatenate([columns.plain(rows), columns.text(rows)], 1)

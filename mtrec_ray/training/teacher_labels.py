@@ -1,6 +1,6 @@
 """A teacher's predictions mixed into the labels that the network learns from (1503.02531).
 
-Apart from `teacher.py`, which fits the trees, so that training workers need not import them.
+Apart from `teacher.py`, which fits the trees, so that training workers need not import it.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from mtrec_ray.data.shards import TEACHER, Arrays
 
 
 def with_teacher_labels(facts: PreparedScenario, rows: Arrays, share: float) -> Arrays:
-    """The rows with mixed labels in place of labels and predictions; as they are without these."""
+    """Returns the rows with mixed labels; unchanged where there are no predictions."""
     if TEACHER not in rows:
         return rows
     mixed = mix_labels(rows["labels"], rows[TEACHER], share, mixable_tasks(facts))
@@ -18,7 +18,7 @@ def with_teacher_labels(facts: PreparedScenario, rows: Arrays, share: float) -> 
 
 
 def mixable_tasks(facts: PreparedScenario) -> np.ndarray:
-    """bool[T]: all but parents of a task over the entire space, whose labels must be 0 or 1."""
+    """Returns bool[T]: all but parents of an entire-space task, whose labels must be 0 or 1."""
     parents = {facts.given[task] for task in facts.entire}
     return np.array([task not in parents for task in facts.tasks])
 
@@ -26,7 +26,7 @@ def mixable_tasks(facts: PreparedScenario) -> np.ndarray:
 def mix_labels(
     labels: np.ndarray, predicted: np.ndarray, share: float, mixable: np.ndarray
 ) -> np.ndarray:
-    """f32[N, T]: (1 - share) label + share prediction, where there is one and the task allows it.
+    """Returns f32[N, T]: (1 - share) label + share prediction, where both exist and may mix.
 
     Predictions are NaN where there is none; `mixable` is bool[T].
     """

@@ -14,14 +14,18 @@ from mtrec_ray.model.samples import Samples
 from mtrec_ray.training.collectives import gather_objects, world
 from mtrec_ray.training.item_vectors import ItemVectors
 
-BATCH_ROWS = 8192
+VALIDATION_BATCH_ROWS = 8192
+
+
+# Rows of a batch in a task that only scores.
+SCORING_BATCH_ROWS = 16_384
 
 
 @torch.no_grad()
 def score_rows(
     model: Recommender, vectors: ItemVectors, name: str, batches: Iterator[Arrays]
 ) -> Iterator[tuple[Arrays, np.ndarray]]:
-    """Each batch with its predictions f32[N, T], from the cached item vectors."""
+    """Yields each batch with its predictions f32[N, T], from the cached item vectors."""
     was_training = model.training
     model.eval()
     for arrays in batches:
@@ -40,7 +44,7 @@ def score_split(
     split: str,
     most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """User hashes [N], labels and predictions [N, T] of a split, the same on every rank.
+    """Returns user hashes [N], labels and predictions [N, T] of a split, the same on every rank.
 
     Of all its rows, or of the first `most`. Every rank scores its range of rows; labels and scores
     (not features) are gathered from all.
@@ -48,7 +52,7 @@ def score_split(
     rank, size = world()
     num_rows = prepared.scenarios[name].num_rows(split)
     start, stop = rank_range(num_rows if most is None else min(num_rows, most), rank, size)
-    batches = read_rows(prepared.shard_paths(name, split), BATCH_ROWS, start, stop)
+    batches = read_rows(prepared.shard_paths(name, split), VALIDATION_BATCH_ROWS, start, stop)
     parts = [
         (arrays["person"], arrays["labels"], scores)
         for arrays, scores in score_rows(model, vectors, name, batches)
@@ -65,7 +69,7 @@ def validate(
     split: str,
     most: int | None = None,
 ) -> dict[str, TaskMetrics]:
-    """Metrics of each scenario and task over a split, or its first rows, same on every rank."""
+    """Returns metrics of each task over a split or its first rows, the same on every rank."""
     return {
         name: task_metrics(facts, *score_split(model, vectors, prepared, name, split, most))
         for name, facts in prepared.scenarios.items()

@@ -42,7 +42,7 @@ def test_finished_is_not_repeated(taught, trained, monkeypatch):
     project, prepared, folder = taught
     monkeypatch.setattr(teacher_stage, "connect", None)
     again = add_teacher_labels(project, trained.prepared, str(folder), say_nothing)
-    assert again.taught == prepared.taught
+    assert again.teacher_labels == prepared.teacher_labels
     other = changed(
         trained.project, training={"teacher": {"share": 0.5, "rounds": 21, "least_labels": 30}}
     )
@@ -57,4 +57,4 @@ def test_another_share_needs_no_new_trees(taught, trained, monkeypatch):
     teacher = {"rounds": 20, "least_labels": 30, "share": 0.25}
     project = changed(trained.project, training={"teacher": teacher})
     found = add_teacher_labels(project, trained.prepared, str(folder), say_nothing)
-    assert found.taught.share == 0.25
+    assert found.teacher_labels.share == 0.25

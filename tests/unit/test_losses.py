@@ -15,9 +15,9 @@ from mtrec_ray.project.load import parse_project
 from mtrec_ray.training.losses import (
     joint_loss,
     label_counts,
+    logit_losses,
     loss_sums,
     loss_weights,
-    row_losses,
     target,
     weight_tensor,
 )
@@ -286,7 +286,7 @@ def test_entire_space_needs_the_parent_label():
 def test_confident_and_wrong_rows_keep_their_gradient():
     """Over the entire space, p(click) p(buy) near 1 with label 0 has a gradient, not 0."""
     logits = torch.full((1, 2), 20.0, requires_grad=True)
-    row_losses(SHOP, "buy", logits, torch.zeros(1)).sum().backward()
+    logit_losses(SHOP, "buy", logits, torch.zeros(1)).sum().backward()
     torch.testing.assert_close(logits.grad, torch.full((1, 2), 0.5), rtol=1e-4, atol=1e-4)
 
 

@@ -15,13 +15,13 @@ from mtrec_ray.data.catalogue import NO_TIME, ItemLookup
 from mtrec_ray.data.columns import matrix, milliseconds
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import inputs, samples
-from mtrec_ray.data.preparing.audit import Past, known_after
+from mtrec_ray.data.preparing.audit import AuditPast, known_after
 from mtrec_ray.data.preparing.audit_log import (
     raw_batches,
     raw_label,
     raw_milliseconds,
-    read_log,
-    users_of_rows,
+    read_audit_log,
+    users_of_raw_rows,
 )
 from mtrec_ray.data.preparing.events import Findings, canonical
 from mtrec_ray.data.preparing.features import FeatureSpec, NumericColumns
@@ -201,7 +201,7 @@ def test_a_label_is_known_after_its_parents():
     spec = FeatureSpec(scenario, (0.1,) * 4, 0, np.zeros(0, np.int64), none, (), 0)
     assert spec.delays_ms == [1000 * wanted[t] for t in FUNNEL]
     same = pd.DataFrame({"time": [0.0], "click": [1.0], "buy": [1.0], "back": [1.0], "late": [1.0]})
-    past = Past(scenario, dict.fromkeys(FUNNEL, 0.5), 1000.0 * 3 * day, 1.0)
+    past = AuditPast(scenario, dict.fromkeys(FUNNEL, 0.5), 1000.0 * 3 * day, 1.0)
     counts = {t: np.expm1(past.statistics("item", same)[f"item.log_known.{t}"]) for t in FUNNEL}
     assert counts == pytest.approx({"click": 1, "buy": 0, "back": 0, "late": 1})
 
@@ -286,7 +286,7 @@ def test_only_named_columns_of_a_log_are_read(tmp_path, monkeypatch):
     )
     path = str(tmp_path / "events")
     assert len(list(raw_batches(path, project.scenarios["shop"], {"1"}, set()))) == 2
-    assert users_of_rows(path, project.scenarios["shop"], {0})
+    assert users_of_raw_rows(path, project.scenarios["shop"], {0})
     assert read == [named, named, ["user_id"]]
 
 
@@ -433,7 +433,7 @@ def test_the_audit_reads_rows_of_the_samples_users_and_items(tmp_path):
     storage.write_table(str(tmp_path / "p" / "shop" / "catalogue.parquet"), catalogue)
     raw = pd.concat([log_table().to_pandas()] * 2, ignore_index=True)
     sample = {"row": np.int64(70), "item": np.int32(raw["item_id"][70])}
-    log = read_log(project, Prepared(str(tmp_path / "p"), "", {}), "shop", [sample])
+    log = read_audit_log(project, Prepared(str(tmp_path / "p"), "", {}), "shop", [sample])
     same = (raw["user_id"] == raw["user_id"][70]) | (raw["item_id"] == raw["item_id"][70])
     assert list(log.rows.index) == list(raw.index[same])
     assert 0 < same.sum() < len(raw)

@@ -94,7 +94,7 @@ def test_batches_have_mixed_labels(project, tmp_path):
     prepared = load_prepared(write(tmp_path / "a").folder)
     found = taught(project, prepared, tmp_path / "t")
     plain = to_arrays(prepared.train_shards("shop")[1].read())
-    with_teacher = replace(prepared, taught=TeacherLabels(str(tmp_path / "t"), 0.25))
+    with_teacher = replace(prepared, teacher_labels=TeacherLabels(str(tmp_path / "t"), 0.25))
     shard = with_teacher.train_shards("shop")[1]
     rows = to_arrays(shard.read())
     np.testing.assert_array_equal(rows["labels"], plain["labels"])
@@ -114,7 +114,7 @@ def test_the_composer_mixes_labels(project, tmp_path):
     prepared = load_prepared(write(tmp_path / "a").folder)
     for name in FACTS:
         teacher.fit_teacher(project, prepared, name, str(tmp_path / "t"))
-    prepared = replace(prepared, taught=TeacherLabels(str(tmp_path / "t"), 0.25))
+    prepared = replace(prepared, teacher_labels=TeacherLabels(str(tmp_path / "t"), 0.25))
     shards = {n: [to_arrays(s.read()) for s in prepared.train_shards(n)] for n in FACTS}
     composer = BatchComposer(prepared, {"shop": 70, "video": 30}, 0, (0, 1))
     composer.open(lambda plans: {n: map(partial(pick, shards[n]), p.slices)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
-from mtrec_ray.data.preparing.audit_log import Log, read_log, source_row
+from mtrec_ray.data.preparing.audit_log import AuditLog, read_audit_log, source_row
 from mtrec_ray.data.shards import Arrays, read_rows
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -22,26 +22,28 @@ from mtrec_ray.project.scenario import Scenario
 TOLERANCE = 1e-3
 
 
-DAY_MS = 86_400_000
+AUDIT_DAY_MS = 86_400_000
 
 
 WINDOWS_DAYS = (1, 7, 30)
 
 
-NUM_FOLDS = 5
+AUDIT_NUM_FOLDS = 5
 
 
 def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> list[str]:
-    """One line for each sampled row that does not agree with the raw log; empty when all do."""
+    """Returns a line for each sampled row that disagrees with the raw log."""
     problems: list[str] = []
     for name, scenario in project.scenarios.items():
         samples = {
             split: list(sampled_rows(prepared, name, split, rows_per_split))
             for split in ("train", "valid", "test")
         }
-        log = read_log(project, prepared, name, [s for found in samples.values() for s in found])
-        for split, found in samples.items():
-            for sample in found:
+        log = read_audit_log(
+            project, prepared, name, [s for rows in samples.values() for s in rows]
+        )
+        for split, rows in samples.items():
+            for sample in rows:
                 lines = check_row(log, scenario, prepared.scenarios[name], split, sample)
                 where = f"scenarios.{name} ({split} row {int(sample['row'])})"
                 problems += [f"{where}: {line}" for line in lines]
@@ -49,7 +51,7 @@ def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> 
 
 
 def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> Iterator[Arrays]:
-    """Some samples, spread evenly over the split."""
+    """Yields some samples, spread evenly over the split."""
     total = prepared.scenarios[name].num_rows(split)
     paths = prepared.shard_paths(name, split)
     for start in sorted({int(total * (i + 0.5) / number) for i in range(number)}):
@@ -58,9 +60,9 @@ def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> Iter
 
 
 def check_row(
-    log: Log, scenario: Scenario, facts: PreparedScenario, split: str, sample: Arrays
+    log: AuditLog, scenario: Scenario, facts: PreparedScenario, split: str, sample: Arrays
 ) -> list[str]:
-    """What in a sample disagrees with the raw log."""
+    """Returns what in a sample disagrees with the raw log."""
     number = int(sample["row"])
     source = source_row(scenario, number)
     if source not in log.rows.index:
@@ -73,8 +75,8 @@ def check_row(
     columns = dict(zip(facts.numeric_names, sample["numeric"].tolist(), strict=True))
     scale = 1.0
     if scenario.events.time is None and split == "train":
-        scale = NUM_FOLDS / (NUM_FOLDS - 1)  # counts stand for the whole training set
-    past = Past(scenario, facts.label_means, raw["time"], scale)
+        scale = AUDIT_NUM_FOLDS / (AUDIT_NUM_FOLDS - 1)  # counts stand for the whole training set
+    past = AuditPast(scenario, facts.label_means, raw["time"], scale)
     of_user = seen[seen["user"] == raw["user"]]
     problems = disagreements(columns, past.statistics("user", of_user))
     problems += disagreements(columns, past.statistics("item", seen[seen["item"] == item]))
@@ -89,8 +91,8 @@ def check_row(
     return problems + check_history(log, scenario, of_user, raw["time"], sample["history"].tolist())
 
 
-def rows_to_see(log: Log, scenario: Scenario, split: str, source: int) -> pd.DataFrame:
-    """The raw rows that a row's features may rest on, time apart."""
+def rows_to_see(log: AuditLog, scenario: Scenario, split: str, source: int) -> pd.DataFrame:
+    """Returns the raw rows that a row's features may rest on, time apart."""
     if scenario.events.time is not None and scenario.statistics == "live":
         return log.rows
     train = log.rows[log.rows["split"] == "train"]
@@ -101,17 +103,17 @@ def rows_to_see(log: Log, scenario: Scenario, split: str, source: int) -> pd.Dat
 
 
 def fold(number: int, seed: int) -> int:
-    """Fold of a training row without time: splitmix64 (Steele et al. 2014) of its number."""
+    """Returns the fold of a row without time: splitmix64 (Steele et al. 2014) of its number."""
     mask = 2**64 - 1
     mixed = (number + 0x9E3779B97F4A7C15 * (seed + 2)) & mask
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
-    return (mixed ^ (mixed >> 31)) % NUM_FOLDS
+    return (mixed ^ (mixed >> 31)) % AUDIT_NUM_FOLDS
 
 
 @dataclass(frozen=True)
-class Past:
-    """What may be known at a time; `scale` is that of counts, `priors` are label means by task."""
+class AuditPast:
+    """What may be known at a time; `scale` multiplies counts, `priors` are label means by task."""
 
     scenario: Scenario
     priors: dict[str, float]
@@ -121,7 +123,7 @@ class Past:
     def statistics(
         self, key: str, same: pd.DataFrame, windows: tuple[int, ...] = WINDOWS_DAYS
     ) -> dict[str, float]:
-        """Counts and rates of a key's rows by those before the time (without time: by all)."""
+        """Returns counts and rates of a key from rows before the time (without time: from all)."""
         timed = self.scenario.events.time is not None
         before = same[same["time"] < self.time] if timed else same
         expected = {f"{key}.log_count": float(np.log(1 + self.scale * len(before)))}
@@ -133,7 +135,7 @@ class Past:
             expected[f"{key}.log_known.{task}"] = float(np.log(1 + self.scale * len(known)))
             expected[f"{key}.rate.{task}"] = smoothed(known[task], prior)
             for days in windows if timed else ():
-                recent = known[known["time"] >= until - days * DAY_MS]
+                recent = known[known["time"] >= until - days * AUDIT_DAY_MS]
                 expected[f"{key}.rate_{days}d.{task}"] = smoothed(recent[task], prior)
         return expected
 
@@ -141,10 +143,10 @@ class Past:
 def expected_times(
     before: pd.DataFrame, time: float, key: str, windows: tuple[int, ...]
 ) -> dict[str, float]:
-    """Counts by window, and the time since the first and the last of the rows before a time."""
+    """Returns counts by window, and the time since the first and the last row before a time."""
     expected = {}
     for days in windows:
-        recent = before[before["time"] >= time - days * DAY_MS]
+        recent = before[before["time"] >= time - days * AUDIT_DAY_MS]
         expected[f"{key}.log_count_{days}d"] = float(np.log(1 + len(recent)))
     first, last = (before["time"].min(), before["time"].max()) if len(before) else (np.nan, np.nan)
     expected[f"{key}.log_seconds_since_first"] = float(np.log(1 + (time - first) / 1000))
@@ -153,7 +155,7 @@ def expected_times(
 
 
 def known_after(scenario: Scenario, task: str) -> int:
-    """Seconds until a label is known: its own delay, and those of the labels that it rests on."""
+    """Returns the seconds until a label is known: at least those of the labels it rests on."""
     seconds, current = 0, scenario.tasks.get(task)
     while current is not None:
         seconds = max(seconds, current.delay)
@@ -162,12 +164,12 @@ def known_after(scenario: Scenario, task: str) -> int:
 
 
 def smoothed(labels: pd.Series, prior: float) -> float:
-    """The mean of labels with ten rows of the prior added."""
+    """Returns the mean of labels with ten rows of the prior added."""
     return float((labels.sum() + 10 * prior) / (len(labels) + 10))
 
 
 def disagreements(columns: dict[str, float], expected: dict[str, float]) -> list[str]:
-    """A line for each column that differs from what the raw log gives."""
+    """Returns a line for each column that differs from what the raw log gives."""
     return [
         f"{name}: prepared {columns[name]:.5f}, by brute force {value:.5f}"
         for name, value in expected.items()
@@ -176,9 +178,9 @@ def disagreements(columns: dict[str, float], expected: dict[str, float]) -> list
 
 
 def check_history(
-    log: Log, scenario: Scenario, of_user: pd.DataFrame, time: float, history: list[int]
+    log: AuditLog, scenario: Scenario, of_user: pd.DataFrame, time: float, history: list[int]
 ) -> list[str]:
-    """The history against the user's last positives strictly before a time (without time: any)."""
+    """Returns how a history differs from the last positives before a time (without time: any)."""
     delay = 0
     if scenario.history.of != "any":
         of_user = of_user[of_user[scenario.history.of] == 1]

@@ -1,7 +1,7 @@
 """The raw rows that the leakage audit compares prepared rows with.
 
-Read and understood by code of its own: nothing is shared with the preparation but the reading of
-files.
+The audit reads them by code of its own, which shares only the opening of files with the
+preparation.
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ PER_MS = {"ms": 1, "us": 10**3, "ns": 10**6}
 MAX_LABEL = 3.4028235e38  # of 32 bits
 
 
-FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
+AUDIT_FIRST_NEGATIVE = 2**48  # row numbers of sampled negatives start here
 
 
 @dataclass(frozen=True)
-class Log:
+class AuditLog:
     """Raw rows of some users, items and categories, by row number.
 
     Attributes:
@@ -50,29 +50,33 @@ class Log:
     seed: int
 
     def category(self, item: str, column: str) -> str | None:
-        """An item's value of a categorical column."""
+        """Returns an item's value of a categorical column."""
         value: Any = self.of_item.loc[item, column]
         return value if isinstance(value, str) else None
 
 
 def source_row(scenario: Scenario, number: int) -> int:
-    """Row of the log that a sample comes from: its own, or that of a negative's positive."""
-    if scenario.negatives and number >= FIRST_NEGATIVE:
-        return (number - FIRST_NEGATIVE) // scenario.negatives.per_positive
+    """Returns the log's row that a sample comes from; for a negative that of its positive."""
+    if scenario.negatives and number >= AUDIT_FIRST_NEGATIVE:
+        return (number - AUDIT_FIRST_NEGATIVE) // scenario.negatives.per_positive
     return number
 
 
-def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arrays]) -> Log:
-    """The raw rows of all users, items and categories that the samples name.
+def read_audit_log(
+    project: Project, prepared: Prepared, name: str, samples: list[Arrays]
+) -> AuditLog:
+    """Returns the raw rows of all users, items and categories that the samples name.
 
     The whole log is read once, column by column, and filtered before anything else is done with
-    it; of the samples' own rows only the users are read before that.
+    it; before that, only the users of the samples' own rows are read.
     """
     scenario = project.scenarios[name]
     path = project.path(scenario.events.path)
     catalogue = storage.join(prepared.folder, name, "catalogue.parquet")
     ids = storage.read_table(catalogue, ["item_id"]).column(0).to_pylist()
-    users = users_of_rows(path, scenario, {source_row(scenario, int(s["row"])) for s in samples})
+    users = users_of_raw_rows(
+        path, scenario, {source_row(scenario, int(s["row"])) for s in samples}
+    )
     items = {ids[int(s["item"])] for s in samples}
     of_item = read_categories(project, name)
     audited = [c for c in scenario.items.statistics_columns if small(of_item[c], catalogue)]
@@ -86,11 +90,11 @@ def read_log(project: Project, prepared: Prepared, name: str, samples: list[Arra
     usable = rows["item"].isin(item_row) & rows["user"].notna() & rows["time"].notna()
     rows = rows[usable].copy()
     rows["split"] = splits(prepared, scenario, name, rows)
-    return Log(rows, item_row, audited, of_item, project.data_seed)
+    return AuditLog(rows, item_row, audited, of_item, project.data_seed)
 
 
-def users_of_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[str]:
-    """The users of some rows of the log; only the row groups that hold them are read."""
+def users_of_raw_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[str]:
+    """Returns the users of some rows of the log; only the row groups that hold them are read."""
     users: set[str] = set()
     first = 0
     for file in storage.parquet_files(path):
@@ -106,14 +110,14 @@ def users_of_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[str]:
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids as text, null for null and for NaN."""
+    """Returns ids as text, null for null and for NaN."""
     missing = column.is_null(nan_is_null=True)
     text = pc.cast(column, pa.string())
     return pc.if_else(missing, pa.scalar(None, pa.string()), text)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_categories(project: Project, name: str) -> pd.DataFrame:
-    """The categorical columns of a catalogue that have statistics, as text by item id."""
+    """Returns the categorical columns of a catalogue that have statistics, as text by item id."""
     items = project.scenarios[name].items
     columns = [items.id, *items.statistics_columns]
     files = storage.parquet_files(project.path(items.path))
@@ -126,7 +130,7 @@ def read_categories(project: Project, name: str) -> pd.DataFrame:
 
 
 def small(values: pd.Series, catalogue: str) -> bool:
-    """Whether no value of a category has more training rows than the audit reads."""
+    """Returns whether no value of a category has more training rows than the audit reads."""
     rows = storage.read_table(catalogue, ["train_rows"]).column(0).to_numpy()
     return pd.Series(rows).groupby(values.to_numpy()).sum().max() <= MAX_CATEGORY_ROWS
 
@@ -134,7 +138,7 @@ def small(values: pd.Series, catalogue: str) -> bool:
 def raw_batches(
     path: str, scenario: Scenario, users: set[str], items: set[str]
 ) -> Iterator[pd.DataFrame]:
-    """The rows of some users and some items, a row group of the log at a time, by row number."""
+    """Yields the rows of some users and some items, by row number, a row group at a time."""
     events = scenario.events
     columns = {events.user, events.item, *(scenario.label_column(t) for t in scenario.tasks)}
     columns |= {c for c in (events.time, scenario.split.column) if c}
@@ -156,7 +160,7 @@ def raw_batches(
 
 
 def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
-    """Time (ms), labels and split of raw rows; a label is NaN where its parent's is not 1."""
+    """Returns times (ms), labels and splits of raw rows; labels are NaN without a parent of 1."""
     events = scenario.events
     frame = pd.DataFrame(index=range(table.num_rows))
     frame["time"] = 0.0
@@ -174,13 +178,13 @@ def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
 
 
 def raw_label(column: pa.ChunkedArray) -> np.ndarray:
-    """f64[N]: labels, NaN for null and for what is not finite in 32 bits."""
+    """Returns f64[N]: labels, NaN for null and for what is not finite in 32 bits."""
     values = pc.cast(column, pa.float64(), safe=False).to_numpy()
     return np.where(np.abs(values) <= MAX_LABEL, values, np.nan)
 
 
 def raw_milliseconds(column: pa.ChunkedArray, unit: str | None) -> np.ndarray:
-    """f64[N]: whole milliseconds since 1970, NaN for null and outside of the years 1900 to 2099.
+    """Returns f64[N]: whole milliseconds since 1970, NaN for null and outside of 1900 to 2099.
 
     Plain numbers are seconds where no unit is given. Written on its own: the preparation has
     another way to read times, and both must agree.
@@ -203,12 +207,12 @@ def raw_milliseconds(column: pa.ChunkedArray, unit: str | None) -> np.ndarray:
 def splits(
     prepared: Prepared, scenario: Scenario, name: str, rows: pd.DataFrame
 ) -> pd.Series | np.ndarray:
-    """The split of raw rows: by its column, or by the prepared split that holds the row."""
+    """Returns the split of raw rows: by its column, or by the prepared split that holds the row."""
     if scenario.split.column:
         return rows["split"]
-    found = pd.Series("", index=rows.index)
+    split_of_row = pd.Series("", index=rows.index)
     for split in ("train", "valid", "test"):
         for path in prepared.shard_paths(name, split):
             numbers = storage.read_table(path, ["row"]).column(0).to_numpy()
-            found[rows.index.isin(numbers)] = split
-    return found
+            split_of_row[rows.index.isin(numbers)] = split
+    return split_of_row

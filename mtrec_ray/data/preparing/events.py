@@ -28,13 +28,13 @@ from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
 
 
-# Rows of 1900 to 2100 are kept: year 1 and year 9999 are how logs write that a time is not known.
+# Rows from 1900 to 2100 are kept: logs write an unknown time as year 1 or year 9999.
 EARLIEST_MS, LATEST_MS = -2_208_988_800_000, 4_102_444_800_000
 
 
 @dataclass
 class Findings:
-    """What was met in some rows of a log; `add` merges those of another part."""
+    """What was found in some rows of a log; `add` merges the findings of another part."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def _splits(
 
 
 def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
-    """f32[N, T]: labels, NaN where unknown or where the parent task is not positive."""
+    """Returns f32[N, T]: labels, NaN where unknown or where the parent task is not positive."""
     columns = {t: floats(table.column(scenario.label_column(t))) for t in scenario.tasks}
     for name, task in scenario.tasks.items():
         values = columns[name]
@@ -91,7 +91,7 @@ def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDAr
 def canonical(
     table: pa.Table, scenario: Scenario, first_row: int, lookup: ItemLookup, width: int
 ) -> tuple[pa.Table, Findings]:
-    """Canonical rows of a piece of the log, and what was found in it.
+    """Returns canonical rows of a piece of the log, and what was found in it.
 
     Rows without user, item or time, with a time that no log has, and rows of unknown items are
     counted and left out.
@@ -124,7 +124,7 @@ def canonical(
 def read_nulls(
     table: pa.Table, scenario: Scenario, item: NDArray[np.int32], findings: Findings
 ) -> NDArray[np.bool_]:
-    """bool[N]: whether a row has a user and an item; NaN is no id."""
+    """Returns bool[N]: whether a row has a user and an item; NaN is no id."""
     events = scenario.events
     no_user, no_item = (
         table.column(column).is_null(nan_is_null=True).to_numpy()
@@ -139,7 +139,7 @@ def read_nulls(
 def read_times(
     table: pa.Table, scenario: Scenario, findings: Findings
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """i64[N] ms and bool[N] whether a row has a time that a log can have; 0 without times."""
+    """Returns i64[N] ms (0 without times) and bool[N], whether a row has a plausible time."""
     events = scenario.events
     if events.time is None:
         return np.zeros(table.num_rows, np.int64), np.ones(table.num_rows, bool)
@@ -158,7 +158,7 @@ def read_times(
 
 
 def read_numbers(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
-    """f32[N, M]: the log's numeric columns, NaN for null and for what is not finite."""
+    """Returns f32[N, M]: the log's numeric columns, NaN for null and for what is not finite."""
     columns = []
     for name in scenario.events.numeric:
         values = floats(table.column(name))

@@ -1,7 +1,7 @@
 """What each pass adds to the rows of its partition: statistics, and histories.
 
-Each function takes all canonical rows (`events.py`) of some users, items or categories. Rows carry
-what the passes before have found about them in a column `statistics`.
+Each function takes all canonical rows (`events.py`) of some users, items or categories. Their
+column `statistics` carries what earlier passes computed.
 
 Letters: N rows, K distinct keys, T tasks, H history length, F features, C categorical columns.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Float32s
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
 from mtrec_ray.data.preparing import statistics
@@ -21,9 +22,6 @@ from mtrec_ray.data.preparing.events import TRAIN
 from mtrec_ray.data.preparing.samples import order_key, source_rows
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS, KeyedRows, Windows
 from mtrec_ray.project.scenario import Scenario
-
-Floats = NDArray[np.float32]
-
 
 PUBLISHED_AGE = "item.log_seconds_since_published"
 
@@ -46,7 +44,7 @@ class NumericColumns:
 
     @classmethod
     def of(cls, scenario: Scenario) -> "NumericColumns":
-        """The columns of a scenario's rows."""
+        """Returns the columns of a scenario's rows."""
         of_items = _statistics_names(scenario, "item", "category")
         groups = of_items | _statistics_names(scenario, "user", "user_category")
         if scenario.events.time is not None:
@@ -63,7 +61,7 @@ class NumericColumns:
 
 
 def _statistics_names(scenario: Scenario, key: str, category: str) -> dict[str, list[str]]:
-    """Names of the statistics of a key, and of it with each category, by group."""
+    """Returns names of the statistics of a key, and of it with each category, by group."""
     tasks, timed = tuple(scenario.tasks), scenario.events.time is not None
     groups: dict[str, tuple[str, Windows]] = {key: (key, WINDOWS_MS)}
     for column in scenario.items.statistics_columns:
@@ -75,7 +73,7 @@ def _statistics_names(scenario: Scenario, key: str, category: str) -> dict[str, 
 
 
 def numeric_names(scenario: Scenario) -> list[str]:
-    """Names of the numeric columns of a prepared row."""
+    """Returns names of the numeric columns of a prepared row."""
     return list(NumericColumns.of(scenario).names)
 
 
@@ -124,7 +122,7 @@ class FeatureSpec:
 
 
 def folds(table: pa.Table, spec: FeatureSpec) -> NDArray[np.int64] | None:
-    """Fold of each training row, -1 for others; None where time exists.
+    """Returns the fold of each training row, -1 for others; None where time exists.
 
     A sampled negative is in the fold of its positive: in one of its own it would count that
     positive, and the user's count alone would tell the two apart.
@@ -137,22 +135,22 @@ def folds(table: pa.Table, spec: FeatureSpec) -> NDArray[np.int64] | None:
 
 
 def counting(table: pa.Table, spec: FeatureSpec) -> NDArray[np.bool_]:
-    """Which rows may enter statistics: no sampled negatives; without time training rows only."""
+    """Returns which rows may enter statistics: no negatives; without time training rows only."""
     logged = ~table.column("sampled").to_numpy(zero_copy_only=False)
     if spec.timed and spec.scenario.statistics == "live":
         return logged
     return logged & (table.column("split").to_numpy() == TRAIN)
 
 
-def label_matrix(table: pa.Table, spec: FeatureSpec) -> Floats:
-    """f32[N, T]: the labels, NaN where unknown, without the padding."""
+def label_matrix(table: pa.Table, spec: FeatureSpec) -> Float32s:
+    """Returns f32[N, T]: the labels, NaN where unknown, without the padding."""
     return np.ascontiguousarray(matrix(table.column("labels"))[:, : len(spec.tasks)])
 
 
 def with_end_rows(
     table: pa.Table, key: NDArray[np.int64], spec: FeatureSpec
 ) -> tuple[KeyedRows, NDArray[np.int64]]:
-    """The rows, followed by one row for each key that asks at the end of the data.
+    """Returns the rows, followed by one row for each key that asks at the end of the data.
 
     Returns:
         N + K rows, and i64[K], the index in the table of the first row of each key.
@@ -171,20 +169,20 @@ def with_end_rows(
     return rows, first
 
 
-def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Floats:
-    """f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
-    found = statistics.statistics(rows, spec.delays_ms, spec.priors, windows)
-    return found.astype(np.float32)
+def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Float32s:
+    """Returns f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
+    columns = statistics.statistics(rows, spec.delays_ms, spec.priors, windows)
+    return columns.astype(np.float32)
 
 
 def without_statistics(table: pa.Table, width: int) -> pa.Table:
-    """The rows with a column `statistics` of so many numbers, all NaN so far."""
+    """Returns the rows with a column `statistics` of `width` numbers, all NaN."""
     empty = np.full((table.num_rows, width), np.nan, np.float32)
     return table.append_column("statistics", fixed_list(empty))
 
 
-def add_statistics(table: pa.Table, values: Floats, place: slice) -> pa.Table:
-    """The rows with some of their statistics written in."""
+def add_statistics(table: pa.Table, values: Float32s, place: slice) -> pa.Table:
+    """Returns the rows with some of their statistics written in."""
     known = matrix(table.column("statistics")).copy()
     known[:, place] = values
     index = table.column_names.index("statistics")
@@ -192,7 +190,7 @@ def add_statistics(table: pa.Table, values: Floats, place: slice) -> pa.Table:
 
 
 def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Table]:
-    """The rows with item statistics, and the state of each item at the end of the data."""
+    """Returns the rows with item statistics, and the state of each item at the end of the data."""
     rows, first = with_end_rows(table, table.column("item").to_numpy().astype(np.int64), spec)
     values = statistics_of(rows, spec)
     num = table.num_rows
@@ -202,7 +200,7 @@ def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Tabl
 
 
 def category_features(table: pa.Table, spec: FeatureSpec, column: str) -> tuple[pa.Table, pa.Table]:
-    """The rows with the statistics of their category, and its state at the end of the data.
+    """Returns the rows with the statistics of their category, and its state at the end of the data.
 
     An item without a value has no statistics (NaN).
     """
@@ -214,8 +212,8 @@ def category_features(table: pa.Table, spec: FeatureSpec, column: str) -> tuple[
 
 def category_statistics(
     table: pa.Table, key: NDArray[np.int64], spec: FeatureSpec
-) -> tuple[Floats, NDArray[np.int64], Floats]:
-    """Statistics f32[N, F] by a key that may be -1 (then NaN), without windows.
+) -> tuple[Float32s, NDArray[np.int64], Float32s]:
+    """Returns statistics f32[N, F] by a key that may be -1 (then NaN), without windows.
 
     Returns:
         Statistics of the rows, the index of the first row of each key (-1 left out), and the
@@ -230,7 +228,7 @@ def category_statistics(
 
 
 def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[KeyedRows, int]:
-    """The rows with those that may stand in a history marked, and the label's delay in ms."""
+    """Returns the rows, those of histories marked, and the label's delay in ms."""
     of = spec.scenario.history.of
     if of == "any":
         return rows, 0
@@ -241,7 +239,7 @@ def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[KeyedRows, int]:
 
 
 def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[str, pa.Table]]:
-    """The finished rows of a partition of users, and states at the end, by kind.
+    """Returns the finished rows of a partition of users, and their end states by kind.
 
     A row: row, user (vocabulary number, 0 unknown), person (hash of the user), item, time, split,
     history, history_age, numeric, categorical, labels. States: `users`, and
@@ -281,7 +279,7 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
 def histories_of(
     rows: KeyedRows, table: pa.Table, spec: FeatureSpec
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """i32[N + K, H] items and u8[N + K, H] ages: what users took before each row and at the end."""
+    """Returns histories before each row and at the end: items i32[N + K, H], ages u8[N + K, H]."""
     marked, delay = history_rows(rows, spec)
     at_the_end = np.full(len(rows.key) - table.num_rows, -1, np.int32)
     item = np.concatenate([table.column("item").to_numpy(), at_the_end])
@@ -290,8 +288,8 @@ def histories_of(
 
 def user_categories(
     table: pa.Table, user: NDArray[np.int32], spec: FeatureSpec
-) -> tuple[list[Floats], dict[str, pa.Table]]:
-    """Statistics of each user's rows with the category of a row, and the states at the end."""
+) -> tuple[list[Float32s], dict[str, pa.Table]]:
+    """Returns statistics of users' rows with each row's category, and the states at the end."""
     parts, states = [], {}
     _, number = np.unique(table.column("user").to_numpy(), return_inverse=True)
     for column, codes in spec.categories.items():
@@ -313,15 +311,15 @@ def user_categories(
 def vocabulary_numbers(
     hashes: NDArray[np.int64], vocabulary: NDArray[np.uint64]
 ) -> NDArray[np.int32]:
-    """i32[N]: places of values in a sorted vocabulary, from 1 on; 0 for those it does not have."""
+    """Returns i32[N], the places of values in a sorted vocabulary from 1 on; 0 for unknown ones."""
     wanted = hashes.view(np.uint64)
     place = np.minimum(np.searchsorted(vocabulary, wanted), max(len(vocabulary) - 1, 0))
     listed = vocabulary[place] == wanted if len(vocabulary) else np.zeros(len(wanted), bool)
     return np.where(listed, place + 1, 0).astype(np.int32)
 
 
-def row_numbers(table: pa.Table, of_users: list[Floats], spec: FeatureSpec) -> Floats:
-    """f32[N, F]: the numeric columns of a row, as `NumericColumns` lists them."""
+def row_numbers(table: pa.Table, of_users: list[Float32s], spec: FeatureSpec) -> Float32s:
+    """Returns f32[N, F]: the numeric columns of a row, as `NumericColumns` lists them."""
     of_items = matrix(table.column("statistics"))[:, : spec.columns.num_of_items]
     parts = [of_items, *of_users]
     time = table.column("time").to_numpy()
@@ -337,7 +335,7 @@ def row_numbers(table: pa.Table, of_users: list[Floats], spec: FeatureSpec) -> F
 
 
 def event_categories(table: pa.Table, spec: FeatureSpec) -> NDArray[np.int32]:
-    """i32[N, C]: codes of the log's categorical columns, 0 unknown."""
+    """Returns i32[N, C]: codes of the log's categorical columns, 0 unknown."""
     hashes = matrix(table.column("event_categorical"))
     codes = [
         vocabulary_numbers(np.ascontiguousarray(hashes[:, i]), vocabulary)

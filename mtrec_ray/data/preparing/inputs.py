@@ -1,4 +1,4 @@
-"""The user's Parquet files: are they there, whole, and do all have the columns the file names?"""
+"""The user's Parquet files: whether they exist, are whole, and have the columns that are named."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class Footer:
 
 
 def wanted_columns(scenario: Scenario) -> dict[str, dict[str, str]]:
-    """Columns that the project file names, by file: column -> the field that names it."""
+    """Returns columns that the project file names, by file: column -> the field that names it."""
     items = {scenario.items.id: "items.id"}
     items |= dict.fromkeys(scenario.items.text_columns, "items.text")
     items |= dict.fromkeys(scenario.items.categorical, "items.categorical")
@@ -66,7 +66,7 @@ def wanted_columns(scenario: Scenario) -> dict[str, dict[str, str]]:
 
 
 def input_problems(project: Project) -> list[str]:
-    """One line for each missing or broken file and each missing column of all scenarios."""
+    """Returns one line for each missing or broken file and each missing column of all scenarios."""
     return [
         line
         for name, scenario in project.scenarios.items()
@@ -100,16 +100,18 @@ def _broken(path: str, error: Exception) -> str:
     return f"{notes[-1] if notes else path} is not a whole Parquet file ({reason})"
 
 
-def _column_problems(where: str, column: str, field: str, found: list[Footer]) -> Iterator[str]:
-    """At most one line for each kind of fault of a column, with the first file that has it."""
-    lacking = [f for f in found if column not in f.schema.names]
+def _column_problems(
+    where: str, column: str, field: str, footers_of_log: list[Footer]
+) -> Iterator[str]:
+    """Yields at most a line for each kind of fault of a column, with the first file that has it."""
+    lacking = [f for f in footers_of_log if column not in f.schema.names]
     if lacking:
         names = ", ".join(lacking[0].schema.names)
         yield (
             f"{where}: found no column {column!r} in {lacking[0].path}{_and_more(lacking)}; "
             f"allowed: {names}"
         )
-    having = [f for f in found if column in f.schema.names]
+    having = [f for f in footers_of_log if column in f.schema.names]
     wrong = [f for f in having if not fits(f.schema.field(column).type, field)]
     if wrong:
         yield (
@@ -131,7 +133,7 @@ def _and_more(files: list[Footer]) -> str:
 
 
 def _can_be_joined(first: pa.DataType | None, second: pa.DataType) -> bool:
-    """Whether rows of two files can stand in one table."""
+    """Returns whether rows of two files can stand in one table."""
     try:
         schemas = [pa.schema([("column", kind)]) for kind in (first or second, second)]
         pa.unify_schemas(schemas, promote_options="permissive")
@@ -147,7 +149,7 @@ TIMES = ("events.time", "items.published")
 
 
 def fits(kind: pa.DataType, field: str) -> bool:
-    """Whether a column of the type can hold what a field of the project file says it holds."""
+    """Returns whether a column of the type can hold what a field of the project file names."""
     kind = plain_type(kind)
     if pa.types.is_null(kind):
         return True
@@ -161,14 +163,14 @@ def fits(kind: pa.DataType, field: str) -> bool:
 
 
 def allowed_types(field: str) -> str:
-    """The types that a field's column may have, for a person."""
+    """Returns the types that a field's column may have, for a person."""
     if field.startswith(NUMBERS):
         return "a number or a boolean"
     return "a time stamp, a date or a number" if field in TIMES else "text, a number or a date"
 
 
 def footers(path: str) -> list[Footer]:
-    """The footers of all files of a path, read side by side, and once while a file stays the same.
+    """Returns the footers of all files of a path; each version of a file is read once.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -191,7 +193,7 @@ def _footer(version: FileVersion) -> Footer:
 
 
 def fragments(scenario: str, path: str, *, canonical: bool = False) -> list[Fragment]:
-    """Row groups of the log with their first row's number."""
+    """Returns the row groups of the log with their first row's number."""
     listed: list[Fragment] = []
     row = 0
     for footer in footers(path):
@@ -202,7 +204,7 @@ def fragments(scenario: str, path: str, *, canonical: bool = False) -> list[Frag
 
 
 def log_fragments(project: Project) -> list[Fragment]:
-    """Row groups of the logs of all scenarios."""
+    """Returns the row groups of the logs of all scenarios."""
     return [
         fragment
         for name, scenario in project.scenarios.items()
@@ -211,13 +213,13 @@ def log_fragments(project: Project) -> list[Fragment]:
 
 
 def read_log(fragment: Fragment, scenario: Scenario) -> pa.Table:
-    """The rows of a row group of a log, with the columns that the project file names."""
+    """Returns the rows of a row group of a log, with the columns that the project file names."""
     columns = list(wanted_columns(scenario)["events"])
     return storage.read_row_group(fragment.path, fragment.row_group, columns)
 
 
 def read_items(project: Project, name: str) -> pa.Table:
-    """The columns of a scenario's items that the project file names."""
+    """Returns the columns of a scenario's items that the project file names."""
     items = project.scenarios[name].items
     columns = list(wanted_columns(project.scenarios[name])["items"])
     paths = storage.parquet_files(project.path(items.path))

@@ -30,7 +30,7 @@ def manifest_of(
     written: list[dict[str, Any]],
     folder: str,
 ) -> dict[str, Any]:
-    """The manifest's `scenarios` and `report`."""
+    """Returns the manifest's `scenarios` and `report`."""
     scenarios, report = {}, {}
     for name, scenario in project.scenarios.items():
         shards = shard_lists(written, name)
@@ -57,7 +57,7 @@ def manifest_of(
 
 
 def shard_lists(written: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
-    """Shards of each split in a fixed order."""
+    """Returns shards of each split in a fixed order."""
     listed = [s for w in written if w["scenario"] == name for s in w["shards"]]
     return {
         split: [
@@ -69,10 +69,10 @@ def shard_lists(written: list[dict[str, Any]], name: str) -> dict[str, list[dict
     }
 
 
-def task_facts(scenario: Scenario, found: "Scan") -> dict[str, Any]:
-    """Kinds, parents, and mean and standard deviation of the training labels."""
-    known, _, square = found.label_sums
-    mean = found.priors
+def task_facts(scenario: Scenario, scan: "Scan") -> dict[str, Any]:
+    """Returns kinds, parents, and mean and standard deviation of the training labels."""
+    known, _, square = scan.label_sums
+    mean = scan.priors
     std = np.sqrt(np.maximum(square / np.maximum(known, 1) - mean**2, 1e-12))
     return {
         "kinds": {n: t.kind for n, t in scenario.tasks.items()},
@@ -84,7 +84,7 @@ def task_facts(scenario: Scenario, found: "Scan") -> dict[str, Any]:
 
 
 def popularity_column(scenario: Scenario, task: str) -> str:
-    """The column that ranks items by popularity for a task.
+    """Returns the column that ranks items by popularity for a task.
 
     The item's smoothed past rate; where negatives are sampled statistics hold only positives of
     their task, so its popularity is the item's count.
@@ -95,7 +95,7 @@ def popularity_column(scenario: Scenario, task: str) -> str:
 
 
 def fit_numeric(folder: str, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean, standard deviation and quantiles of the numeric columns, over training rows.
+    """Returns mean, standard deviation and quantiles of the numeric columns over training rows.
 
     Over the first rows of each training shard, 200,000 in all: shards hold rows in a
     pseudo-random order.
@@ -110,7 +110,7 @@ def fit_numeric(folder: str, shards: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def scales(values: np.ndarray) -> dict[str, Any]:
-    """Mean and standard deviation [F] and quantiles [F, Q] of columns, NaN left out."""
+    """Returns the mean and standard deviation [F] and quantiles [F, Q] of columns, NaN left out."""
     empty = ~np.isfinite(values).any(0)
     values = np.where(empty, 0.0, values)
     mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
@@ -123,7 +123,7 @@ def scales(values: np.ndarray) -> dict[str, Any]:
 
 
 def fit_items(path: str) -> dict[str, Any]:
-    """The same of the catalogue's numeric columns, over items known to train."""
+    """Returns the same of the catalogue's numeric columns, over items known to train."""
     catalogue = load_catalogue(path)
     known = catalogue.numeric[catalogue.known].astype(np.float64)
     return {f"item_numeric_{k}": v for k, v in scales(known).items()}
@@ -136,22 +136,22 @@ DROPPED = (
 
 def data_report(
     scenario: Scenario,
-    found: "Scan",
+    scan: "Scan",
     written: list[dict[str, Any]],
     shards: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Rows, nulls, duplicates, label rates, and rows dropped and why."""
-    counts = dict(found.findings.counts)
-    known = found.label_sums[0].astype(int)
+    """Returns rows, nulls, duplicates, label rates, and rows dropped and why."""
+    counts = dict(scan.findings.counts)
+    known = scan.label_sums[0].astype(int)
     report = {
         "rows_in_log": counts.pop("rows", 0),
         "samples": {split: sum(s["rows"] for s in shards[split]) for split in SPLITS},
         "duplicates": sum(int(w["duplicates"]) for w in written),
-        "items": len(found.item_rows),
-        "items_in_train": int((found.item_rows > 0).sum()),
-        "users_in_train": len(found.users),
+        "items": len(scan.item_rows),
+        "items_in_train": int((scan.item_rows > 0).sum()),
+        "users_in_train": len(scan.users),
         "train_labels": dict(zip(scenario.tasks, known.tolist(), strict=True)),
-        "train_label_means": dict(zip(scenario.tasks, found.priors.round(4).tolist(), strict=True)),
+        "train_label_means": dict(zip(scenario.tasks, scan.priors.round(4).tolist(), strict=True)),
         "dropped": {k: counts[k] for k in DROPPED if k in counts},
         "ignored_labels": {k: v for k, v in counts.items() if k.startswith("label of")},
         "ignored_numbers": {k: v for k, v in counts.items() if k.startswith("number of")},

@@ -1,7 +1,7 @@
 """The shuffles of preparing: rows partitioned by user, by category and by item, with Ray Data.
 
 A partition holds all rows of some keys, about `ROWS_PER_PARTITION` of them, and one task holds a
-partition at a time. A key is never parted: the rows of the most frequent item, user, or value of a
+partition at a time. A key is never split: the rows of the most frequent item, user, or value of a
 category that has statistics must fit into a task's memory. Values of categories with too many rows
 are refused (`problems.py`).
 """
@@ -45,12 +45,12 @@ PartitionWork = Callable[[str, int, pa.Table], pa.Table]
 
 
 def by_user(_: str, table: pa.Table) -> np.ndarray:
-    """The user as key."""
+    """Returns the user as key."""
     return table.column("user").to_numpy()
 
 
 def by_item(_: str, table: pa.Table) -> np.ndarray:
-    """The item as key."""
+    """Returns the item as key."""
     return table.column("item").to_numpy()
 
 
@@ -66,14 +66,14 @@ class Partitions:
 
     @classmethod
     def of(cls, fragments: list[Fragment]) -> "Partitions":
-        """As many as the rows of each scenario need."""
+        """Returns as many partitions as the rows of each scenario need."""
         rows: dict[str, int] = {}
         for fragment in fragments:
             rows[fragment.scenario] = rows.get(fragment.scenario, 0) + fragment.num_rows
         return cls({name: max(-(-n // ROWS_PER_PARTITION), 1) for name, n in rows.items()})
 
     def assign(self, name: str, table: pa.Table, key: PartitionKey) -> pa.Table:
-        """The rows with their partition by a key in the column `part`."""
+        """Returns the rows with their partition by a key in the column `part`."""
         hashes = key(name, table).astype(np.int64).view(np.uint64)
         number = (hashes % np.uint64(self.counts[name])).astype(np.int64)
         part = pa.array(list(self.counts).index(name) * SCENARIO_STRIDE + number)
@@ -82,7 +82,7 @@ class Partitions:
         return table.append_column("part", part)
 
     def place(self, table: pa.Table) -> tuple[str, int]:
-        """The scenario's name and the number of the partition that some rows are of."""
+        """Returns the scenario's name and the number of the partition that some rows are of."""
         code, number = divmod(int(table.column("part")[0].as_py()), SCENARIO_STRIDE)
         return list(self.counts)[code], number
 
@@ -96,14 +96,14 @@ class Partitions:
         return groups.map_groups(do, batch_format="pyarrow")
 
 
-def read_rows(
+def read_partitioned(
     fragments: list[Fragment],
     sources: "ray.ObjectRef[Sources]",
     partitions: Partitions,
     key: PartitionKey,
     width: int = 1,
 ) -> ray.data.Dataset:
-    """Canonical rows with the partition of their key and room for `width` statistics."""
+    """Returns canonical rows with the partition of their key and room for `width` statistics."""
 
     def read(block: pa.Table) -> Iterator[pa.Table]:
         known = ray.get(sources)
@@ -133,7 +133,7 @@ def rewrite_log(
         storage.write_table(path, change(name, ray.get(sources)[name], rows))
         return pa.table({"scenario": [name], "path": [path]})
 
-    rows = read_rows(fragments, sources, partitions, by_user)
+    rows = read_partitioned(fragments, sources, partitions, by_user)
     written = partitions.each(rows, write).take_all()
     return [
         fragment
@@ -146,7 +146,7 @@ def rewrite_log(
 def add_fractions(
     fragments: list[Fragment], sources: "ray.ObjectRef[Sources]", folder: str, seed: int
 ) -> list[Fragment]:
-    """Row groups of the log with its split by fractions of each user's rows."""
+    """Returns the row groups of the log with its split by fractions of each user's rows."""
 
     def change(_: str, source: LogSource, table: pa.Table) -> pa.Table:
         return samples.split_by_fractions(table, source.scenario, seed)
@@ -154,14 +154,14 @@ def add_fractions(
     return rewrite_log(fragments, sources, change, folder)
 
 
-def add_negatives(
+def rewrite_with_negatives(
     fragments: list[Fragment],
     sources: "ray.ObjectRef[Sources]",
     train_rows: dict[str, np.ndarray],
     folder: str,
     seed: int,
 ) -> list[Fragment]:
-    """Row groups of the log with its sampled negatives; `train_rows` i64[n] by scenario."""
+    """Returns row groups of the log with its sampled negatives; `train_rows` i64[n] by scenario."""
     shared = ray.put(train_rows)
 
     def change(name: str, source: LogSource, table: pa.Table) -> pa.Table:
@@ -189,11 +189,11 @@ class FeaturePasses:
     folder: str
 
     def spec(self, name: str) -> FeatureSpec:
-        """What the partition functions need of a scenario."""
+        """Returns what the partition functions need of a scenario."""
         return ray.get(self.specs)[name]
 
     def run(self, fragments: list[Fragment], num_categories: dict[str, int]) -> ray.data.Dataset:
-        """One row for each partition of users: what was written, as `write_samples` says."""
+        """Returns a row for each partition of users: the shards that `write_samples` wrote."""
         plain = [f for f in fragments if not num_categories[f.scenario]]
         others = [f for f in fragments if num_categories[f.scenario]]
         data = [self.read(plain, by_item)] if plain else []
@@ -204,13 +204,13 @@ class FeaturePasses:
         return self.partitions.each(with_items, self.users)
 
     def read(self, fragments: list[Fragment], key: PartitionKey) -> ray.data.Dataset:
-        """The rows of some row groups by their first key."""
-        return read_rows(fragments, self.sources, self.partitions, key, self.width)
+        """Returns the rows of some row groups by their first key."""
+        return read_partitioned(fragments, self.sources, self.partitions, key, self.width)
 
     def by_categories(
         self, fragments: list[Fragment], num_categories: dict[str, int]
     ) -> ray.data.Dataset:
-        """The rows with the statistics of their item's categories, partitioned by item.
+        """Returns the rows with the statistics of their item's categories, partitioned by item.
 
         One shuffle for each column; scenarios with fewer columns than others pass through the last
         ones.
@@ -221,7 +221,7 @@ class FeaturePasses:
         return data
 
     def category_key(self, number: int) -> PartitionKey:
-        """The value of a scenario's n-th categorical column as key; the item after the last.
+        """Returns a key: the value of the n-th categorical column, or the item after the last.
 
         Items without a value have no statistics of it: they lie where their own key says, not all
         in one partition.
@@ -287,7 +287,7 @@ def build_shards(
 
 
 def count_duplicates(table: pa.Table) -> int:
-    """Rows of the log that repeat the user, item and time of another."""
+    """Returns the number of rows that repeat the user, item and time of another."""
     logged = table.filter(pa.array(~table.column("sampled").to_numpy()))
     groups = logged.group_by(["user", "item", "time"]).aggregate([])
     return logged.num_rows - groups.num_rows

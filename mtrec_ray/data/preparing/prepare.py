@@ -25,7 +25,7 @@ from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of
-from mtrec_ray.data.preparing.passes import add_fractions, add_negatives, build_shards
+from mtrec_ray.data.preparing.passes import add_fractions, build_shards, rewrite_with_negatives
 from mtrec_ray.data.preparing.problems import category_problems, item_problems, scan_problems
 from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
@@ -43,7 +43,7 @@ NO_USERS: Mapping[str, np.ndarray] = {}
 
 
 def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """The item tables of all scenarios with their token ids, in the order of the rows."""
+    """Returns the item tables of all scenarios with their token ids, in the order of the rows."""
     encoder = project.model.encoder
 
     def add_tokens(block: pa.Table) -> pa.Table:
@@ -73,7 +73,7 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
 
 
 def text_rows(code: int, texts: list[str]) -> pa.Table:
-    """The texts of a scenario's items with its number and theirs."""
+    """Returns the texts of a scenario's items with its number and theirs."""
     columns = {
         "scenario": pa.array(np.full(len(texts), code, np.int32)),
         "index": np.arange(len(texts)),
@@ -83,17 +83,17 @@ def text_rows(code: int, texts: list[str]) -> pa.Table:
 
 
 def spec_of(
-    project: Project, name: str, found: Scan, users: np.ndarray, items: pa.Table
+    project: Project, name: str, scan: Scan, users: np.ndarray, items: pa.Table
 ) -> FeatureSpec:
-    """What the partition functions need, with the numbers fitted on training rows."""
+    """Returns what the partition functions need, with the numbers fitted on training rows."""
     scenario = project.scenarios[name]
     return FeatureSpec(
         scenario=scenario,
-        priors=tuple(found.priors.tolist()),
-        end_ms=found.last_ms + 1,
+        priors=tuple(scan.priors.tolist()),
+        end_ms=scan.last_ms + 1,
         published=published_ms(items, scenario.items, scenario.events.time_unit),
         users=users,
-        event_vocabularies=tuple(found.categories),
+        event_vocabularies=tuple(scan.categories),
         seed=project.data_seed,
         categories={
             column: category_codes(items.column(column))
@@ -105,16 +105,16 @@ def spec_of(
 def user_vocabularies(
     project: Project, scans: dict[str, Scan], stored: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Known users of each id space (scenarios that share users share numbers), sorted hashes.
+    """Returns sorted hashes of the known users of each id space.
 
     Of a space that is `stored` they are those already, and no others.
     """
     spaces: dict[str, np.ndarray] = dict(stored)
-    for name, found in scans.items():
+    for name, scan_of_log in scans.items():
         space = project.scenarios[name].users or name
         if space in stored:
             continue
-        spaces[space] = np.union1d(spaces.get(space, found.users[:0]), found.users)
+        spaces[space] = np.union1d(spaces.get(space, scan_of_log.users[:0]), scan_of_log.users)
     return {name: spaces[project.scenarios[name].users or name] for name in scans}
 
 
@@ -158,7 +158,7 @@ def prepare(
 def expanded_log(
     project: Project, sources: "ray.ObjectRef[Sources]", folder: str, log: Log
 ) -> tuple[list[Fragment], dict[str, Scan]]:
-    """Row groups of the samples, split and with sampled negatives, and their scans.
+    """Returns the row groups of the samples, split and with sampled negatives, and their scans.
 
     Negatives come after the split: by popularity they are drawn by the training rows alone.
 
@@ -183,13 +183,13 @@ def expanded_log(
         log(f"sampling negatives: {', '.join(drawing)}")
         work = storage.join(folder, "negatives")
         train_rows = {name: scans[name].item_rows for name in drawing}
-        changed = add_negatives(only(fragments, drawing), sources, train_rows, work, seed)
+        changed = rewrite_with_negatives(only(fragments, drawing), sources, train_rows, work, seed)
         fragments, scans = with_changed(fragments, scans, changed, sources)
     return fragments, scans
 
 
 def only(fragments: list[Fragment], names: list[str]) -> list[Fragment]:
-    """The row groups of some scenarios."""
+    """Returns the row groups of some scenarios."""
     return [f for f in fragments if f.scenario in names]
 
 
@@ -199,7 +199,7 @@ def with_changed(
     changed: list[Fragment],
     sources: "ray.ObjectRef[Sources]",
 ) -> tuple[list[Fragment], dict[str, Scan]]:
-    """Row groups and scans with those of rewritten logs in place of the earlier ones.
+    """Returns the row groups and scans with those of rewritten logs in place of the earlier ones.
 
     What was met in the user's log stays known.
     """

@@ -23,7 +23,7 @@ MAX_ROWS_PER_VALUE = 5_000_000
 
 
 def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
-    """One line for each fault of a catalogue: ids that are null or not unique, times in no unit."""
+    """Returns a line for each fault of a catalogue: null or repeated ids, times in no unit."""
     return [
         line
         for name, table in tables.items()
@@ -56,7 +56,7 @@ def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Itera
 
 
 def no_moment(where: str, scenario: str, example: Any) -> str:
-    """The line for plain numbers that say no moment as seconds, with the unit that would do."""
+    """Returns the line for plain numbers that are no moment in seconds, with the unit that fits."""
     found = f"{where}: found numbers such as {example}, which as seconds since 1970 are not"
     unit = plausible_unit(float(example))
     meant = f"{scenario}.events.time_unit: {unit}" if unit else "a time stamp or a date"
@@ -69,7 +69,7 @@ def no_moment(where: str, scenario: str, example: Any) -> str:
 def scan_problems(
     project: Project, scans: Mapping[str, "Scan"], *, expanded: bool = True
 ) -> list[str]:
-    """One line for each thing in the logs that the job cannot work with.
+    """Returns one line for each thing in the logs that the job cannot work with.
 
     `expanded`: whether the logs hold their sampled negatives already. A scenario whose rows were
     not understood has no line about what follows from that: splits without rows, no labels.
@@ -89,10 +89,10 @@ def _hides_others(line: str) -> bool:
     return field.endswith((".events.item", ".events.time", ".events.user", ".split.column"))
 
 
-def _row_problems(where: str, scenario: Scenario, found: "Scan") -> Iterator[str]:
-    counts, examples = found.findings.counts, found.findings.examples
+def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]:
+    counts, examples = scan.findings.counts, scan.findings.examples
     rows = max(counts["rows"], 1)
-    yield from _time_problems(where, found)
+    yield from _time_problems(where, scan)
     if counts["null user"] == rows:
         yield f"{where}.events.user: found {rows} nulls in {rows} rows; allowed: some users"
     unknown = counts["unknown item"]
@@ -116,9 +116,9 @@ def _row_problems(where: str, scenario: Scenario, found: "Scan") -> Iterator[str
         )
 
 
-def _time_problems(where: str, found: "Scan") -> Iterator[str]:
-    """At most one line about the times of a log."""
-    counts, examples = found.findings.counts, found.findings.examples
+def _time_problems(where: str, scan: "Scan") -> Iterator[str]:
+    """Yields at most one line about the times of a log."""
+    counts, examples = scan.findings.counts, scan.findings.examples
     known = counts["rows"] - counts["null time"]
     if 2 * counts["implausible time"] > counts["plain time"]:
         example = float(examples["implausible time"])
@@ -136,17 +136,17 @@ def _time_problems(where: str, found: "Scan") -> Iterator[str]:
         )
 
 
-def _split_problems(where: str, found: "Scan") -> Iterator[str]:
-    for split, number in zip(SPLITS, found.split_rows, strict=False):
-        if not number and not found.split_rows[3]:
+def _split_problems(where: str, scan: "Scan") -> Iterator[str]:
+    for split, number in zip(SPLITS, scan.split_rows, strict=False):
+        if not number and not scan.split_rows[3]:
             yield f"{where}.split: found no rows in {split}; allowed: at least one"
 
 
-def _label_problems(where: str, scenario: Scenario, found: "Scan", expanded: bool) -> Iterator[str]:
-    if not found.split_rows[[0, 3]].any():
+def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool) -> Iterator[str]:
+    if not scan.split_rows[[0, 3]].any():
         return  # without training rows there are no labels either
     for i, task in enumerate(scenario.tasks):
-        low, high = found.label_ranges[:, i]
+        low, high = scan.label_ranges[:, i]
         drawn = scenario.negatives is not None and scenario.negatives.of == task
         if low > high:
             yield f"{where}.tasks.{task}: found no labels in train; allowed: two values or more"
@@ -162,7 +162,7 @@ def _label_problems(where: str, scenario: Scenario, found: "Scan", expanded: boo
 def category_problems(
     project: Project, tables: Mapping[str, pa.Table], scans: Mapping[str, "Scan"]
 ) -> list[str]:
-    """One line for each catalogue column with a value that has more rows than a task can hold."""
+    """Returns a line for each catalogue column with a value of more rows than a task can hold."""
     lines = []
     for name, table in tables.items():
         for column in project.scenarios[name].items.statistics_columns:

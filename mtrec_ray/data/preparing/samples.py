@@ -12,12 +12,12 @@ FIRST_NEGATIVE = 2**48
 
 
 def order_key(table: pa.Table, seed: int) -> NDArray[np.uint64]:
-    """A fixed pseudo-random order of rows."""
+    """Returns a fixed pseudo-random order of rows."""
     return hash_ints(table.column("row").to_numpy(), seed)
 
 
 def source_rows(number: NDArray[np.int64], scenario: Scenario) -> NDArray[np.int64]:
-    """i64[N]: row of the log that each sample comes from (a negative's is its positive's)."""
+    """Returns i64[N]: the log's row that each sample (or a negative's positive) comes from."""
     if scenario.negatives is None:
         return number
     source = (number - FIRST_NEGATIVE) // scenario.negatives.per_positive
@@ -25,10 +25,10 @@ def source_rows(number: NDArray[np.int64], scenario: Scenario) -> NDArray[np.int
 
 
 def split_by_fractions(table: pa.Table, scenario: Scenario, seed: int) -> pa.Table:
-    """The rows of a partition of users, in the order of the log, with their split by fractions.
+    """Returns the rows of a partition of users in the log's order, with splits by fractions.
 
-    A row's split is by its place among its user's rows in time (without time by a hash). Rows of a
-    user with one time are never parted: all get the split of the earliest.
+    A row's split is by its place among its user's rows in time (without time by a hash). A user's
+    rows with the same time all get the split of the earliest.
     """
     assert scenario.split.fractions
     table = table.sort_by("row")  # a shuffle's order is not reproducible
@@ -44,7 +44,7 @@ def split_by_fractions(table: pa.Table, scenario: Scenario, seed: int) -> pa.Tab
 
 
 def _shares_before(user: NDArray[np.int64], time: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    """f64[N]: share of the user's rows that stand before each row, or before those of its time.
+    """Returns f64[N]: the share of the user's rows before each row, or before those of its time.
 
     Rows are sorted by user, then time.
     """
@@ -66,7 +66,7 @@ def add_negatives(
     published: NDArray[np.int64],
     seed: int,
 ) -> pa.Table:
-    """The rows of a partition of users, and sampled negatives of each positive, drawn by weight.
+    """Returns the rows of a partition of users, and negatives of each positive by weight.
 
     Left out are items that the user has a row with in the positive's split or an earlier one, and
     those not yet published by then. A later split is the future, which must not shape a sample.
@@ -90,7 +90,7 @@ def add_negatives(
 def _already_met(
     table: pa.Table, source: NDArray[np.int64], item: NDArray[np.int32]
 ) -> NDArray[np.bool_]:
-    """bool[m]: whether the user of row `source` has a row with `item` up to that row's split."""
+    """Returns bool[m]: whether row `source`'s user has a row with `item` up to that row's split."""
     user, split = table.column("user").to_numpy(), table.column("split").to_numpy()
     pairs = np.stack([user, table.column("item").to_numpy().astype(np.int64)], 1)
     drawn = np.stack([user[source], item.astype(np.int64)], 1)
@@ -108,7 +108,7 @@ def _negative_rows(
     number: NDArray[np.int64],
     of: int,
 ) -> pa.Table:
-    """Copies of rows with another item, row number, and labels: 0 for one task, else unknown."""
+    """Returns copies of rows with another item and row number, labelled 0 for one task alone."""
     rows = table.take(pa.array(source))
     labels = np.full_like(matrix(rows.column("labels")), np.nan)
     labels[:, of] = 0
@@ -119,7 +119,7 @@ def _negative_rows(
 
 
 def _pairs_in(pairs: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool[m]: which of the pairs [m, 2] are among the known ones [k, 2]."""
+    """Returns bool[m]: which of the pairs [m, 2] are among the known ones [k, 2]."""
     both, inverse = np.unique(np.concatenate([known, pairs]), axis=0, return_inverse=True)
     seen = np.zeros(len(both), bool)
     seen[inverse[: len(known)]] = True
@@ -127,7 +127,7 @@ def _pairs_in(pairs: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.
 
 
 def negative_weights(scenario: Scenario, train_rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """f64[n]: how likely each item is drawn as a negative; `train_rows` i64[n] of each item."""
+    """Returns f64[n], each item's weight as a negative, from its training rows i64[n]."""
     if scenario.negatives and scenario.negatives.source == "popularity":
         return train_rows.astype(np.float64)
     return np.ones(len(train_rows))

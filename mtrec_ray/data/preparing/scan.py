@@ -1,6 +1,6 @@
 """One pass over the logs: counts, label sums and vocabularies.
 
-Row groups are read in Ray tasks; what travels and is merged are counts and vocabularies.
+Row groups are read in Ray tasks; only counts and vocabularies travel and are merged.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class Scan:
     log has not been split yet. n items, T tasks.
 
     Attributes:
-        findings: what was met, by name.
+        findings: what was found, by name.
         split_rows: i64[4], rows of train, valid, test, and without a split yet.
         label_sums: f64[3, T], number, sum and sum of squares of the known labels.
         label_ranges: f64[2, T], the least and the greatest label.
@@ -61,7 +61,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class LogSource:
-    """What reading a scenario's rows takes; lies in the object store."""
+    """What is needed to read a scenario's rows; lies in the object store."""
 
     scenario: Scenario
     lookup: ItemLookup
@@ -74,7 +74,7 @@ Sources = dict[str, LogSource]
 
 
 def list_width(project: Project) -> int:
-    """Width of the padded list columns: the most tasks or event columns of any scenario."""
+    """Returns the width of the list columns: the most tasks or event columns of any scenario."""
     return max(
         max(len(s.tasks), len(s.events.numeric), len(s.events.categorical), 1)
         for s in project.scenarios.values()
@@ -82,7 +82,7 @@ def list_width(project: Project) -> int:
 
 
 def source_of(project: Project, name: str, items: pa.Table) -> LogSource:
-    """What reading a scenario's rows takes."""
+    """Returns what is needed to read a scenario's rows."""
     scenario = project.scenarios[name]
     lookup = ItemLookup.of(items.column(scenario.items.id))
     published = published_ms(items, scenario.items, scenario.events.time_unit)
@@ -90,7 +90,7 @@ def source_of(project: Project, name: str, items: pa.Table) -> LogSource:
 
 
 def read_canonical(fragment: Fragment, source: LogSource) -> tuple[pa.Table, Findings]:
-    """Canonical rows of a row group: of the user's log, or of an expanded one."""
+    """Returns canonical rows of a row group: of the user's log, or of an expanded one."""
     if fragment.canonical:
         return storage.read_row_group(fragment.path, fragment.row_group), Findings()
     table = inputs.read_log(fragment, source.scenario)
@@ -98,7 +98,7 @@ def read_canonical(fragment: Fragment, source: LogSource) -> tuple[pa.Table, Fin
 
 
 def scan_rows(table: pa.Table, findings: Findings, source: LogSource) -> Scan:
-    """The scan of some canonical rows."""
+    """Returns the scan of some canonical rows."""
     split = table.column("split").to_numpy()
     train = split == (TRAIN if (split < UNSPLIT).any() else UNSPLIT)
     sums, ranges = label_facts(matrix(table.column("labels"))[train], len(source.scenario.tasks))
@@ -120,7 +120,7 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource) -> Scan:
 
 
 def label_facts(padded: np.ndarray, num_tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums f64[3, T] and ranges f64[2, T] of labels, as a `Scan` has them."""
+    """Returns sums f64[3, T] and ranges f64[2, T] of labels, as a `Scan` has them."""
     labels = padded[:, :num_tasks].astype(np.float64)
     known = np.isfinite(labels)
     filled = np.where(known, labels, 0.0)
@@ -130,7 +130,7 @@ def label_facts(padded: np.ndarray, num_tasks: int) -> tuple[np.ndarray, np.ndar
 
 
 def merge_scans(first: Scan | None, second: Scan) -> Scan:
-    """One scan of two parts."""
+    """Returns one scan of two parts."""
     if first is None:
         return second
     first.findings.add(second.findings)
@@ -151,7 +151,7 @@ def merge_scans(first: Scan | None, second: Scan) -> Scan:
 
 
 def scan_fragments(fragments: Iterable[Fragment], sources: Sources) -> dict[str, Scan]:
-    """The scan of each scenario that some row groups belong to."""
+    """Returns the scan of each scenario that some row groups belong to."""
     merged: dict[str, Scan] = {}
     for fragment in fragments:
         source = sources[fragment.scenario]
@@ -163,12 +163,12 @@ def scan_fragments(fragments: Iterable[Fragment], sources: Sources) -> dict[str,
 
 
 def scan(fragments: list[Fragment], sources: "ray.ObjectRef[Sources]") -> dict[str, Scan]:
-    """The scan of each scenario's log, merged in the order of the row groups."""
+    """Returns the scan of each scenario's log, merged in the order of the row groups."""
     task = ray.remote(scan_fragments)
     bounds = np.linspace(0, len(fragments), min(len(fragments), MAX_TASKS) + 1).astype(int)
     parts = [task.remote(fragments[a:b], sources) for a, b in pairwise(bounds)]
     merged: dict[str, Scan] = {}
     for part in parts:
-        for name, found in ray.get(part).items():
-            merged[name] = merge_scans(merged.get(name), found)
+        for name, part_scan in ray.get(part).items():
+            merged[name] = merge_scans(merged.get(name), part_scan)
     return merged

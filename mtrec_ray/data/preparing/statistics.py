@@ -16,16 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.data.arrays import Bools, Floats, Ints
 from mtrec_ray.data.columns import DAY_MS
-
-Ints = NDArray[np.int64]
-
-
-Floats = NDArray[np.float64]
-
-
-Bools = NDArray[np.bool_]
-
 
 Windows = Mapping[str, int]
 
@@ -82,29 +74,29 @@ class Past:
         self.start = np.searchsorted(self.codes, self._first_code(key))
 
     def _first_code(self, key: Ints) -> Ints:
-        """i64[N]: the code of the earliest time of each key."""
+        """Returns i64[N]: the code of the earliest time of each key."""
         if len(key) and int(key.max()) >= (2**62) // self.span:
             raise ValueError(f"{int(key.max())} keys over {self.span} ms overflow 63 bits")
         return key * self.span
 
     def asked(self, key: Ints, time: Ints) -> "Past":
-        """The same rows, asked for other keys and times; the rows are not sorted again."""
+        """Returns the same rows, asked for other keys and times; the rows are not sorted again."""
         other = copy.copy(self)
         other.key, other.time = key, time
         other.start = np.searchsorted(self.codes, self._first_code(key))
         return other
 
     def position(self, delay_ms: int = 0) -> Ints:
-        """i64[N]: end (exclusive) of the rows with time < t - delay in the sorted order."""
+        """Returns i64[N]: end (exclusive) of the rows with time < t - delay in the sorted order."""
         cutoff = np.clip(self.time - self.low - delay_ms, 0, self.span - 1)
         return np.searchsorted(self.codes, self.key * self.span + cutoff, side="left")
 
     def running(self, values: Floats) -> Floats:
-        """f64[C + 1]: sums of the values f64[N] of the first 0..C rows in the sorted order."""
+        """Returns f64[C + 1]: sums of values f64[N] of the first 0..C rows in the sorted order."""
         return np.concatenate([[0.0], np.cumsum(values[self.rows])])
 
     def sum(self, values: Floats, delay_ms: int = 0) -> Floats:
-        """f64[N]: sum of `values` over the rows of the key with time < t - delay."""
+        """Returns f64[N]: sum of `values` over the rows of the key with time < t - delay."""
         total = self.running(values)
         return total[self.position(delay_ms)] - total[self.start]
 
@@ -112,7 +104,7 @@ class Past:
 def feature_names(
     kind: str, tasks: Sequence[str], timed: bool, windows: Windows = WINDOWS_MS
 ) -> list[str]:
-    """Names of the columns that `statistics` returns for the key `kind` (user, item, ...)."""
+    """Returns the names of the columns of `statistics` for the key `kind` (user, item, ...)."""
     names = [f"{kind}.log_count"]
     if timed:
         names += [f"{kind}.log_count_{w}" for w in windows]
@@ -129,7 +121,7 @@ def statistics(
     priors: Sequence[float],
     windows: Windows = WINDOWS_MS,
 ) -> Floats:
-    """f64[N, F]: past counts and smoothed past label means, as `feature_names` lists them.
+    """Returns f64[N, F]: past counts and smoothed past label means, as `feature_names` lists them.
 
     Over the whole past, and over windows of it (of labels: windows that end when they are known).
     A mean is `(sum + 10 prior) / (known + 10)`, with the training mean as prior.
@@ -151,7 +143,7 @@ RunningLabels = list[tuple[Floats, Floats]]
 
 
 def running_labels(past: Past, labels: Floats) -> RunningLabels:
-    """Running sums of the labels f64[N, T], NaN where unknown, in the sorted order."""
+    """Returns running sums of the labels f64[N, T], NaN where unknown, in the sorted order."""
     return [(past.running(known), past.running(value)) for known, value in map(_known, labels.T)]
 
 
@@ -162,7 +154,7 @@ def past_statistics(
     priors: Sequence[float],
     windows: Windows = WINDOWS_MS,
 ) -> Floats:
-    """f64[N, F]: the columns of `statistics` as answers to the questions that `past` is asked."""
+    """Returns f64[N, F], the columns of `statistics` for the keys and times of `past`."""
     end = past.position()
     columns = [np.log1p(end - past.start)]
     columns += [np.log1p(end - past.position(window)) for window in windows.values()]
@@ -178,7 +170,7 @@ def past_statistics(
 
 
 def _log_seconds_since(past: Past, at: Ints, end: Ints) -> Floats:
-    """f64[N]: log of 1 + the seconds since the row at a place of the order; NaN without a past."""
+    """Returns f64[N]: log(1 + seconds since the row at a place of the order); NaN without one."""
     if not len(past.rows):
         return np.full(len(past.time), np.nan)
     time = past.times[np.clip(at, 0, len(past.rows) - 1)]
@@ -186,7 +178,7 @@ def _log_seconds_since(past: Past, at: Ints, end: Ints) -> Floats:
 
 
 def _fold_statistics(rows: KeyedRows, fold: Ints, priors: Sequence[float]) -> Floats:
-    """Totals over training rows of the other folds; counts are scaled to the whole training set."""
+    """Returns totals over training rows of other folds, scaled to the whole training set."""
     scale = np.where(fold >= 0, NUM_FOLDS / (NUM_FOLDS - 1), 1.0)
     columns = [np.log1p(_other_folds(rows, fold, np.ones(len(rows.key))) * scale)]
     for labels, prior in zip(rows.labels.T, priors, strict=True):
@@ -206,7 +198,7 @@ def _other_folds(rows: KeyedRows, fold: Ints, values: Floats) -> Floats:
 
 
 def _known(labels: Floats) -> tuple[Floats, Floats]:
-    """f64[N] twice: 1 where a label is known, and the label, 0 where it is not."""
+    """Returns f64[N] twice: 1 where a label is known, and the label, 0 where it is not."""
     known = np.isfinite(labels)
     return known.astype(float), np.where(known, labels, 0.0)
 
@@ -218,7 +210,7 @@ def _smoothed(known: Floats, total: Floats, prior: float) -> list[Floats]:
 def histories(
     rows: KeyedRows, item: NDArray[np.int32], last: int, delay_ms: int
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """The user's last items before each row.
+    """Returns the user's last items before each row.
 
     `rows.counts` marks the rows that may stand in a history (positives of the history's task).
 
@@ -235,8 +227,8 @@ def histories(
     else:
         index = _fold_history(rows, rows.fold, last)
         buckets = np.zeros(index.shape, np.uint8)
-    found = index >= 0
-    return np.where(found, item[index], -1).astype(np.int32), np.where(found, buckets, 0)
+    exists = index >= 0
+    return np.where(exists, item[index], -1).astype(np.int32), np.where(exists, buckets, 0)
 
 
 def _rows_at(order: Ints, position: Ints, valid: Bools) -> Ints:
@@ -246,7 +238,7 @@ def _rows_at(order: Ints, position: Ints, valid: Bools) -> Ints:
 
 
 def _fold_history(rows: KeyedRows, fold: Ints, last: int) -> Ints:
-    """i64[N, H]: the first rows (in the order given) of the key in other folds.
+    """Returns i64[N, H]: the first rows (in the order given) of the key in other folds.
 
     For each fold f the counting rows outside f are laid out by key; rows of fold f (and the
     asking rows, as a fold of their own that excludes nothing) look up the first H of their key.
@@ -266,7 +258,7 @@ def _fold_history(rows: KeyedRows, fold: Ints, last: int) -> Ints:
 
 
 def calendar(time: Ints) -> Floats:
-    """f64[N, 4]: sine and cosine of the hour of the day and of the day of the week (UTC)."""
+    """Returns f64[N, 4]: sine and cosine of the hour of day and of the day of week (UTC)."""
     day = 2 * np.pi * (time % DAY_MS) / DAY_MS
     week = 2 * np.pi * (time % (7 * DAY_MS)) / (7 * DAY_MS)
     return np.stack([np.sin(day), np.cos(day), np.sin(week), np.cos(week)], 1)

@@ -23,12 +23,9 @@ from mtrec_ray.stages.trained_model import (
     load_with_vectors,
 )
 from mtrec_ray.training.delta import DELTA, read_delta
-from mtrec_ray.training.validation import score_rows
+from mtrec_ray.training.validation import SCORING_BATCH_ROWS, score_rows
 
 ZERO_SHOT = "zero-shot"
-
-
-BATCH_ROWS = 16_384
 
 
 # Persons, labels and predictions of the rows of a split.
@@ -36,7 +33,7 @@ ScoredSplit = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def item_rows(prepared: Prepared, name: str) -> tuple[int, int]:
-    """Where a scenario's items lie among those of all."""
+    """Returns where a scenario's items lie among those of all."""
     start = 0
     for other, facts in prepared.scenarios.items():
         if other == name:
@@ -46,7 +43,7 @@ def item_rows(prepared: Prepared, name: str) -> tuple[int, int]:
 
 
 def finetuned_model(joint_run: JointRun, name: str, project: Project) -> TrainedModel:
-    """A scenario's fine-tuned model for use: the joint weights and its delta.
+    """Returns a scenario's fine-tuned model for use: the joint weights and its delta.
 
     Raises:
         ProjectError: there is no delta, or it belongs to another base.
@@ -105,12 +102,12 @@ def zero_shot_model(joint_run: JointRun, name: str, project: Project) -> Trained
 
 
 def base_model(joint_run: JointRun) -> TrainedModel:
-    """The joint model for use."""
+    """Returns the joint model for use."""
     return joint_model(joint_run.project, joint_run.prepared.folder, joint_run.weights)
 
 
 def model_before(joint_run: JointRun, name: str, project: Project) -> TrainedModel | None:
-    """What scores a scenario before fine-tuning: the joint model, of a new one its general head.
+    """Returns the model before fine-tuning: the joint one, for a new scenario its general head.
 
     None for a new one where joint training had no general head.
     """
@@ -120,7 +117,7 @@ def model_before(joint_run: JointRun, name: str, project: Project) -> TrainedMod
 
 
 def chosen_model(joint_run: JointRun, name: str, project: Project) -> TrainedModel:
-    """The model of a scenario that fine-tuning chose; without a decision the joint one.
+    """Returns the model of a scenario that fine-tuning chose; without a decision the joint one.
 
     Raises:
         ProjectError: it was chosen for other joint weights.
@@ -145,21 +142,21 @@ def chosen_model(joint_run: JointRun, name: str, project: Project) -> TrainedMod
 
 
 def version(joint_run: JointRun, name: str, trained_model: TrainedModel) -> str:
-    """Which model it is: its kind, and a hash of its weights and of the scenario's data."""
+    """Returns which model it is: its kind, and a hash of its weights and of the scenario's data."""
     own = storage.read_json(storage.join(trained_model.delta, DELTA)) if trained_model.delta else {}
     data = joint_run.data(name).fingerprint
     return f"{model_kind(trained_model)} {fingerprint(own, joint_run.fingerprint, data)}"
 
 
 def model_kind(trained_model: TrainedModel) -> str:
-    """`finetuned`, `zero-shot` or `joint`."""
+    """Returns `finetuned`, `zero-shot` or `joint`."""
     if trained_model.general:
         return ZERO_SHOT
     return "finetuned" if trained_model.delta else "joint"
 
 
 def joint_for_use(joint_run: JointRun, project: Project) -> TrainedModel:
-    """The joint model with the options of use of `project`."""
+    """Returns the joint model with the options of use of `project`."""
     return with_use_options(base_model(joint_run), project)
 
 
@@ -176,7 +173,7 @@ def with_use_options(trained_model: TrainedModel, project: Project) -> TrainedMo
 
 
 def score_split_by_tasks(trained_model: TrainedModel, name: str, split: str) -> ScoredSplit:
-    """Persons i64[N], labels f32[N, T] and predictions f32[N, T] of a split, by Ray tasks."""
+    """Returns a split's persons i64[N], labels and predictions f32[N, T], by Ray tasks."""
     facts, run = trained_model.open_prepared().scenarios[name], trained_model.project.run
     shards = facts.shards[split]
     vectors = ray.put(ensure_vectors(trained_model))
@@ -187,22 +184,22 @@ def score_split_by_tasks(trained_model: TrainedModel, name: str, split: str) -> 
         task.remote(trained_model, vectors, name, [(s.path, s.rows) for s in shards[a:b]])
         for a, b in cuts
     ]
-    found: list[ScoredSplit] = ray.get(parts)
-    users, labels, scores = (np.concatenate(x) for x in zip(*found, strict=True))
+    scored: list[ScoredSplit] = ray.get(parts)
+    users, labels, scores = (np.concatenate(x) for x in zip(*scored, strict=True))
     return users, labels, scores
 
 
 def score_shards(
     trained_model: TrainedModel, vectors: np.ndarray, name: str, shards: Sequence[tuple[str, int]]
 ) -> ScoredSplit:
-    """Persons, labels and predictions of some shards, in a Ray task."""
-    model, found = load_with_vectors(trained_model, vectors)
+    """Returns persons, labels and predictions of some shards, in a Ray task."""
+    model, item_vectors = load_with_vectors(trained_model, vectors)
     parts = [
         (arrays["person"], arrays["labels"], scores)
         for path, rows in shards
         for arrays, scores in score_rows(
-            model, found, name,
-            read_rows([storage.join(trained_model.prepared, path)], BATCH_ROWS, 0, rows),
+            model, item_vectors, name,
+            read_rows([storage.join(trained_model.prepared, path)], SCORING_BATCH_ROWS, 0, rows),
         )
     ]  # fmt: skip
     users, labels, scores = (np.concatenate(x) for x in zip(*parts, strict=True))

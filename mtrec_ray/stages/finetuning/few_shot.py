@@ -1,7 +1,7 @@
 """A new scenario's learning curve: joined with 0, 64, 1,024, ... of its rows, against alone.
 
 With 0 rows the general head of the joint model scores it (zero-shot); alone there is nothing. Both
-take as many rows, epochs and steps, each with its own learning rate (`finetune.lr`,
+take equally many rows, epochs and steps, each with its own learning rate (`finetune.lr`,
 `training.lr`). The statistics and histories of its rows come from the whole log, as a live system
 has them: a shot is a row that is learned from.
 """
@@ -102,13 +102,13 @@ def curve_point(
     if finished:
         return finished
     stage.start(made_from)
-    point = Point(rows, stage.folder, sender.named(label_of(rows, way)))
+    point = CurvePoint(rows, stage.folder, sender.named(label_of(rows, way)))
     train = train_point_joined if way == "joined" else train_point_alone
     return stage.finish(test_metrics(joint_run, name, train(joint_run, name, project, point)))
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """A model of the curve: its number of rows, its folder, and where its progress is shown."""
 
     rows: int
@@ -128,30 +128,36 @@ def point_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields
 
 
 def train_point_alone(
-    joint_run: JointRun, name: str, project: Project, point: Point
+    joint_run: JointRun, name: str, project: Project, point: CurvePoint
 ) -> TrainedModel:
     """Returns a model of the scenario by itself that learned from so many rows."""
     tuned, data = project.finetune.of(name), joint_run.data(name)
     lengths = {"training.epochs": tuned.epochs, "training.patience": tuned.patience}
-    own = with_few_rows(with_overrides(project.single(name), lengths), point.rows)
-    training = TrainingRun(own, data, point.folder, "training", rows=point.rows, log=point.log)
-    return joint_model(own, data.folder, best_weights(training))
+    small_project = with_few_rows(with_overrides(project.single(name), lengths), point.rows)
+    training = TrainingRun(
+        small_project, data, point.folder, "training", rows=point.rows, log=point.log
+    )
+    return joint_model(small_project, data.folder, best_weights(training))
 
 
 def train_point_joined(
-    joint_run: JointRun, name: str, project: Project, point: Point
+    joint_run: JointRun, name: str, project: Project, point: CurvePoint
 ) -> TrainedModel:
     """Returns a model of the scenario that started from the joint one and so many rows."""
     tuned, data = project.finetune.of(name), joint_run.data(name)
-    own = with_few_rows(scenario_project(joint_run, name, tuned, project), point.rows)
+    small_project = with_few_rows(scenario_project(joint_run, name, tuned, project), point.rows)
     start = start_of(joint_run, name, tuned)
     training = TrainingRun(
-        own, data, point.folder, "training", start=start, rows=point.rows, log=point.log
+        small_project, data, point.folder, "training", start=start, rows=point.rows, log=point.log
     )
     best, folder = best_weights(training), point.folder
     delta = storage.join(folder, DELTA_FOLDER)
     task = task_of(store_delta, project.run, gpu=False)
-    ray.get(task.remote(own, data, start, best, delta, {"tuned": tuned.model_dump(mode="json")}))
+    ray.get(
+        task.remote(
+            small_project, data, start, best, delta, {"tuned": tuned.model_dump(mode="json")}
+        )
+    )
     return finetuned_model_in(joint_run, name, project, delta)
 
 
@@ -170,7 +176,7 @@ def with_few_rows(project: Project, rows: int) -> Project:
 
 
 def best_weights(training: TrainingRun) -> str:
-    """Returns the folder of a model's best weights, which is trained where it is not finished."""
+    """Trains a model unless it is finished; returns the folder of its best weights."""
     if training.stage.result is None:
         train_model(training)
     return storage.join(training.stage.folder, BEST)

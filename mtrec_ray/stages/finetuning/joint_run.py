@@ -1,4 +1,4 @@
-"""What scenarios are fine-tuned on: a finished joint model, its data, and who joined it later."""
+"""What scenarios are fine-tuned on: a finished joint model, its data, and joined scenarios."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -34,15 +34,15 @@ def prepare_new_scenario(
     refuse(user_space_problems(own, joint, name))
     refuse(input_problems(own))
     stage, inputs = run.prepare_new(name), input_fingerprint(own)
-    found = stage.finished(prepared_data_depends_on(own))
-    if found and found["inputs"] != inputs:
+    report = stage.finished(prepared_data_depends_on(own))
+    if report and report["inputs"] != inputs:
         raise ProjectError(
             [
                 f"scenarios.{name}: found other input files than its data was prepared from; "
                 f"allowed: the same ones, or delete {stage.folder}"
             ]
         )
-    if not found:
+    if not report:
         log(f"{name}: joins {', '.join(joint.scenarios)}")
         space = own.scenarios[name].users
         users = {space: stored_users(joint, space)} if space in user_spaces(joint) else {}

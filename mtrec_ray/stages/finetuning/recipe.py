@@ -30,7 +30,7 @@ DELTA_FOLDER = "delta"
 
 
 def encoder_layers(project: Project, tuned: FineTuning) -> int:
-    """Top layers of the encoder that adapt to a scenario."""
+    """Returns how many top layers of the encoder adapt to a scenario."""
     encoder = project.model.encoder
     if tuned.mode != "lora":
         return 0
@@ -70,14 +70,14 @@ def scenario_project(
     if tuned.l2_sp:  # it stands in place of weight decay
         overrides |= {"training.weight_decay": 0.0, "training.id_weight_decay": 0.0}
     encoder = joint_run.project.model.encoder
-    own = project.single(name)
-    model = own.model.model_copy(update={"encoder": encoder})
-    own = own.model_copy(update={"model": model})
-    return with_overrides(own, overrides | encoder_overrides(joint_run, tuned))
+    single = project.single(name)
+    model = single.model.model_copy(update={"encoder": encoder})
+    single = single.model_copy(update={"model": model})
+    return with_overrides(single, overrides | encoder_overrides(joint_run, tuned))
 
 
 def start_of(joint_run: JointRun, name: str, tuned: FineTuning) -> FineTuneStart:
-    """Where a scenario's model starts."""
+    """Returns where a scenario's model starts."""
     lora = tuned.lora
     return FineTuneStart(
         base=joint_run.weights,
@@ -92,7 +92,7 @@ def start_of(joint_run: JointRun, name: str, tuned: FineTuning) -> FineTuneStart
 
 
 def export_encoder(joint_run: JointRun) -> None:
-    """Write the encoder that joint training left as a plain one of Hugging Face, if it learned."""
+    """Write the encoder, if joint training changed it, as a plain Hugging Face model."""
     folder = joint_run.encoder
     options = joint_run.project.model.encoder
     if options.trainable == "none" or storage.exists(storage.join(folder, "config.json")):
@@ -105,12 +105,12 @@ def export_encoder(joint_run: JointRun) -> None:
         fs, inner = storage.filesystem(folder)
         fs.create_dir(inner, recursive=True)
         names = sorted(p.name for p in Path(local).iterdir())
-        for name in sorted(names, key=lambda n: n == "config.json"):  # it says that all is there
+        for name in sorted(names, key=lambda n: n == "config.json"):  # the last file: all is there
             storage.write_bytes(storage.join(folder, name), (Path(local) / name).read_bytes())
 
 
 def plain_encoder(options: Encoder, state: dict[str, torch.Tensor]) -> Any:
-    """The pretrained model with the weights of a joint model, its low-rank maps merged."""
+    """Returns the pretrained model with the weights of a joint model, its low-rank maps merged."""
     backbone: Any = load_backbone(options, with_pooler=True)
     pooler = getattr(backbone, "pooler", None)
     if pooler is not None:
@@ -121,7 +121,7 @@ def plain_encoder(options: Encoder, state: dict[str, torch.Tensor]) -> Any:
     encoder.load_state_dict(own)
     adapted: Any = encoder.adapted
     plain = backbone if adapted is None else adapted.merge_and_unload()
-    if pooler is not None:  # it is not used; without it a plain model would be told incomplete
+    if pooler is not None:  # unused, but without it loading calls the model incomplete
         plain.pooler = pooler
     return plain
 

@@ -1,8 +1,8 @@
 """Joint, fine-tuned, or alone? The three models of each scenario on the same test rows.
 
-Alone is trained from the pretrained encoder with the same budget: in the joint model's number of
-epochs as many rows of the scenario as joint training and fine-tuning took of it together, in
-batches of its share of a joint batch.
+Alone starts from the pretrained encoder and has the same budget: the joint model's epochs, as many
+rows of the scenario as joint training and fine-tuning took together, and batches of its share of a
+joint batch.
 """
 
 import functools
@@ -65,13 +65,13 @@ def alone_stage(joint_run: JointRun, name: str) -> Stage:
 
 def earlier_comparisons(joint_run: JointRun) -> Record:
     """Returns the comparisons of all scenarios that were made with the present joint model."""
-    found = {}
+    comparisons = {}
     for name in joint_run.facts:
         stage = alone_stage(joint_run, name)
         made_from = stage.made_from or {"joint": {}}
         if stage.result and made_from["joint"].get("fingerprint") == joint_run.fingerprint:
-            found[name] = stage.result
-    return found
+            comparisons[name] = stage.result
+    return comparisons
 
 
 def comparison_depends_on(joint_run: JointRun, name: str, project: Project) -> Fields:
@@ -105,17 +105,17 @@ def find_comparison(joint_run: JointRun, name: str, project: Project) -> Record 
 
 def alone_project(joint_run: JointRun, name: str, project: Project, rows: int) -> Project:
     """Returns the project of a scenario by itself, with so many rows over all epochs."""
-    own, joint = project.single(name), joint_run.project
-    batch = own.training.batch_size
+    alone, joint = project.single(name), joint_run.project
+    batch = alone.training.batch_size
     if not joint_run.is_new(name):
         plan = make_plan(joint, joint_run.prepared, joint.run.most_workers)
         batch = plan.quotas[name] * joint.run.most_workers * joint.training.accumulation
     return with_overrides(
-        own,
+        alone,
         {
-            "training.batch_size": max(batch, own.run.most_workers),
+            "training.batch_size": max(batch, alone.run.most_workers),
             "training.accumulation": 1,
-            "training.rows_per_epoch": -(-rows // own.training.epochs),
+            "training.rows_per_epoch": -(-rows // alone.training.epochs),
         },
     )
 
@@ -152,15 +152,15 @@ def compare_one(
 def train_alone(
     joint_run: JointRun, name: str, project: Project, log: Log, sender: Sender
 ) -> TrainedModel:
-    """Returns the model of a scenario alone, which is trained, or gone on with, or finished."""
+    """Trains a scenario alone, or goes on, unless it is finished; returns the model."""
     rows = max(row_budget(joint_run, name), 1)
-    own, data = alone_project(joint_run, name, project, rows), joint_run.data(name).only([name])
+    alone, data = alone_project(joint_run, name, project, rows), joint_run.data(name).only([name])
     folder, told = alone_stage(joint_run, name).folder, sender.named(f"{name} alone")
-    training = TrainingRun(own, data, folder, "training", log=told)
+    training = TrainingRun(alone, data, folder, "training", log=told)
     if training.stage.result is None:
-        labelled = with_alone_teacher(joint_run, name, own, log)
+        labelled = with_alone_teacher(joint_run, name, alone, log)
         train_model(replace(training, prepared=labelled))
-    return joint_model(own, data.folder, storage.join(training.stage.folder, BEST))
+    return joint_model(alone, data.folder, storage.join(training.stage.folder, BEST))
 
 
 def score_models(models: Mapping[str, TrainedModel], name: str) -> ScoredRows:
@@ -171,15 +171,15 @@ def score_models(models: Mapping[str, TrainedModel], name: str) -> ScoredRows:
 
 
 def with_alone_teacher(joint_run: JointRun, name: str, own: Project, log: Log) -> Prepared:
-    """The scenario's data with the same teacher as in joint training."""
+    """Returns the scenario's data with the same teacher as in joint training."""
     if joint_run.is_new(name):
         return add_teacher_labels(own, joint_run.data(name), joint_run.folder(name), log)
-    found = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run.path(), log)
-    return found.only([name])
+    labelled = add_teacher_labels(joint_run.project, joint_run.prepared, joint_run.run.path(), log)
+    return labelled.only([name])
 
 
 def transfer_table(facts: PreparedScenario, scored: ScoredRows, chosen: str) -> Record:
-    """By task the metric of each model and the differences with intervals; and the verdict."""
+    """Returns by task each model's metric and differences with intervals; and the verdict."""
     pairs = [p for p in PAIRS if set(p) <= set(scored.scores)]
     tasks = [t for i, t in enumerate(facts.tasks) if two_labels(scored.labels[:, i])]
     if not tasks:
@@ -204,7 +204,7 @@ def transfer_table(facts: PreparedScenario, scored: ScoredRows, chosen: str) -> 
 
 
 def two_labels(labels: np.ndarray) -> bool:
-    """Whether a task has two different labels on these rows."""
+    """Returns whether a task has two different labels on these rows."""
     known = labels[np.isfinite(labels)]
     return len(known) > 1 and known.min() < known.max()
 
@@ -212,22 +212,22 @@ def two_labels(labels: np.ndarray) -> bool:
 def task_row(
     facts: PreparedScenario, task: str, scored: ScoredRows, pairs: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    """AUC or RMSE of each model on a task's rows, and differences with 95 % intervals."""
+    """Returns AUC or RMSE of each model on a task's rows, and differences with 95 % intervals."""
     i = facts.tasks.index(task)
     known = np.isfinite(scored.labels[:, i])
     metric = "auc" if facts.kinds[task] == "binary" else "rmse"
     labels, users = scored.labels[known, i].astype(np.float64), scored.users[known]
-    own = {m: [s[known, i].astype(np.float64)] for m, s in scored.scores.items()}
+    known_scores = {m: [s[known, i].astype(np.float64)] for m, s in scored.scores.items()}
     row: dict[str, Any] = {"metric": metric, "rows": int(known.sum())}
-    for model, scores in own.items():
+    for model, scores in known_scores.items():
         row[model] = metric_of(metric, labels, scores[0])
     for first, second in pairs:
-        gap = paired_difference(metric, labels, own[first], own[second], users)
+        gap = paired_difference(metric, labels, known_scores[first], known_scores[second], users)
         row[f"{first}-{second}"] = asdict(gap)
     return row
 
 
 def metric_of(metric: str, labels: np.ndarray, scores: np.ndarray) -> float:
-    """AUC or RMSE."""
+    """Returns AUC or RMSE."""
     of = roc_auc_score if metric == "auc" else root_mean_squared_error
     return float(of(labels, scores))

@@ -58,18 +58,18 @@ def confirm(
             own = with_overrides(project, run.overrides)
             run.result["test"] = scores_on_test(own, shared, run.name)
             run.save(records)
-    found = confirmed(outcome, list(runs.values()))
-    storage.write_json(storage.join(folder, "confirm.json"), found)
-    return found
+    record = confirmed(outcome, list(runs.values()))
+    storage.write_json(storage.join(folder, "confirm.json"), record)
+    return record
 
 
 def unexpected(point: Mapping[str, Any]) -> Trial:
-    """Nothing is suggested beside the runs that wait."""
+    """Refuse to suggest a run beside those that wait."""
     raise AssertionError(point)
 
 
 def planned_runs(project: Project, outcome: Outcome, kept: Mapping[str, Trial]) -> dict[str, Trial]:
-    """A run for each seed of each trial that is a variant; a trial that is two is run once."""
+    """Returns a run for each variant's trial and seed; a trial that is both is run once."""
     runs = {}
     for trial in variants(outcome).values():
         for seed in range(project.search.confirm_seeds):
@@ -80,9 +80,9 @@ def planned_runs(project: Project, outcome: Outcome, kept: Mapping[str, Trial]) 
 
 
 def variants(outcome: Outcome) -> dict[str, Trial]:
-    """The trials to compare."""
-    found = {"chosen": outcome.chosen, **{n: outcome.trial(n) for n in VARIANTS[1:]}}
-    return {name: trial for name, trial in found.items() if trial}
+    """Returns the trials to compare."""
+    trials = {"chosen": outcome.chosen, **{n: outcome.trial(n) for n in VARIANTS[1:]}}
+    return {name: trial for name, trial in trials.items() if trial}
 
 
 def train_and_test(
@@ -100,7 +100,7 @@ def train_and_test(
 
 
 def scores_on_test(project: Project, shared: TrialInputs, name: str) -> dict[str, Any]:
-    """The scores of a run's best model on test, predicted by workers as in the evaluate stage.
+    """Returns a run's best model's scores on test, predicted by workers as in evaluate.
 
     On the driver: what a trial starts has to fit into the resources that Tune set aside for it.
     """
@@ -112,7 +112,7 @@ def scores_on_test(project: Project, shared: TrialInputs, name: str) -> dict[str
 
 
 def scores_of(project: Project, metrics: Mapping[str, TaskMetrics]) -> dict[str, Any]:
-    """Joint score, and scores by scenario and task."""
+    """Returns joint score, and scores by scenario and task."""
     return {
         "joint_score": joint_score(metrics, project.evaluation.weights or None),
         "scores": scenario_scores(flat(metrics)),
@@ -121,23 +121,23 @@ def scores_of(project: Project, metrics: Mapping[str, TaskMetrics]) -> dict[str,
 
 
 def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
-    """By variant and split: mean and spread (largest less smallest) over seeds of all scores.
+    """Returns by variant and split each score's mean and spread (maximum - minimum) over seeds.
 
     `gains`: uniform less chosen, on test, of each seed that both have; above 0 the chosen weights
     are better. `better_on_all_seeds` is false where a run failed.
     """
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     tests: dict[str, dict[str, float]] = {}
     for name, trial in variants(outcome).items():
-        own = [r for r in runs if r.name.rpartition("-seed")[0] == trial.name]
-        done = [r for r in own if r.status == "finished" and r.best and "test" in r.result]
-        failed = {r.name: r.reason for r in own if r not in done}
+        seeds = [r for r in runs if r.name.rpartition("-seed")[0] == trial.name]
+        done = [r for r in seeds if r.status == "finished" and r.best and "test" in r.result]
+        failed = {r.name: r.reason for r in seeds if r not in done}
         valid = [r.best for r in done if r.best]
         test = [r.result["test"] for r in done]
         tests[name] = {
             r.name.rpartition("-seed")[2]: t["joint_score"] for r, t in zip(done, test, strict=True)
         }
-        found[name] = {
+        record[name] = {
             "trial": trial.name,
             "seeds": len(done),
             "failed": failed,
@@ -146,16 +146,16 @@ def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
         }
     uniform, chosen = tests["uniform"], tests["chosen"]
     gains = [uniform[seed] - chosen[seed] for seed in uniform if seed in chosen]
-    complete = not found["uniform"]["failed"] and not found["chosen"]["failed"]
+    complete = not record["uniform"]["failed"] and not record["chosen"]["failed"]
     return {
-        "variants": found,
+        "variants": record,
         "gains": gains,
         "better_on_all_seeds": complete and bool(gains) and min(gains) > 0,
     }
 
 
 def spreads(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and spread of the joint score and of each scenario's."""
+    """Returns the mean and spread of the joint score and of each scenario's."""
     if not entries:
         return {}
     series = {"joint": [e["joint_score"] for e in entries]}

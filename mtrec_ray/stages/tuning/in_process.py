@@ -43,7 +43,7 @@ class InProcessContext:
         return self.source.read
 
     def report(self, metrics: dict[str, Any], folder: Path | None) -> None:
-        """Store the checkpoint, then tell the metrics; the best model stays in `best`."""
+        """Store the checkpoint, then report the metrics; the best model stays in `best`."""
         assert folder is not None
         name = f"checkpoint_{metrics['step']:09d}"
         for file in sorted(folder.iterdir()):
@@ -62,21 +62,21 @@ class InProcessContext:
         self.tell(metrics)
 
     def preempted(self) -> bool:
-        """Never: Ray tells workers only, and a trial goes on from its last epoch elsewhere."""
+        """Returns False: Ray tells workers only; a trial goes on from its last epoch elsewhere."""
         return False
 
     def note_start(self, step: int) -> int:
-        """Steps done again are not counted."""
+        """Returns 0: repeated steps are not counted."""
         return 0
 
     def note_step(self, step: int) -> None:
-        """The checkpoint says it."""
+        """Do nothing: the checkpoint holds the step."""
 
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
-        """The search shows the curves of all its trials."""
+        """Do nothing: the search shows the curves of all its trials."""
 
     def checkpoint_folder(self) -> Path | None:
-        """The latest checkpoint of this name, copied to this node."""
+        """Returns the latest checkpoint of this name, copied to this node."""
         if not self.latest:
             return None
         target = Path(self.copy.name)
@@ -85,11 +85,11 @@ class InProcessContext:
         return target
 
     def log(self, text: str) -> None:
-        """Tell nobody: many such runs go on at a time."""
+        """Do nothing: many such runs go on at a time."""
 
 
 def read_latest(folder: str) -> dict[str, Any]:
-    """Name of the latest whole checkpoint of a folder and the best score so far; empty: none."""
+    """Returns the latest whole checkpoint's name and the best score so far; empty: none."""
     path = storage.join(folder, LATEST)
     return storage.read_json(path) if storage.exists(path) else {}
 

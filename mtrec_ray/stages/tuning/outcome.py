@@ -1,4 +1,4 @@
-"""What came out of a search: its table, its front, the chosen trial, a project file, a page."""
+"""The outcome of a search: its table, its front, the chosen trial, a project file, a page."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out.
+    """The outcome of a search.
 
     Attributes:
         trials: all of them.
@@ -55,13 +55,13 @@ class Outcome:
         return score_of(self.chosen)
 
     def trial(self, name: str) -> Trial | None:
-        """A trial by name; the own one stands for uniform weights where they are the own ones."""
+        """Returns a trial by name; `own` for `uniform` where the project's weights are uniform."""
         by_name = {t.name: t for t in self.trials}
         return by_name.get(name) or (by_name.get("own") if name == "uniform" else None)
 
 
 def outcome_of(project: Project, trials: Sequence[Trial]) -> Outcome:
-    """The front of the trials and the chosen one.
+    """Returns the front of the trials and the chosen one.
 
     Raises:
         ProjectError: no trial has a score.
@@ -88,16 +88,16 @@ def outcome_of(project: Project, trials: Sequence[Trial]) -> Outcome:
 
 
 def losses(project: Project, scored: Sequence[Trial], points: np.ndarray) -> np.ndarray:
-    """f64[n]: what the project's rule wants to be low."""
+    """Returns f64[n], the loss that the project's rule minimises."""
     search, names = project.search, list(project.scenarios)
     if search.choose == "preference":
         return preferred(points, [search.preference.get(n, 0.0) for n in names])
     if search.choose == "worst_case":
-        own = {t.name: t for t in scored}
-        lost = [n for n in names if f"only_{n}" not in own]
+        by_name = {t.name: t for t in scored}
+        lost = [n for n in names if f"only_{n}" not in by_name]
         if lost:
             raise ProjectError([f"search.choose: found no score of the model of {lost} alone"])
-        alone = [min(e["scores"][n] for e in own[f"only_{n}"].curve) for n in names]
+        alone = [min(e["scores"][n] for e in by_name[f"only_{n}"].curve) for n in names]
         return -worst_gains(points, np.array(alone))
     return np.array([score_of(t) for t in scored])
 
@@ -117,7 +117,7 @@ def values_of(project: Project, trial: Trial) -> dict[str, Any]:
 
 
 def trial_rows(project: Project, outcome: Outcome) -> list[dict[str, Any]]:
-    """A row for each trial: status, values, scores of its best and of its last epoch."""
+    """Returns a row for each trial: status, values, scores of its best and of its last epoch."""
     front = {t.name for t, on in zip(outcome.scored, outcome.on_front, strict=True) if on}
     rows = []
     for trial in outcome.trials:
@@ -147,7 +147,7 @@ def trial_rows(project: Project, outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def trials_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """The rows as Arrow; values that are no numbers or of mixed kinds as JSON texts."""
+    """Returns the rows as Arrow; values that are no numbers or of mixed kinds as JSON texts."""
     columns = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
@@ -160,7 +160,7 @@ def trials_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def front_of(project: Project, outcome: Outcome) -> dict[str, Any]:
-    """The front as it is written: its trials' scores and values, what its volume refers to."""
+    """Returns the front: its trials' scores and values, and what its volume refers to."""
     names = list(project.scenarios)
     volumes = {}
     for name in ("own", "uniform"):
@@ -196,7 +196,7 @@ def front_of(project: Project, outcome: Outcome) -> dict[str, Any]:
 
 
 def chosen_yaml(project: Project, outcome: Outcome) -> str:
-    """A project file with the chosen values; without `search`, which was done."""
+    """Returns a project file with the chosen values; without `search`, which was done."""
     tree = with_overrides(project, outcome.chosen.overrides).dump()
     tree.pop("search")
     return (
@@ -210,7 +210,7 @@ def chosen_yaml(project: Project, outcome: Outcome) -> str:
 def comparison(
     project: Project, outcome: Outcome, confirmed: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Scores of own, uniform and chosen values, joint and by scenario: in the search, confirmed."""
+    """Returns scores of own, uniform and chosen values, from the search and the confirmation."""
     trials = {n: outcome.trial(n) for n in ("own", "uniform")} | {"chosen": outcome.chosen}
     shown = {n: t for n, t in trials.items() if t and t.best}
     variants = (confirmed or {}).get("variants", {})
@@ -229,9 +229,9 @@ def comparison(
     return rows
 
 
-def spread_text(found: dict[str, float] | None) -> str:
-    """Mean and half of the spread."""
-    return f"{found['mean']:.4f} ± {found['spread'] / 2:.4f}" if found else "-"
+def spread_text(spread: dict[str, float] | None) -> str:
+    """Returns the mean and half of the spread."""
+    return f"{spread['mean']:.4f} ± {spread['spread'] / 2:.4f}" if spread else "-"
 
 
 def write_outcome(
@@ -272,5 +272,5 @@ def write_outcome(
 
 
 def generated(project: Project) -> bool:
-    """Whether the data is the generated sample world."""
+    """Returns whether the data is the generated sample world."""
     return project.sample_world is not None

@@ -1,8 +1,8 @@
 """Population based training (1711.09846) by Ray Tune: worse trials go on from better ones.
 
 After every `search.grace` epochs a trial of the worse quarter takes the checkpoint of one of the
-better quarter, and that one's values, moved at random. What a trial ends with is the end of a
-course of values: whether they are good from the first step on is what a confirmation tells.
+better quarter, and that one's values, moved at random. A trial's last values
+follow others: only a confirmation tells whether they are good from the first step on.
 """
 
 import math
@@ -22,7 +22,7 @@ from mtrec_ray.training.context import NO_SCORE
 LATEST_SCORE = "latest_score"
 
 
-SPREAD = 0.15  # of a number's range, on the logarithm where it is searched so: one move's deviation
+SPREAD = 0.15  # standard deviation of a move, as a share of the range (or of its logarithm)
 
 
 RESAMPLED = 0.1  # share of values that are drawn anew
@@ -42,7 +42,7 @@ class Population(PopulationBasedTraining):
         self.rng = np.random.default_rng(seed)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether a trial goes on, waits for others, or goes on from a better one."""
+        """Returns whether a trial goes on, waits for others, or goes on from a better one."""
         if not math.isfinite(result[LATEST_SCORE]) or result["epoch"] >= self.epochs:
             return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)
@@ -59,12 +59,12 @@ class Population(PopulationBasedTraining):
 
 
 def moved(space: Space, point: Mapping[str, Any], rng: np.random.Generator) -> Point:
-    """A point nearby: numbers move by a part of their range; few values are drawn anew."""
+    """Returns a point nearby: numbers move by a part of their range; few values are drawn anew."""
     return {n: moved_value(of, point[n], rng) for n, of in space.distributions().items()}
 
 
 def moved_value(of: Any, value: Any, rng: np.random.Generator) -> Any:
-    """A value near another one in its distribution."""
+    """Returns a value near another one in its distribution."""
     anew = rng.random() < RESAMPLED
     if isinstance(of, CategoricalDistribution):
         return of.choices[rng.integers(len(of.choices))] if anew else value
@@ -72,19 +72,19 @@ def moved_value(of: Any, value: Any, rng: np.random.Generator) -> Any:
     log = isinstance(of, FloatDistribution) and of.log
     low, high, at = (math.log(x) if log else float(x) for x in (of.low, of.high, value))
     other = rng.uniform(low, high) if anew else rng.normal(at, SPREAD * (high - low))
-    found = min(max(math.exp(other) if log else other, of.low), of.high)
-    return round(found) if isinstance(of, IntDistribution) else float(found)
+    moved_number = min(max(math.exp(other) if log else other, of.low), of.high)
+    return round(moved_number) if isinstance(of, IntDistribution) else float(moved_number)
 
 
 def checkpoint_of(folder: str) -> Checkpoint:
-    """The latest checkpoint of a trial that trains in its own process, for Tune to pass on."""
+    """Returns the latest checkpoint of a trial in its own process, for Tune to pass on."""
     fs, inner = storage.filesystem(storage.join(folder, read_latest(folder)["name"]))
     return Checkpoint(inner, fs)
 
 
-def adopt(found: Checkpoint, folder: str) -> None:
+def adopt(checkpoint: Checkpoint, folder: str) -> None:
     """Make a checkpoint, its own or a better trial's, the one that a trial goes on from."""
-    with found.as_directory() as local:
+    with checkpoint.as_directory() as local:
         name = "checkpoint_taken"
         for file in sorted(storage.files(local)):
             target = storage.join(folder, name, storage.name_of(file))

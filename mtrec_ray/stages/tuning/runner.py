@@ -1,9 +1,9 @@
-"""Trials run by Ray Tune: how many at a time, and who keeps what they told.
+"""Trials run by Ray Tune: how many at a time, and the records of their reports.
 
 An interrupted search goes on from its trials' records, not from Tune's own state: those that ended
 are kept, told to the searcher, and fill the scheduler's rungs; those that ran go on from their
-checkpoints. Lost are the epoch that was on its way, and the state of the random numbers: the trials
-that are still to come differ from those of a search that was not interrupted.
+checkpoints. The unfinished epoch and the state of the random numbers are lost: the trials that
+are still to come differ from those of a search that was not interrupted.
 """
 
 import logging
@@ -35,7 +35,7 @@ HEAD_BYTES = 2**20  # what a trial that only waits for its workers asks for
 
 
 class Recorder(Callback):
-    """Keeps on the driver what trials tell, and says how far they are.
+    """Records on the driver what trials report, and shows their progress.
 
     `keep`: the models of trials that have ended stay in the folder `runs`, too.
     """
@@ -57,69 +57,70 @@ class Recorder(Callback):
         self.scheduler: TrialScheduler | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, for Tune's own state, which is not read again."""
+        """Returns nothing: Tune's own state is never read back."""
         return {}
 
-    def own(self, trial: Any) -> Trial:
-        """Our record of one of Tune's trials."""
+    def record_of(self, trial: Any) -> Trial:
+        """Returns our record of one of Tune's trials."""
         return self.trials[trial.config["trial"]["name"]]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial starts, or goes on: in a population with other values than before."""
-        own = self.own(trial)
-        own.status = "running"
+        """Record that a trial starts, or goes on: in a population with other values than before."""
+        record = self.record_of(trial)
+        record.status = "running"
         now = trial.config["trial"]
-        if now["overrides"] != own.overrides:
-            own.move(now["from"], now["overrides"], now["point"])
-            self.log(f"{own.name} goes on from {now['from']} with other values")
-        self.started[own.name] = time.monotonic() - own.seconds
-        own.save(self.folder)
+        if now["overrides"] != record.overrides:
+            record.move(now["from"], now["overrides"], now["point"])
+            self.log(f"{record.name} goes on from {now['from']} with other values")
+        self.started[record.name] = time.monotonic() - record.seconds
+        record.save(self.folder)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial tells an epoch, how it failed, or what else its training returned."""
-        own = self.own(trial)
-        own.seconds = time.monotonic() - self.started[own.name]
+        """Record an epoch of a trial, its failure, or what else its training returned."""
+        record = self.record_of(trial)
+        record.seconds = time.monotonic() - self.started[record.name]
         if result.get("entry"):
-            own.add(result["entry"])
-        own.reason = " ".join(str(result.get("failed", "")).split())
-        own.result = result.get("result", own.result)
-        own.save(self.folder)
+            record.add(result["entry"])
+        record.reason = " ".join(str(result.get("failed", "")).split())
+        record.result = result.get("result", record.result)
+        record.save(self.folder)
         self.show_progress()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial ended by itself, or was ended by the scheduler."""
-        own = self.own(trial)
-        stopped = own.name in getattr(self.scheduler, "stopped", ())
-        if own.best is None:
-            own.reason = own.reason or "no epoch with a finite score"
-        own.status = "failed" if own.reason else "stopped" if stopped else "finished"
-        self.end(own)
+        """Record that a trial ended by itself, or was ended by the scheduler."""
+        record = self.record_of(trial)
+        stopped = record.name in getattr(self.scheduler, "stopped", ())
+        if record.best is None:
+            record.reason = record.reason or "no epoch with a finite score"
+        record.status = "failed" if record.reason else "stopped" if stopped else "finished"
+        self.end(record)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial's process was lost too often."""
-        own = self.own(trial)
-        own.status, own.reason = "failed", "its process ended, more often than run.max_failures"
-        self.end(own)
+        """Record that a trial's process was lost too often."""
+        record = self.record_of(trial)
+        record.status = "failed"
+        record.reason = "its process ended, more often than run.max_failures"
+        self.end(record)
 
-    def end(self, own: Trial) -> None:
-        """Keep a trial that ended; but for a confirmation its checkpoints are of no more use."""
-        own.save(self.folder)
+    def end(self, record: Trial) -> None:
+        """Record that a trial ended; delete its checkpoints unless a confirmation keeps them."""
+        record.save(self.folder)
         if not self.keep:
             with suppress(OSError):
-                storage.remove_folder(storage.join(self.runs, own.name))
-        self.log(self.line(own))
+                storage.remove_folder(storage.join(self.runs, record.name))
+        self.log(self.line(record))
         self.show_progress()
 
-    def line(self, own: Trial) -> str:
-        """How a trial ended."""
-        epochs = "1 epoch" if len(own.curve) == 1 else f"{len(own.curve)} epochs"
-        told = f"{score_of(own):.4f} after {epochs}" if own.best else own.reason
-        return f"{own.name} {own.status}: {told}, {own.seconds:.0f} s"
+    def line(self, record: Trial) -> str:
+        """Returns how a trial ended."""
+        epochs = "1 epoch" if len(record.curve) == 1 else f"{len(record.curve)} epochs"
+        told = f"{score_of(record):.4f} after {epochs}" if record.best else record.reason
+        return f"{record.name} {record.status}: {told}, {record.seconds:.0f} s"
 
     def show_progress(self) -> None:
-        """How many trials have ended, how many epochs were trained, and the best score so far."""
+        """Show how many trials have ended, how many epochs were trained, and the best score."""
         trials = self.trials.values()
         ended = sum(t.ended for t in trials)
         epochs = sum(self.epochs if t.ended else len(t.curve) for t in trials)
@@ -145,12 +146,14 @@ class Recorder(Callback):
             )
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial's process was lost; it starts again from its checkpoint."""
-        self.log(f"{self.own(trial).name}: its process was lost, it goes on from its checkpoint")
+        """Report that a trial's process was lost; it goes on from its checkpoint."""
+        self.log(
+            f"{self.record_of(trial).name}: its process was lost, it goes on from its checkpoint"
+        )
 
 
 def score_of(trial: Trial) -> float:
-    """Lowest joint score of a trial, infinite without one."""
+    """Returns the lowest joint score of a trial, infinite without one."""
     return trial.best[JOINT] if trial.best else math.inf
 
 
@@ -164,7 +167,7 @@ class TrialResources:
 
 
 def need_of(project: Project) -> TrialResources:
-    """What a trial of the project takes.
+    """Returns what a trial of the project takes.
 
     A trial that trains by workers asks for a little memory and no CPU itself: with a share of a CPU
     its workers would no more fit where they fill a node. (Tune refuses to ask for nothing.)
@@ -179,7 +182,7 @@ def need_of(project: Project) -> TrialResources:
 
 
 def concurrency(project: Project, nodes: Sequence[NodeResources], *, local: bool) -> int:
-    """How many trials go on at a time: as many as the cluster has room for, and at least one.
+    """Returns how many trials the cluster has room for at a time, and at least one.
 
     More would not fail, but hold what others need to start. A trial of one process has to fit a
     node, one of workers the cluster. A local Ray has some logical CPUs that are no cores.
@@ -199,7 +202,7 @@ def concurrency(project: Project, nodes: Sequence[NodeResources], *, local: bool
 
 
 def resources_of_nodes() -> list[NodeResources]:
-    """What each living node of the cluster has in all."""
+    """Returns what each living node of the cluster has in all."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -237,9 +240,9 @@ def run_trials(
     train: Train,
     shared: Any,
 ) -> None:
-    """Runs `num` trials; what they tell is in the recorder's records.
+    """Runs `num` trials, which the recorder keeps.
 
-    Ray Tune's own files (`ray/` beside the records) are not read again.
+    Ray Tune's own files (`ray/` beside the records) are never read back.
 
     Raises:
         RuntimeError: the search was ended before all trials were.

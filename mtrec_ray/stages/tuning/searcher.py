@@ -33,14 +33,14 @@ STUDY = "search"
 
 
 def objectives(project: Project) -> list[str]:
-    """Metrics that the searcher lowers."""
+    """Returns metrics that the searcher lowers."""
     if project.search.objectives == "joint":
         return [JOINT]
     return [f"{SCORE}/{name}" for name in project.scenarios]
 
 
 def objective_values(project: Project, trial: Trial) -> list[float] | None:
-    """The values of a trial's objectives; None where it has none."""
+    """Returns the values of a trial's objectives; None where it has none."""
     best = trial.best
     if best is None:
         return None
@@ -51,7 +51,7 @@ def objective_values(project: Project, trial: Trial) -> list[float] | None:
 
 
 def optuna_search(project: Project, space: Space, trials: Sequence[Trial]) -> OptunaSearch:
-    """Optuna's searcher that knows the trials which ended; the others are next, in their order."""
+    """Returns Optuna's searcher, which knows the ended trials; the others are next, in order."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search, metrics = project.search, objectives(project)
     ended = [t for t in trials if t.ended]
@@ -80,7 +80,7 @@ def optuna_search(project: Project, space: Space, trials: Sequence[Trial]) -> Op
 
 
 def known_trial(project: Project, space: Space, trial: Trial) -> optuna.trial.FrozenTrial:
-    """A trial that ended as Optuna keeps it."""
+    """Returns a trial that ended as Optuna keeps it."""
     values = None if trial.status == "failed" else objective_values(project, trial)
     return optuna.trial.create_trial(
         state=TrialState.FAIL if values is None else TrialState.COMPLETE,
@@ -91,13 +91,13 @@ def known_trial(project: Project, space: Space, trial: Trial) -> optuna.trial.Fr
 
 
 def drawn(space: Space, num: int, seed: int) -> list[Point]:
-    """So many points of the space at random, the same for the same seed."""
+    """Returns so many points of the space at random, the same for the same seed."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     return [study.ask(space.distributions()).params for _ in range(num)]
 
 
 def config_of(trial: Trial) -> dict[str, Any]:
-    """A trial as Tune hands it to its process."""
+    """Returns a trial as Tune hands it to its process."""
     own = {"name": trial.name, "overrides": trial.overrides, "point": trial.point}
     return {"trial": own}
 
@@ -112,7 +112,7 @@ class Suggester(Searcher):
         self.waiting, self.optuna, self.new = list(waiting), optuna, new
 
     def suggest(self, trial_id: str) -> Any:
-        """Name and overrides of the next trial, or that there is none."""
+        """Returns the name and overrides of the next trial, or that there is none."""
         point = self.optuna.suggest(trial_id) if self.optuna else None
         if self.waiting:
             trial = self.waiting.pop(0)
@@ -123,13 +123,13 @@ class Suggester(Searcher):
         return config_of(trial)
 
     def configs(self) -> list[dict[str, Any]]:
-        """All waiting trials at once, for a population."""
+        """Returns all waiting trials at once, for a population."""
         return [config_of(trial)["trial"] for trial in self.waiting]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna what came out; a trial without finite scores has failed."""
+        """Tell Optuna the outcome; a trial without finite scores has failed."""
         if self.optuna is None:
             return
         wanted: Any = self.optuna.metric
@@ -138,14 +138,14 @@ class Suggester(Searcher):
         self.optuna.on_trial_complete(trial_id, None if failed else result, error=failed)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, for Tune's own state, which is not read again."""
+        """Returns nothing: Tune's own state is never read back."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: an interrupted search goes on from the records of its trials."""
+        """Do nothing: an interrupted search goes on from the records of its trials."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing: nothing was saved."""
 
 
 class Halving(ASHAScheduler):
@@ -164,7 +164,7 @@ class Halving(ASHAScheduler):
         self.stopped: set[str] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether a trial goes on after an epoch."""
+        """Returns whether a trial goes on after an epoch."""
         if not math.isfinite(result[JOINT]) or result["epoch"] >= self.epochs:
             return TrialScheduler.CONTINUE
         name = trial.config["trial"]["name"]
@@ -175,7 +175,7 @@ class Halving(ASHAScheduler):
         return action
 
     def fill(self, trials: Sequence[Trial]) -> None:
-        """Take the epochs of trials that ended before, as if they had run now."""
+        """Fill the rungs with the epochs of trials that ended before."""
         for trial in trials:
             known: Any = SimpleNamespace(trial_id=trial.name, config=config_of(trial))
             self.on_trial_add(None, known)  # pyright: ignore[reportArgumentType]

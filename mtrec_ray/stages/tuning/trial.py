@@ -28,8 +28,8 @@ from mtrec_ray.training.context import NO_SCORE
 QUEUE_SECONDS = 0.5
 
 
-# A process that is to go on with the next trial waits so long for the thread of the one that was
-# ended early; Tune's own 2 seconds lose the next trial where giving memory back takes longer.
+# How long a process waits, before it goes on with the next trial, for the thread of a trial that
+# was ended early; Tune's own 2 seconds lose the next trial where giving memory back takes longer.
 END_SECONDS = 300
 
 
@@ -47,7 +47,7 @@ Train = Callable[[Project, str, Any, ReportEpoch], dict[str, Any]]
 
 
 def trial_project(project: Project) -> Project:
-    """The project with the search's own epochs, rows and workers."""
+    """Returns the project with the search's own epochs, rows and workers."""
     search, run = project.search, project.run
     rows = search.rows_per_epoch or project.training.rows_per_epoch
     return with_overrides(
@@ -62,7 +62,7 @@ def trial_project(project: Project) -> Project:
 
 
 def workers(project: Project) -> dict[str, Any]:
-    """Number of workers of a trial, as an override: one process is one worker."""
+    """Returns the number of workers of a trial, as an override: one process is one worker."""
     wanted = project.search.num_workers
     return {} if wanted is None else {"run.num_workers": max(wanted, 1)}
 
@@ -79,8 +79,8 @@ def run_trial(
     """Runs a trial for Ray Tune: `config` names it and its overrides of the project.
 
     In a population its checkpoints are passed on, and it goes on from the one that it is given.
-    Whatever training raises is reported as the trial's failure, and is not tried again; what a
-    trial that goes on has told before stands in its record.
+    Whatever training raises is reported as the trial's failure, without a retry; the earlier
+    epochs of a trial that goes on are in its record.
     """
     logging.getLogger().setLevel(logging.WARNING)
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_SECONDS)
@@ -130,7 +130,7 @@ def go_on_from_given(folder: str) -> None:
 
 
 def entry_of(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An epoch of a trial's curve; None for a report in mid-epoch, which has no validation."""
+    """Returns an epoch of a trial's curve; None for a report in mid-epoch, without validation."""
     valid = {k: v for k, v in metrics.items() if k.count("/") == 2}
     if not valid:
         return None
@@ -144,7 +144,7 @@ def entry_of(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def report_of(curve: list[dict[str, Any]], entry: dict[str, Any] | None) -> dict[str, Any]:
-    """What Tune is told: the scores of the best epoch so far (its model is kept), and the entry."""
+    """Returns the report to Tune: scores of the best epoch so far (it is kept), and the entry."""
     best = best_of(curve) or {"joint_score": math.nan, "scores": {}}
     known = {name: math.nan for e in curve for name in e["scores"]}
     return {
@@ -219,7 +219,7 @@ def train_in_workers(
 
 
 def arriving(queue: Queue, thread: threading.Thread) -> Iterator[dict[str, Any]]:
-    """What comes out of a queue until the thread has ended and the queue is empty."""
+    """Yields what comes out of a queue until the thread has ended and the queue is empty."""
     while True:
         ends = not thread.is_alive()
         try:
