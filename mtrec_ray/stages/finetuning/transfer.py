@@ -189,7 +189,7 @@ def transfer_table(facts: PreparedScenario, scored: ScoredRows, chosen: str) -> 
     used = "finetuned" if chosen == "finetuned" else "joint"  # of a new one the general head
     gaps = {"-".join(p): score_difference(facts, scored, tasks, p) for p in pairs}
     sharing = score_difference(facts, scored, tasks, (used, "alone"))
-    words = "neither gains nor loses surely by sharing"
+    words = "no certain gain or loss from sharing"
     if sharing.high < 0:
         words = "gains from sharing"
     elif sharing.low > 0:
