@@ -229,12 +229,9 @@ def slices(run: str) -> list[dict[str, str]]:
             row = {"task": f"{name}.{task}", "all": f"{whole[main]:.4f}"}
             parts = record["details"][name]["slices"][task]
             for part in ("warm", "new users", "new items"):
-                own = parts.get(part, {})
-                row[part] = (
-                    f"{own[main]:.4f} ({own['rows']:,.0f})"
-                    if np.isfinite(own.get(main, np.nan))
-                    else "-"
-                )
+                metrics = parts.get(part, {})
+                known = metrics.get(main) is not None  # null: no two labels
+                row[part] = f"{metrics[main]:.4f} ({metrics['rows']:,.0f})" if known else "-"
             if "ne" in whole:
                 row |= {
                     "NE": f"{whole['ne']:.4f}",
