@@ -100,12 +100,14 @@ def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table
         "model": "model", "popularity": "popularity", "live_popularity": "live",
         "neighbours": "neighbours",
     }  # fmt: skip
-    table = make_table(title, ("scenario", "task", "metric"), (*models.values(), "items"))
+    best = "/".join(sorted({str(metrics["k"]) for metrics in ranking.values()}))
+    heads = (*models.values(), "items")
+    table = make_table(f"{title}, best {best}", ("scenario", "task", "metric"), heads)
     for name, metrics in ranking.items():
         for key, metric in (("recall", "recall"), ("ndcg", "NDCG")):
             values = [number(key, metrics.get(m, {}).get(key)) for m in models]
             cells = [*values, f"{metrics['items']:,}"]
-            table.add_row(name, str(metrics["task"]), f"{metric}@{metrics['k']}", *cells)
+            table.add_row(name, str(metrics["task"]), metric, *cells)
     return table
 
 

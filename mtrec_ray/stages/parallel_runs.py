@@ -37,6 +37,7 @@ def run_in_parallel(
     """
     places = places or num_slots(project)
     log(f"{len(jobs)} runs, {min(places, len(jobs))} at a time")
+    tell_progress(log, "runs", 0, len(jobs), quiet=True)
     results: dict[str, Record] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(places)

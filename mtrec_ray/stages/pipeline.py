@@ -8,7 +8,7 @@ from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetune import run_finetune
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.recommend import run_recommend
-from mtrec_ray.stages.run_folder import Record, RunFolder, keep_search_choice
+from mtrec_ray.stages.run_folder import Record, RunFolder, keep_search_choice, with_search_choice
 from mtrec_ray.stages.train import run_train
 from mtrec_ray.stages.tune import run_tune
 
@@ -26,6 +26,7 @@ def run_pipeline(project: Project, storage_path: str, log: Log) -> Record:
         keep_search_choice(project, run, outcome["chosen"])
     else:
         run_prepare(project, storage_path, log)
+    project = with_search_choice(project, run, log)
     run_train(project, storage_path, log)
     tuned = run_finetune(project, storage_path, log)
     evaluation = run_evaluate(project, storage_path, log)

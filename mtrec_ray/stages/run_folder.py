@@ -198,6 +198,8 @@ def keep_search_choice(project: Project, run: RunFolder, chosen: Mapping[str, An
 def with_search_choice(project: Project, run: RunFolder, log: Log) -> Project:
     """Returns the project with the values that its pipeline chose; itself where it chose none.
 
+    Values that the project does not have yet are told.
+
     Raises:
         ProjectError: the project has another value than the one that the choice replaces.
     """
@@ -213,9 +215,11 @@ def with_search_choice(project: Project, run: RunFolder, log: Log) -> Project:
     ]
     if problems:
         raise ProjectError(problems)
-    chosen = ", ".join(f"{field} {in_short(value)}" for field, value in choice["overrides"].items())
-    log(f"with the search's choice (trial {choice['trial']}): {chosen or 'the project as it is'}")
-    return with_overrides(project, choice["overrides"])
+    overrides = choice["overrides"]
+    if any(value_at(project, field) != value for field, value in overrides.items()):
+        values = ", ".join(f"{field} {in_short(value)}" for field, value in overrides.items())
+        log(f"with the search's choice (trial {choice['trial']}): {values}")
+    return with_overrides(project, overrides)
 
 
 def in_short(value: Any) -> str:

@@ -160,10 +160,10 @@ def test_other_jobs_take_what_the_search_chose(searched):
     lines: list[str] = []
     found = with_search_choice(project, run, lines.append)
     assert (found.training.lr, found.scenarios["shop"].weight) == (0.005, 2.5)
+    assert with_search_choice(found, run, lines.append) == found  # told once
     assert lines == [
         "with the search's choice (trial t003): training.lr 0.005, scenarios.shop.weight 2.5"
     ]
-    assert with_search_choice(found, run, lines.append) == found
 
 
 def test_a_user_s_own_value_is_never_replaced_in_silence(searched):

@@ -60,7 +60,7 @@ def test_catalogue_is_read_as_written(prepared):
 
 def test_unfinished_data_is_refused(tmp_path):
     """A folder without a manifest is an error that names it and the job to run."""
-    with pytest.raises(ValueError, match=f"found none in {tmp_path}; allowed: run the prepare job first"):
+    with pytest.raises(ValueError, match=f"found none in {tmp_path}; allowed: run the prepare job"):
         load_prepared(str(tmp_path))
 
 
