@@ -1,6 +1,7 @@
 """`ray job submit` to a cluster with token authentication: results, mistakes and strangers."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -125,18 +127,35 @@ def pipeline(storage: Path, *overrides: str) -> list[str]:
     return ["python", "-m", "jobs.pipeline", *options(QUICKSTART, storage, overrides)]
 
 
-def test_job_succeeds(cluster, tmp_path):
-    """The submitter gets exit status 0 and the job's JSON line, with metrics of all scenarios."""
+def test_jobs_succeed(cluster, tmp_path):
+    """The submitter gets exit status 0 and the last job's JSON line; the model is stored."""
+    words = shlex.join(options(QUICKSTART, tmp_path, (*SMALL, "run.num_workers=1")))
+    jobs = " && ".join(f"python -m jobs.{job} {words}" for job in ("prepare", "train"))
+    found = cluster.submit("sh", "-c", jobs)
+    assert found.returncode == 0, found.stdout + found.stderr
+    line = submitted_result(found)
+    assert line["job"] == "train"
+    assert set(line["rows_seen"]) == {"shop", "news", "video"}
+    assert (tmp_path / "quickstart" / "joint" / "best").is_dir()
+
+
+@pytest.mark.long
+def test_a_pipeline_succeeds(cluster, tmp_path):
+    """All stages as one job: metrics of all scenarios are in its JSON line."""
     # Without a search, which the pipeline of test_pipeline.py makes.
     overrides = ("run.num_workers=1", "search.pipeline_trials=0")
     found = cluster.submit(*pipeline(tmp_path, *SMALL, *overrides))
     assert found.returncode == 0, found.stdout + found.stderr
-    lines = [line for line in found.stdout.splitlines() if line.startswith("{")]
-    line = last_line(lines[-1])
+    line = submitted_result(found)
     assert line["job"] == "pipeline"
     assert set(line["metrics"]) == {"shop", "news", "video"}
     assert line["metrics"]["video"]["rating"]["rows"] > 0
     assert (tmp_path / "quickstart" / "evaluation" / "metrics.json").is_file()
+
+
+def submitted_result(found: subprocess.CompletedProcess[str]) -> Any:
+    """The last JSON line that the submitter saw."""
+    return last_line([line for line in found.stdout.splitlines() if line.startswith("{")][-1])
 
 
 def test_job_runs_on_the_cluster(cluster, tmp_path):
