@@ -26,7 +26,7 @@ from mtrec_ray.stages.train import run_train
 from tests.cluster.runs import BATCH, EPOCHS, ROWS_PER_EPOCH, Trained, changed, numbers, say_nothing
 
 # The run starts three worker groups.
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(900)]
 
 TOP = Path(__file__).parents[2]
 PATIENCE_SECONDS = 200.0

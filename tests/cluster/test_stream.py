@@ -90,6 +90,7 @@ def test_a_stream_ends_where_nobody_wants_more(trained):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_both_train_the_same_model(trained, untrained):
     """Two workers that stream end with the curve of two that take rows from the object store."""
     project = changed(trained.project, run={"cache": "stream", "checkpoint_steps": 60})
