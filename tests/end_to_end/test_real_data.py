@@ -27,7 +27,7 @@ def test_frozen_encoder_beats_popularity_on_real_logs(tmp_path):
     tree["root"] = str(REAL4)
     tree["scenarios"] = {name: tree["scenarios"][name] for name in ("video", "news")}
     tree["model"]["encoder"] |= {"trainable": "none", "max_tokens": 24}
-    tree["training"] |= {"epochs": 1, "rows_per_epoch": 80_000, "batch_size": 1024, "lr": 2e-3}
+    tree["training"] |= {"epochs": 1, "rows_per_epoch": 40_000, "batch_size": 512, "lr": 2e-3}
     tree["training"]["teacher"] = {"share": 0}
     tree["recommend"] = {"ranking_users": 0}
     config = tmp_path / "two.yaml"

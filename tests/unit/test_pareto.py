@@ -149,7 +149,7 @@ def test_importance_needs_trials_and_differences():
 def test_hypervolume_of_many_scenarios():
     """Of a front on a simplex in six dimensions: no longer than a moment, and a sum of slices."""
     rng = np.random.default_rng(0)
-    points = rng.dirichlet(np.ones(6), 64)
+    points = rng.dirichlet(np.ones(6), 32)
     whole = hypervolume(points, np.ones(6))
     samples = rng.random((20_000, 6))
     inside = (points[None] <= samples[:, None]).all(-1).any(-1).mean()
