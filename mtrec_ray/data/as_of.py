@@ -96,29 +96,19 @@ class CatalogueAsOf:
             for column, code in catalogue.codes.items()
         }
 
-    def numeric(self, moments: Ints) -> Float32s:
-        """Returns f32[B, n, F]: the columns of every item as of each moment."""
-        num_items = len(self.catalogue.ids)
-        stats = ask_all(self.items, num_items, moments)
-        parts = [self.layout.scatter("item", WINDOWS_MS, stats)]
-        parts += [self._category(column, moments) for column in self.categories]
-        parts.append(self.layout.item_ages(self.catalogue.published, moments[:, None]))
+    def numeric(self, item: Ints, moment: Ints) -> Float32s:
+        """Returns f32[m, F]: the columns of items i64[m] as of moments i64[m]."""
+        parts = [self.layout.scatter("item", WINDOWS_MS, self.items.at(item, moment))]
+        parts += [self._category(column, item, moment) for column in self.categories]
+        parts.append(self.layout.item_ages(self.catalogue.published[item], moment))
         return overlay(*parts)
 
-    def _category(self, column: str, moments: Ints) -> Float32s:
-        """Returns f32[B, n, F]: statistics of each item's category; NaN for an item without one."""
-        code = self.catalogue.codes[column]
-        stats = ask_all(self.categories[column], int(code.max(initial=-1)) + 1, moments)
-        none = np.full((len(moments), 1, stats.shape[2]), np.nan, np.float32)
-        stats = np.concatenate([stats, none], 1)  # the last one is that of code -1
-        return self.layout.scatter(f"category.{column}", NO_WINDOWS, stats[:, code])
-
-
-def ask_all(past: KeyedPast, num_keys: int, moments: Ints) -> Float32s:
-    """Returns f32[B, K, f]: statistics of the keys 0..K-1 as of each moment."""
-    keys = np.tile(np.arange(num_keys), len(moments))
-    values = past.at(keys, np.repeat(moments, num_keys))
-    return values.reshape(len(moments), num_keys, values.shape[1])
+    def _category(self, column: str, item: Ints, moment: Ints) -> Float32s:
+        """Returns f32[m, F]: statistics of each item's category; NaN for an item without one."""
+        code = self.catalogue.codes[column][item]
+        stats = self.categories[column].at(code.clip(0), moment)
+        stats[code < 0] = np.nan
+        return self.layout.scatter(f"category.{column}", NO_WINDOWS, stats)
 
 
 def rows_before(layout: SnapshotColumns, before: int) -> Arrays:

@@ -1,7 +1,7 @@
-"""Test users at the moment of their first test row, to rank the whole catalogue for.
+"""Users of a split at the moment of their first row in it, to rank the whole catalogue for.
 
 A user asks with the history and the statistics of that row. The list is measured
-against the user's positives in test, from that row on.
+against the user's positives in the split, from that row on.
 
 Letters: B users, H history items.
 """
@@ -17,12 +17,13 @@ from mtrec_ray.data.arrays import Ints
 from mtrec_ray.data.as_of import categories_as_of, log_rows, places_among
 from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.end_states import CatalogueColumns, user_parts, users_at_end
+from mtrec_ray.data.interactions import is_met
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.shards import Arrays, concatenate, read_rows
 from mtrec_ray.data.snapshot import SnapshotColumns, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.project.scenario import SPLITS
 
-TEST_BATCH_ROWS = 65_536
+BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,22 @@ class AskingUsers:
 
 
 def asking_users(
-    layout: SnapshotColumns, catalogue: CatalogueColumns, task: str, limit: int
+    layout: SnapshotColumns,
+    catalogue: CatalogueColumns,
+    task: str,
+    limit: int,
+    split: str = "test",
 ) -> AskingUsers:
-    """Returns at most `limit` test users with positives of a task, drawn by a fixed hash."""
-    persons = persons_with_positives(layout, task)
+    """Returns at most `limit` users with positives of a task in a split, drawn by a fixed hash."""
+    persons = persons_with_positives(layout, task, split)
     persons = np.sort(persons[np.argsort(hash_ints(persons, 0), kind="stable")][:limit])
     if not len(persons):
         none = np.zeros(0, np.int64)
         return AskingUsers(no_users(layout), none, [], (none, none))
-    rows = rows_in_test(layout, persons)
+    rows = rows_in_split(layout, persons, split)
     first = first_rows(rows, len(persons))
     moments = rows["time"][first]
-    users = users_of_rows(layout, persons, rows["row"][first])
+    users = users_of_rows(layout, persons, rows["row"][first], split)
     if layout.timed:
         categories = categories_as_of(layout, catalogue.codes, persons, moments)
     else:
@@ -89,7 +94,7 @@ def asking_users(
         users=replace(users, categories=categories),
         moments=moments,
         positives=positives_of(layout, task, rows, len(persons)),
-        seen=seen_before(layout, persons, moments),
+        seen=seen_before(layout, persons, moments, split),
     )
 
 
@@ -104,19 +109,19 @@ def is_positive(layout: SnapshotColumns, task: str, labels: NDArray[np.float32])
     return labels[:, layout.facts.tasks.index(task)] == 1
 
 
-def persons_with_positives(layout: SnapshotColumns, task: str) -> Ints:
-    """Returns sorted persons who have a positive of a task in test."""
+def persons_with_positives(layout: SnapshotColumns, task: str, split: str) -> Ints:
+    """Returns sorted persons who have a positive of a task in a split."""
     persons = np.zeros(0, np.int64)
-    for arrays in log_rows(layout, ("test",), ("person", "labels")):
+    for arrays in log_rows(layout, (split,), ("person", "labels")):
         hit = is_positive(layout, task, arrays["labels"])
         persons = np.union1d(persons, arrays["person"][hit])
     return persons
 
 
-def rows_in_test(layout: SnapshotColumns, persons: Ints) -> Arrays:
-    """Returns the test rows of some sorted persons; `person` holds places among them."""
+def rows_in_split(layout: SnapshotColumns, persons: Ints, split: str) -> Arrays:
+    """Returns a split's rows of some sorted persons; `person` holds places among them."""
     parts = []
-    for arrays in log_rows(layout, ("test",), ("person", "item", "time", "labels")):
+    for arrays in log_rows(layout, (split,), ("person", "item", "time", "labels")):
         place = places_among(persons, arrays["person"])
         arrays["person"] = place
         parts.append({name: values[place >= 0] for name, values in arrays.items()})
@@ -138,16 +143,18 @@ def positives_of(layout: SnapshotColumns, task: str, rows: Arrays, num_persons: 
     return np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, num_persons)))
 
 
-def seen_before(layout: SnapshotColumns, persons: Ints, moments: Ints) -> tuple[Ints, Ints]:
+def seen_before(
+    layout: SnapshotColumns, persons: Ints, moments: Ints, split: str
+) -> tuple[Ints, Ints]:
     """Returns persons and items of the rows that some sorted persons had before the moment of each.
 
-    Without time: of their training and validation rows.
+    Without time: of their rows in earlier splits. Negatives that the log holds are no rows.
     """
-    splits = SPLITS if layout.timed else ("train", "valid")
+    splits = SPLITS if layout.timed else SPLITS[: SPLITS.index(split)]
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
-    for arrays in log_rows(layout, splits, ("person", "item", "time")):
+    for arrays in log_rows(layout, splits, ("person", "item", "time", "labels")):
         place = places_among(persons, arrays["person"])
-        kept = place >= 0
+        kept = (place >= 0) & is_met(layout.scenario, layout.facts.tasks, arrays)
         if layout.timed:
             kept &= arrays["time"] < moments[place]
         parts.append((arrays["person"][kept], arrays["item"][kept].astype(np.int64)))
@@ -155,11 +162,11 @@ def seen_before(layout: SnapshotColumns, persons: Ints, moments: Ints) -> tuple[
     return who, what
 
 
-def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints) -> UserSnapshot:
-    """Returns the users as their test rows with the numbers `row` describe them."""
+def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints, split: str) -> UserSnapshot:
+    """Returns the users as their rows of a split with the numbers `row` describe them."""
     wanted, parts = np.sort(row), []
-    paths = layout.prepared.shard_paths(layout.name, "test")
-    for arrays in read_rows(paths, TEST_BATCH_ROWS, 0, 2**62):
+    paths = layout.prepared.shard_paths(layout.name, split)
+    for arrays in read_rows(paths, BATCH_ROWS, 0, 2**62):
         is_wanted = places_among(wanted, arrays["row"]) >= 0
         parts.append({name: values[is_wanted] for name, values in arrays.items()})
     rows = concatenate(parts)

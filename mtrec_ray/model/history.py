@@ -42,13 +42,14 @@ class HistoryAttention(nn.Module):
     def cross(
         self, candidates: Tensor, items: Tensor, history: Tensor, ages: Tensor, mask: Tensor
     ) -> Tensor:
-        """Returns f32[B, m, W] for B histories with every one of m candidates [m, W].
+        """Returns f32[B, m, W] for B histories, each with candidates of its own [B, m, W].
 
         Equal to `forward` of all pairs, but histories [B, H] are gathered once instead of m times,
         and scores and sums are products of matrices.
         """
         keys, values = self._keys_and_values(items, history)
-        scores = torch.einsum("mad,bhad->bmha", self._queries(candidates), keys)
+        queries = self._queries(candidates.flatten(0, 1)).unflatten(0, candidates.shape[:2])
+        scores = torch.einsum("bmad,bhad->bmha", queries, keys)
         scores = scores + self.age_key(ages.clamp(max=NUM_AGES - 1)).unsqueeze(1)
         known = mask.unsqueeze(1).unsqueeze(-1)
         weights = masked_softmax(scores, known, 2).to(values.dtype)

@@ -48,6 +48,11 @@ class Recommend(Section):
     pairs_per_block: PositiveInt = Field(
         default=16_384, description="Users times items that are scored at a time."
     )
+    fit_users: PositiveInt = Field(
+        default=2_000,
+        description="Users of each scenario's valid, at most, on whose choices the order of "
+        "candidates is fitted.",
+    )
     ranking_users: NonNegativeInt = Field(
         default=1_000,
         description="Users of test, at most, for recall and NDCG over the catalogue. 0: none.",

@@ -191,12 +191,17 @@ class Split(Section):
 
 
 class Negatives(Section):
-    """Sampled negatives, for logs without any."""
+    """Sampled negatives: drawn by `prepare`, or held by the log."""
 
-    per_positive: PositiveInt = Field(default=4, description="Negatives drawn for every positive.")
+    per_positive: PositiveInt = Field(
+        default=4, description="Negatives drawn for every positive; none with `from: log`."
+    )
     of: str = Field(description="Binary task whose positives get negatives.")
-    source: Literal["popularity", "uniform"] = Field(
-        default="uniform", alias="from", description="Distribution that items are drawn from."
+    source: Literal["popularity", "uniform", "log"] = Field(
+        default="uniform",
+        alias="from",
+        description="Distribution that items are drawn from. log: none are drawn; the log's rows "
+        "whose label of that task is 0 were sampled, and nobody saw them.",
     )
 
 
@@ -273,6 +278,15 @@ class Scenario(Section):
         """Yields a line for tasks that all weigh nothing."""
         if sum(t.weight for t in self.tasks.values()) <= 0:
             yield "tasks: found that all task weights are 0; allowed: at least one above 0"
+
+    @property
+    def draws_negatives(self) -> bool:
+        """Whether `prepare` draws negatives."""
+        return self.negatives is not None and self.negatives.source != "log"
+
+    def draws_negatives_of(self, task: str) -> bool:
+        """Returns whether `prepare` draws negatives of a task."""
+        return self.draws_negatives and self.negatives is not None and self.negatives.of == task
 
     def label_delay(self, task: str) -> int:
         """Returns the seconds after which a task's label is known.

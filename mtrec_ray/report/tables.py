@@ -93,21 +93,18 @@ def comparison_tables(title: str, comparison: Mapping[str, Mapping[str, Any]]) -
 def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table:
     """Returns a table of recall and NDCG over the catalogue: the model and its rivals.
 
-    Popularity is the item's training positives, live popularity its positives known when the user
-    asks; neighbours are by frozen texts.
+    The best source by itself stands beside the list: popularity, that of the last days, item to
+    item, EASE, or frozen texts.
     """
-    models = {
-        "model": "model", "popularity": "popularity", "live_popularity": "live",
-        "neighbours": "neighbours",
-    }  # fmt: skip
     best = "/".join(sorted({str(metrics["k"]) for metrics in ranking.values()}))
-    heads = (*models.values(), "items")
+    heads = ("list", "popularity", "best alone", "list less best [95 %]")
     table = make_table(f"{title}, best {best}", ("scenario", "task", "metric"), heads)
     for name, metrics in ranking.items():
         for key, metric in (("recall", "recall"), ("ndcg", "NDCG")):
-            values = [number(key, metrics.get(m, {}).get(key)) for m in models]
-            cells = [*values, f"{metrics['items']:,}"]
-            table.add_row(name, str(metrics["task"]), metric, *cells)
+            gain = metrics["gain"][key]
+            values = [number(key, metrics[m].get(key)) for m in ("model", "popularity")]
+            alone = f"{number(key, metrics[gain['rival']].get(key))} {gain['rival']}"
+            table.add_row(name, str(metrics["task"]), metric, *values, alone, difference(gain))
     return table
 
 

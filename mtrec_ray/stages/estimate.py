@@ -72,7 +72,9 @@ def sizes_of(project: Project, storage_path: str) -> dict[str, Size]:
             for path in (scenario.events.path, scenario.items.path)
         )
         split_rows = splits.get(name)
-        if split_rows is None and scenario.negatives:  # at most: not every row is a positive
+        if (
+            split_rows is None and scenario.negatives and scenario.draws_negatives
+        ):  # at most: not every row is a positive
             rows *= 1 + scenario.negatives.per_positive
         if split_rows is None and scenario.split.fractions:
             names = ("train", "valid", "test")

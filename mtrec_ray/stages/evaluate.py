@@ -20,10 +20,12 @@ from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.depends_on import Fields
 from mtrec_ray.project.project import Project, Run
-from mtrec_ray.stages.catalogue_ranking import rank_all_scenarios
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, joint_for_use, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
+from mtrec_ray.stages.list_inputs import collect_inputs
+from mtrec_ray.stages.list_model import ensure_list_model
+from mtrec_ray.stages.lists import measure_lists
 from mtrec_ray.stages.run_folder import Record, RunFolder, with_search_choice
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 from mtrec_ray.training.item_vectors import ItemVectors
@@ -237,12 +239,24 @@ def measure_models(
         name: details(predictions, facts, joint_run.data(name).catalogue(name).known)
         for name, facts in scenarios.items()
     }
-    log("recall and NDCG over the catalogue")
+    ranking = rank(joint_run, models, project, log)
     return {
         "metrics": metrics,
         "joint_metrics": joint_metrics,
-        "ranking": rank_all_scenarios(models, project) if project.model.layout == "vectors" else {},
+        "ranking": ranking,
         "score": joint_score(metrics, weights),
         "joint_score": joint_score(joint_metrics, weights),
         "details": more,
     }
+
+
+def rank(
+    joint_run: JointRun, models: ModelByScenario, project: Project, log: Log
+) -> dict[str, Any]:
+    """Returns how good lists over the catalogue are; empty where none are asked for."""
+    if project.model.layout == "pair" or not project.recommend.ranking_users:
+        return {}
+    inputs = collect_inputs(models, project)
+    model = ensure_list_model(joint_run, models, inputs, project, log)
+    log("recall and NDCG of lists over the catalogue")
+    return measure_lists(inputs, model, project)

@@ -1,25 +1,33 @@
-"""A trained model with its whole catalogue, which ranks the items for users."""
+"""A trained model with its whole catalogue, which scores candidates for users."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
-from mtrec_ray.data.snapshot import ItemSnapshot, SnapshotColumns, UserSnapshot, blocks
-from mtrec_ray.model.catalogue_scorer import CatalogueScorer, best_items, blend
+from mtrec_ray.candidates.candidates import Candidates
+from mtrec_ray.data.arrays import Float32s
+from mtrec_ray.data.interactions import times_sampled
+from mtrec_ray.data.snapshot import ItemSnapshot, SnapshotColumns, UserSnapshot
+from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
 from mtrec_ray.model.recommender import predictions
 from mtrec_ray.stages.trained_model import TrainedModel, load_with_vectors
 
-# Persons and items.
-SeenPairs = tuple[np.ndarray, np.ndarray]
+NETWORK, SAMPLED = "network", "sampled"  # names of scores
+LEAST = 1e-6  # of a probability, and of one less it, in log odds
 
 
-NO_PAIRS: SeenPairs = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+@dataclass(frozen=True)
+class Block:
+    """Candidates of some users as a table: pairs i64[b, C] of all candidates, -1 where none."""
+
+    users: slice
+    pairs: NDArray[np.int64]
 
 
 class Ranker:
-    """A scenario's model with its whole catalogue; it ranks for the users of any partition."""
+    """A scenario's model with its whole catalogue; it scores candidates of any users."""
 
     def __init__(
         self, trained_model: TrainedModel, name: str, vectors: np.ndarray, items: ItemSnapshot
@@ -32,91 +40,93 @@ class Ranker:
         self.by = self.options.by.get(name) or {self.facts.main or self.facts.tasks[0]: 1.0}
         if self.model.use_general_head:  # it tells items apart by the main task alone
             self.by = {self.facts.main or self.facts.tasks[0]: 1.0}
+        self.sampled = log_times_sampled(self.layout)
         start = item_vectors.bases[name]
         assert item_vectors.cache is not None
         text_vectors = item_vectors.cache[start : start + self.facts.num_items]
         with torch.no_grad():
             self.ranking = CatalogueScorer(self.model, name, text_vectors, items)
 
-    @property
-    def users_per_block(self) -> int:
-        """Users that are scored at a time; one, where even one has too many pairs."""
-        return max(self.options.pairs_per_block // max(len(self.items.ids), 1), 1)
-
     @torch.no_grad()
-    def scores(
-        self, catalogue: CatalogueScorer, users: UserSnapshot, items: slice
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns blended scores f32[B, m] of some items, and predictions f32[B, m, T]."""
-        logits = catalogue.logits(users, items)
-        b, m, t = logits.shape
-        predicted = predictions(self.facts, logits.view(b * m, t)).view(b, m, t)
-        return blend(predicted, self.facts.tasks, self.facts.given, self.by), predicted
+    def predictions(
+        self, users: UserSnapshot, candidates: Candidates, numeric: Float32s | None = None
+    ) -> Float32s:
+        """Returns f32[M, T], the predictions of each candidate.
 
-    def top(
-        self, users: UserSnapshot, seen: np.ndarray, numeric: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns scores f32[B, k], items i64[B, k], predictions f32[B, k, T] of users' best items.
-
-        Items that `seen` bool[B, n] marks are left out; where fewer than k remain, the score is
-        minus infinity. Items are scored block by block, with the columns of their snapshot, or with
-        `numeric` f32[B, n, F], those of the moment at which each user asks.
+        Candidates have the columns of their snapshot, or `numeric` f32[M, F], those of the moment
+        at which their user asks.
         """
-        catalogue = self.ranking if numeric is None else self.ranking.as_of(numeric)
-        step = max(self.options.pairs_per_block // max(len(users), 1), 1)
-        left_out = torch.from_numpy(seen).to(self.ranking.unit.device)
-        parts = []
-        for start in range(0, len(self.items.ids), step):
-            items = slice(start, min(start + step, len(self.items.ids)))
-            score, predicted = self.scores(catalogue, users, items)
-            values, best = best_items(score, left_out[:, items], self.options.k)
-            parts.append((values, best + start, gather_items(predicted, best)))
-        score, items, predicted = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-        values, place = score.topk(min(self.options.k, score.shape[1]), dim=1)
-        chosen = gather_items(predicted, place)
-        return values.cpu().numpy(), items.gather(1, place).cpu().numpy(), chosen.cpu().numpy()
+        found = np.zeros((len(candidates), len(self.facts.tasks)), np.float32)
+        for block in blocks(candidates, self.options.pairs_per_block):
+            own = users.of(block.users.start, block.users.stop)
+            own_numeric = None if numeric is None else torch.from_numpy(numeric[block.pairs])
+            items = torch.from_numpy(candidates.item[block.pairs])
+            device = self.ranking.unit.device
+            moved = None if own_numeric is None else own_numeric.to(device)
+            logits = self.ranking.logits(own, items.to(device), moved)
+            b, c, t = logits.shape
+            values = predictions(self.facts, logits.view(b * c, t)).cpu().numpy().reshape(b, c, t)
+            real = block.pairs >= 0
+            found[block.pairs[real]] = values[real]
+        return found
 
-    def best(self, users: UserSnapshot, seen: np.ndarray) -> pa.Table:
-        """Returns the k best items of each user, without those that `seen` bool[B, n] marks."""
-        values, best, predicted = self.top(users, seen)
-        user, rank = np.nonzero(np.isfinite(values))
-        item = best[user, rank]
-        columns: dict[str, Any] = {
-            "user": pa.array(users.ids[user], pa.string()),
-            "rank": (rank + 1).astype(np.int32),
-            "item": pa.array(self.items.ids[item], pa.string()),
-            "score": values[user, rank],
-        }
-        each = predicted[user, rank]
-        for i, (task, kind) in enumerate(self.facts.kinds.items()):
-            word = "probability" if kind == "binary" else "prediction"
-            columns[f"{word}.{task}"] = each[:, i]
-        columns["new_user"] = users.user[user] == 0  # no training row
-        columns["new_item"] = ~self.items.in_training[item]
-        return pa.table(columns)
+    def blended(self, predicted: Float32s) -> Float32s:
+        """Returns f32[M], the weighted sum of the tasks' predictions f32[M, T]."""
+        facts = self.facts
+        return blend(torch.from_numpy(predicted), facts.tasks, facts.given, self.by).numpy()
 
-    def rank_all(self, users: UserSnapshot, seen: SeenPairs) -> pa.Table:
-        """Returns the best items of many users, in blocks of about equally long histories."""
-        order = np.argsort((users.history >= 0).sum(1), kind="stable")
-        users = users.take(order)
-        num = len(self.items.ids)
-        parts = blocks(users, self.users_per_block)
-        tables = [self.best(block, seen_mask(block, seen, num)) for block in parts]
-        return pa.concat_tables(tables)
+    def scores(self, predicted: Float32s, item: NDArray[np.int64]) -> dict[str, Float32s]:
+        """Returns f32[M] by name: what the network says of candidates, for the list model.
+
+        A probability that was learned beside sampled negatives is relative to how they were drawn:
+        p / (1 - p) = P(taken) / (c q(item)). `network` is the log odds, to which log q is added
+        where `prepare` drew by popularity. Where the log holds the negatives, q is not known and
+        may change with time: `sampled`, log(1 + times) as a negative, lets the list model undo it.
+        """
+        found = {NETWORK: self.log_odds(predicted)}
+        negatives = self.layout.scenario.negatives
+        if negatives is None or negatives.source == "uniform":
+            return found
+        if negatives.source == "log":
+            return found | {SAMPLED: self.sampled[item]}
+        return {NETWORK: found[NETWORK] + self.sampled[item]}
+
+    def log_odds(self, predicted: Float32s) -> Float32s:
+        """Returns f32[M], log odds of the blended probability; another blend as it is."""
+        p = self.blended(predicted)
+        if not self.is_probability:
+            return p
+        p = p.clip(LEAST, 1 - LEAST)
+        return np.log(p) - np.log1p(-p)
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether the score is the probability of one task, with its parent's."""
+        return len(self.by) == 1 and self.facts.kinds[next(iter(self.by))] == "binary"
 
 
-def gather_items(predicted: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """Returns f32[B, k, T]: predictions f32[B, m, T] of the items i64[B, k]."""
-    return predicted.gather(1, best.unsqueeze(2).expand(-1, -1, predicted.shape[2]))
+def log_times_sampled(layout: SnapshotColumns) -> Float32s:
+    """Returns f32[n]: log(1 + times) that training has each item as a sampled negative."""
+    if layout.scenario.negatives is None:
+        return np.zeros(layout.facts.num_items, np.float32)
+    return np.log1p(times_sampled(layout)).astype(np.float32)
 
 
-def seen_mask(users: UserSnapshot, seen: SeenPairs, num_items: int) -> np.ndarray:
-    """Returns bool[B, n]: which items each user has seen, from persons [m] and items [m]."""
-    mask = np.zeros((len(users), num_items), bool)
-    persons, items = seen
-    order = np.argsort(users.person, kind="stable")
-    place = np.searchsorted(users.person[order], persons)
-    place = np.minimum(place, len(order) - 1)
-    is_seen_by_user = users.person[order][place] == persons
-    mask[order[place[is_seen_by_user]], items[is_seen_by_user]] = True
-    return mask
+def blocks(candidates: Candidates, pairs_per_block: int) -> list[Block]:
+    """Returns tables of candidates, each of users in a row, with at most so many pairs.
+
+    A user with more candidates than that has a block to himself.
+    """
+    starts = candidates.starts
+    sizes = np.diff(starts)
+    found, first = [], 0
+    while first < len(sizes):
+        longest = np.maximum.accumulate(np.maximum(sizes[first:], 1))
+        area = longest * np.arange(1, len(longest) + 1)
+        num = max(int(np.searchsorted(area, pairs_per_block, side="right")), 1)
+        users = slice(first, first + num)
+        place = np.arange(int(longest[num - 1]))
+        pairs = starts[users, None] + place
+        found.append(Block(users, np.where(place < sizes[users, None], pairs, -1)))
+        first += num
+    return found

@@ -1,13 +1,14 @@
-"""The recommend stage: the best items of a scenario for each user, by its chosen model.
+"""The recommend stage: the best items of a scenario for each user.
 
-The score of the network does not factorise (`model/catalogue_scorer.py`), so that every item is
-scored in full for every user. Item vectors are computed once. Ray Data streams partitions of users
-to actors, which rank and write.
+Candidates from several sources, scored by the scenario's chosen model, ordered by the list model
+(`stages/lists.py`). What does not depend on the user is computed once. Ray Data streams partitions
+of users to actors, which rank and write.
 """
 
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -15,27 +16,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
+from mtrec_ray.candidates.list_model import ListModel
+from mtrec_ray.candidates.sources import Sources
 from mtrec_ray.data import storage
-from mtrec_ray.data.end_states import (
-    items_at_end,
-    read_states,
-    seen_pairs,
-    user_parts,
-    users_at_end,
-)
+from mtrec_ray.data.end_states import items_at_end, read_states, user_parts, users_at_end
+from mtrec_ray.data.interactions import END, Moments
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot, new_users
+from mtrec_ray.data.snapshot import UserSnapshot, blocks, new_users
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import Fields, fingerprint
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, check_data, check_names, open_joint_run
-from mtrec_ray.stages.ranker import NO_PAIRS, Ranker, SeenPairs
+from mtrec_ray.stages.list_inputs import ListInputs, ask, collect_inputs, open_sources
+from mtrec_ray.stages.list_model import ensure_list_model
+from mtrec_ray.stages.lists import USERS_PER_BLOCK
+from mtrec_ray.stages.ranker import Ranker
 from mtrec_ray.stages.run_folder import RunFolder, with_search_choice
-from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
 
 USERS_PER_UNIT = 4096
 
@@ -43,17 +43,31 @@ USERS_PER_UNIT = 4096
 NEW_USERS = "new"
 
 
+@dataclass(frozen=True)
+class ListMaker:
+    """Handles of what every worker needs to make a scenario's lists."""
+
+    inputs: ListInputs
+    sources: ray.ObjectRef
+    items: ray.ObjectRef
+    list_model: ray.ObjectRef
+    wanted: ray.ObjectRef
+    folder: str
+
+
 class Writer:
     """Ranks the items for units of users and writes Parquet files; a Ray Data actor."""
 
-    def __init__(
-        self, trained_model: TrainedModel, name: str, vectors: ray.ObjectRef, items: ray.ObjectRef,
-        wanted: ray.ObjectRef, folder: str,
-    ) -> None:  # fmt: skip
-        self.ranker = Ranker(trained_model, name, ray.get(vectors), ray.get(items))
-        self.wanted: frozenset[str] | None = ray.get(wanted)
-        self.folder, self.name = folder, name
-        self.held: tuple[str, UserSnapshot, SeenPairs] | None = None
+    def __init__(self, maker: ListMaker) -> None:
+        inputs = maker.inputs
+        self.ranker = Ranker(
+            inputs.model, inputs.name, ray.get(inputs.vectors), ray.get(maker.items)
+        )
+        self.sources: Sources = ray.get(maker.sources)
+        self.list_model: ListModel = ray.get(maker.list_model)
+        self.wanted: frozenset[str] | None = ray.get(maker.wanted)
+        self.folder, self.name = maker.folder, inputs.name
+        self.held: tuple[str, UserSnapshot] | None = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write a unit's recommendations; returns its users, rows and seconds of ranking.
@@ -68,32 +82,50 @@ class Writer:
             ranked = pq.read_table(inner, filesystem=fs, columns=["user"]).column(0)
             num = len(ranked.unique())
             return {"users": num, "rows": len(ranked), "seconds": 0.0}
-        users, seen = self.users_of(unit)
+        users = self.users_of(unit)
         if not len(users):
             return {"users": 0, "rows": 0, "seconds": 0.0}
-        table = self.ranker.rank_all(users, seen)
+        table = pa.concat_tables(self.best(block) for block in blocks(users, USERS_PER_BLOCK))
         storage.write_table(path, table)
         seconds = time.monotonic() - started
         return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
 
-    def users_of(self, unit: dict[str, Any]) -> tuple[UserSnapshot, SeenPairs]:
-        """Returns the users of a unit that are wanted, and what they have seen."""
-        if unit["part"] == NEW_USERS:
-            return new_users(self.ranker.layout, json.loads(unit["users"])), NO_PAIRS
-        users, seen = self.partition(unit["part"])
-        users = users.of(unit["start"], unit["stop"])
+    def users_of(self, unit: dict[str, Any]) -> UserSnapshot:
+        """Returns the users of a unit that are wanted."""
+        layout, part = self.ranker.layout, unit["part"]
+        if part == NEW_USERS:
+            return new_users(layout, json.loads(unit["users"]))
+        if self.held is None or self.held[0] != part:
+            self.held = (part, users_at_end(layout, part))
+        users = self.held[1].of(unit["start"], unit["stop"])
         if self.wanted is not None:
             users = users.take(np.flatnonzero([i in self.wanted for i in users.ids]))
-        return users, seen
+        return users
 
-    def partition(self, part: str) -> tuple[UserSnapshot, SeenPairs]:
-        """Returns a partition's users and what they have seen; the last one is kept."""
-        if self.held is None or self.held[0] != part:
-            layout, seen = self.ranker.layout, NO_PAIRS
-            if self.ranker.options.exclude_seen:
-                seen = seen_pairs(layout.prepared, self.name, part=part)
-            self.held = (part, users_at_end(layout, part), seen)
-        return self.held[1:]
+    def best(self, users: UserSnapshot) -> pa.Table:
+        """Returns the k best items of each user, with the model's predictions of them."""
+        ranker, timed = self.ranker, self.ranker.layout.timed
+        times = np.full(len(users), self.sources.crowd.end) if timed else None
+        moments = Moments(users.person, times, END)
+        _, candidates = ask(self.sources, moments, exclude_met=ranker.options.exclude_seen)
+        predicted = ranker.predictions(users, candidates)
+        scored = candidates.with_scores(ranker.scores(predicted, candidates.item))
+        score = self.list_model.scores(self.name, scored)
+        _, pairs = candidates.best(score, ranker.options.k)
+        user, rank = np.nonzero(pairs >= 0)
+        pair = pairs[user, rank]
+        columns: dict[str, Any] = {
+            "user": pa.array(users.ids[user], pa.string()),
+            "rank": (rank + 1).astype(np.int32),
+            "item": pa.array(ranker.items.ids[candidates.item[pair]], pa.string()),
+            "score": score[pair].astype(np.float32),
+        }
+        for i, (task, kind) in enumerate(ranker.facts.kinds.items()):
+            word = "probability" if kind == "binary" else "prediction"
+            columns[f"{word}.{task}"] = predicted[pair, i]
+        columns["new_user"] = users.user[user] == 0  # no training row
+        columns["new_item"] = ~ranker.items.in_training[candidates.item[pair]]
+        return pa.table(columns)
 
 
 def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -115,27 +147,30 @@ def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> lis
 
 
 def recommend_scenario(
-    joint_run: JointRun,
-    name: str,
+    inputs: ListInputs,
+    list_model: ListModel,
     project: Project,
     folder: str,
     wanted: Sequence[str] | None,
     log: Log,
 ) -> dict[str, Any]:
     """Write a scenario's recommendations; returns counts and speed."""
-    trained_model = chosen_model(joint_run, name, project)
-    prepared = trained_model.open_prepared()
-    layout = SnapshotColumns(prepared, name, project.scenarios[name])
-    vectors, items = ray.put(ensure_vectors(trained_model)), ray.put(items_at_end(layout))
-    units = units_of(prepared, name, wanted)
-    only = ray.put(None if wanted is None else frozenset(wanted))
-    run = project.run
+    run, name, layout = project.run, inputs.name, inputs.layout()
+    units = units_of(layout.prepared, name, wanted)
+    maker = ListMaker(
+        inputs=inputs,
+        sources=task_of(open_sources, run, gpu=False).remote(inputs, END),
+        items=ray.put(items_at_end(layout)),
+        list_model=ray.put(list_model),
+        wanted=ray.put(None if wanted is None else frozenset(wanted)),
+        folder=folder,
+    )
     started = time.monotonic()
     rows = (
         ray.data.from_items(units, override_num_blocks=len(units))
         .map(
             cast("Any", Writer),  # Ray types the class as its own result
-            fn_constructor_args=(trained_model, name, vectors, items, only, folder),
+            fn_constructor_args=(maker,),
             compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(units))),
             num_cpus=run.cpus_per_worker,
             num_gpus=1 if run.use_gpu else 0,
@@ -144,12 +179,9 @@ def recommend_scenario(
     )
     seconds = time.monotonic() - started
     counts = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
-    log(f"{name}: {counts['users']:,} users in {seconds:.0f} s, {model_kind(trained_model)} model")
-    more = {
-        "model": model_kind(trained_model),
-        "folder": folder,
-        "items": prepared.scenarios[name].num_items,
-    }
+    kind = model_kind(inputs.model)
+    log(f"{name}: {counts['users']:,} users in {seconds:.0f} s, {kind} model")
+    more = {"model": kind, "folder": folder, "items": layout.facts.num_items}
     ranking = sum(r["seconds"] for r in rows)  # of all workers, without starting them
     speed = {
         "users_per_s": counts["users"] / seconds,
@@ -205,21 +237,32 @@ def run_recommend(
     refuse([line for name in names for line in blend_problems(joint_run, name, project)])
     wanted = read_users(users) if users else None
     connect(project.run)
-    scenarios = {}
-    for name in names:
-        stage = run.recommend(name, listed=wanted is not None)
-        made_from = recommendations_depend_on(joint_run, name, project, wanted)
-        finished = stage.current(made_from)
-        if finished:
-            begin_stage(log, f"recommend: {name} already done")
-        else:
-            stage.start_anew(made_from)
-            title = f"recommend: the best {project.recommend.k} items of every user of {name}"
-            begin_stage(log, title)
-            counts = recommend_scenario(joint_run, name, project, stage.folder, wanted, log)
-            finished = stage.finish(counts)
-        scenarios[name] = finished
+    stages = {name: run.recommend(name, listed=wanted is not None) for name in names}
+    made_from = {n: recommendations_depend_on(joint_run, n, project, wanted) for n in names}
+    scenarios = {name: stage.current(made_from[name]) for name, stage in stages.items()}
+    for name in (name for name, counts in scenarios.items() if counts):
+        begin_stage(log, f"recommend: {name} already done")
+    missing = [name for name, counts in scenarios.items() if not counts]
+    if missing:
+        models = {name: chosen_model(joint_run, name, project) for name in joint_run.facts}
+        inputs = collect_inputs(models, project)
+        refuse([no_binary_task(name) for name in missing if name not in inputs])
+        list_model = ensure_list_model(joint_run, models, inputs, project, log)
+    for name in missing:
+        stages[name].start_anew(made_from[name])
+        begin_stage(log, f"recommend: the best {project.recommend.k} items of every user of {name}")
+        folder = stages[name].folder
+        counts = recommend_scenario(inputs[name], list_model, project, folder, wanted, log)
+        scenarios[name] = stages[name].finish(counts)
     return {"scenarios": scenarios}
+
+
+def no_binary_task(name: str) -> str:
+    """Returns the line for a scenario in which nothing tells what was taken."""
+    return (
+        f"scenarios.{name}.tasks: found no binary task; allowed for recommending: one whose "
+        "positives say what a user took"
+    )
 
 
 def blend_problems(joint_run: JointRun, name: str, project: Project) -> list[str]:
@@ -239,11 +282,14 @@ def recommendations_depend_on(
     joint_run: JointRun, name: str, project: Project, wanted: Sequence[str] | None
 ) -> Fields:
     """Returns whatever a scenario's recommendations depend on."""
-    trained_model, options = chosen_model(joint_run, name, project), project.recommend
+    models = {n: chosen_model(joint_run, n, project) for n in joint_run.facts}
+    options = project.recommend
     return {
-        "model": version(joint_run, name, trained_model),
+        "model": version(joint_run, name, models[name]),
+        "models": {n: version(joint_run, n, model) for n, model in models.items()},
         "recommend": {
-            "k": options.k, "exclude_seen": options.exclude_seen, "by": options.by.get(name)
+            "k": options.k, "exclude_seen": options.exclude_seen, "by": options.by.get(name),
+            "fit_users": options.fit_users,
         },
         "precision": project.evaluation.precision,
         "users": fingerprint(sorted(wanted)) if wanted is not None else "all",

@@ -153,6 +153,11 @@ class RunFolder:
         return self.stage("tune", "tune")
 
     @property
+    def lists(self) -> Stage:
+        """The model that orders the candidates of lists."""
+        return self.stage("lists", "lists")
+
+    @property
     def evaluate(self) -> Stage:
         """The evaluation."""
         return self.stage("evaluate", "evaluation")

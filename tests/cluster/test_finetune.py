@@ -243,7 +243,7 @@ def test_evaluation_has_both_models(tuned):
         assert same == (decision["chosen"] == "joint")
         assert found["models"][name].startswith(decision["chosen"])
     ranking = found["ranking"]["shop"]
-    for model in ("model", "popularity", "live_popularity", "neighbours"):
+    for model in ("model", "popularity", "last_7_days", "item_knn", "ease", "neighbours"):
         assert 0 <= ranking[model]["recall"] <= 1
         assert 0 <= ranking[model]["ndcg"] <= 1
     assert ranking["users"] > 10

@@ -93,7 +93,7 @@ def test_what_came_of_each_scenario(first, name):
     assert line["recommended"][name]["users"] > 100
     if line["chosen"][name] == "joint":
         assert line["metrics"][name] == line["joint_metrics"][name]
-    for model in ("model", "popularity", "live_popularity", "neighbours"):
+    for model in ("model", "popularity", "last_7_days", "item_knn", "ease", "neighbours"):
         assert 0 <= line["ranking"][name][model]["recall"] <= 1
         assert 0 <= line["ranking"][name][model]["ndcg"] <= 1
 

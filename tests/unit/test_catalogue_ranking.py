@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from mtrec_ray.data.snapshot import UserSnapshot
-from mtrec_ray.evaluation.catalogue_ranking import neighbours, ranking_metrics, top
-from mtrec_ray.stages.ranker import seen_mask
+from mtrec_ray.evaluation.catalogue_ranking import (
+    cold_recall,
+    list_statistics,
+    ranking_metrics,
+    top,
+)
 
 
 def test_recall_and_ndcg_by_hand():
@@ -33,22 +36,27 @@ def test_left_out_items_are_no_hits():
     assert top(scores, 3).tolist() == [[2, 0, -1]]
 
 
-def test_neighbours_are_like_the_mean():
-    """The score is the cosine-weighted likeness to the mean of the history; 0 without one."""
-    vectors = np.eye(4, dtype=np.float32)
-    found = neighbours(vectors, np.array([[1, 2, -1], [-1, -1, -1]]))
-    assert found.tolist() == [[0, 0.5, 0.5, 0], [0, 0, 0, 0]]
+def test_first_hit_is_the_reciprocal_rank():
+    """MRR is 1 / rank of the first hit, 0 without one."""
+    best = np.array([[7, 1, 5], [2, 3, 4]])
+    assert ranking_metrics(best, [np.array([5]), np.array([8])])["mrr"] == pytest.approx(1 / 6)
 
 
-def test_marks_of_seen_items():
-    """What each user has seen is marked in their row; others' rows are not."""
-    person = np.array([30, 10, 20])
-    none = np.full((3, 1), -1)
-    users = UserSnapshot(
-        np.array(["c", "a", "b"], object), person, np.ones(3, int), none, none,
-        np.zeros((3, 2), np.float32),
-    )  # fmt: skip
-    found = seen_mask(users, (np.array([10, 30, 99, 10]), np.array([0, 2, 1, 3])), 4)
-    assert found.tolist() == [
-        [False, False, True, False], [True, False, False, True], [False] * 4
-    ]  # fmt: skip
+def test_statistics_of_lists_by_hand():
+    """Coverage, Gini, novelty and the shares of new and popular items of two lists of two."""
+    best, popularity = np.array([[0, 1], [0, -1]]), np.array([7.0, 0, 0, 0])
+    known, vectors = popularity > 0, np.eye(4, dtype=np.float32)
+    found = list_statistics(best, popularity, known, vectors)
+    assert found["coverage"] == 0.5
+    assert found["gini"] == pytest.approx((1 * -3 * 0 - 1 * 0 + 1 * 1 + 3 * 2) / (4 * 3))
+    assert found["novelty"] == pytest.approx(-np.log2([8 / 11, 8 / 11, 1 / 11]).mean())
+    assert found["diversity"] == pytest.approx(1)
+    assert found["new_items"] == pytest.approx(1 / 3)
+    assert found["popular_items"] == pytest.approx(2 / 3)
+
+
+def test_cold_recall_is_of_items_that_training_lacks():
+    """Only positives without a training row count, over the users who have some."""
+    known = np.array([True, False, False])
+    positives = [np.array([0, 1]), np.array([0]), np.array([1, 2])]
+    assert cold_recall(np.array([[0, 1], [0, 1], [0, 1]]), positives, known) == 0.75

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
-from mtrec_ray.model.catalogue_scorer import CatalogueScorer, best_items, blend
+from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
 from mtrec_ray.model.recommender import GENERAL
 from mtrec_ray.model.samples import Samples
 from tests.builders import SHOP, VIDEO, build, make_catalogues, small_model
@@ -181,8 +181,10 @@ def test_blocks_are_the_whole(world):
     mixed = users.take(order)
     parts = [ranking.logits(mixed.of(a, b)) for a, b in ((0, 3), (3, 7))]
     torch.testing.assert_close(torch.cat(parts), ranking.logits(users)[order])
-    items = [ranking.logits(users, slice(a, b)) for a, b in ((0, 5), (5, 6), (6, NUM_ITEMS))]
-    torch.testing.assert_close(torch.cat(items, 1), ranking.logits(users))
+    rng = np.random.default_rng(3)
+    some = torch.from_numpy(np.stack([rng.permutation(NUM_ITEMS)[:5] for _ in range(NUM_USERS)]))
+    wanted = ranking.logits(users).gather(1, some.unsqueeze(2).expand(-1, -1, 2))
+    torch.testing.assert_close(ranking.logits(users, some), wanted)
 
 
 @pytest.mark.parametrize("general", [False, True])
@@ -196,24 +198,13 @@ def test_items_as_of_each_users_moment(world, general):
     rng = np.random.default_rng(5)
     numeric = only(rng.normal(size=(NUM_USERS, NUM_ITEMS)).astype("f4"), 0)
     blank = replace(items, numeric=np.full_like(items.numeric, np.nan))
-    scorer = CatalogueScorer(model, "shop", vectors, blank).as_of(numeric)
-    found = torch.cat([scorer.logits(users, s) for s in (slice(0, 4), slice(4, NUM_ITEMS))], 1)
+    every = torch.arange(NUM_ITEMS).expand(NUM_USERS, -1)
+    scorer = CatalogueScorer(model, "shop", vectors, blank)
+    found = scorer.logits(users, every, torch.from_numpy(numeric))
     for i in range(NUM_USERS):
         alone = CatalogueScorer(model, "shop", vectors, replace(items, numeric=numeric[i]))
         torch.testing.assert_close(found[i], alone.logits(users.of(i, i + 1))[0])
     assert not torch.allclose(found[0], found[1])
-
-
-def test_best_items_are_those_of_a_sort():
-    """The k best of the allowed items are the first of a full sort."""
-    rng = np.random.default_rng(0)
-    score, left_out = rng.normal(size=(9, 40)), rng.random((9, 40)) < 0.3
-    values, best = best_items(torch.from_numpy(score), torch.from_numpy(left_out), 5)
-    for i in range(9):
-        allowed = np.flatnonzero(~left_out[i])
-        wanted = allowed[np.argsort(-score[i, allowed])][:5]
-        assert best[i].tolist() == wanted.tolist()
-        assert values[i].tolist() == score[i, wanted].tolist()
 
 
 def test_blend_multiplies_by_the_parent():

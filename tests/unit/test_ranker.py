@@ -1,42 +1,26 @@
-"""What a table of recommendations says of users and items."""
-
-from types import SimpleNamespace
+"""Candidates of users as tables for the network."""
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot
-from mtrec_ray.stages.ranker import Ranker
-from tests.builders import SHOP
-
-
-def ranker_of(values, best):
-    """A ranker that has ranked already: only its table is looked at, so it has no model."""
-    found = object.__new__(Ranker)
-    found.facts = SHOP
-    ids = np.array(["a", "b", "c"], object)
-    found.items = ItemSnapshot(ids, np.array([True, False, True]), np.zeros((3, 1), "f4"), {}, {})
-    found.top = lambda users, seen, numeric=None: (values, best, np.zeros((*best.shape, 2), "f4"))
-    return found
+from mtrec_ray.candidates.candidates import Candidates
+from mtrec_ray.stages.ranker import blocks
 
 
-def test_users_with_a_training_row_are_not_new():
-    """A user is new without a training row; rows without a positive history make nobody new."""
-    none = np.full((3, 2), -1)
-    history = np.array([[-1, -1], [2, -1], [-1, -1]])  # the first has training rows, no positives
-    users = UserSnapshot(
-        np.array(["plain", "shopper", "stranger"], object), np.arange(3), np.array([7, 3, 0]),
-        history, none, np.zeros((3, 1), "f4"),
-    )  # fmt: skip
-    ranker = ranker_of(np.zeros((3, 1), "f4"), np.array([[0], [1], [2]]))
-    table = ranker.best(users, np.zeros((3, 3), bool)).to_pydict()
-    new = dict(zip(table["user"], table["new_user"], strict=True))
-    assert new == {"plain": False, "shopper": False, "stranger": True}
-    assert table["new_item"] == [False, True, False]
-
-
-def test_where_nothing_is_left_no_row_is_written():
-    """A score of minus infinity is no recommendation."""
-    values = np.array([[0.5, -np.inf], [-np.inf, -np.inf]], np.float32)
-    ranker = ranker_of(values, np.array([[1, 0], [0, 1]]))
-    users = SimpleNamespace(ids=np.array(["u", "v"], object), user=np.array([1, 1]))
-    assert ranker.best(users, None).column("item").to_pylist() == ["b"]
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.integers(1, 60))
+def test_blocks_hold_each_candidate_once(sizes, pairs_per_block):
+    """Every candidate is in one table, in its user's row, and no table is too large."""
+    user = np.repeat(np.arange(len(sizes)), sizes)
+    candidates = Candidates(user, np.arange(len(user)), {}, len(sizes))
+    found, users = [], 0
+    for block in blocks(candidates, pairs_per_block):
+        assert block.users.start == users
+        users = min(block.users.stop, len(sizes))
+        for number, row in enumerate(block.pairs):
+            own = row[row >= 0]
+            assert (user[own] == block.users.start + number).all()
+            found += own.tolist()
+        assert block.pairs.size <= pairs_per_block or len(block.pairs) == 1
+    assert users == len(sizes)
+    assert found == list(range(len(user)))

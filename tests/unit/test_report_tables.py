@@ -17,5 +17,7 @@ def test_tables_take_null_for_a_metric():
     )
     assert table.row_count == 1
     found = {m: {"recall": None, "ndcg": 0.5} for m in ("model", "popularity", "neighbours")}
-    facts = {"task": "click", "k": 10, "users": 3, "items": 5}
+    gap = {"rival": "neighbours", "value": 0.1, "low": None, "high": None}
+    gains = {"recall": gap, "ndcg": gap}
+    facts = {"task": "click", "k": 10, "users": 3, "items": 5, "gain": gains}
     assert ranking_table("t", {"shop": facts | found}).row_count == 2

@@ -89,7 +89,7 @@ def popularity_column(scenario: Scenario, task: str) -> str:
     The item's smoothed past rate; where negatives are sampled statistics hold only positives of
     their task, so its popularity is the item's count.
     """
-    if scenario.negatives and scenario.negatives.of == task:
+    if scenario.draws_negatives_of(task):
         return "item.log_count"
     return f"item.rate.{task}"
 

@@ -170,7 +170,7 @@ def expanded_log(
     scans = scan(fragments, sources)
     seed = project.data_seed
     by_fractions = [n for n, s in project.scenarios.items() if s.split.fractions]
-    drawing = [n for n, s in project.scenarios.items() if s.negatives]
+    drawing = [n for n, s in project.scenarios.items() if s.draws_negatives]
     if by_fractions or drawing:
         refuse(scan_problems(project, scans, expanded=False))
     if by_fractions:

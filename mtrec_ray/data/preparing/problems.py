@@ -147,7 +147,7 @@ def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool
         return  # without training rows there are no labels either
     for i, task in enumerate(scenario.tasks):
         low, high = scan.label_ranges[:, i]
-        drawn = scenario.negatives is not None and scenario.negatives.of == task
+        drawn = scenario.draws_negatives_of(task)
         if low > high:
             yield f"{where}.tasks.{task}: found no labels in train; allowed: two values or more"
         elif low == high and (expanded or not drawn):

@@ -1,0 +1,1 @@
+"""What could stand on a user's list, and in which order. Knows no torch and no Ray."""

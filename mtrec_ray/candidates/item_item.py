@@ -1,0 +1,119 @@
+"""Items that the same people took: cosine neighbours, and EASE.
+
+Both read a matrix of who took what, and score an item by the user's own items.
+
+Letters: U users, m items as input, n items as output, B users who ask.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+from scipy.sparse import csc_array, csr_array
+
+from mtrec_ray.data.arrays import Float32s, Ints
+
+NEIGHBOURS = 100  # of an item
+SHRINKAGE = 10.0  # added to a cosine's denominator: few common users prove little
+RIDGE = 200.0  # of EASE
+EASE_ITEMS = 8192  # at most, the most frequent: its matrix is dense
+ITEMS_PER_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class ItemKnn:
+    """Each item's nearest neighbours by the cosine of who took them (Sarwar et al., 2001).
+
+    Attributes:
+        weights: f32[m, n], sparse.
+    """
+
+    weights: csr_array
+
+    @classmethod
+    def fit(cls, taken: csr_array, output: slice) -> "ItemKnn":
+        """Returns the neighbours among some columns n of `taken` f32[U, m]."""
+        columns = csc_array(taken)
+        count = np.asarray(columns.sum(0)).ravel()
+        parts = []
+        for start in range(output.start, output.stop, ITEMS_PER_BLOCK):
+            block = np.arange(start, min(start + ITEMS_PER_BLOCK, output.stop))
+            common = csr_array(columns[:, block].T @ columns)
+            parts.append(nearest(cosines(common, block, count)))
+        return cls(csr_array(stack(parts).T))
+
+    def scores(self, taken: csr_array) -> csr_array:
+        """Returns f32[B, n] for what users took, f32[B, m]."""
+        return csr_array(taken @ self.weights)
+
+
+def cosines(common: csr_array, block: Ints, count: NDArray[np.float32]) -> csr_array:
+    """Returns shrunk cosines f32[b, m] of items from common users, without the items themselves."""
+    row = np.repeat(np.arange(len(block)), np.diff(common.indptr))
+    column = common.indices
+    norm = np.sqrt(count[block[row]] * count[column]) + SHRINKAGE
+    values = np.where(block[row] == column, 0.0, common.data / norm)
+    return csr_array((values.astype(np.float32), column, common.indptr), shape=common.shape)
+
+
+def nearest(similarity: csr_array) -> csr_array:
+    """Returns the largest `NEIGHBOURS` entries of each row."""
+    row = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))
+    order = np.lexsort([-similarity.data, row])
+    place = np.arange(len(row)) - similarity.indptr[row]
+    kept = order[(place < NEIGHBOURS) & (similarity.data[order] > 0)]
+    pairs = row[kept], similarity.indices[kept]
+    return csr_array((similarity.data[kept], pairs), shape=similarity.shape)
+
+
+def stack(parts: list[csr_array]) -> csr_array:
+    """Returns the rows of several matrices, one after another."""
+    data = np.concatenate([p.data for p in parts])
+    indices = np.concatenate([p.indices for p in parts])
+    sizes = np.concatenate([np.diff(p.indptr) for p in parts])
+    indptr = np.concatenate([[0], np.cumsum(sizes)])
+    return csr_array((data, indices, indptr), shape=(len(sizes), parts[0].shape[1]))
+
+
+@dataclass(frozen=True)
+class Ease:
+    """A linear model of each item from the user's other items (1905.03375), in closed form.
+
+    Attributes:
+        inputs, outputs: the items that it knows, of m and of n.
+        weights: f32[inputs, outputs].
+        num_items: n.
+    """
+
+    inputs: Ints
+    outputs: Ints
+    weights: Float32s
+    num_items: int
+
+    @classmethod
+    def fit(cls, taken: csr_array, output: slice) -> "Ease":
+        """Returns the model of some columns of `taken` f32[U, m], from its most frequent ones."""
+        count = np.asarray(taken.sum(0)).ravel()
+        frequent = np.argsort(-count, kind="stable")[:EASE_ITEMS]
+        inputs = np.sort(frequent[count[frequent] > 0])
+        inner = (inputs >= output.start) & (inputs < output.stop)
+        weights = ease_weights(csc_array(taken)[:, inputs])[:, inner]
+        size = output.stop - output.start
+        return cls(inputs, inputs[inner] - output.start, np.ascontiguousarray(weights), size)
+
+    def scores(self, taken: csr_array) -> Float32s:
+        """Returns f32[B, outputs] for what users took, f32[B, m]."""
+        return np.asarray(csc_array(taken)[:, self.inputs] @ self.weights, np.float32)
+
+
+def ease_weights(taken: csc_array) -> Float32s:
+    """Returns f32[m, m]: B of the paper, whose diagonal is 0."""
+    gram = (taken.T @ taken).toarray().astype(np.float32)
+    if not len(gram):
+        return gram
+    gram[np.diag_indices_from(gram)] += RIDGE
+    inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
+    weights = -inverse / np.diag(inverse)
+    weights[np.diag_indices_from(weights)] = 0
+    return weights.astype(np.float32)

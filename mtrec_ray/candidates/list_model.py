@@ -1,0 +1,196 @@
+"""The order of candidates, fitted on what users of valid took.
+
+A list ranks by "will be taken, among all items". Two models see the scores of all sources: a
+conditional logit (a softmax over a user's candidates) with weights that all scenarios share and
+deviations of each scenario from them, and boosted trees (LambdaMART) that all scenarios share.
+A scenario with few users of valid thus borrows from the others. The score of a candidate is the
+sum of both, each in units of its own spread.
+
+Letters: M pairs of a user and a candidate, S sources, P pairs of all questions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightgbm
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from mtrec_ray.candidates.candidates import Candidates, raw, standardised
+from mtrec_ray.data.arrays import Float32s, Floats, Ints
+from mtrec_ray.data.columns import hash_ints
+
+RIDGE_SHARED = 1e-3  # of the shared weights, for the mean over users
+RIDGE_OWN = 2.0  # of a scenario's deviations, for the sum over its users
+OTHERS = 200  # candidates that a user did not take, about, in the fit
+TREES = 250
+LEAST_USERS = 10  # with a taken candidate: fewer fit nothing
+TREE_OPTIONS = {
+    "objective": "lambdarank", "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 50,
+    "lambdarank_truncation_level": 30, "feature_fraction": 0.7, "bagging_fraction": 0.8,
+    "bagging_freq": 1, "lambda_l2": 5.0, "verbose": -1, "deterministic": True,
+    "force_row_wise": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """The candidates of some users, and which of them the users took: bool[M]."""
+
+    candidates: Candidates
+    taken: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ListModel:
+    """What orders the candidates of every scenario.
+
+    Attributes:
+        sources: in the order of all weights.
+        shared: weights f64[S]; `own`: a scenario's weights in place of them.
+        trees: LightGBM's text; empty where there were too few users.
+        spread: standard deviations of the logit's score and of the trees'.
+        users: by scenario, how many it was fitted on.
+    """
+
+    sources: list[str]
+    shared: list[float]
+    own: dict[str, list[float]]
+    trees: str
+    spread: tuple[float, float]
+    users: dict[str, int]
+
+    def scores(self, name: str, candidates: Candidates, threads: int = 1) -> Floats:
+        """Returns f64[M]: the score of each candidate of a scenario."""
+        weights = np.array(self.own.get(name, self.shared))
+        linear = standardised(candidates, self.sources) @ weights / self.spread[0]
+        if not self.trees or not len(candidates):
+            return linear
+        booster = lightgbm.Booster(model_str=self.trees)
+        columns = tree_columns(candidates, self.sources)
+        found = np.asarray(booster.predict(columns, num_threads=threads))
+        return linear + found / self.spread[1]
+
+    def dump(self) -> dict[str, Any]:
+        """Returns plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> "ListModel":
+        """Returns the model of `dump`."""
+        return cls(**{**tree, "spread": tuple(tree["spread"])})
+
+
+@dataclass(frozen=True)
+class FitRows:
+    """Pairs of the users who took one of their candidates, sorted by user.
+
+    Attributes:
+        columns: f32[P, 2 S]: scores of the sources as they are, and standardised for each user.
+        group: i64[P], users numbered from 0 on. taken: bool[P].
+    """
+
+    columns: Float32s
+    group: Ints
+    taken: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, question: Question, sources: Sequence[str]) -> "FitRows":
+        """Returns a question's pairs: all that were taken, and about `OTHERS` more of each user.
+
+        The others are drawn alike, by a fixed hash: the weights of a softmax stay the same.
+        """
+        candidates, taken = question.candidates, question.taken
+        others = np.bincount(candidates.user, ~taken, candidates.num_users)
+        answered = np.bincount(candidates.user, taken, candidates.num_users) > 0
+        chance = hash_ints(np.arange(len(candidates)), 0) / 2.0**64
+        drawn = chance < OTHERS / np.maximum(others, 1)[candidates.user]
+        kept = answered[candidates.user] & (taken | drawn)
+        group = np.unique(candidates.user[kept], return_inverse=True)[1]
+        return cls(tree_columns(candidates, sources)[kept], group, taken[kept])
+
+    @classmethod
+    def join(cls, parts: Sequence["FitRows"]) -> "FitRows":
+        """Returns the pairs of several scenarios, one after another."""
+        starts = np.cumsum([0] + [part.num_users for part in parts])
+        return cls(
+            np.concatenate([part.columns for part in parts]),
+            np.concatenate([p.group + s for p, s in zip(parts, starts, strict=False)]),
+            np.concatenate([part.taken for part in parts]),
+        )
+
+    @property
+    def num_users(self) -> int:
+        """Users."""
+        return int(self.group.max(initial=-1)) + 1
+
+    @property
+    def standardised(self) -> Float32s:
+        """f32[P, S]: standardised scores."""
+        return self.columns[:, self.columns.shape[1] // 2 :]
+
+
+def fit_list_model(questions: Mapping[str, Question], seed: int = 0, threads: int = 1) -> ListModel:
+    """Returns the model of all scenarios' questions: by scenario, users of valid."""
+    sources = list(dict.fromkeys(s for q in questions.values() for s in q.candidates.scores))
+    rows = {name: FitRows.of(question, sources) for name, question in questions.items()}
+    users = {name: own.num_users for name, own in rows.items()}
+    if sum(users.values()) < LEAST_USERS:
+        plain = [float(source == "popularity") for source in sources]
+        return ListModel(sources, plain, {}, "", (1.0, 1.0), users)
+    every = FitRows.join(list(rows.values()))
+    shared = fit_logit(every, RIDGE_SHARED * every.num_users)
+    own = {
+        name: (shared + fit_logit(rows[name], RIDGE_OWN, rows[name].standardised @ shared)).tolist()
+        for name in rows
+        if users[name]
+    }
+    booster = fit_trees(every, seed, threads)
+    trees = np.asarray(booster.predict(every.columns, num_threads=threads))
+    linear = np.concatenate([rows[n].standardised @ np.array(w) for n, w in own.items()])
+    spread = (spread_of(linear), spread_of(trees))
+    return ListModel(sources, shared.tolist(), own, booster.model_to_string(), spread, users)
+
+
+def spread_of(scores: Floats) -> float:
+    """Returns the standard deviation of scores; 1 where all are equal."""
+    return float(scores.std()) or 1.0
+
+
+def fit_logit(rows: FitRows, ridge: float, offset: Floats | None = None) -> Floats:
+    """Returns weights f64[S] of the softmax over each user's pairs.
+
+    Of a user with several taken pairs each counts alike, and all users count alike. `offset` f64[P]
+    is added to the scores.
+    """
+    x, group, taken = rows.standardised.astype(np.float64), rows.group, rows.taken
+    start = np.searchsorted(group, np.arange(rows.num_users))
+    share = taken / np.add.reduceat(taken.astype(float), start)[group]
+    base = np.zeros(len(x)) if offset is None else offset
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        score = x @ weights + base
+        score = score - np.maximum.reduceat(score, start)[group]
+        mass = np.exp(score)
+        total = np.add.reduceat(mass, start)
+        value = -(share * (score - np.log(total)[group])).sum() + ridge * weights @ weights
+        return value, x.T @ (mass / total[group] - share) + 2 * ridge * weights
+
+    found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B")
+    return np.asarray(found.x)
+
+
+def tree_columns(candidates: Candidates, sources: Sequence[str]) -> Float32s:
+    """Returns f32[M, 2 S]: scores of the sources as they are, and standardised for each user."""
+    return np.concatenate([raw(candidates, sources), standardised(candidates, sources)], 1)
+
+
+def fit_trees(rows: FitRows, seed: int, threads: int) -> lightgbm.Booster:
+    """Returns LambdaMART (Burges, 2010) over all questions."""
+    data = lightgbm.Dataset(
+        rows.columns, rows.taken.astype(np.int32), group=np.bincount(rows.group)
+    )
+    options = {**TREE_OPTIONS, "seed": seed, "num_threads": threads}
+    return lightgbm.train(options, data, TREES)

@@ -1,0 +1,142 @@
+"""What a scenario's lists are made from: its model, its crowd, the texts of the crowd's items."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+import torch
+
+from mtrec_ray.candidates.candidates import Candidates, choose
+from mtrec_ray.candidates.crowd import Asked, Crowd
+from mtrec_ray.candidates.sources import HISTORY, Sources, fit_sources
+from mtrec_ray.data.arrays import Float32s
+from mtrec_ray.data.end_states import read_catalogue
+from mtrec_ray.data.interactions import Interactions, Moments, read_interactions
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.snapshot import SnapshotColumns
+from mtrec_ray.evaluation.catalogue_ranking import main_task
+from mtrec_ray.project.project import Project
+from mtrec_ray.stages.cluster import task_of
+from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
+from mtrec_ray.training.build import pretrained_vectors
+
+ModelByScenario = Mapping[str, TrainedModel]
+
+
+@dataclass(frozen=True)
+class ListInputs:
+    """What a Ray task needs to make a scenario's lists; it travels.
+
+    Attributes:
+        model, name: the scenario and its model.
+        vectors: f32[., D], a handle of the model's item vectors.
+        crowd: a handle of the interactions of the scenarios with the same people.
+        texts: handles of unit vectors f32[n, D] of these scenarios' items, by frozen encoder.
+        task: whose positives are taken items.
+    """
+
+    model: TrainedModel
+    name: str
+    vectors: ray.ObjectRef
+    crowd: ray.ObjectRef
+    texts: Mapping[str, ray.ObjectRef]
+    task: str
+
+    def layout(self) -> SnapshotColumns:
+        """Returns where the columns of the scenario's rows stand."""
+        project = self.model.project
+        return SnapshotColumns(self.model.open_prepared(), self.name, project.scenarios[self.name])
+
+
+def layout_of(model: TrainedModel, name: str) -> SnapshotColumns:
+    """Returns where the columns of a scenario's rows stand."""
+    return SnapshotColumns(model.open_prepared(), name, model.project.scenarios[name])
+
+
+def collect_inputs(models: ModelByScenario, source: Project) -> dict[str, ListInputs]:
+    """Returns the inputs of each scenario that has a binary task, read by Ray tasks.
+
+    `source` is the project whose encoder is the pretrained one.
+    """
+    read = task_of(read_scenario, source.run)
+    tasks = {name: list_task(model, name) for name, model in models.items()}
+    tasks = {name: task for name, task in tasks.items() if task}
+    parts = {
+        name: read.options(num_returns=2).remote(models[name], source, name, task)
+        for name, task in tasks.items()
+    }
+    crowds = {space: ray.put(crowd) for space, crowd in crowds_of(models, parts).items()}
+    members = {space: list(ray.get(ref).scenarios) for space, ref in crowds.items()}
+    return {
+        name: ListInputs(
+            model=models[name],
+            name=name,
+            vectors=ray.put(ensure_vectors(models[name])),
+            crowd=crowds[space],
+            texts={other: parts[other][1] for other in members[space]},
+            task=task,
+        )
+        for name, task in tasks.items()
+        for space in [user_space(models[name], name)]
+    }
+
+
+def list_task(model: TrainedModel, name: str) -> str | None:
+    """Returns the task whose positives lists should hold; None without a binary one."""
+    by = model.project.recommend.by.get(name, {})
+    return main_task(model.open_prepared(), name, by)
+
+
+def user_space(model: TrainedModel, name: str) -> str:
+    """Returns the id space of a scenario's users."""
+    return model.open_prepared().scenarios[name].user_space
+
+
+def crowds_of(
+    models: ModelByScenario, parts: Mapping[str, list[ray.ObjectRef]]
+) -> dict[str, Crowd]:
+    """Returns by id space the interactions of the scenarios that share their users."""
+    found: dict[str, dict[str, Interactions]] = {}
+    for name, (rows, _) in parts.items():
+        found.setdefault(user_space(models[name], name), {})[name] = ray.get(rows)
+    return {space: Crowd(scenarios) for space, scenarios in found.items()}
+
+
+def read_scenario(
+    model: TrainedModel, source: Project, name: str, task: str
+) -> tuple[Interactions, Float32s]:
+    """Returns a scenario's interactions, and unit vectors of its items' texts; in a Ray task."""
+    layout = layout_of(model, name)
+    return read_interactions(layout, task), unit_vectors(source, layout.prepared, name)
+
+
+def unit_vectors(project: Project, prepared: Prepared, name: str) -> Float32s:
+    """Returns f32[n, D]: unit vectors of the items' texts by the pretrained encoder."""
+    device = torch.device("cuda" if project.run.use_gpu else "cpu")
+    vectors = pretrained_vectors(project, prepared, name, device)
+    return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+
+
+def open_sources(inputs: ListInputs, split: int) -> Sources:
+    """Returns a scenario's sources of candidates, fitted on the splits before one."""
+    crowd: Crowd = ray.get(inputs.crowd)
+    texts = {name: ray.get(ref) for name, ref in inputs.texts.items()}
+    published = read_catalogue(inputs.layout()).published
+    return fit_sources(crowd, inputs.name, split, texts, published)
+
+
+def ask(sources: Sources, moments: Moments, *, exclude_met: bool) -> tuple[Asked, Candidates]:
+    """Returns what users did, and their candidates with the scores of the sources."""
+    asked = sources.crowd.ask(sources.name, moments, HISTORY)
+    left_out = sources.left_out(asked, exclude_met=exclude_met)
+    return asked, choose(sources.scores(asked), left_out)
+
+
+def join(parts: list[Candidates]) -> Candidates:
+    """Returns the candidates of users block after block."""
+    starts = np.cumsum([0] + [part.num_users for part in parts])
+    user = [part.user + start for part, start in zip(parts, starts, strict=False)]
+    scores = {s: np.concatenate([p.scores[s] for p in parts]) for s in parts[0].scores}
+    item = np.concatenate([p.item for p in parts])
+    return Candidates(np.concatenate(user), item, scores, int(starts[-1]))
