@@ -32,16 +32,20 @@ class ItemKnn:
     weights: csr_array
 
     @classmethod
-    def fit(cls, taken: csr_array, output: slice) -> "ItemKnn":
-        """Returns the neighbours among some columns n of `taken` f32[U, m]."""
+    def fit(cls, taken: csr_array) -> "ItemKnn":
+        """Returns the neighbours of all columns of `taken` f32[U, m]."""
         columns = csc_array(taken)
         count = np.asarray(columns.sum(0)).ravel()
         parts = []
-        for start in range(output.start, output.stop, ITEMS_PER_BLOCK):
-            block = np.arange(start, min(start + ITEMS_PER_BLOCK, output.stop))
+        for start in range(0, len(count), ITEMS_PER_BLOCK):
+            block = np.arange(start, min(start + ITEMS_PER_BLOCK, len(count)))
             common = csr_array(columns[:, block].T @ columns)
             parts.append(nearest(cosines(common, block, count)))
         return cls(csr_array(stack(parts).T))
+
+    def only(self, output: slice) -> "ItemKnn":
+        """Returns what scores some of the items."""
+        return ItemKnn(csr_array(csc_array(self.weights)[:, output]))
 
     def scores(self, taken: csr_array) -> csr_array:
         """Returns f32[B, n] for what users took, f32[B, m]."""
@@ -92,15 +96,19 @@ class Ease:
     num_items: int
 
     @classmethod
-    def fit(cls, taken: csr_array, output: slice) -> "Ease":
-        """Returns the model of some columns of `taken` f32[U, m], from its most frequent ones."""
+    def fit(cls, taken: csr_array) -> "Ease":
+        """Returns the model of the most frequent columns of `taken` f32[U, m]."""
         count = np.asarray(taken.sum(0)).ravel()
         frequent = np.argsort(-count, kind="stable")[:EASE_ITEMS]
         inputs = np.sort(frequent[count[frequent] > 0])
-        inner = (inputs >= output.start) & (inputs < output.stop)
-        weights = ease_weights(csc_array(taken)[:, inputs])[:, inner]
+        return cls(inputs, inputs, ease_weights(csc_array(taken)[:, inputs]), len(count))
+
+    def only(self, output: slice) -> "Ease":
+        """Returns what scores some of the items."""
+        inner = (self.outputs >= output.start) & (self.outputs < output.stop)
+        weights = np.ascontiguousarray(self.weights[:, inner])
         size = output.stop - output.start
-        return cls(inputs, inputs[inner] - output.start, np.ascontiguousarray(weights), size)
+        return Ease(self.inputs, self.outputs[inner] - output.start, weights, size)
 
     def scores(self, taken: csr_array) -> Float32s:
         """Returns f32[B, outputs] for what users took, f32[B, m]."""

@@ -69,19 +69,43 @@ class Sources:
         return mask
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What items that the same people took say of one another."""
+
+    knn: ItemKnn
+    ease: Ease
+
+    @classmethod
+    def fit(cls, crowd: Crowd, split: int) -> "Taken":
+        """Returns the fit of all items of a crowd on the splits before one."""
+        taken = crowd.taken_before(split)
+        return cls(ItemKnn.fit(taken), Ease.fit(taken))
+
+    def only(self, output: slice) -> "Taken":
+        """Returns what scores some of the items."""
+        return Taken(self.knn.only(output), self.ease.only(output))
+
+
 def fit_sources(
-    crowd: Crowd, name: str, split: int, vectors: Mapping[str, Float32s], published: Ints
+    crowd: Crowd,
+    name: str,
+    split: int,
+    vectors: Mapping[str, Float32s],
+    published: Ints,
+    of_crowd: Taken | None = None,
 ) -> Sources:
     """Returns a scenario's sources, fitted on the splits before `split`.
 
-    `vectors` f32[n, D] are unit vectors of the items' texts, by scenario of the crowd.
+    `vectors` f32[n, D] are unit vectors of the items' texts, by scenario of the crowd; `of_crowd`
+    is the fit of all items of a crowd with several scenarios.
     """
     found = popularity_sources(crowd, name, split, published)
-    found |= taken_sources(crowd.only(name), name, split, "")
+    found |= own_sources(Taken.fit(crowd.only(name), split))
     found["text_mean"] = lambda asked: mean_text(vectors[name], asked.history)
     found["text_nearest"] = lambda asked: nearest_text(vectors[name], asked.history)
-    if len(crowd.scenarios) > 1:
-        found |= taken_sources(crowd, name, split, "crowd_")
+    if of_crowd is not None:
+        found |= crowd_sources(of_crowd.only(crowd.columns[name]))
         everything = np.concatenate([vectors[other] for other in crowd.scenarios])
         found["crowd_text"] = lambda asked: crowd_text(
             everything, vectors[name], asked.taken_anywhere
@@ -116,21 +140,23 @@ def times_of(asked: Asked) -> Ints:
     return asked.moments.times
 
 
-def taken_sources(crowd: Crowd, name: str, split: int, prefix: str) -> dict[str, Scores]:
-    """Returns the sources from items that the same people took."""
-    taken, output = crowd.taken_before(split), crowd.columns[name]
-    knn, ease = ItemKnn.fit(taken, output), Ease.fit(taken, output)
-
-    def of(asked: Asked) -> csr_array:
-        return asked.taken_anywhere if prefix else asked.taken
-
-    found: dict[str, Scores] = {
-        f"{prefix}knn" if prefix else "item_knn": lambda asked: knn.scores(of(asked)).toarray(),
-        f"{prefix}ease": lambda asked: spread(ease, ease.scores(of(asked))),
+def own_sources(taken: Taken) -> dict[str, Scores]:
+    """Returns the sources from what a user took in the scenario itself."""
+    knn, ease = taken.knn, taken.ease
+    return {
+        "item_knn": lambda asked: knn.scores(asked.taken).toarray(),
+        "item_knn_recent": lambda asked: knn.scores(asked.recent).toarray(),
+        "ease": lambda asked: spread(ease, ease.scores(asked.taken)),
     }
-    if not prefix:
-        found["item_knn_recent"] = lambda asked: knn.scores(asked.recent).toarray()
-    return found
+
+
+def crowd_sources(taken: Taken) -> dict[str, Scores]:
+    """Returns the sources from what a user took in any scenario of the crowd."""
+    knn, ease = taken.knn, taken.ease
+    return {
+        "crowd_knn": lambda asked: knn.scores(asked.taken_anywhere).toarray(),
+        "crowd_ease": lambda asked: spread(ease, ease.scores(asked.taken_anywhere)),
+    }
 
 
 def spread(ease: Ease, scores: Float32s) -> Float32s:

@@ -9,14 +9,14 @@ import torch
 
 from mtrec_ray.candidates.candidates import Candidates, choose
 from mtrec_ray.candidates.crowd import Asked, Crowd
-from mtrec_ray.candidates.sources import HISTORY, Sources, fit_sources
+from mtrec_ray.candidates.sources import HISTORY, Sources, Taken, fit_sources
 from mtrec_ray.data.arrays import Float32s
 from mtrec_ray.data.end_states import read_catalogue
 from mtrec_ray.data.interactions import Interactions, Moments, read_interactions
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.snapshot import SnapshotColumns
 from mtrec_ray.evaluation.catalogue_ranking import main_task
-from mtrec_ray.project.project import Project
+from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
 from mtrec_ray.training.build import pretrained_vectors
@@ -118,12 +118,27 @@ def unit_vectors(project: Project, prepared: Prepared, name: str) -> Float32s:
     return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
 
 
-def open_sources(inputs: ListInputs, split: int) -> Sources:
+def fit_crowds(
+    inputs: Mapping[str, ListInputs], run: Run, split: int
+) -> dict[str, ray.ObjectRef | None]:
+    """Returns by scenario a handle of its crowd's fit on the splits before one; None if alone."""
+    task = task_of(fit_crowd, run, gpu=False)
+    shared = {own.crowd: own for own in inputs.values() if len(own.texts) > 1}
+    refs = {crowd: task.remote(own, split) for crowd, own in shared.items()}
+    return {name: refs.get(own.crowd) for name, own in inputs.items()}
+
+
+def fit_crowd(inputs: ListInputs, split: int) -> Taken:
+    """Returns the fit of all items of a crowd; in a Ray task."""
+    return Taken.fit(ray.get(inputs.crowd), split)
+
+
+def open_sources(inputs: ListInputs, split: int, of_crowd: Taken | None) -> Sources:
     """Returns a scenario's sources of candidates, fitted on the splits before one."""
     crowd: Crowd = ray.get(inputs.crowd)
     texts = {name: ray.get(ref) for name, ref in inputs.texts.items()}
     published = read_catalogue(inputs.layout()).published
-    return fit_sources(crowd, inputs.name, split, texts, published)
+    return fit_sources(crowd, inputs.name, split, texts, published, of_crowd)
 
 
 def ask(sources: Sources, moments: Moments, *, exclude_met: bool) -> tuple[Asked, Candidates]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mtrec_ray.candidates.candidates import Candidates
 from mtrec_ray.candidates.list_model import ListModel, Question, fit_list_model
+from mtrec_ray.candidates.sources import Taken
 from mtrec_ray.data.arrays import Float32s, Floats, Ints
 from mtrec_ray.data.as_of import CatalogueAsOf
 from mtrec_ray.data.asking_users import AskingUsers, asking_users
@@ -37,7 +38,7 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
 from mtrec_ray.stages.cluster import task_of
-from mtrec_ray.stages.list_inputs import ListInputs, ask, join, open_sources
+from mtrec_ray.stages.list_inputs import ListInputs, ask, fit_crowds, join, open_sources
 from mtrec_ray.stages.ranker import NETWORK, Ranker
 
 USERS_PER_BLOCK = 128
@@ -72,7 +73,9 @@ class Asking:
         return np.isin(self.candidates.user * size + self.candidates.item, wanted)
 
 
-def ask_in_split(inputs: ListInputs, split: str, limit: int) -> Asking | None:
+def ask_in_split(
+    inputs: ListInputs, split: str, limit: int, of_crowd: Taken | None
+) -> Asking | None:
     """Returns users of a split who ask; None where there is none. In a Ray task."""
     layout, options = inputs.layout(), inputs.model.project.recommend
     catalogue = read_catalogue(layout)
@@ -81,7 +84,7 @@ def ask_in_split(inputs: ListInputs, split: str, limit: int) -> Asking | None:
     if not len(asking):
         return None
     code = SPLITS.index(split)
-    sources = open_sources(inputs, code)
+    sources = open_sources(inputs, code, of_crowd)
     scorer = ScorerAsOf(inputs, layout, catalogue, asking)
     parts, alone = [], []
     for start in range(0, len(asking), USERS_PER_BLOCK):
@@ -144,7 +147,8 @@ def ask_everywhere(
 ) -> dict[str, Asking]:
     """Returns users of a split who ask, by scenario that has any, scored side by side."""
     task = task_of(ask_in_split, project.run)
-    refs = {name: task.remote(own, split, limit) for name, own in inputs.items()}
+    crowds = fit_crowds(inputs, project.run, SPLITS.index(split))
+    refs = {n: task.remote(own, split, limit, crowds[n]) for n, own in inputs.items()}
     return {name: found for name, ref in refs.items() if (found := ray.get(ref)) is not None}
 
 

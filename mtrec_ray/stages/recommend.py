@@ -31,7 +31,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect, task_of
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, check_data, check_names, open_joint_run
-from mtrec_ray.stages.list_inputs import ListInputs, ask, collect_inputs, open_sources
+from mtrec_ray.stages.list_inputs import ListInputs, ask, collect_inputs, fit_crowds, open_sources
 from mtrec_ray.stages.list_model import ensure_list_model
 from mtrec_ray.stages.lists import USERS_PER_BLOCK
 from mtrec_ray.stages.ranker import Ranker
@@ -150,6 +150,7 @@ def recommend_scenario(
     inputs: ListInputs,
     list_model: ListModel,
     project: Project,
+    of_crowd: ray.ObjectRef | None,
     folder: str,
     wanted: Sequence[str] | None,
     log: Log,
@@ -159,7 +160,7 @@ def recommend_scenario(
     units = units_of(layout.prepared, name, wanted)
     maker = ListMaker(
         inputs=inputs,
-        sources=task_of(open_sources, run, gpu=False).remote(inputs, END),
+        sources=task_of(open_sources, run, gpu=False).remote(inputs, END, of_crowd),
         items=ray.put(items_at_end(layout)),
         list_model=ray.put(list_model),
         wanted=ray.put(None if wanted is None else frozenset(wanted)),
@@ -248,11 +249,14 @@ def run_recommend(
         inputs = collect_inputs(models, project)
         refuse([no_binary_task(name) for name in missing if name not in inputs])
         list_model = ensure_list_model(joint_run, models, inputs, project, log)
+        crowds = fit_crowds(inputs, project.run, END)
     for name in missing:
         stages[name].start_anew(made_from[name])
         begin_stage(log, f"recommend: the best {project.recommend.k} items of every user of {name}")
         folder = stages[name].folder
-        counts = recommend_scenario(inputs[name], list_model, project, folder, wanted, log)
+        counts = recommend_scenario(
+            inputs[name], list_model, project, crowds[name], folder, wanted, log
+        )
         scenarios[name] = stages[name].finish(counts)
     return {"scenarios": scenarios}
 
