@@ -9,8 +9,8 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 FLOORS = {
-    "jobs": 5, "stages": 4, "search": 3, "training": 3, "model": 2, "evaluation": 2, "data": 1,
-    "project": 0, "progress": 0,
+    "jobs": 5, "stages": 4, "search": 3, "training": 3, "model": 2, "evaluation": 2,
+    "candidates": 2, "data": 1, "project": 0, "progress": 0,
 }  # fmt: skip
 RAY_DATA_MODULES = {
     "mtrec_ray.data.preparing.passes",
@@ -146,9 +146,11 @@ def test_reports_are_made_by_stages_and_jobs():
         assert not who_reach(module, "ray")
 
 
-@pytest.mark.parametrize("module", modules_of("training", "model", "evaluation", "search"))
+@pytest.mark.parametrize(
+    "module", modules_of("training", "model", "evaluation", "candidates", "search")
+)
 def test_what_is_no_stage_never_reaches_ray(module):
-    """No import of training, model, evaluation or search ends in Ray, through whatever module."""
+    """No import of training, model, evaluation, candidates or search ends in Ray, through whatever module."""
     assert not who_reach(module, "ray")
 
 
@@ -159,9 +161,9 @@ def test_the_project_knows_nothing_of_torch_or_ray(module, package):
     assert not who_reach(module, package)
 
 
-@pytest.mark.parametrize("module", modules_of("data", "evaluation"))
+@pytest.mark.parametrize("module", modules_of("data", "evaluation", "candidates"))
 def test_data_and_evaluation_never_reach_torch(module):
-    """Rows are prepared, and numbers are measured, without torch."""
+    """Rows are prepared, numbers are measured, and candidates are found, without torch."""
     assert not who_reach(module, "torch")
 
 
