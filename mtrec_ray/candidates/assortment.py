@@ -55,11 +55,7 @@ class Lists:
 
 
 def choose_lists(
-    items: Ints,
-    scores: Float32s,
-    users: Ints,
-    rules: ListRules,
-    vectors: Float32s | None = None,
+    items: Ints, scores: Float32s, users: Ints, rules: ListRules, vectors: Float32s | None = None
 ) -> Lists:
     """Returns the lists of users from candidates i64[B, C] (-1: none) and scores f32[B, C].
 
@@ -68,12 +64,8 @@ def choose_lists(
     """
     width = vectors.shape[1] if vectors is not None and rules.diversity else 1
     step = max(NUMBERS_PER_BLOCK // max(items.shape[1] * width, 1), 1)
-    parts = [
-        _Block(
-            items[a : a + step], scores[a : a + step], users[a : a + step], rules, vectors
-        ).fill()
-        for a in range(0, max(len(items), 1), step)
-    ]
+    blocks = [slice(a, a + step) for a in range(0, max(len(items), 1), step)]
+    parts = [_Block(items[b], scores[b], users[b], rules, vectors).fill() for b in blocks]
     columns = zip(*((p.items, p.scores, p.propensities) for p in parts), strict=True)
     return Lists(*(np.concatenate(column) for column in columns))
 

@@ -66,8 +66,8 @@ class Explore(Section):
 
     way: Literal["none", "epsilon", "softmax"] = Field(
         default="none",
-        description="epsilon: a place takes any candidate with this probability, softmax: each by "
-        "its share of exp(score / temperature) (Plackett-Luce).",
+        description="epsilon: a place takes any candidate with probability `epsilon`, else the "
+        "best; softmax: each by its share of exp(score / temperature) (Plackett-Luce).",
     )
     epsilon: Share = Field(
         default=0.1, description="Probability with which a place takes any of the candidates."

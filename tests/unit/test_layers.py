@@ -150,7 +150,7 @@ def test_reports_are_made_by_stages_and_jobs():
     "module", modules_of("training", "model", "evaluation", "candidates", "search")
 )
 def test_what_is_no_stage_never_reaches_ray(module):
-    """No import of training, model, evaluation, candidates or search ends in Ray, through whatever module."""
+    """No import of what trains, models, measures or finds candidates ends in Ray, however far."""
     assert not who_reach(module, "ray")
 
 
