@@ -208,15 +208,11 @@ class VectorIndex:
         return float(np.sum(hits) / max((wanted >= 0).sum(), 1)) if (wanted >= 0).any() else 1.0
 
     def save(self, folder: str) -> None:
-        """Write the shards, and last the record, so that a folder with a record is whole."""
+        """Write the index in place of whatever is in the folder."""
         storage.remove_folder(folder)
         for number, shard in enumerate(self.shards):
-            path = storage.join(folder, f"shard-{number:05}")
-            storage.write_bytes(path + ".items.npy", array_bytes(shard.items))
-            storage.write_bytes(path + ".vectors.npy", array_bytes(shard.vectors))
-            storage.write_bytes(path + ".graph", shard.graph)
-        record = {"made_from": asdict(self.made_from), "options": asdict(self.options)}
-        storage.write_json(storage.join(folder, RECORD), {**record, "shards": len(self.shards)})
+            write_shard(folder, number, shard)
+        write_record(folder, len(self.shards), self.made_from, self.options)
 
     @classmethod
     def load(cls, folder: str, made_from: MadeFrom) -> "VectorIndex":
@@ -257,10 +253,28 @@ def array_bytes(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def write_shard(folder: str, number: int, shard: Shard) -> None:
+    """Write a shard below the folder of an index; any process may write any of them."""
+    storage.write_bytes(shard_file(folder, number, "items.npy"), array_bytes(shard.items))
+    storage.write_bytes(shard_file(folder, number, "vectors.npy"), array_bytes(shard.vectors))
+    storage.write_bytes(shard_file(folder, number, "graph"), shard.graph)
+
+
+def write_record(folder: str, shards: int, made_from: MadeFrom, options: IndexOptions) -> None:
+    """Write what an index is; it comes last, so that a folder with a record is whole."""
+    record = {"made_from": asdict(made_from), "options": asdict(options), "shards": shards}
+    storage.write_json(storage.join(folder, RECORD), record)
+
+
+def shard_file(folder: str, number: int, end: str) -> str:
+    """Returns the path of a file of a shard."""
+    return storage.join(folder, f"shard-{number:05}.{end}")
+
+
 def read_shard(folder: str, number: int) -> Shard:
-    """Returns a shard that `VectorIndex.save` wrote."""
-    path = storage.join(folder, f"shard-{number:05}")
-    parts = [storage.read_bytes(f"{path}.{end}") for end in ("items.npy", "vectors.npy", "graph")]
+    """Returns a shard that `write_shard` wrote."""
+    ends = ("items.npy", "vectors.npy", "graph")
+    parts = [storage.read_bytes(shard_file(folder, number, end)) for end in ends]
     items, vectors = (np.load(io.BytesIO(part), allow_pickle=False) for part in parts[:2])
     return Shard(items, vectors, parts[2])
 

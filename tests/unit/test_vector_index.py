@@ -14,6 +14,8 @@ from mtrec_ray.candidates.vector_index import (
     best_of,
     build_shard,
     slices,
+    write_record,
+    write_shard,
 )
 from mtrec_ray.project.base import ProjectError
 
@@ -139,6 +141,17 @@ def test_an_index_of_another_model_is_refused(tmp_path, wanted, words):
     (line,) = error.value.problems
     assert line.replace(folder, "F").startswith(f"index of items: {words}")
     assert line.endswith("build it again")
+
+
+def test_shards_that_were_written_apart(tmp_path):
+    """Shards of several processes and one record are an index."""
+    folder, made_from = str(tmp_path / "index"), MadeFrom.of("a1", *ITEMS.shape)
+    for number, part in reversed(list(enumerate(slices(len(ITEMS), 700)))):
+        write_shard(folder, number, build_shard(ITEMS[part], part.start, None, GRAPH))
+    write_record(folder, 3, made_from, GRAPH)
+    index = VectorIndex.load(folder, made_from)
+    whole = VectorIndex.build(ITEMS, options=GRAPH)
+    np.testing.assert_array_equal(index.search(QUERIES, 9)[0], whole.search(QUERIES, 9)[0])
 
 
 def test_an_interrupted_index_is_none(tmp_path):
