@@ -29,7 +29,10 @@ SAMPLE = 1000  # queries by which recall is measured, at most
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How items are found; the defaults are those of the measurements.
+    """How items are found.
+
+    A graph loses the items of a cluster that is larger than its number of neighbours: of 100,000
+    clustered vectors, graphs of 50,000 find 0.99 of the 100 best, one graph 0.91.
 
     Attributes:
         exact_up_to: items up to which all are scored; above, graphs are searched.
@@ -42,7 +45,7 @@ class IndexOptions:
     """
 
     exact_up_to: int = 200_000
-    shard_items: int = 250_000
+    shard_items: int = 50_000
     dtype: str = "bf16"
     connectivity: int = 32
     expansion_add: int = 128
