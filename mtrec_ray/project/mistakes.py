@@ -64,7 +64,7 @@ def below(location: Sequence[str], line: str) -> str:
 def allowed_keys(location: Sequence[str]) -> list[str]:
     """Returns the keys that the section around an unknown key has."""
     section: type[Section] = Project
-    parts = iter(location[:-1])
+    parts = iter([part for part in location[:-1] if not part.isdigit()])  # places in lists
     for part in parts:
         fields = {field.alias or name: field for name, field in section.model_fields.items()}
         inner, many = section_of(fields[part].annotation) if part in fields else (None, False)

@@ -6,13 +6,18 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from mtrec_ray.project.base import Name, Section, check_workers, split_query
+from mtrec_ray.project.assortment import Explore, Filter
+from mtrec_ray.project.base import Name, Section, Share, check_workers, split_query
 from mtrec_ray.project.model import Model
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
 from mtrec_ray.project.training import Finetune, Training
 
 Named = TypeVar("Named")
+
+
+# Fields of `recommend` that hold something for each scenario.
+BY_SCENARIO = ("by", "filters", "at_most_per")
 
 
 class Evaluation(Section):
@@ -45,6 +50,19 @@ class Recommend(Section):
     exclude_seen: bool = Field(
         default=True, description="Leaves out items of which the user has a row."
     )
+    filters: dict[Name, tuple[Filter, ...]] = Field(
+        default_factory=dict, description="Rules that items pass to be recommended, by scenario."
+    )
+    at_most_per: dict[Name, dict[str, PositiveInt]] = Field(
+        default_factory=dict,
+        description="Items of a list that share a value of a column of the catalogue, at most, by "
+        "scenario and column; without a value: any number.",
+    )
+    diversity: Share = Field(
+        default=0.0,
+        description="Weight of being unlike the items above (MMR), against the score. 0: none.",
+    )
+    explore: Explore = Field(default=Explore(), description="Chance in the list.")
     pairs_per_block: PositiveInt = Field(
         default=16_384, description="Users times items that are scored at a time."
     )
@@ -175,6 +193,11 @@ class Project(Section):
                     "of them above 0"
                 )
 
+    def check_assortment(self) -> Iterator[str]:
+        """Yields a line for rules on lists of what is no scenario."""
+        yield from self._unknown_scenarios("recommend.filters", self.recommend.filters)
+        yield from self._unknown_scenarios("recommend.at_most_per", self.recommend.at_most_per)
+
     def _unknown_scenarios(self, field: str, names: Iterable[str]) -> Iterator[str]:
         unknown = sorted(set(names) - set(self.scenarios))
         if unknown:
@@ -193,13 +216,13 @@ class Project(Section):
         weights = of_names(evaluation.weights, kept)
         scored = {"weights": weights if any(weights.values()) else {}}
         tuned = {"scenarios": of_names(finetune.scenarios, kept)}
-        blends = {"by": of_names(recommend.by, kept)}
+        lists = {key: of_names(getattr(recommend, key), kept) for key in BY_SCENARIO}
         return self.model_copy(
             update={
                 "scenarios": kept,
                 "evaluation": evaluation.model_copy(update=scored),
                 "finetune": finetune.model_copy(update=tuned),
-                "recommend": recommend.model_copy(update=blends),
+                "recommend": recommend.model_copy(update=lists),
                 "search": self.search.only(kept),
             }
         )
