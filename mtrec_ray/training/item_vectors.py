@@ -90,11 +90,9 @@ class ItemVectors:
         return dict(zip(batch, vectors.split(sizes), strict=True))
 
     def of_items(self, name: str, items: Tensor) -> Tensor:
-        """Returns f32[m, D]: cached text vectors of a scenario's catalogue rows i64[m].
-
-        They carry a gradient into the encoder only where gradients are gathered.
-        """
-        return self._cached(self.places(name, items))
+        """Returns f32[m, D]: cached vectors of a scenario's catalogue rows i64[m], as constants."""
+        assert self.cache is not None
+        return self.cache[items + self.bases[name]]
 
     def _cached(self, places: NDArray[np.int64]) -> Tensor:
         """Returns f32[U, D]: cached vectors, watched where their gradients are gathered."""
