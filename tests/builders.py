@@ -179,16 +179,19 @@ def pick(shards: Sequence[Arrays], piece: Slice) -> Arrays:
 
 
 def small_model(trainable: str = "all", **fields: Any) -> Model:
-    """Options of a narrow model over the tiny encoder, without any dropout."""
+    """Options of a narrow model over the tiny encoder, without any dropout or retrieval side."""
     encoder = Encoder.model_validate(
         {"source": "tiny", "trainable": trainable, "tokens_per_chunk": 60, "every": 1}
         | fields.pop("encoder", {})
     )
     sizes = {"width": 8, "attention_heads": 2, "hidden": (12, 10), "head_hidden": 6}
-    ids = {"user_ids": True, "item_ids": True}
+    ids = {"user_ids": True, "item_ids": True, "retrieval": {"enabled": False}}
     return Model.model_validate(
         {"encoder": encoder, "dropout": 0, "id_dropout": 0, **sizes, **ids} | fields
     )
+
+
+RETRIEVAL = {"width": 6, "negatives": 9, "temperature": 0.5}  # a small retrieval side
 
 
 def stir(module: torch.nn.Module, seed: int = 1) -> None:

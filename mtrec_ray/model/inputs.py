@@ -54,17 +54,11 @@ class ScenarioInputs(nn.Module):
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.category_sizes)
         self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
         self.options = options
-        numbers = torch.from_numpy(catalogue.numeric)
-        self.register_buffer("catalogue_raw", numbers, persistent=False)
-        if numbers.shape[1]:
-            mean = torch.tensor(facts.item_numeric_mean)
-            std = torch.tensor(facts.item_numeric_std)
-            numbers = ((numbers - mean) / std).clamp(-4, 4)
-        numbers = torch.cat([numbers.nan_to_num(0.0), numbers.isnan().float()], 1)
-        ids = np.where(catalogue.known, np.arange(1, catalogue.num_items + 1), 0)
+        raw = torch.from_numpy(catalogue.numeric)
+        numbers, codes = standard_numbers(facts, catalogue), category_codes(catalogue)
+        self.register_buffer("catalogue_raw", raw, persistent=False)
         self.register_buffer("catalogue_numeric", numbers, persistent=False)
-        self.register_buffer("catalogue_ids", torch.from_numpy(ids), persistent=False)
-        codes = torch.from_numpy(catalogue.categorical.astype(np.int64))
+        self.register_buffer("catalogue_ids", known_ids(catalogue), persistent=False)
         self.register_buffer("catalogue_categories", codes, persistent=False)
 
     def item_extras(self, items: Tensor) -> Tensor:
@@ -95,6 +89,27 @@ class ScenarioInputs(nn.Module):
         for i, table in enumerate(self.categories):
             columns = columns + table(samples.categorical[:, i])
         return columns
+
+
+def known_ids(catalogue: Catalogue) -> Tensor:
+    """Returns i64[n], the ids of a catalogue's items: from 1 on, 0 for those new to training."""
+    ids = np.arange(1, catalogue.num_items + 1)
+    return torch.from_numpy(np.where(catalogue.known, ids, 0))
+
+
+def category_codes(catalogue: Catalogue) -> Tensor:
+    """Returns i64[n, C], the codes of a catalogue's categorical columns, 0 for unknown."""
+    return torch.from_numpy(catalogue.categorical.astype(np.int64))
+
+
+def standard_numbers(facts: PreparedScenario, catalogue: Catalogue) -> Tensor:
+    """Returns f32[n, 2 M]: a catalogue's numeric columns, standardised, and where they are null."""
+    numbers = torch.from_numpy(catalogue.numeric)
+    if numbers.shape[1]:
+        mean = torch.tensor(facts.item_numeric_mean)
+        std = torch.tensor(facts.item_numeric_std)
+        numbers = ((numbers - mean) / std).clamp(-4, 4)
+    return torch.cat([numbers.nan_to_num(0.0), numbers.isnan().float()], 1)
 
 
 def id_embedding(number: int, width: int) -> nn.Embedding:

@@ -18,6 +18,7 @@ from mtrec_ray.model.general_head import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head
 from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, cosines, similarity_kernels
 from mtrec_ray.model.inputs import ScenarioInputs, drop_ids, id_embedding
+from mtrec_ray.model.retrieval import Retrieval
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import SharingInputs, build_sharing
 from mtrec_ray.project.model import Model
@@ -83,6 +84,10 @@ class Recommender(nn.Module):
         has_main = any(f.main for f in scenarios.values())
         self.general = GeneralHead() if options.general and has_main else None
         self.use_general_head = False
+        self.retrieval: Retrieval | None = None
+        if options.retrieves and has_main:
+            with torch.random.fork_rng([]):  # the others' random numbers stay the same
+                self.retrieval = Retrieval(options, scenarios, catalogues, encoder.width)
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
         """Returns heads that start at the training base rate (binary) or mean (regression)."""

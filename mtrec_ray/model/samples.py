@@ -4,7 +4,7 @@ Letters: N samples, U distinct items, H history items, F numeric columns, C cate
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,22 @@ class Samples:
     numeric: Tensor
     categorical: Tensor
     labels: Tensor
+
+    @property
+    def candidate_items(self) -> Tensor:
+        """i64[N]: the candidates as catalogue rows."""
+        return self.items[self.candidate]
+
+    @property
+    def history_items(self) -> Tensor:
+        """i64[N, H]: the histories as catalogue rows, -1 where there is none."""
+        known = self.history >= 0
+        return torch.where(known, self.items[self.history.clamp(min=0)], self.history)
+
+    def some(self, rows: Tensor) -> "Samples":
+        """Returns the samples that `rows` i64[M] name, which refer to the same distinct items."""
+        names = [f.name for f in fields(self) if f.name != "items"]
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> "Samples":

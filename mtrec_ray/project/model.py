@@ -69,6 +69,27 @@ class Encoder(Section):
     )
 
 
+class Retrieval(Section):
+    """Vectors of users and of items, whose cosines find the candidates that are then ranked."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Vectors that find candidates learn beside the ranking heads. Always off with "
+        "`layout: pair`.",
+    )
+    width: PositiveInt = Field(default=64, description="Size of the vectors.")
+    temperature: Annotated[float, Field(ge=0.01, le=1)] = Field(
+        default=0.1, description="Cosines are divided by it in the softmax over candidates."
+    )
+    negatives: PositiveInt = Field(
+        default=1024,
+        description="Items of each catalogue that a step draws beside the positives of its batch.",
+    )
+    item_ids: bool = Field(
+        default=True, description="The vectors of items have an embedding of each item."
+    )
+
+
 class Model(Section):
     """What the model reads, and the layers above the encoder."""
 
@@ -122,6 +143,10 @@ class Model(Section):
         "to come; it does not change the model.",
     )
 
+    retrieval: Retrieval = Field(
+        default=Retrieval(), description="Vectors that find candidates for the ranking."
+    )
+
     def check_width(self) -> Iterator[str]:
         """Yields a line for a width that the attention heads do not divide."""
         if self.width % self.attention_heads:
@@ -138,6 +163,14 @@ class Model(Section):
                 "encoder.trainable none"
             )
 
+    def check_retrieval(self) -> Iterator[str]:
+        """Yields a line for retrieval that could not tell items apart."""
+        if self.retrieves and not self.text and not self.retrieval.item_ids:
+            yield (
+                "retrieval.item_ids: found false with model.text false; allowed: true, or "
+                "retrieval.enabled false"
+            )
+
     def check_layout(self) -> Iterator[str]:
         """Yields a line for pairs with an option that needs cached item vectors."""
         encoder = self.encoder
@@ -151,6 +184,11 @@ class Model(Section):
         """Yields a line for a frozen encoder that is to learn from gathered gradients."""
         if self.encoder.gather and self.encoder.trainable == "none":
             yield "encoder.gather: found true for trainable: none; allowed: false"
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether retrieval vectors learn; pairs have no item vectors to make them of."""
+        return self.retrieval.enabled and self.layout == "vectors"
 
     @property
     def gathers(self) -> bool:

@@ -128,7 +128,13 @@ def write_curves(curve: list[dict[str, Any]], folder: str) -> None:
         for record in curve:
             step = record["step"]
             writer.add_scalar("valid/joint_score", record["joint_score"], step)
-            for group in ("train_loss", "valid", "gradient_share", "gradient_cosine"):
+            for group in (
+                "train_loss",
+                "retrieval_loss",
+                "valid",
+                "gradient_share",
+                "gradient_cosine",
+            ):
                 for key, value in record[group].items():
                     writer.add_scalar(f"{group}/{key}", value, step)
         writer.close()

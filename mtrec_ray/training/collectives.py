@@ -38,3 +38,18 @@ def gather_objects(value: Gathered) -> Sequence[Gathered]:
 def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Returns whether each flag is set on any rank, in one collective; every rank calls it."""
     return (sum_over_ranks(torch.tensor(flags, dtype=torch.float32, device=device)) > 0).tolist()
+
+
+def gather_rows(values: Tensor) -> Tensor:
+    """Returns the rows [sum of M, ..] of every rank's values [M, ..], in the order of ranks."""
+    _, size = world()
+    if size == 1:
+        return values
+    counts = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(size)]
+    dist.all_gather(counts, torch.tensor([len(values)], device=values.device))
+    most = max(int(count) for count in counts)
+    padded = values.new_zeros(most, *values.shape[1:])
+    padded[: len(values)] = values
+    parts = [torch.zeros_like(padded) for _ in range(size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])

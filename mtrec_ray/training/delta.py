@@ -82,7 +82,7 @@ def load_joint_weights(model: Recommender, start: FineTuneStart) -> PeftModel | 
     """
     state, _ = read_base(start.base)
     layers = scenario_parameters(model, start.name)
-    new = [*layers, "general"] if start.is_new else []
+    new = [*layers, "general", "retrieval"] if start.is_new else []
     if start.mode == "full":
         load_part(state, model, new)
         if model.general is not None:
@@ -107,7 +107,7 @@ def shared_maps(model: Recommender, scenario_layers: list[str]) -> list[str]:
     Without those of `StarLayer`, which reads their weights and never calls them.
     """
     star = [n for n, m in model.named_modules() if isinstance(m, StarLayer)]
-    others = [*scenario_layers, *star, "encoder", "general"]
+    others = [*scenario_layers, *star, "encoder", "general", "retrieval"]
     return [
         n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not is_below(n, others)
     ]

@@ -89,6 +89,11 @@ class ItemVectors:
         sizes = [len(s.items) for s in batch.values()]
         return dict(zip(batch, vectors.split(sizes), strict=True))
 
+    def of_items(self, name: str, items: Tensor) -> Tensor:
+        """Returns f32[m, D]: cached vectors of a scenario's catalogue rows i64[m], as constants."""
+        assert self.cache is not None
+        return self.cache[items + self.bases[name]]
+
     def _cached(self, places: NDArray[np.int64]) -> Tensor:
         """Returns f32[U, D]: cached vectors, watched where their gradients are gathered."""
         assert self.cache is not None

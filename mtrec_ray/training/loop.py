@@ -18,7 +18,7 @@ from mtrec_ray.training import checkpoint
 from mtrec_ray.training.context import NO_SCORE, TrainContext
 from mtrec_ray.training.delta import FineTuneStart
 from mtrec_ray.training.losses import task_labels
-from mtrec_ray.training.run import RankRun, rows_accounted
+from mtrec_ray.training.run import RankRun
 from mtrec_ray.training.step import (
     StepResult,
     gradient_cosines,
@@ -67,7 +67,7 @@ def plan_text(run: RankRun) -> str:
 
 
 def train_epoch(run: RankRun) -> dict[str, float]:
-    """Take the remaining steps of an epoch; returns the mean loss by `scenario/task`."""
+    """Take the remaining steps of an epoch; returns its mean losses."""
     run.module.train()
     progress, log = run.progress, StepLog(run)
     last = (progress.epoch + 1) * progress.steps_per_epoch
@@ -85,10 +85,13 @@ def train_epoch(run: RankRun) -> dict[str, float]:
 
 
 def take_mean_losses(run: RankRun) -> dict[str, float]:
-    """Returns the epoch's mean loss by `scenario/task`, and resets its sums to 0."""
+    """Returns the epoch's mean losses, and resets their sums to 0.
+
+    By `scenario/task`, and those of the retrieval side by scenario.
+    """
     sums, counts = run.progress.loss_sums, run.progress.label_counts
     run.progress.loss_sums, run.progress.label_counts = {}, {}
-    labels = task_labels(run.prepared.scenarios)
+    labels = task_labels(run.prepared.scenarios) + list(run.draws.shares if run.draws else ())
     return {label: sums.get(label, 0.0) / max(counts.get(label, 0.0), 1) for label in labels}
 
 
@@ -146,7 +149,8 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
         "epoch": progress.epoch,
         "step": progress.step,
         "joint_score": score,
-        "train_loss": dict(losses),
+        "train_loss": {label: loss for label, loss in losses.items() if "/" in label},
+        "retrieval_loss": {name: loss for name, loss in losses.items() if "/" not in name},
         "valid": flat(metrics),
         **shared_layer_record(run),
         "skipped_steps": progress.skipped_steps,
@@ -218,3 +222,22 @@ def run_summary(run: RankRun) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "curve": progress.curve,
     }
+
+
+def rows_accounted(run: RankRun) -> dict[str, dict[str, int]]:
+    """Returns by scenario the rows available, seen, repeated, not reached, redone.
+
+    No row is dropped: each pass holds every row once. `repeated`: seen in more than one pass.
+    `redone`: repeated after a failure, because no checkpoint held them; they count once as seen.
+    """
+    rows = {}
+    for name, facts in run.prepared.scenarios.items():
+        available, seen = facts.num_rows("train"), run.progress.rows_seen[name]
+        rows[name] = {
+            "available": available,
+            "seen": seen,
+            "repeated": max(seen - available, 0),
+            "not_reached": max(available - seen, 0),
+            "redone": run.session.repeated_steps * run.rows_per_step[name],
+        }
+    return rows

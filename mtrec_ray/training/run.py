@@ -23,6 +23,7 @@ from mtrec_ray.training.delta import L2SP, FineTuneStart, load_joint_weights
 from mtrec_ray.training.item_vectors import Batch, ItemVectors
 from mtrec_ray.training.losses import task_labels, weight_tensor
 from mtrec_ray.training.optim import build_optimization
+from mtrec_ray.training.retrieval_loss import CandidateDraws, positive_counts
 from mtrec_ray.training.step import Forward, StepResult, accumulate, wrap
 
 # How often all ranks ask whether one of their nodes will be preempted: the question is a barrier.
@@ -41,7 +42,8 @@ class TrainingProgress:
         steps_per_epoch: as planned at the first start; another number of ranks does not change it.
         rows_seen: over all ranks, by scenario.
         best: the lowest joint score so far, `epochs_since_best` epochs ago.
-        loss_sums, label_counts: of the present epoch, by `scenario/task`.
+        loss_sums, label_counts: of the present epoch, by `scenario/task`; those of the retrieval
+            side by scenario.
         skipped_steps: steps whose loss or gradient was not finite.
         not_finite_losses: in how many of them a task's loss was not, by `scenario/task`.
         not_finite_gradients: in how many of them the gradient alone was not.
@@ -151,6 +153,7 @@ class RankRun:
             prepared, self.plan.quotas, project.training.seed, (self.rank, self.size),
             state["batches"] if state else None,
         )  # fmt: skip
+        self.draws: CandidateDraws | None = None
         self.forward = Forward(self.model, self.vectors)
         self.module = wrap(self.forward, some_unused=self.encoder_skips_steps)
 
@@ -189,8 +192,16 @@ class RankRun:
         self.vectors.compute_frozen(cache_folder(self.project))
         if self.vectors.cache is None:
             self.vectors.refresh()
+        if self.model.retrieval is not None and self.model.retrieval.learns:
+            self.draws = self._candidate_draws()
         if self.rank == 0:
             self.session.repeated_steps = self.context.note_start(self.progress.step)
+
+    def _candidate_draws(self) -> CandidateDraws:
+        """Returns what draws the retrieval side's candidates; every rank must call this."""
+        counts = positive_counts(self.prepared, self.context.device)
+        facts, seed = self.prepared.scenarios, self.project.training.seed
+        return CandidateDraws(self.project.model, facts, counts, seed)
 
     def next_batch(self) -> Batch:
         """Returns a micro-batch with rows of every scenario, as many of each on every rank."""
@@ -230,6 +241,7 @@ class RankRun:
         result = accumulate(
             self.module, self.prepared.scenarios, batches, self.weights,
             encode=self.encodes(), autocast=self.vectors.autocast,
+            drawn=self.draws.of_step(batches, step) if self.draws else None,
         )  # fmt: skip
         if self.finite_on_all_ranks(result):
             self.learn(result)
@@ -276,6 +288,7 @@ class RankRun:
         self.optimizer.step()
         self.l2_sp.step(self.optimizer)
         self.progress.add_losses(self.by_label(result.sums), self.by_label(result.counts))
+        self.progress.add_losses(result.retrieval_sums, result.retrieval_counts)
 
     def by_label(self, values: torch.Tensor) -> dict[str, float]:
         """Returns the entries of a tensor [K] by `scenario/task`."""
@@ -318,29 +331,12 @@ def gradient_is_finite(model: Recommender) -> bool:
 
 
 def clipped_together(model: Recommender) -> list[list[torch.nn.Parameter]]:
-    """Returns groups of parameters, each clipped by its norm: the model, and the general head.
+    """Returns groups of parameters, each clipped by its norm: model, general head, retrieval side.
 
-    The head is apart, so that it does not change the model's steps.
+    The head and the retrieval side are apart, so that they do not change the model's steps.
     """
-    head = list(model.general.parameters()) if model.general is not None else []
-    ids = {id(p) for p in head}
-    return [p for p in ([p for p in model.parameters() if id(p) not in ids], head) if p]
-
-
-def rows_accounted(run: RankRun) -> dict[str, dict[str, int]]:
-    """Returns by scenario the rows available, seen, repeated, not reached, redone.
-
-    No row is dropped: each pass holds every row once. `repeated`: seen in more than one pass.
-    `redone`: repeated after a failure, because no checkpoint held them; they count once as seen.
-    """
-    rows = {}
-    for name, facts in run.prepared.scenarios.items():
-        available, seen = facts.num_rows("train"), run.progress.rows_seen[name]
-        rows[name] = {
-            "available": available,
-            "seen": seen,
-            "repeated": max(seen - available, 0),
-            "not_reached": max(available - seen, 0),
-            "redone": run.session.repeated_steps * run.rows_per_step[name],
-        }
-    return rows
+    beside = [
+        list(part.parameters()) for part in (model.general, model.retrieval) if part is not None
+    ]
+    ids = {id(p) for part in beside for p in part}
+    return [p for p in ([p for p in model.parameters() if id(p) not in ids], *beside) if p]

@@ -15,6 +15,13 @@ from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.training.collectives import sum_over_ranks, world
 from mtrec_ray.training.item_vectors import Autocast, Batch, ItemVectors
 from mtrec_ray.training.losses import general_loss, joint_loss, label_counts, loss_sums
+from mtrec_ray.training.retrieval_loss import (
+    RETRIEVAL,
+    Candidates,
+    positives,
+    retrieval_loss,
+    retrieval_loss_sum,
+)
 
 
 class Forward(nn.Module):
@@ -27,9 +34,20 @@ class Forward(nn.Module):
         self.model = model
         object.__setattr__(self, "vectors", vectors)
 
-    def forward(self, batch: Batch, encode: bool) -> dict[str, Tensor]:
-        """Returns logits f32[N, T] by scenario; with `encode` the encoder learns from it."""
-        return self.model(batch, self.vectors.of_batch(batch, encode=encode))
+    def forward(
+        self, batch: Batch, encode: bool, drawn: Mapping[str, Candidates] | None = None
+    ) -> dict[str, Tensor]:
+        """Returns logits f32[N, T] by scenario; with `encode` the encoder learns from it.
+
+        With candidates the retrieval side's loss sums f32[] are `retrieval/NAME`.
+        """
+        vectors = self.vectors.of_batch(batch, encode=encode)
+        sums: dict[str, Tensor] = {}
+        for name, own in (drawn or {}).items():
+            rows = positives(self.model.facts[name], batch[name])
+            texts = vectors[name], self.vectors.of_items(name, own.items)
+            sums[RETRIEVAL + name] = retrieval_loss_sum(self.model, name, rows, texts, own)
+        return self.model(batch, vectors) | sums
 
 
 def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
@@ -54,11 +72,16 @@ class StepResult:
     """A step over all ranks: loss sums and label counts of each scenario and task, f64[K].
 
     In the manifest's order; `loss` is the joint loss.
+
+    Attributes:
+        retrieval_sums, retrieval_counts: the same of the retrieval side's loss, by scenario.
     """
 
     sums: Tensor
     counts: Tensor
     loss: float
+    retrieval_sums: dict[str, float]
+    retrieval_counts: dict[str, float]
 
 
 def accumulate(
@@ -69,27 +92,44 @@ def accumulate(
     *,
     encode: bool,
     autocast: Autocast = nullcontext,
+    drawn: Mapping[str, Candidates] | None = None,
 ) -> StepResult:
     """Add the gradient of the joint loss of the union batch to the parameters' gradients.
 
     The counts of the whole step (all ranks, all micro-batches) are known before the first
-    backward; only the last micro-batch synchronises gradients.
+    backward; only the last micro-batch synchronises gradients. With candidates the retrieval side
+    learns, too.
     """
     labels = [{name: s.labels for name, s in batch.items()} for batch in batches]
     counts = sum_over_ranks(torch.stack([label_counts(facts, x) for x in labels]).sum(0))
+    drawn = drawn or {}
     size = world()[1]
-    total = torch.zeros_like(counts)
+    total = torch.zeros(len(counts) + len(drawn), dtype=counts.dtype, device=counts.device)
     for i, batch in enumerate(batches):
         with nullcontext() if i == len(batches) - 1 else without_synchronisation(module):
             with autocast():
-                logits = module(batch, encode)
+                logits = module(batch, encode, drawn)
             sums = loss_sums(facts, logits, labels[i])
-            general = general_loss(facts, logits, labels[i], counts)
-            (size * (joint_loss(sums, counts, weights.to(sums)) + general)).backward()
-        total += sums.detach().double()
-    sum_over_ranks(total)
-    loss = joint_loss(total, counts, weights.double()).item()
-    return StepResult(total, counts, loss)
+            beside = general_loss(facts, logits, labels[i], counts)
+            beside = beside + retrieval_loss(facts, logits, drawn, weights)
+            (size * (joint_loss(sums, counts, weights.to(sums)) + beside)).backward()
+        own = [logits[RETRIEVAL + name].detach() for name in drawn]
+        total += torch.cat([sums.detach(), *(s.view(1) for s in own)]).double()
+    return step_result(sum_over_ranks(total), counts, weights, drawn)
+
+
+def step_result(
+    total: Tensor, counts: Tensor, weights: Tensor, drawn: Mapping[str, Candidates]
+) -> StepResult:
+    """Returns a step's result for the sums over ranks f64[K + R]: of tasks, then of retrieval."""
+    sums, retrieval = total[: len(counts)], total[len(counts) :].tolist()
+    return StepResult(
+        sums=sums,
+        counts=counts,
+        loss=joint_loss(sums, counts, weights.double()).item(),
+        retrieval_sums=dict(zip(drawn, retrieval, strict=True)),
+        retrieval_counts={name: float(own.num_positives) for name, own in drawn.items()},
+    )
 
 
 def without_synchronisation(module: nn.Module) -> AbstractContextManager[object]:

@@ -30,9 +30,11 @@ from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import world
 from mtrec_ray.training.item_vectors import Batch
 from mtrec_ray.training.losses import weight_tensor
+from mtrec_ray.training.retrieval_loss import CandidateDraws
 from mtrec_ray.training.step import Forward, accumulate, wrap
 from tests.builders import (
     FACTS,
+    RETRIEVAL,
     build,
     make_catalogues,
     make_rows,
@@ -68,6 +70,9 @@ def step_rows() -> dict[str, Arrays]:
     rows["video"]["labels"][:half, 1] = [2.0, 5.0, 3.0, np.nan, 4.5, 1.0]
     rows["shop"]["labels"][:7, 0] = np.nan
     rows["shop"]["labels"][:7, 1] = np.nan
+    for name, positives in {"shop": [12, 14, 19], "video": [0, 1, 2]}.items():
+        rows[name]["labels"][positives, 0] = 1
+        rows[name]["history"][positives[0]] = -1
     return rows
 
 
@@ -87,13 +92,22 @@ def batches_of(rank: int, size: int) -> list[Batch]:
     return batches
 
 
+def positive_counts() -> dict[str, torch.Tensor]:
+    """Training positives of each item, drawn at random."""
+    generator = torch.Generator().manual_seed(2)
+    return {
+        n: torch.randint(0, 9, (f.num_items,), generator=generator).double()
+        for n, f in FACTS.items()
+    }
+
+
 def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     """Loss, counts and gradients of a step; None for a parameter without gradient."""
     trainable, encode, some_unused = MODES[mode]
     encoder = {"lora": {"layers": 1}, "rerun": mode == "rerun"}
     if mode == "gather_some":
         encoder["gather_items"] = 3
-    options = small_model(trainable, encoder=encoder)
+    options = small_model(trainable, encoder=encoder, retrieval=RETRIEVAL)
     model, vectors = build(options, make_catalogues())
     vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
@@ -101,12 +115,18 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
         vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
     weights = weight_tensor(FACTS, two_scenario_project().scenarios)
-    result = accumulate(module, FACTS, batches_of(rank, size), weights, encode=encode)
+    batches = batches_of(rank, size)
+    drawn = CandidateDraws(options, FACTS, positive_counts(), seed=3).of_step(batches, step=5)
+    result = accumulate(module, FACTS, batches, weights, encode=encode, drawn=drawn)
     if vectors.gathered is not None:
         vectors.gathered.collect()
         vectors.gathered.backward()
     gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
-    return {"loss": result.loss, "counts": result.counts, "gradients": gradients}
+    retrieval = {"sums": result.retrieval_sums, "counts": result.retrieval_counts}
+    return {
+        "loss": result.loss, "counts": result.counts, "gradients": gradients,
+        "retrieval": retrieval,
+    }  # fmt: skip
 
 
 def resumed_gradients(rank: int, size: int, folder: Path, *, gather: bool) -> list[dict[str, Any]]:

@@ -107,12 +107,22 @@ def test_two_ranks_have_the_gradient_of_one(one, ranks, mode):
                 assert (found[name] - gradient).abs().max() <= 2e-5 * scale, name
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_have_the_retrieval_loss_of_one(one, ranks, mode):
+    """Each of two ranks reports the retrieval side's loss over all positives of the step."""
+    wanted = one["steps"][mode]["retrieval"]
+    assert all(count > 1 for count in wanted["counts"].values())
+    for found in (r["steps"][mode]["retrieval"] for r in ranks[2]):
+        assert found["counts"] == wanted["counts"]
+        assert found["sums"] == pytest.approx(wanted["sums"], rel=1e-5)
+
+
 HEADS = [f"heads.{n}.{t}." for n, f in FACTS.items() for t in f.tasks]
 
 
-@pytest.mark.parametrize("part", ["encoder.", "sharing.", *HEADS])
+@pytest.mark.parametrize("part", ["encoder.", "sharing.", "retrieval.", *HEADS])
 def test_the_compared_gradients_are_not_zero(one, part):
-    """The gradients that are compared are not zero: encoder, shared layers, every head."""
+    """The gradients that are compared are not zero: encoder, shared layers, retrieval, heads."""
     wanted = one["steps"]["all"]["gradients"]
     own_part = {n: g for n, g in wanted.items() if n.startswith(part)}
     # A bias added to all keys moves all scores of a softmax alike: its gradient is zero.

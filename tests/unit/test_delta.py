@@ -21,7 +21,7 @@ from mtrec_ray.training.delta import (
     read_delta,
     save_delta,
 )
-from tests.builders import FACTS, build, make_catalogues, make_rows, small_model, stir
+from tests.builders import FACTS, RETRIEVAL, build, make_catalogues, make_rows, small_model, stir
 
 SHARINGS = ("bottom", "mmoe", "ple", "star", "pepnet")
 MODES = ("lora", "head", "full")
@@ -29,7 +29,9 @@ CATALOGUES = make_catalogues()
 
 
 def options_of(sharing: str = "bottom", trainable: str = "none") -> Model:
-    return small_model(trainable, sharing=sharing, encoder={"lora": {"layers": 1}})
+    return small_model(
+        trainable, sharing=sharing, encoder={"lora": {"layers": 1}}, retrieval=RETRIEVAL
+    )
 
 
 def joint_folder(tmp_path, options):
@@ -125,6 +127,20 @@ def test_what_learns(tmp_path):
             assert bool(others) == (mode == "full")
     assert learning["head"] < learning["full"]
     assert learning["head"] < learning["lora"]
+
+
+def test_what_learns_of_the_retrieval_side(tmp_path):
+    """Its shared layers learn in mode full alone, and get no low-rank maps."""
+    options = options_of()
+    base, _, _ = joint_folder(tmp_path, options)
+    for mode in MODES:
+        model = scenario_model(options)
+        load_joint_weights(model, start_of(base, mode))
+        assert model.retrieval is not None
+        learning = {n for n, p in model.retrieval.named_parameters() if p.requires_grad}
+        assert {"queries.shop", "no_history.shop", "extras.shop.item_ids.weight"} <= learning
+        assert ("project.weight" in learning) == (mode == "full")
+        assert not any("lora_" in n for n, _ in model.retrieval.named_parameters())
 
 
 def test_delta_is_small(tmp_path):

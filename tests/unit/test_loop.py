@@ -24,6 +24,7 @@ from mtrec_ray.training.run import NotFiniteError, RankRun
 from tests.builders import (
     CPU,
     FACTS,
+    RETRIEVAL,
     make_catalogues,
     make_rows,
     pick,
@@ -107,6 +108,7 @@ def project(trainable="none", seed=0, cache=None, **training):
         encoder=encoder | ({"gather_items": 5} if trainable != "none" else {}),
         dropout=0.2,
         id_dropout=0.3,
+        retrieval=RETRIEVAL,
     )
     tree = two_scenario_project().dump() | {"model": model.model_dump(mode="json")}
     tree["training"] |= {
@@ -212,6 +214,15 @@ def test_the_order_of_the_project_file_changes_nothing(data, in_order, names, ta
     for key in ("curve", "not_finite_losses"):  # as text, in which NaN equals NaN
         assert json.dumps(found[key]) == json.dumps(wanted[key])
     assert all(torch.equal(weights[name], value) for name, value in wanted_weights.items())
+
+
+def test_the_retrieval_side_learns(data, tmp_path):
+    """The curve has its loss by scenario; over some epochs it falls."""
+    options = project(epochs=6)
+    curve = ended(Host(data[1], tmp_path / "run"), options, data[0])["curve"]
+    for name in ROWS:
+        losses = [record["retrieval_loss"][name] for record in curve]
+        assert np.mean(losses[-2:]) < np.mean(losses[:2])
 
 
 def test_checkpoints_within_an_epoch(data, tmp_path):
