@@ -9,7 +9,7 @@ Rivals are fitted on train and valid, and see what happened up to that moment: p
 the last 1, 7 and 30 days, the newest first, item-to-item cosines, EASE, neighbours by frozen text.
 The best of them on test, apart for recall and NDCG, is the one that is beside the list.
 
-With `--quick`: one seed, one epoch. Seeds are those of training; a run that was interrupted goes on.
+With `--quick`: one seed, one epoch. Seeds are those of training; an interrupted run goes on.
 """
 
 import json

@@ -1,11 +1,12 @@
 """What a scenario's lists are made from: its model, its crowd, the texts of the crowd's items."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
 from mtrec_ray.candidates.candidates import Candidates, choose
 from mtrec_ray.candidates.crowd import Asked, Crowd
@@ -14,10 +15,11 @@ from mtrec_ray.data.arrays import Float32s
 from mtrec_ray.data.end_states import read_catalogue
 from mtrec_ray.data.interactions import Interactions, Moments, read_interactions
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.snapshot import SnapshotColumns
+from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import main_task
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import task_of
+from mtrec_ray.stages.ranker import Ranker
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
 from mtrec_ray.training.build import pretrained_vectors
 
@@ -141,11 +143,37 @@ def open_sources(inputs: ListInputs, split: int, of_crowd: Taken | None) -> Sour
     return fit_sources(crowd, inputs.name, split, texts, published, of_crowd)
 
 
-def ask(sources: Sources, moments: Moments, *, exclude_met: bool) -> tuple[Asked, Candidates]:
-    """Returns what users did, and their candidates with the scores of the sources."""
+@dataclass(frozen=True)
+class Answer:
+    """What users may be shown when they ask.
+
+    Attributes:
+        asked: what they did by then.
+        scores: f32[B, n] by source.
+        left_out: bool[B, n], items that they are not shown.
+    """
+
+    asked: Asked
+    scores: Mapping[str, Float32s]
+    left_out: NDArray[np.bool_]
+
+    def without(self, items: NDArray[np.bool_]) -> "Answer":
+        """Returns the answer without the items that bool[n] marks."""
+        return replace(self, left_out=self.left_out | items)
+
+    @property
+    def candidates(self) -> Candidates:
+        """The best items of each source, sorted by user, then by item."""
+        return choose(self.scores, self.left_out)
+
+
+def ask(
+    sources: Sources, moments: Moments, ranker: Ranker, users: UserSnapshot, *, exclude_met: bool
+) -> Answer:
+    """Returns the scores of all sources for users who ask, the model's retrieval among them."""
     asked = sources.crowd.ask(sources.name, moments, HISTORY)
-    left_out = sources.left_out(asked, exclude_met=exclude_met)
-    return asked, choose(sources.scores(asked), left_out)
+    scores = sources.scores(asked) | ranker.retrieval_scores(users)
+    return Answer(asked, scores, sources.left_out(asked, exclude_met=exclude_met))
 
 
 def join(parts: list[Candidates]) -> Candidates:

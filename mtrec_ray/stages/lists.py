@@ -38,7 +38,7 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
 from mtrec_ray.stages.cluster import task_of
-from mtrec_ray.stages.list_inputs import ListInputs, ask, fit_crowds, join, open_sources
+from mtrec_ray.stages.list_inputs import Answer, ListInputs, ask, fit_crowds, join, open_sources
 from mtrec_ray.stages.ranker import NETWORK, Ranker
 
 USERS_PER_BLOCK = 128
@@ -91,10 +91,9 @@ def ask_in_split(
         rows = np.arange(start, min(start + USERS_PER_BLOCK, len(asking)))
         block = asking.take(rows)
         moments = Moments(block.users.person, block.moments if layout.timed else None, code)
-        asked, candidates = ask(sources, moments, exclude_met=options.exclude_seen)
-        parts.append(scorer.score(block, candidates))
-        left_out = sources.left_out(asked, exclude_met=options.exclude_seen)
-        alone.append(lists_of_sources(sources.scores(asked), left_out, options.k))
+        answer = ask(sources, moments, scorer.ranker, block.users, exclude_met=options.exclude_seen)
+        parts.append(scorer.score(block, answer.candidates))
+        alone.append(lists_of_sources(answer, options.k))
     taken = sources.crowd.positives[inputs.name].before(1)
     return Asking(
         candidates=join(parts),
@@ -106,12 +105,11 @@ def ask_in_split(
     )
 
 
-def lists_of_sources(
-    scores: Mapping[str, Float32s], left_out: NDArray[np.bool_], k: int
-) -> dict[str, Ints]:
+def lists_of_sources(answer: Answer, k: int) -> dict[str, Ints]:
     """Returns i64[B, k] by source: the best items of each user that are not left out."""
     return {
-        source: top(np.where(left_out, -np.inf, values), k) for source, values in scores.items()
+        source: top(np.where(answer.left_out, -np.inf, values), k)
+        for source, values in answer.scores.items()
     }
 
 

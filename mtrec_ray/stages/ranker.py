@@ -14,7 +14,7 @@ from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
 from mtrec_ray.model.recommender import predictions
 from mtrec_ray.stages.trained_model import TrainedModel, load_with_vectors
 
-NETWORK, SAMPLED = "network", "sampled"  # names of scores
+NETWORK, SAMPLED, RETRIEVAL = "network", "sampled", "retrieval"  # names of scores
 LEAST = 1e-6  # of a probability, and of one less it, in log odds
 
 
@@ -43,9 +43,21 @@ class Ranker:
         self.sampled = log_times_sampled(self.layout)
         start = item_vectors.bases[name]
         assert item_vectors.cache is not None
-        text_vectors = item_vectors.cache[start : start + self.facts.num_items]
+        self.text = item_vectors.cache[start : start + self.facts.num_items]
         with torch.no_grad():
-            self.ranking = CatalogueScorer(self.model, name, text_vectors, items)
+            self.ranking = CatalogueScorer(self.model, name, self.text, items)
+        self.retrieval = self.model.retrieval
+        if self.retrieval is not None and name in self.retrieval.extras:
+            self.item_vectors = self.retrieval.item_vectors(name, self.text)
+        else:
+            self.retrieval = None
+
+    def retrieval_scores(self, users: UserSnapshot) -> dict[str, Float32s]:
+        """Returns f32[B, n], `retrieval`: cosines of users with all items; empty without it."""
+        if self.retrieval is None:
+            return {}
+        vectors = self.retrieval.user_vectors(self.name, users, self.text)
+        return {RETRIEVAL: (vectors @ self.item_vectors.T).cpu().numpy()}
 
     @torch.no_grad()
     def predictions(

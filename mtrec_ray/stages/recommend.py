@@ -8,124 +8,32 @@ of users to actors, which rank and write.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
 from mtrec_ray.candidates.list_model import ListModel
-from mtrec_ray.candidates.sources import Sources
 from mtrec_ray.data import storage
-from mtrec_ray.data.end_states import items_at_end, read_states, user_parts, users_at_end
-from mtrec_ray.data.interactions import END, Moments
+from mtrec_ray.data.end_states import read_states, user_parts
+from mtrec_ray.data.interactions import END
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.snapshot import UserSnapshot, blocks, new_users
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import Fields, fingerprint
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.cluster import connect, task_of
+from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, check_data, check_names, open_joint_run
-from mtrec_ray.stages.list_inputs import ListInputs, ask, collect_inputs, fit_crowds, open_sources
+from mtrec_ray.stages.list_inputs import ListInputs, collect_inputs, fit_crowds
 from mtrec_ray.stages.list_model import ensure_list_model
-from mtrec_ray.stages.lists import USERS_PER_BLOCK
-from mtrec_ray.stages.ranker import Ranker
+from mtrec_ray.stages.list_writer import NEW_USERS, Writer, list_maker
+from mtrec_ray.stages.prepare import with_sample_world
 from mtrec_ray.stages.run_folder import RunFolder, with_search_choice
 
 USERS_PER_UNIT = 4096
-
-
-NEW_USERS = "new"
-
-
-@dataclass(frozen=True)
-class ListMaker:
-    """Handles of what every worker needs to make a scenario's lists."""
-
-    inputs: ListInputs
-    sources: ray.ObjectRef
-    items: ray.ObjectRef
-    list_model: ray.ObjectRef
-    wanted: ray.ObjectRef
-    folder: str
-
-
-class Writer:
-    """Ranks the items for units of users and writes Parquet files; a Ray Data actor."""
-
-    def __init__(self, maker: ListMaker) -> None:
-        inputs = maker.inputs
-        self.ranker = Ranker(
-            inputs.model, inputs.name, ray.get(inputs.vectors), ray.get(maker.items)
-        )
-        self.sources: Sources = ray.get(maker.sources)
-        self.list_model: ListModel = ray.get(maker.list_model)
-        self.wanted: frozenset[str] | None = ray.get(maker.wanted)
-        self.folder, self.name = maker.folder, inputs.name
-        self.held: tuple[str, UserSnapshot] | None = None
-
-    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Write a unit's recommendations; returns its users, rows and seconds of ranking.
-
-        A unit whose file is there is finished.
-        """
-        started = time.monotonic()
-        name = f"{unit['part'].removesuffix('.parquet')}-{unit['start']:08}.parquet"
-        path = storage.join(self.folder, name)
-        if storage.exists(path):
-            fs, inner = storage.filesystem(path)
-            ranked = pq.read_table(inner, filesystem=fs, columns=["user"]).column(0)
-            num = len(ranked.unique())
-            return {"users": num, "rows": len(ranked), "seconds": 0.0}
-        users = self.users_of(unit)
-        if not len(users):
-            return {"users": 0, "rows": 0, "seconds": 0.0}
-        table = pa.concat_tables(self.best(block) for block in blocks(users, USERS_PER_BLOCK))
-        storage.write_table(path, table)
-        seconds = time.monotonic() - started
-        return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
-
-    def users_of(self, unit: dict[str, Any]) -> UserSnapshot:
-        """Returns the users of a unit that are wanted."""
-        layout, part = self.ranker.layout, unit["part"]
-        if part == NEW_USERS:
-            return new_users(layout, json.loads(unit["users"]))
-        if self.held is None or self.held[0] != part:
-            self.held = (part, users_at_end(layout, part))
-        users = self.held[1].of(unit["start"], unit["stop"])
-        if self.wanted is not None:
-            users = users.take(np.flatnonzero([i in self.wanted for i in users.ids]))
-        return users
-
-    def best(self, users: UserSnapshot) -> pa.Table:
-        """Returns the k best items of each user, with the model's predictions of them."""
-        ranker, timed = self.ranker, self.ranker.layout.timed
-        times = np.full(len(users), self.sources.crowd.end) if timed else None
-        moments = Moments(users.person, times, END)
-        _, candidates = ask(self.sources, moments, exclude_met=ranker.options.exclude_seen)
-        predicted = ranker.predictions(users, candidates)
-        scored = candidates.with_scores(ranker.scores(predicted, candidates.item))
-        score = self.list_model.scores(self.name, scored)
-        _, pairs = candidates.best(score, ranker.options.k)
-        user, rank = np.nonzero(pairs >= 0)
-        pair = pairs[user, rank]
-        columns: dict[str, Any] = {
-            "user": pa.array(users.ids[user], pa.string()),
-            "rank": (rank + 1).astype(np.int32),
-            "item": pa.array(ranker.items.ids[candidates.item[pair]], pa.string()),
-            "score": score[pair].astype(np.float32),
-        }
-        for i, (task, kind) in enumerate(ranker.facts.kinds.items()):
-            word = "probability" if kind == "binary" else "prediction"
-            columns[f"{word}.{task}"] = predicted[pair, i]
-        columns["new_user"] = users.user[user] == 0  # no training row
-        columns["new_item"] = ~ranker.items.in_training[candidates.item[pair]]
-        return pa.table(columns)
 
 
 def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -150,7 +58,7 @@ def recommend_scenario(
     inputs: ListInputs,
     list_model: ListModel,
     project: Project,
-    of_crowd: ray.ObjectRef | None,
+    of_crowd: "ray.ObjectRef | None",
     folder: str,
     wanted: Sequence[str] | None,
     log: Log,
@@ -158,14 +66,7 @@ def recommend_scenario(
     """Write a scenario's recommendations; returns counts and speed."""
     run, name, layout = project.run, inputs.name, inputs.layout()
     units = units_of(layout.prepared, name, wanted)
-    maker = ListMaker(
-        inputs=inputs,
-        sources=task_of(open_sources, run, gpu=False).remote(inputs, END, of_crowd),
-        items=ray.put(items_at_end(layout)),
-        list_model=ray.put(list_model),
-        wanted=ray.put(None if wanted is None else frozenset(wanted)),
-        folder=folder,
-    )
+    maker = list_maker(inputs, of_crowd, list_model, project, folder, wanted)
     started = time.monotonic()
     rows = (
         ray.data.from_items(units, override_num_blocks=len(units))
@@ -238,6 +139,7 @@ def run_recommend(
     refuse([line for name in names for line in blend_problems(joint_run, name, project)])
     wanted = read_users(users) if users else None
     connect(project.run)
+    resolved = with_sample_world(project, storage_path, log)
     stages = {name: run.recommend(name, listed=wanted is not None) for name in names}
     made_from = {n: recommendations_depend_on(joint_run, n, project, wanted) for n in names}
     scenarios = {name: stage.current(made_from[name]) for name, stage in stages.items()}
@@ -255,7 +157,7 @@ def run_recommend(
         begin_stage(log, f"recommend: the best {project.recommend.k} items of every user of {name}")
         folder = stages[name].folder
         counts = recommend_scenario(
-            inputs[name], list_model, project, crowds[name], folder, wanted, log
+            inputs[name], list_model, resolved, crowds[name], folder, wanted, log
         )
         scenarios[name] = stages[name].finish(counts)
     return {"scenarios": scenarios}
@@ -293,7 +195,10 @@ def recommendations_depend_on(
         "models": {n: version(joint_run, n, model) for n, model in models.items()},
         "recommend": {
             "k": options.k, "exclude_seen": options.exclude_seen, "by": options.by.get(name),
-            "fit_users": options.fit_users,
+            "fit_users": options.fit_users, "diversity": options.diversity,
+            "explore": options.explore.model_dump(mode="json"),
+            "filters": [rule.model_dump(mode="json") for rule in options.filters.get(name, ())],
+            "at_most_per": options.at_most_per.get(name, {}),
         },
         "precision": project.evaluation.precision,
         "users": fingerprint(sorted(wanted)) if wanted is not None else "all",

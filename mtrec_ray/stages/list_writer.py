@@ -1,0 +1,182 @@
+"""Workers that make the lists of a scenario's users and write them as Parquet."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from mtrec_ray.candidates.assortment import Cap, ListRules, Lists, choose_lists
+from mtrec_ray.candidates.candidates import Candidates
+from mtrec_ray.candidates.filters import listed_items
+from mtrec_ray.candidates.list_model import ListModel
+from mtrec_ray.candidates.sources import Sources
+from mtrec_ray.data import storage
+from mtrec_ray.data.arrays import Float32s, Floats, Ints
+from mtrec_ray.data.end_states import items_at_end, users_at_end
+from mtrec_ray.data.interactions import END, Moments
+from mtrec_ray.data.snapshot import UserSnapshot, blocks, new_users
+from mtrec_ray.project.project import Project
+from mtrec_ray.stages.cluster import task_of
+from mtrec_ray.stages.list_inputs import ListInputs, ask, open_sources
+from mtrec_ray.stages.lists import USERS_PER_BLOCK
+from mtrec_ray.stages.ranker import Ranker
+
+NEW_USERS = "new"  # in place of a partition: users without a row
+
+
+@dataclass(frozen=True)
+class ItemRules:
+    """Which items may be listed, bool[n], and the caps on lists."""
+
+    allowed: NDArray[np.bool_]
+    caps: list[Cap]
+
+
+@dataclass(frozen=True)
+class ListMaker:
+    """Handles of what every worker needs to make a scenario's lists."""
+
+    inputs: ListInputs
+    sources: ray.ObjectRef
+    items: ray.ObjectRef
+    rules: ray.ObjectRef
+    list_model: ray.ObjectRef
+    wanted: ray.ObjectRef
+    folder: str
+
+
+def list_maker(
+    inputs: ListInputs,
+    of_crowd: ray.ObjectRef | None,
+    list_model: ListModel,
+    project: Project,
+    folder: str,
+    wanted: Sequence[str] | None,
+) -> ListMaker:
+    """Returns what workers need for the lists of a scenario at the end of the data.
+
+    Raises:
+        ProjectError: rules on items that do not fit the catalogue file.
+    """
+    items = items_at_end(inputs.layout())
+    rules = ItemRules(*listed_items(project, inputs.name, items.ids))
+    fit = task_of(open_sources, project.run, gpu=False)
+    return ListMaker(
+        inputs=inputs,
+        sources=fit.remote(inputs, END, of_crowd),
+        items=ray.put(items),
+        rules=ray.put(rules),
+        list_model=ray.put(list_model),
+        wanted=ray.put(None if wanted is None else frozenset(wanted)),
+        folder=folder,
+    )
+
+
+class Writer:
+    """Ranks the items for units of users and writes Parquet files; a Ray Data actor."""
+
+    def __init__(self, maker: ListMaker) -> None:
+        inputs = maker.inputs
+        self.ranker = Ranker(
+            inputs.model, inputs.name, ray.get(inputs.vectors), ray.get(maker.items)
+        )
+        self.sources: Sources = ray.get(maker.sources)
+        self.rules: ItemRules = ray.get(maker.rules)
+        self.list_model: ListModel = ray.get(maker.list_model)
+        self.wanted: frozenset[str] | None = ray.get(maker.wanted)
+        self.texts: Float32s = ray.get(inputs.texts[inputs.name])
+        self.folder, self.name = maker.folder, inputs.name
+        self.held: tuple[str, UserSnapshot] | None = None
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Write a unit's recommendations; returns its users, rows and seconds of ranking.
+
+        A unit whose file is there is finished.
+        """
+        started = time.monotonic()
+        name = f"{unit['part'].removesuffix('.parquet')}-{unit['start']:08}.parquet"
+        path = storage.join(self.folder, name)
+        if storage.exists(path):
+            fs, inner = storage.filesystem(path)
+            ranked = pq.read_table(inner, filesystem=fs, columns=["user"]).column(0)
+            num = len(ranked.unique())
+            return {"users": num, "rows": len(ranked), "seconds": 0.0}
+        users = self.users_of(unit)
+        if not len(users):
+            return {"users": 0, "rows": 0, "seconds": 0.0}
+        table = pa.concat_tables(self.best(block) for block in blocks(users, USERS_PER_BLOCK))
+        storage.write_table(path, table)
+        seconds = time.monotonic() - started
+        return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
+
+    def users_of(self, unit: dict[str, Any]) -> UserSnapshot:
+        """Returns the users of a unit that are wanted."""
+        layout, part = self.ranker.layout, unit["part"]
+        if part == NEW_USERS:
+            return new_users(layout, json.loads(unit["users"]))
+        if self.held is None or self.held[0] != part:
+            self.held = (part, users_at_end(layout, part))
+        users = self.held[1].of(unit["start"], unit["stop"])
+        if self.wanted is not None:
+            users = users.take(np.flatnonzero([i in self.wanted for i in users.ids]))
+        return users
+
+    def best(self, users: UserSnapshot) -> pa.Table:
+        """Returns the k best items of each user, with the model's predictions of them."""
+        candidates = self.candidates(users)
+        predicted = self.ranker.predictions(users, candidates)
+        scored = candidates.with_scores(self.ranker.scores(predicted, candidates.item))
+        lists = self.lists(users, candidates, self.list_model.scores(self.name, scored))
+        return self.table(users, candidates, predicted, lists)
+
+    def candidates(self, users: UserSnapshot) -> Candidates:
+        """Returns the candidates of users who ask at the end of the data."""
+        timed, options = self.ranker.layout.timed, self.ranker.options
+        times = np.full(len(users), self.sources.crowd.end) if timed else None
+        moments = Moments(users.person, times, END)
+        answer = ask(self.sources, moments, self.ranker, users, exclude_met=options.exclude_seen)
+        return answer.without(~self.rules.allowed).candidates
+
+    def lists(self, users: UserSnapshot, candidates: Candidates, score: Floats) -> Lists:
+        """Returns the final lists: the best by score, within caps, diverse, with chance."""
+        options = self.ranker.options
+        most = int(np.diff(candidates.starts).max(initial=1))
+        items, pairs = candidates.best(score, max(most, 1))
+        scores = np.where(pairs >= 0, score[pairs] if len(score) else 0, -np.inf)
+        rules = ListRules(options.k, options.diversity, options.explore, self.rules.caps)
+        return choose_lists(items, scores.astype(np.float32), users.person, rules, self.texts)
+
+    def table(
+        self, users: UserSnapshot, candidates: Candidates, predicted: Float32s, lists: Lists
+    ) -> pa.Table:
+        """Returns lists as rows: user, rank, item, score, predictions of f32[M, T]."""
+        ranker = self.ranker
+        user, rank = np.nonzero(lists.items >= 0)
+        item = lists.items[user, rank]
+        columns: dict[str, Any] = {
+            "user": pa.array(users.ids[user], pa.string()),
+            "rank": (rank + 1).astype(np.int32),
+            "item": pa.array(ranker.items.ids[item], pa.string()),
+            "score": lists.scores[user, rank],
+        }
+        pair = pairs_of(candidates, user, item, len(ranker.items.ids))
+        for i, (task, kind) in enumerate(ranker.facts.kinds.items()):
+            word = "probability" if kind == "binary" else "prediction"
+            columns[f"{word}.{task}"] = predicted[pair, i]
+        columns["new_user"] = users.user[user] == 0  # no training row
+        columns["new_item"] = ~ranker.items.in_training[item]
+        if ranker.options.explore.way != "none":
+            columns["propensity"] = lists.propensities[user, rank]
+        return pa.table(columns)
+
+
+def pairs_of(candidates: Candidates, user: Ints, item: Ints, num_items: int) -> Ints:
+    """Returns i64[N]: which pairs of the candidates, sorted by user and item, these are."""
+    return np.searchsorted(candidates.user * num_items + candidates.item, user * num_items + item)
