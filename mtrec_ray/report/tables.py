@@ -97,14 +97,15 @@ def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table
     item, EASE, or frozen texts.
     """
     best = "/".join(sorted({str(metrics["k"]) for metrics in ranking.values()}))
-    heads = ("list", "popularity", "best alone", "list less best [95 %]")
+    heads = ("list", "best alone", "gain [95 %]")
     table = make_table(f"{title}, best {best}", ("scenario", "task", "metric"), heads)
     for name, metrics in ranking.items():
         for key, metric in (("recall", "recall"), ("ndcg", "NDCG")):
             gain = metrics["gain"][key]
-            values = [number(key, metrics[m].get(key)) for m in ("model", "popularity")]
             alone = f"{number(key, metrics[gain['rival']].get(key))} {gain['rival']}"
-            table.add_row(name, str(metrics["task"]), metric, *values, alone, difference(gain))
+            ours = number(key, metrics["model"].get(key))
+            task = str(metrics["task"])
+            table.add_row(name, task, metric, ours, alone, difference(gain, digits=3))
     return table
 
 
@@ -117,7 +118,7 @@ def facts_table(title: str, facts: Mapping[str, str]) -> Table:
     return table
 
 
-def difference(gap: Mapping[str, float | None] | None) -> str:
+def difference(gap: Mapping[str, float | None] | None, digits: int = 4) -> str:
     """Returns `+0.0012 [-0.0001, +0.0024]`, with a star where the interval excludes zero.
 
     `-` where there is no gap, or one without an interval (stored as null).
@@ -126,7 +127,8 @@ def difference(gap: Mapping[str, float | None] | None) -> str:
     if value is None or low is None or high is None:
         return "-"
     star = " *" if low > 0 or high < 0 else ""
-    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]{star}"
+    value, low, high = (f"{x:+.{digits}f}" for x in (value, low, high))
+    return f"{value} [{low}, {high}]{star}"
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
