@@ -20,6 +20,7 @@ from mtrec_ray.training import loop, run
 from mtrec_ray.training.batches import make_plan
 from mtrec_ray.training.checkpoint import WEIGHTS, load_state
 from mtrec_ray.training.context import NO_SCORE
+from mtrec_ray.training.delta import FineTuneStart
 from mtrec_ray.training.run import NotFiniteError, RankRun
 from tests.builders import (
     CPU,
@@ -223,6 +224,29 @@ def test_the_retrieval_side_learns(data, tmp_path):
     for name in ROWS:
         losses = [record["retrieval_loss"][name] for record in curve]
         assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+@pytest.mark.parametrize("mode", ["head", "lora", "full"])
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_fine_tuned_scenario_has_its_own_retrieval(data, tmp_path, mode, is_new):
+    """Its own layers of the retrieval side learn, its shared ones in mode full alone."""
+    prepared, rows = data
+    names = ["video"] if is_new else ["shop", "video"]
+    joint = Host({n: rows[n] for n in names}, tmp_path / "joint")
+    base = project() if not is_new else project().single("video")
+    ended(joint, base, prepared.only(names))
+    start = FineTuneStart(str(joint.folder), "shop", mode, rank=2, is_new=is_new)
+    own = Host({"shop": rows["shop"]}, tmp_path / "own")
+    before = run.RankRun(project().single("shop"), prepared.only(["shop"]), own, start)
+    initial = {n: v.clone() for n, v in before.model.state_dict().items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "start_model", lambda *_: (before.model, before.vectors, before.l2_sp))
+        curve = loop.train(project().single("shop"), prepared.only(["shop"]), own, start)["curve"]
+    assert set(curve[-1]["retrieval_loss"]) == {"shop"}
+    found = before.model.state_dict()
+    moved = {n for n in initial if "retrieval" in n and not torch.equal(found[n], initial[n])}
+    assert {"retrieval.queries.shop", "retrieval.extras.shop.item_ids.weight"} <= moved
+    assert ("retrieval.project.weight" in moved) == (mode == "full")
 
 
 def test_checkpoints_within_an_epoch(data, tmp_path):
