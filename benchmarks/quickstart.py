@@ -46,9 +46,11 @@ def main(
                 if metric in values:
                     figures[f"{scenario}.{task}.{metric}"] = values[metric]
     for scenario, values in found["ranking"].items():
-        for model in ("model", "popularity", "live_popularity", "neighbours"):
-            for metric in ("recall", "ndcg"):
-                figures[f"{scenario}.{metric}.{model}"] = values[model][metric]
+        for metric, gain in values["gain"].items():
+            for model, key in (("list", "model"), ("popularity",) * 2, ("rival", gain["rival"])):
+                figures[f"{scenario}.{metric}.{model}"] = values[key][metric]
+            figures[f"{scenario}.{metric}.gain_low"] = gain["low"]
+            figures[f"{scenario}.{metric}.gain_high"] = gain["high"]
     write_result("quickstart", figures, out, table=rows, quick=quick)
 
 

@@ -86,12 +86,11 @@ def cosines(result: Result) -> Sequence[Row]:
 def ranking(result: Result) -> Sequence[Row]:
     """Recall and NDCG of the quickstart over the catalogue."""
     figures = result["figures"]
-    known = ("model", "popularity", "live_popularity", "neighbours")
-    models = [m for m in known if any(key.endswith(f".recall.{m}") for key in figures)]
-    columns = [(metric, model) for metric in ("recall", "ndcg") for model in models]
+    columns = [(t, m) for t in ("recall", "ndcg") for m in ("list", "popularity", "rival")]
+    heads = {"list": "list", "popularity": "popularity", "rival": "best rival"}
     return [
         {"scenario": name}
-        | {f"{t}@20 {m}": f"{figures[f'{name}.{t}.{m}']:.4f}" for t, m in columns}
+        | {f"{t}@20 {heads[m]}": f"{figures[f'{name}.{t}.{m}']:.4f}" for t, m in columns}
         for name in dict.fromkeys(row["scenario"] for row in result["table"])
     ]
 
@@ -180,6 +179,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "headline": ("real4", headline),
     "quickstart": ("quickstart", plain),
     "quickstart_ranking": ("quickstart", ranking),
+    "lists": ("ranking", plain),
     "real4": ("real4", real4),
     "real4_slices": ("real4", lambda result: result["slices"]),
     "real4_alone": ("real4", alone),
