@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array, csr_array, vstack
 
 from mtrec_ray.data.arrays import Float32s, Ints
 
@@ -41,7 +41,7 @@ class ItemKnn:
             block = np.arange(start, min(start + ITEMS_PER_BLOCK, len(count)))
             common = csr_array(columns[:, block].T @ columns)
             parts.append(nearest(cosines(common, block, count)))
-        return cls(csr_array(stack(parts).T))
+        return cls(csr_array(vstack(parts).T))
 
     def only(self, output: slice) -> "ItemKnn":
         """Returns what scores some of the items."""
@@ -54,30 +54,23 @@ class ItemKnn:
 
 def cosines(common: csr_array, block: Ints, count: NDArray[np.float32]) -> csr_array:
     """Returns shrunk cosines f32[b, m] of items from common users, without the items themselves."""
-    row = np.repeat(np.arange(len(block)), np.diff(common.indptr))
-    column = common.indices
+    pairs = common.tocoo()
+    row, column = pairs.coords
     norm = np.sqrt(count[block[row]] * count[column]) + SHRINKAGE
-    values = np.where(block[row] == column, 0.0, common.data / norm)
-    return csr_array((values.astype(np.float32), column, common.indptr), shape=common.shape)
+    values = np.where(block[row] == column, 0.0, pairs.data / norm).astype(np.float32)
+    return csr_array((values, (row, column)), shape=common.shape)
 
 
 def nearest(similarity: csr_array) -> csr_array:
     """Returns the largest `NEIGHBOURS` entries of each row."""
-    row = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))
-    order = np.lexsort([-similarity.data, row])
-    place = np.arange(len(row)) - similarity.indptr[row]
-    kept = order[(place < NEIGHBOURS) & (similarity.data[order] > 0)]
-    pairs = row[kept], similarity.indices[kept]
-    return csr_array((similarity.data[kept], pairs), shape=similarity.shape)
-
-
-def stack(parts: list[csr_array]) -> csr_array:
-    """Returns the rows of several matrices, one after another."""
-    data = np.concatenate([p.data for p in parts])
-    indices = np.concatenate([p.indices for p in parts])
-    sizes = np.concatenate([np.diff(p.indptr) for p in parts])
-    indptr = np.concatenate([[0], np.cumsum(sizes)])
-    return csr_array((data, indices, indptr), shape=(len(sizes), parts[0].shape[1]))
+    pairs = similarity.tocoo()
+    row, column = pairs.coords
+    order = np.lexsort([-pairs.data, row])
+    starts = np.searchsorted(row[order], row[order])
+    place = np.arange(len(row)) - starts
+    kept = order[(place < NEIGHBOURS) & (pairs.data[order] > 0)]
+    found = pairs.data[kept], (row[kept], column[kept])
+    return csr_array(found, shape=similarity.shape)
 
 
 @dataclass(frozen=True)

@@ -64,13 +64,14 @@ class ListModel:
 
     def scores(self, name: str, candidates: Candidates, threads: int = 1) -> Floats:
         """Returns f64[M]: the score of each candidate of a scenario."""
-        weights = np.array(self.own.get(name, self.shared))
-        linear = standardised(candidates, self.sources) @ weights / self.spread[0]
+        weights = np.array(self.own.get(name, self.shared), np.float64)
+        columns = standardised(candidates, self.sources).astype(np.float64)
+        linear: Floats = columns @ weights / self.spread[0]
         if not self.trees or not len(candidates):
             return linear
         booster = lightgbm.Booster(model_str=self.trees)
-        columns = tree_columns(candidates, self.sources)
-        found = np.asarray(booster.predict(columns, num_threads=threads))
+        values = tree_columns(candidates, self.sources)
+        found = np.asarray(booster.predict(values, num_threads=threads), np.float64)
         return linear + found / self.spread[1]
 
     def dump(self) -> dict[str, Any]:
@@ -148,8 +149,9 @@ def fit_list_model(questions: Mapping[str, Question], seed: int = 0, threads: in
         if users[name]
     }
     booster = fit_trees(every, seed, threads)
-    trees = np.asarray(booster.predict(every.columns, num_threads=threads))
+    trees = np.asarray(booster.predict(every.columns, num_threads=threads), np.float64)
     linear = np.concatenate([rows[n].standardised @ np.array(w) for n, w in own.items()])
+    linear = linear.astype(np.float64)
     spread = (spread_of(linear), spread_of(trees))
     return ListModel(sources, shared.tolist(), own, booster.model_to_string(), spread, users)
 

@@ -11,7 +11,7 @@ beside each source by itself: popularity, the last days' popularity, item-to-ite
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -147,7 +147,10 @@ def ask_everywhere(
     task = task_of(ask_in_split, project.run)
     crowds = fit_crowds(inputs, project.run, SPLITS.index(split))
     refs = {n: task.remote(own, split, limit, crowds[n]) for n, own in inputs.items()}
-    return {name: found for name, ref in refs.items() if (found := ray.get(ref)) is not None}
+    found: dict[str, Asking | None] = {
+        name: cast("Any", ray.get(ref)) for name, ref in refs.items()
+    }
+    return {name: asking for name, asking in found.items() if asking is not None}
 
 
 def fit_lists(inputs: Mapping[str, ListInputs], project: Project, log: Log) -> ListModel:

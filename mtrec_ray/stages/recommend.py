@@ -7,7 +7,8 @@ of users to actors, which rank and write.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
@@ -27,11 +28,11 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, check_data, check_names, open_joint_run
-from mtrec_ray.stages.list_inputs import ListInputs, collect_inputs, fit_crowds
+from mtrec_ray.stages.list_inputs import ListInputs, collect_inputs, fit_crowds, list_task
 from mtrec_ray.stages.list_model import ensure_list_model
 from mtrec_ray.stages.list_writer import NEW_USERS, Writer, list_maker
 from mtrec_ray.stages.prepare import with_sample_world
-from mtrec_ray.stages.run_folder import RunFolder, with_search_choice
+from mtrec_ray.stages.run_folder import RunFolder, Stage, with_search_choice
 
 USERS_PER_UNIT = 4096
 
@@ -135,32 +136,67 @@ def run_recommend(
     if project.evaluation.precision == "int8":
         refuse(quantise_problems())
     joint_run = open_joint_run(project, storage_path)
-    names = check_data(check_names(names, project), joint_run)
+    known = check_data(check_names(names, project), joint_run)
+    names = with_positives(known, joint_run, project, names, log)
     refuse([line for name in names for line in blend_problems(joint_run, name, project)])
     wanted = read_users(users) if users else None
     connect(project.run)
-    resolved = with_sample_world(project, storage_path, log)
     stages = {name: run.recommend(name, listed=wanted is not None) for name in names}
     made_from = {n: recommendations_depend_on(joint_run, n, project, wanted) for n in names}
     scenarios = {name: stage.current(made_from[name]) for name, stage in stages.items()}
     for name in (name for name, counts in scenarios.items() if counts):
         begin_stage(log, f"recommend: {name} already done")
-    missing = [name for name, counts in scenarios.items() if not counts]
+    missing = {n: made_from[n] for n, counts in scenarios.items() if not counts}
     if missing:
+        task = Recommending(joint_run, project, with_sample_world(project, storage_path, log), log)
+        scenarios |= task.run({n: stages[n] for n in missing}, missing, wanted)
+    return {"scenarios": scenarios}
+
+
+@dataclass(frozen=True)
+class Recommending:
+    """Lists that are still to be made; `resolved` names the files of the catalogues."""
+
+    joint_run: JointRun
+    project: Project
+    resolved: Project
+    log: Log
+
+    def run(
+        self, stages: Mapping[str, Stage], made_from: Mapping[str, Fields],
+        wanted: Sequence[str] | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write the lists of some scenarios; returns counts."""
+        joint_run, project, log = self.joint_run, self.project, self.log
         models = {name: chosen_model(joint_run, name, project) for name in joint_run.facts}
         inputs = collect_inputs(models, project)
-        refuse([no_binary_task(name) for name in missing if name not in inputs])
         list_model = ensure_list_model(joint_run, models, inputs, project, log)
         crowds = fit_crowds(inputs, project.run, END)
-    for name in missing:
-        stages[name].start_anew(made_from[name])
-        begin_stage(log, f"recommend: the best {project.recommend.k} items of every user of {name}")
-        folder = stages[name].folder
-        counts = recommend_scenario(
-            inputs[name], list_model, resolved, crowds[name], folder, wanted, log
-        )
-        scenarios[name] = stages[name].finish(counts)
-    return {"scenarios": scenarios}
+        scenarios = {}
+        for name, stage in stages.items():
+            stage.start_anew(made_from[name])
+            title = f"recommend: the best {project.recommend.k} items of every user of {name}"
+            begin_stage(log, title)
+            counts = recommend_scenario(
+                inputs[name], list_model, self.resolved, crowds[name], stage.folder, wanted, log
+            )
+            scenarios[name] = stage.finish(counts)
+        return scenarios
+
+
+def with_positives(
+    names: Sequence[str], joint_run: JointRun, project: Project, asked: Sequence[str], log: Log
+) -> list[str]:
+    """Returns the scenarios with a binary task; the others have no lists.
+
+    Raises:
+        ProjectError: one that was asked for by name has none.
+    """
+    without = [n for n in names if list_task(chosen_model(joint_run, n, project), n) is None]
+    refuse([no_binary_task(name) for name in without if name in asked])
+    for name in without:
+        log(f"recommend: {no_binary_task(name)}")
+    return [name for name in names if name not in without]
 
 
 def no_binary_task(name: str) -> str:
