@@ -14,7 +14,17 @@ from typing import Any
 
 TOP = Path(__file__).parent.parent
 RESULTS = TOP / "benchmarks" / "results"
-PACKAGES = ("torch", "ray", "transformers", "peft", "pyarrow", "numpy", "scikit-learn", "lightgbm")
+PACKAGES = (
+    "torch",
+    "ray",
+    "transformers",
+    "peft",
+    "pyarrow",
+    "numpy",
+    "scikit-learn",
+    "lightgbm",
+    "faiss-cpu",
+)
 
 
 def provenance() -> dict[str, Any]:

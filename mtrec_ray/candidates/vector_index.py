@@ -1,56 +1,52 @@
-"""The nearest items by inner product: exact for a small catalogue, by a graph for a large one.
+"""The nearest items by inner product: exact for a small catalogue, in lists for a large one.
 
-The graphs are HNSW (Malkov and Yashunin, 1603.09320) of usearch. A catalogue is cut into shards
-with a graph each, which are built side by side and searched one after another. What a graph finds
-is scored again in full precision, so that scores are exact and shards can be merged.
+A catalogue is cut into shards, which are built side by side and searched one after another. The
+vectors of a shard lie in inverted lists, whose centres the shards can share. How many lists a
+search looks into is chosen by the measured recall.
 
-Letters: n items of the catalogue, m of a shard, E numbers of a vector, B queries, k items found.
+Letters: n items of the catalogue, m of a shard, E numbers of a vector, L lists, B queries, k items
+found.
 """
 
 import hashlib
-import io
-import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
-from usearch.index import BatchMatches, Index, Matches
 
+from mtrec_ray.candidates import inverted_lists
+from mtrec_ray.candidates.exact_product import best_of
+from mtrec_ray.candidates.shards import (
+    IndexOptions,
+    Shard,
+    build_shard,
+    read_shard,
+    shared_centres,
+    slices,
+    write_shard,
+)
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.project.base import ProjectError
 
 RECORD = "index.json"
-SCORES_PER_BLOCK = 2**22  # of the exact product, at a time
-VECTORS_PER_BLOCK = 2**15  # that are scored again, at a time
 SAMPLE = 1000  # queries by which recall is measured, at most
+TRIALS, TRIAL_K = 250, 100  # queries by which the number of lists is chosen, and items of each
+FIRST_PROBES = 8
+NOISE = 0.1  # of a query that is made from an item, in standard deviations of the vectors
 
 
 @dataclass(frozen=True)
-class IndexOptions:
-    """How items are found.
-
-    A graph loses the items of a cluster that is larger than its number of neighbours: of 100,000
-    clustered vectors, graphs of 50,000 find 0.99 of the 100 best, one graph 0.91.
+class Measured:
+    """What a search looks into, and what it found of a sample.
 
     Attributes:
-        exact_up_to: items up to which all are scored; above, graphs are searched.
-        shard_items: items of a graph, at most.
-        dtype: of the vectors in a graph.
-        connectivity, expansion_add: neighbours of an item in a graph, and how many are looked at
-            for them.
-        expansion_search: items that a search in a graph looks at, at least.
-        threads: of building and searching; 0: one a core.
+        probes: lists of each shard that are searched; 0: there are no lists.
+        recall: share of the exact 100 best that are found so; None: not measured.
     """
 
-    exact_up_to: int = 200_000
-    shard_items: int = 50_000
-    dtype: str = "bf16"
-    connectivity: int = 32
-    expansion_add: int = 128
-    expansion_search: int = 200
-    threads: int = 1
+    probes: int = FIRST_PROBES
+    recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,95 +74,13 @@ class MadeFrom:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Some items of an index, as it travels between processes.
-
-    Attributes:
-        items: i64[m], their numbers.
-        vectors: f32[m, E].
-        graph: a graph over the places 0 to m - 1 as usearch writes it; empty: all are scored.
-    """
-
-    items: Ints
-    vectors: Float32s
-    graph: bytes = field(repr=False)
-
-    @cached_property
-    def index(self) -> Index:
-        """The graph, read once."""
-        index = Index.restore(self.graph)
-        assert index is not None
-        return index
-
-    def __getstate__(self) -> tuple[Ints, Float32s, bytes]:
-        """A graph that was read stays behind."""
-        return self.items, self.vectors, self.graph
-
-    def __setstate__(self, state: tuple[Ints, Float32s, bytes]) -> None:
-        """Takes the fields as `__getstate__` gives them."""
-        for name, value in zip(("items", "vectors", "graph"), state, strict=True):
-            object.__setattr__(self, name, value)
-
-    def best(self, queries: Float32s, k: int, options: IndexOptions) -> tuple[Ints, Float32s]:
-        """Returns places i64[B, k] (-1: none) and scores f32[B, k], those of the best first."""
-        if not self.graph:
-            return exact_best(queries, self.vectors, k)
-        self.index.expansion_search = max(options.expansion_search, k)
-        count = min(k, len(self.items))
-        found = self.index.search(queries, count, threads=options.threads)
-        places = places_of(found, len(queries), count)
-        return best_of(places, pair_scores(queries, self.vectors, places), k)
-
-
-def build_shard(
-    vectors: Float32s,
-    start: int = 0,
-    allowed: Bools | None = None,
-    options: IndexOptions | None = None,
-    *,
-    exact: bool = False,
-) -> Shard:
-    """Returns the shard of a slice of a catalogue, vectors f32[m, E] of the items from `start` on.
-
-    Items that `allowed` bool[m] does not mark are left out. An exact shard has no graph.
-    """
-    options = options or IndexOptions()
-    kept = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
-    own = np.ascontiguousarray(vectors[kept], np.float32)
-    graph = b"" if exact or not len(own) else build_graph(own, options)
-    return Shard(kept + start, own, graph)
-
-
-def build_graph(vectors: Float32s, options: IndexOptions) -> bytes:
-    """Returns a graph over vectors f32[m, E] as usearch writes it."""
-    index = Index(
-        ndim=vectors.shape[1],
-        metric="ip",
-        dtype=options.dtype,
-        connectivity=options.connectivity,
-        expansion_add=options.expansion_add,
-        enable_key_lookups=False,
-    )
-    index.add(np.arange(len(vectors)), vectors, threads=options.threads)
-    graph = index.save()
-    assert graph is not None
-    return bytes(graph)
-
-
-def slices(num_items: int, size: int) -> Iterator[slice]:
-    """Yields a catalogue's slices of at most `size` items, of about equal length."""
-    number = max(-(-num_items // size), 1)
-    edges = [num_items * i // number for i in range(number + 1)]
-    yield from (slice(a, b) for a, b in itertools.pairwise(edges))
-
-
-@dataclass(frozen=True)
 class VectorIndex:
     """Items of a catalogue, of which the best for a query are found."""
 
     shards: Sequence[Shard]
     made_from: MadeFrom
-    options: IndexOptions = IndexOptions()
+    options: IndexOptions = field(default_factory=IndexOptions)
+    measured: Measured = Measured()
 
     @classmethod
     def build(
@@ -175,17 +89,39 @@ class VectorIndex:
         allowed: Bools | None = None,
         options: IndexOptions | None = None,
         model: str = "",
+        queries: Float32s | None = None,
     ) -> "VectorIndex":
-        """Returns the index of vectors f32[n, E], of the items that `allowed` bool[n] marks."""
+        """Returns the index of vectors f32[n, E], of the items that `allowed` bool[n] marks.
+
+        Its recall is measured on queries f32[B, E]; without them, on items with a little noise.
+        """
         options = options or IndexOptions()
         mask = np.ones(len(vectors), bool) if allowed is None else allowed
-        exact = int(mask.sum()) <= options.exact_up_to
-        size = max(len(vectors), 1) if exact else options.shard_items
-        shards = [
-            build_shard(vectors[part], part.start, mask[part], options, exact=exact)
-            for part in slices(len(vectors), size)
-        ]
-        return cls(shards, MadeFrom.of(model, *vectors.shape, allowed=mask), options)
+        made_from = MadeFrom.of(model, *vectors.shape, allowed=mask)
+        return cls(build_shards(vectors, mask, options), made_from, options).measure(queries)
+
+    def measure(self, queries: Float32s | None = None) -> "VectorIndex":
+        """Returns the index that searches as few lists as `options.recall` allows."""
+        most = max((len(shard.centres) for shard in self.shards), default=0)
+        if not most:
+            return replace(self, measured=Measured(0, 1.0))
+        if queries is None or not len(queries):
+            queries = trial_queries(self.shards)
+        sample = sampled(queries, TRIALS)
+        wanted, _ = self.exact().search(sample, TRIAL_K)
+        measured = Measured()
+        for probes in doubled(most):
+            index = replace(self, measured=Measured(probes))
+            share = share_found(wanted, index.search(sample, TRIAL_K)[0])
+            measured = Measured(probes, share)
+            if share >= self.options.recall:
+                break
+        return replace(self, measured=measured)
+
+    def exact(self) -> "VectorIndex":
+        """Returns the index that scores all items."""
+        shards = [shard.without_lists() for shard in self.shards]
+        return VectorIndex(shards, self.made_from, self.options, Measured(0, 1.0))
 
     def search(self, queries: Float32s, k: int) -> tuple[Ints, Float32s]:
         """Returns items i64[B, k] and inner products f32[B, k] of queries f32[B, E], best first.
@@ -193,29 +129,31 @@ class VectorIndex:
         Where there are fewer than k, the item is -1 and the score minus infinity.
         """
         queries = np.ascontiguousarray(queries, np.float32)
-        found = [(shard, *shard.best(queries, k, self.options)) for shard in self.shards]
-        items = [np.where(p < 0, -1, np.append(s.items, -1)[p]) for s, p, _ in found]
-        return best_of(np.concatenate(items, 1), np.concatenate([s for *_, s in found], 1), k)
+        with inverted_lists.threads(self.options.threads):
+            found = [shard.best(queries, k, self.measured.probes) for shard in self.shards]
+        items, scores = (np.concatenate(part, 1) for part in zip(*found, strict=True))
+        return best_of(items, scores, k)
 
     def recall(self, queries: Float32s, k: int, seed: int = 0) -> float:
         """Returns the share of the exact k best that are found, over a sample of queries f32[B, E].
 
         1 without an item to find.
         """
-        chosen = np.random.default_rng(seed).permutation(len(queries))[:SAMPLE]
-        sample = np.ascontiguousarray(queries[chosen], np.float32)
-        found, _ = self.search(sample, k)
-        every = VectorIndex([Shard(s.items, s.vectors, b"") for s in self.shards], self.made_from)
-        wanted, _ = every.search(sample, k)
-        hits = [np.isin(w[w >= 0], f).sum() for w, f in zip(wanted, found, strict=True)]
-        return float(np.sum(hits) / max((wanted >= 0).sum(), 1)) if (wanted >= 0).any() else 1.0
+        sample = sampled(queries, SAMPLE, seed)
+        return share_found(self.exact().search(sample, k)[0], self.search(sample, k)[0])
 
     def save(self, folder: str) -> None:
         """Write the index in place of whatever is in the folder."""
         storage.remove_folder(folder)
         for number, shard in enumerate(self.shards):
             write_shard(folder, number, shard)
-        write_record(folder, len(self.shards), self.made_from, self.options)
+        self.write_record(folder)
+
+    def write_record(self, folder: str) -> None:
+        """Write what the index is; it comes last, so that a folder with a record is whole."""
+        record = {"shards": len(self.shards)}
+        record |= {n: asdict(getattr(self, n)) for n in ("made_from", "options", "measured")}
+        storage.write_json(storage.join(folder, RECORD), record)
 
     @classmethod
     def load(cls, folder: str, made_from: MadeFrom) -> "VectorIndex":
@@ -230,7 +168,58 @@ class VectorIndex:
         record = storage.read_json(path)
         check_made_from(record["made_from"], made_from, folder)
         shards = [read_shard(folder, number) for number in range(record["shards"])]
-        return cls(shards, made_from, IndexOptions(**record["options"]))
+        options, measured = IndexOptions(**record["options"]), Measured(**record["measured"])
+        return cls(shards, made_from, options, measured)
+
+
+def build_shards(vectors: Float32s, allowed: Bools, options: IndexOptions) -> list[Shard]:
+    """Returns the shards of vectors f32[n, E], of the items that `allowed` bool[n] marks."""
+    kept = np.flatnonzero(allowed)
+    exact = len(kept) <= options.exact_up_to
+    parts = list(slices(len(vectors), max(len(vectors), 1) if exact else options.shard_items))
+    centres = None
+    if not exact and len(kept):
+        most = inverted_lists.POINTS_PER_LIST * inverted_lists.num_lists(options.shard_items)
+        sample = vectors[np.sort(np.random.default_rng(0).permutation(kept)[:most])]
+        centres = shared_centres(sample, -(-len(kept) // len(parts)), options)
+    return [
+        build_shard(vectors[p], p.start, allowed[p], options, exact=exact, centres=centres)
+        for p in parts
+    ]
+
+
+def doubled(most: int) -> Iterator[int]:
+    """Yields numbers of lists to look into, each twice the one before, up to all."""
+    number = FIRST_PROBES
+    while number < most:
+        yield number
+        number *= 2
+    yield most
+
+
+def sampled(queries: Float32s, most: int, seed: int = 0) -> Float32s:
+    """Returns at most so many of queries f32[B, E], by chance."""
+    chosen = np.random.default_rng(seed).permutation(len(queries))[:most]
+    return np.ascontiguousarray(queries[chosen], np.float32)
+
+
+def trial_queries(shards: Sequence[Shard]) -> Float32s:
+    """Returns queries f32[B, E]: items of all shards by chance, with a little noise."""
+    ends = np.cumsum([len(shard.items) for shard in shards])
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(0, ends[-1], TRIALS)
+    owners = np.searchsorted(ends, chosen, side="right")
+    rows = [shards[s].vectors[c - ends[s]] for s, c in zip(owners, chosen, strict=True)]
+    near = np.stack(rows)
+    noise = NOISE * near.std(0) * rng.normal(size=near.shape)
+    return (near + noise).astype(np.float32)
+
+
+def share_found(wanted: Ints, found: Ints) -> float:
+    """Returns the share of items i64[B, k] (-1: none) that are found; 1 if none are wanted."""
+    hits = [np.isin(w[w >= 0], f).sum() for w, f in zip(wanted, found, strict=True)]
+    number = int((wanted >= 0).sum())
+    return float(np.sum(hits)) / number if number else 1.0
 
 
 def check_made_from(found: dict[str, object], wanted: MadeFrom, folder: str) -> None:
@@ -249,95 +238,15 @@ def check_made_from(found: dict[str, object], wanted: MadeFrom, folder: str) -> 
             )
 
 
-def array_bytes(values: np.ndarray) -> bytes:
-    """Returns an array as a file of numpy."""
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def write_shard(folder: str, number: int, shard: Shard) -> None:
-    """Write a shard below the folder of an index; any process may write any of them."""
-    storage.write_bytes(shard_file(folder, number, "items.npy"), array_bytes(shard.items))
-    storage.write_bytes(shard_file(folder, number, "vectors.npy"), array_bytes(shard.vectors))
-    storage.write_bytes(shard_file(folder, number, "graph"), shard.graph)
-
-
-def write_record(folder: str, shards: int, made_from: MadeFrom, options: IndexOptions) -> None:
-    """Write what an index is; it comes last, so that a folder with a record is whole."""
-    record = {"made_from": asdict(made_from), "options": asdict(options), "shards": shards}
-    storage.write_json(storage.join(folder, RECORD), record)
-
-
-def shard_file(folder: str, number: int, end: str) -> str:
-    """Returns the path of a file of a shard."""
-    return storage.join(folder, f"shard-{number:05}.{end}")
-
-
-def read_shard(folder: str, number: int) -> Shard:
-    """Returns a shard that `write_shard` wrote."""
-    ends = ("items.npy", "vectors.npy", "graph")
-    parts = [storage.read_bytes(shard_file(folder, number, end)) for end in ends]
-    items, vectors = (np.load(io.BytesIO(part), allow_pickle=False) for part in parts[:2])
-    return Shard(items, vectors, parts[2])
-
-
-def places_of(found: Matches | BatchMatches, num_queries: int, count: int) -> Ints:
-    """Returns i64[B, count]: what usearch found, -1 where it found fewer."""
-    places = np.full((num_queries, count), -1)
-    if isinstance(found, Matches):  # of one query
-        places[0, : len(found.keys)] = found.keys
-        return places
-    there = np.arange(count) < np.asarray(found.counts)[:, None]
-    return np.where(there, found.keys.astype(np.int64), -1)
-
-
-def pair_scores(queries: Float32s, vectors: Float32s, places: Ints) -> Float32s:
-    """Returns f32[B, c]: inner products of queries with their own places i64[B, c]; -inf for -1."""
-    scores = np.full(places.shape, -np.inf, np.float32)
-    step = max(VECTORS_PER_BLOCK // max(places.shape[1], 1), 1)
-    for start in range(0, len(queries), step):
-        block = slice(start, start + step)
-        own = vectors[np.maximum(places[block], 0)]
-        scores[block] = (own @ queries[block, :, None])[..., 0]
-    return np.where(places < 0, np.float32(-np.inf), scores)
-
-
-def exact_best(queries: Float32s, vectors: Float32s, k: int) -> tuple[Ints, Float32s]:
-    """Returns places i64[B, k] (-1: none) and scores f32[B, k] of the best of vectors f32[m, E].
-
-    A block of queries is scored with a block of vectors at a time.
-    """
-    rows = 256
-    found = [exact_block(queries[a : a + rows], vectors, k) for a in range(0, len(queries), rows)]
-    if not found:
-        return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-    places, scores = (np.concatenate(part) for part in zip(*found, strict=True))
-    return places, scores
-
-
-def exact_block(queries: Float32s, vectors: Float32s, k: int) -> tuple[Ints, Float32s]:
-    """Returns what `exact_best` does, of few queries."""
-    step = max(SCORES_PER_BLOCK // max(len(queries), 1), k)
-    places = np.full((len(queries), k), -1)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    for start in range(0, len(vectors), step):
-        block = queries @ vectors[start : start + step].T
-        numbers = np.arange(start, start + block.shape[1])
-        own, values = best_of(np.broadcast_to(numbers, block.shape), block, k)
-        places, scores = best_of(
-            np.concatenate([places, own], 1), np.concatenate([scores, values], 1), k
-        )
-    return places, scores
-
-
-def best_of(items: Ints, scores: Float32s, k: int) -> tuple[Ints, Float32s]:
-    """Returns the k best of items i64[B, c] and scores f32[B, c], best first; padded with -1."""
-    if scores.shape[1] > k:
-        kept = np.argpartition(scores, scores.shape[1] - k, 1)[:, -k:]
-        items, scores = np.take_along_axis(items, kept, 1), np.take_along_axis(scores, kept, 1)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    items, scores = np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
-    short = ((0, 0), (0, k - scores.shape[1]))
-    items = np.pad(items, short, constant_values=-1)
-    return items.astype(np.int64), np.pad(scores, short, constant_values=-np.inf)
+def write_record(
+    folder: str,
+    shards: int,
+    made_from: MadeFrom,
+    options: IndexOptions,
+    queries: Float32s | None = None,
+) -> VectorIndex:
+    """Measure the shards that were written, on queries f32[B, E] if given, and write the record."""
+    parts = [read_shard(folder, number) for number in range(shards)]
+    index = VectorIndex(parts, made_from, options).measure(queries)
+    index.write_record(folder)
+    return index

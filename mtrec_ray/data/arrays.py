@@ -9,6 +9,9 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 
+Int32s = NDArray[np.int32]
+
+
 Floats = NDArray[np.float64]
 
 
