@@ -129,6 +129,7 @@ def figures_of(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, float]
     task = ranking[0]["task"]
     metrics = [run["metrics"][name][task] for run in runs]
     found |= {f"{name}.{key}": mean(m[key] for m in metrics) for key in ("auc", "gauc")}
+    found |= {f"{name}.{key}": float(ranking[0][key]) for key in ("users", "items")}
     return found | ({f"{name}.cold_recall": mean(cold)} if cold and np.isfinite(cold).all() else {})
 
 
@@ -149,6 +150,18 @@ def row_of(name: str, figures: Mapping[str, float], first: Mapping[str, Any]) ->
     cold = figures.get(f"{name}.cold_recall")
     row["recall of new items"] = "-" if cold is None else f"{cold:.4f}"
     return row
+
+
+def counts(figures: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Returns in how many scenarios the list is ahead: in both metrics, in each, and surely."""
+    ahead = {m: [figures[f"{n}.{m}"] > figures[f"{n}.rival_{m}"] for n in names] for m in METRICS}
+    sure = {m: [figures[f"{n}.{m}_gain_low"] > 0 for n in names] for m in METRICS}
+    both = [all(found) for found in zip(*ahead.values(), strict=True)]
+    return {
+        "scenarios_ahead": float(sum(both)),
+        **{f"scenarios_ahead_{m}": float(sum(ahead[m])) for m in METRICS},
+        **{f"scenarios_surely_ahead_{m}": float(sum(sure[m])) for m in METRICS},
+    }
 
 
 def main(
@@ -173,9 +186,7 @@ def main(
         for name, first in runs[0]["ranking"].items():
             figures |= figures_of(name, runs)
             table.append(row_of(name, figures, first))
-    ahead = [all(figures[f"{r['scenario']}.{m}"] > figures[f"{r['scenario']}.rival_{m}"]
-                 for m in METRICS) for r in table]  # fmt: skip
-    figures |= {"scenarios_ahead": float(sum(ahead)), "scenarios": float(len(table))}
+    figures |= {"scenarios": float(len(table)), **counts(figures, [r["scenario"] for r in table])}
     Console().print(markdown_table(table), soft_wrap=True)
     write_result("ranking", figures, out, table=table, seeds=len(numbers), quick=quick)
 

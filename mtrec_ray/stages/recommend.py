@@ -17,6 +17,7 @@ import ray.data
 
 from mtrec_ray.candidates.list_model import ListModel
 from mtrec_ray.data import storage
+from mtrec_ray.data.columns import plain_type
 from mtrec_ray.data.end_states import read_states, user_parts
 from mtrec_ray.data.interactions import END
 from mtrec_ray.data.prepared import Prepared
@@ -66,6 +67,9 @@ def recommend_scenario(
 ) -> dict[str, Any]:
     """Write a scenario's recommendations; returns counts and speed."""
     run, name, layout = project.run, inputs.name, inputs.layout()
+    if layout.facts.num_items < project.recommend.k:
+        items = f"{layout.facts.num_items:,} items of {name}"
+        log(f"recommend.k: found {project.recommend.k} for the {items}; lists hold at most those")
     units = units_of(layout.prepared, name, wanted)
     maker = list_maker(inputs, of_crowd, list_model, project, folder, wanted)
     started = time.monotonic()
@@ -97,20 +101,50 @@ def read_users(path: str) -> list[str]:
     """Returns user ids of a file: Parquet (its first column), or text with one id a line.
 
     Raises:
-        ProjectError: there is no such file, or no user in it.
+        ProjectError: no such file, a file or a column that holds no ids, or no user in it.
     """
     if not storage.is_file(path):
         raise ProjectError([f"--users: found no file {path}; allowed: Parquet, or one id a line"])
-    fs, inner = storage.filesystem(path)
-    if path.endswith(".parquet"):
-        column = pq.read_table(inner, filesystem=fs).column(0)
-        ids = column.cast(pa.string()).to_pylist()
-    else:
-        ids = [line.strip() for line in storage.read_bytes(path).decode().splitlines()]
+    ids = parquet_ids(path) if path.endswith(".parquet") else text_ids(path)
     ids = [str(user) for user in ids if user]
     if not ids:
         raise ProjectError([f"--users: found no user in {path}; allowed: at least one"])
     return ids
+
+
+def text_ids(path: str) -> list[str]:
+    """Returns the lines of a text file."""
+    try:
+        text = storage.read_bytes(path).decode()
+    except UnicodeDecodeError:
+        allowed = "Parquet with the ending .parquet, or text in UTF-8 with one id a line"
+        raise ProjectError([f"--users: found no text in {path}; allowed: {allowed}"]) from None
+    return [line.strip() for line in text.splitlines()]
+
+
+def parquet_ids(path: str) -> list[str]:
+    """Returns the first column of a Parquet file as text."""
+    fs, inner = storage.filesystem(path)
+    try:
+        table = pq.read_table(inner, filesystem=fs)
+    except pa.ArrowInvalid as error:
+        found = str(error).splitlines()[0]
+        line = f"--users: found {path}, which is no Parquet file ({found}); allowed: Parquet"
+        raise ProjectError([line]) from None
+    if not table.num_columns:
+        raise ProjectError([f"--users: found no column in {path}; allowed: one of user ids"])
+    column = table.column(0)
+    kind = plain_type(column.type)
+    if not (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ):
+        raise ProjectError(
+            [
+                f"--users: found column {table.column_names[0]!r} of type {kind} in {path}; "
+                "allowed: ids as text or whole numbers, in the first column"
+            ]
+        )
+    return column.cast(pa.string()).to_pylist()
 
 
 def run_recommend(
