@@ -1,7 +1,7 @@
 """Metrics of lists that were shown: AUC, MRR and NDCG inside each impression, as MIND counts them.
 
-The definitions are those of the MIND competition (Wu et al., ACL 2020): each impression is ranked by
-itself, and metrics are means over impressions that have both labels.
+The definitions are those of the MIND competition (Wu et al., ACL 2020): each impression is ranked
+by itself, and metrics are means over impressions that have both labels.
 
 Letters: N rows, I impressions, k places.
 """

@@ -2,6 +2,7 @@
 
 import gzip
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,8 @@ def test_random_impressions(digits):
 def test_the_mind_sample():
     """Clicks elsewhere in the sample rank 2,000 real impressions as the published scorer says."""
     with gzip.open(MIND, "rt") as file:
-        shown = [
-            line.rstrip("\n").split("\t")[4].split()
-            for _, line in zip(range(2000), file, strict=False)
-        ]
+        lines = list(islice(file, 2000))
+    shown = [line.rstrip("\n").split("\t")[4].split() for line in lines]
     clicks = Counter(pair[:-2] for own in shown for pair in own if pair.endswith("-1"))
     impressions = np.repeat(np.arange(len(shown)), [len(own) for own in shown])
     pairs = [pair for own in shown for pair in own]
