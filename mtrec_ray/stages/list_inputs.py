@@ -25,6 +25,9 @@ from mtrec_ray.training.build import pretrained_vectors
 
 ModelByScenario = Mapping[str, TrainedModel]
 
+SCORES_PER_BLOCK = 2**23  # of a source: users times items, 32 MB
+MOST_USERS = 128
+
 
 @dataclass(frozen=True)
 class ListInputs:
@@ -174,6 +177,11 @@ def ask(
     asked = sources.crowd.ask(sources.name, moments, HISTORY)
     scores = sources.scores(asked) | ranker.retrieval_scores(users)
     return Answer(asked, scores, sources.left_out(asked, exclude_met=exclude_met))
+
+
+def users_per_block(num_items: int) -> int:
+    """Returns for how many users sources score all items at a time: memory is bounded."""
+    return min(max(SCORES_PER_BLOCK // num_items, 1), MOST_USERS)
 
 
 def join(parts: list[Candidates]) -> Candidates:

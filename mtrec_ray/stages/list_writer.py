@@ -24,8 +24,7 @@ from mtrec_ray.data.interactions import END, Moments
 from mtrec_ray.data.snapshot import UserSnapshot, blocks, new_users
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
-from mtrec_ray.stages.list_inputs import ListInputs, ask, open_sources
-from mtrec_ray.stages.lists import USERS_PER_BLOCK
+from mtrec_ray.stages.list_inputs import ListInputs, ask, open_sources, users_per_block
 from mtrec_ray.stages.ranker import Ranker
 
 NEW_USERS = "new"  # in place of a partition: users without a row
@@ -111,7 +110,8 @@ class Writer:
         users = self.users_of(unit)
         if not len(users):
             return {"users": 0, "rows": 0, "seconds": 0.0}
-        table = pa.concat_tables(self.best(block) for block in blocks(users, USERS_PER_BLOCK))
+        step = users_per_block(len(self.ranker.items.ids))
+        table = pa.concat_tables(self.best(block) for block in blocks(users, step))
         storage.write_table(path, table)
         seconds = time.monotonic() - started
         return {"users": len(users), "rows": table.num_rows, "seconds": seconds}

@@ -38,10 +38,17 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
 from mtrec_ray.stages.cluster import task_of
-from mtrec_ray.stages.list_inputs import Answer, ListInputs, ask, fit_crowds, join, open_sources
+from mtrec_ray.stages.list_inputs import (
+    Answer,
+    ListInputs,
+    ask,
+    fit_crowds,
+    join,
+    open_sources,
+    users_per_block,
+)
 from mtrec_ray.stages.ranker import NETWORK, Ranker
 
-USERS_PER_BLOCK = 128
 OWN_NAMES = {"text_mean": "neighbours"}
 
 
@@ -87,8 +94,9 @@ def ask_in_split(
     sources = open_sources(inputs, code, of_crowd)
     scorer = ScorerAsOf(inputs, layout, catalogue, asking)
     parts, alone = [], []
-    for start in range(0, len(asking), USERS_PER_BLOCK):
-        rows = np.arange(start, min(start + USERS_PER_BLOCK, len(asking)))
+    step = users_per_block(len(catalogue.ids))
+    for start in range(0, len(asking), step):
+        rows = np.arange(start, min(start + step, len(asking)))
         block = asking.take(rows)
         moments = Moments(block.users.person, block.moments if layout.timed else None, code)
         answer = ask(sources, moments, scorer.ranker, block.users, exclude_met=options.exclude_seen)
