@@ -65,11 +65,12 @@ def nearest(similarity: csr_array) -> csr_array:
     """Returns the largest `NEIGHBOURS` entries of each row."""
     pairs = similarity.tocoo()
     row, column = pairs.coords
-    order = np.lexsort([-pairs.data, row])
+    values = np.asarray(pairs.data, np.float32)
+    order = np.lexsort([-values, row])
     starts = np.searchsorted(row[order], row[order])
     place = np.arange(len(row)) - starts
-    kept = order[(place < NEIGHBOURS) & (pairs.data[order] > 0)]
-    found = pairs.data[kept], (row[kept], column[kept])
+    kept = order[(place < NEIGHBOURS) & (values[order] > 0)]
+    found = values[kept], (row[kept], column[kept])
     return csr_array(found, shape=similarity.shape)
 
 

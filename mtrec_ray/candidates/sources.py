@@ -186,5 +186,5 @@ def nearest_text(vectors: Float32s, history: Ints) -> Float32s:
 def crowd_text(everything: Float32s, vectors: Float32s, taken: csr_array) -> Float32s:
     """Returns f32[B, n]: cosines, times a constant, with the mean of what users took anywhere."""
     size = np.maximum(np.asarray(taken.sum(1)).ravel(), 1).astype(np.float32)
-    mean = np.asarray(taken @ everything, np.float32) / size[:, None]
-    return mean @ vectors.T
+    mean: Float32s = np.asarray(taken @ everything, np.float32) / size[:, None]
+    return np.asarray(mean @ vectors.T, np.float32)
