@@ -4,7 +4,8 @@
                                  [--root DATA] [--storage DIR] [--out FILE]
 
 From the raw Parquet of each data set: prepare, joint training (two epochs, frozen encoder, no
-teacher; of real4 two epochs of 400,000 rows), and `evaluate`, which ranks the whole catalogue for users of test at the moment of their first test row.
+teacher; of real4 two epochs of 400,000 rows), and `evaluate`, which ranks the whole catalogue for
+users of test at the moment of their first test row.
 Rivals are fitted on train and valid, and see what happened up to that moment: popularity, that of
 the last 1, 7 and 30 days, the newest first, item-to-item cosines, EASE, neighbours by frozen text.
 The best of them on test, apart for recall and NDCG, is the one that is beside the list.
