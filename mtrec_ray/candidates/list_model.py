@@ -11,6 +11,7 @@ Letters: M pairs of a user and a candidate, S sources, P pairs of all questions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import lightgbm
@@ -62,6 +63,11 @@ class ListModel:
     spread: tuple[float, float]
     users: dict[str, int]
 
+    @cached_property
+    def booster(self) -> lightgbm.Booster:
+        """The trees, read once."""
+        return lightgbm.Booster(model_str=self.trees)
+
     def scores(self, name: str, candidates: Candidates, threads: int = 1) -> Floats:
         """Returns f64[M]: the score of each candidate of a scenario."""
         weights = np.array(self.own.get(name, self.shared), np.float64)
@@ -69,9 +75,8 @@ class ListModel:
         linear: Floats = columns @ weights / self.spread[0]
         if not self.trees or not len(candidates):
             return linear
-        booster = lightgbm.Booster(model_str=self.trees)
         values = tree_columns(candidates, self.sources)
-        found = np.asarray(booster.predict(values, num_threads=threads), np.float64)
+        found = np.asarray(self.booster.predict(values, num_threads=threads), np.float64)
         return linear + found / self.spread[1]
 
     def dump(self) -> dict[str, Any]:

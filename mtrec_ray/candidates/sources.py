@@ -33,6 +33,7 @@ from mtrec_ray.candidates.popularity import (
 )
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME
+from mtrec_ray.data.interactions import END
 
 HISTORY = 20  # items of the user that texts are compared with
 
@@ -94,13 +95,15 @@ def fit_sources(
     vectors: Mapping[str, Float32s],
     published: Ints,
     of_crowd: Taken | None = None,
+    counted: int = END,
 ) -> Sources:
     """Returns a scenario's sources, fitted on the splits before `split`.
 
     `vectors` f32[n, D] are unit vectors of the items' texts, by scenario of the crowd; `of_crowd`
-    is the fit of all items of a crowd with several scenarios.
+    is the fit of all items of a crowd with several scenarios. The last days count rows of the
+    splits before `counted`: with `statistics: frozen` those of train alone.
     """
-    found = popularity_sources(crowd, name, split, published)
+    found = popularity_sources(crowd, name, split, published, counted)
     found |= own_sources(Taken.fit(crowd.only(name), split))
     found["text_mean"] = lambda asked: mean_text(vectors[name], asked.history)
     found["text_nearest"] = lambda asked: nearest_text(vectors[name], asked.history)
@@ -113,7 +116,9 @@ def fit_sources(
     return Sources(found, crowd, name, published)
 
 
-def popularity_sources(crowd: Crowd, name: str, split: int, published: Ints) -> dict[str, Scores]:
+def popularity_sources(
+    crowd: Crowd, name: str, split: int, published: Ints, counted: int
+) -> dict[str, Scores]:
     """Returns what does not depend on the user, but on the moment."""
     positives = crowd.positives[name]
     total = total_popularity(positives.before(split))
@@ -121,7 +126,7 @@ def popularity_sources(crowd: Crowd, name: str, split: int, published: Ints) -> 
         "popularity": lambda asked: np.broadcast_to(total, (len(asked), len(total)))
     }
     if positives.time.any():
-        recent = RecentPopularity.of(positives)
+        recent = RecentPopularity.of(positives.before(counted))
         for days in WINDOW_DAYS:
             found[f"last_{days}_days"] = recent_source(recent, days)
         if (published != NO_TIME).any():

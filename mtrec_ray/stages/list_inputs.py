@@ -13,7 +13,7 @@ from mtrec_ray.candidates.crowd import Asked, Crowd
 from mtrec_ray.candidates.sources import HISTORY, Sources, Taken, fit_sources
 from mtrec_ray.data.arrays import Float32s
 from mtrec_ray.data.end_states import read_catalogue
-from mtrec_ray.data.interactions import Interactions, Moments, read_interactions
+from mtrec_ray.data.interactions import END, Interactions, Moments, read_interactions
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import main_task
@@ -50,8 +50,7 @@ class ListInputs:
 
     def layout(self) -> SnapshotColumns:
         """Returns where the columns of the scenario's rows stand."""
-        project = self.model.project
-        return SnapshotColumns(self.model.open_prepared(), self.name, project.scenarios[self.name])
+        return layout_of(self.model, self.name)
 
 
 def layout_of(model: TrainedModel, name: str) -> SnapshotColumns:
@@ -142,8 +141,10 @@ def open_sources(inputs: ListInputs, split: int, of_crowd: Taken | None) -> Sour
     """Returns a scenario's sources of candidates, fitted on the splits before one."""
     crowd: Crowd = ray.get(inputs.crowd)
     texts = {name: ray.get(ref) for name, ref in inputs.texts.items()}
-    published = read_catalogue(inputs.layout()).published
-    return fit_sources(crowd, inputs.name, split, texts, published, of_crowd)
+    layout = inputs.layout()
+    published = read_catalogue(layout).published
+    counted = 1 if layout.scenario.statistics == "frozen" else END
+    return fit_sources(crowd, inputs.name, split, texts, published, of_crowd, counted)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ class Ranker:
 
 def log_times_sampled(layout: SnapshotColumns) -> Float32s:
     """Returns f32[n]: log(1 + times) that training has each item as a sampled negative."""
-    if layout.scenario.negatives is None:
+    negatives = layout.scenario.negatives
+    if negatives is None or negatives.source == "uniform":  # q is the same for all items
         return np.zeros(layout.facts.num_items, np.float32)
     return np.log1p(times_sampled(layout)).astype(np.float32)
 

@@ -70,6 +70,19 @@ def test_popularity_of_the_last_days():
         assert found[source][0] == pytest.approx(wanted, rel=1e-6)
 
 
+def test_frozen_statistics_count_train_alone():
+    """With `counted` 1 the last days see no row after train; by default they see all."""
+    rows, moment = log(3), np.array([103 * DAY_MS])
+    crowd, vectors = Crowd({"shop": rows}), {"shop": np.eye(NUM_ITEMS, dtype=np.float32)}
+    published = np.full(NUM_ITEMS, NO_TIME)
+    asked = crowd.ask("shop", Moments(np.zeros(1, int), moment, 2), HISTORY)
+    for counted, late in ((1, TRAIN_END), (3, moment[0])):
+        sources = fit_sources(crowd, "shop", 1, vectors, published, counted=counted)
+        some = rows.taken & (rows.time >= moment[0] - 7 * DAY_MS) & (rows.time < late)
+        wanted = np.log1p(np.bincount(rows.item[some], minlength=NUM_ITEMS))
+        assert sources.scores(asked)["last_7_days"][0] == pytest.approx(wanted, rel=1e-6)
+
+
 def test_the_newest_come_first_and_the_unpublished_never():
     """Items without a time are the oldest; items of a later time are no candidates."""
     published = np.array([50 * DAY_MS, NO_TIME, 90 * DAY_MS, 110 * DAY_MS])
