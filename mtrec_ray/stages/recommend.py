@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
+from mtrec_ray.candidates.filters import listed_items
 from mtrec_ray.candidates.list_model import ListModel
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import plain_type
-from mtrec_ray.data.end_states import read_states, user_parts
+from mtrec_ray.data.end_states import read_catalogue, read_states, user_parts
 from mtrec_ray.data.interactions import END
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.model.encoder import quantise_problems
@@ -29,7 +30,13 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, check_data, check_names, open_joint_run
-from mtrec_ray.stages.list_inputs import ListInputs, collect_inputs, fit_crowds, list_task
+from mtrec_ray.stages.list_inputs import (
+    ListInputs,
+    collect_inputs,
+    fit_crowds,
+    layout_of,
+    list_task,
+)
 from mtrec_ray.stages.list_model import ensure_list_model
 from mtrec_ray.stages.list_writer import NEW_USERS, Writer, list_maker
 from mtrec_ray.stages.prepare import with_sample_world
@@ -203,6 +210,8 @@ class Recommending:
         """Write the lists of some scenarios; returns counts."""
         joint_run, project, log = self.joint_run, self.project, self.log
         models = {name: chosen_model(joint_run, name, project) for name in joint_run.facts}
+        for name in stages:  # rules that do not fit are refused before a folder is emptied
+            listed_items(self.resolved, name, read_catalogue(layout_of(models[name], name)).ids)
         inputs = collect_inputs(models, project)
         list_model = ensure_list_model(joint_run, models, inputs, project, log)
         crowds = fit_crowds(inputs, project.run, END)
