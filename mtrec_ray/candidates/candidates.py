@@ -5,10 +5,12 @@ Letters: B users who ask, n items, M pairs of a user and a candidate, S sources.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrec_ray.candidates.scores import Hidden, Scores, is_among
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.columns import hash_ints
 
@@ -42,6 +44,12 @@ class Candidates:
         scores = {source: values[pairs] for source, values in self.scores.items()}
         return Candidates(self.user[pairs], self.item[pairs], scores, self.num_users)
 
+    def of_users(self, start: int, num: int) -> "Candidates":
+        """Returns the candidates of some users in a row, numbered from 0."""
+        a, b = self.starts[[start, start + num]].tolist()
+        scores = {source: values[a:b] for source, values in self.scores.items()}
+        return Candidates(self.user[a:b] - start, self.item[a:b], scores, num)
+
     @property
     def starts(self) -> Ints:
         """i64[B + 1]: where each user's candidates start."""
@@ -60,44 +68,58 @@ class Candidates:
 
 
 def choose(
-    scores: Mapping[str, Float32s], left_out: NDArray[np.bool_], each: int = EACH
+    scores: Mapping[str, Scores], hidden: Hidden, users: int, each: int = EACH
 ) -> Candidates:
-    """Returns the best items of each source for each user, with the scores of all sources.
+    """Returns the best items of each source for each of some users, with the scores of all sources.
 
-    `scores` f32[B, n]; items that `left_out` bool[B, n] marks are no candidates. A source that
-    tells no two items apart for a user names none; users with few candidates get some at random.
+    Items that are hidden from a user are no candidates. A source that tells no two items apart for
+    a user names none; users with few candidates get some at random.
     """
-    chosen = np.zeros(left_out.shape, bool)
-    for values in scores.values():
-        chosen |= best_of_source(np.where(left_out, -np.inf, values), each)
-    chosen &= ~left_out
-    few = np.flatnonzero(chosen.sum(1) < each)
-    chosen[few] |= some_others(left_out[few] | chosen[few], each - chosen[few].sum(1))
-    user, item = np.nonzero(chosen)
-    found = {source: np.asarray(values[user, item]) for source, values in scores.items()}
-    return Candidates(user, item, found, len(left_out))
+    named = [keys_of(source.best(each, hidden), hidden.num_items) for source in scores.values()]
+    keys = np.unique(np.concatenate(named))
+    keys = np.union1d(keys, some_others(keys, hidden, users, each))
+    user, item = np.divmod(keys, hidden.num_items)
+    found = {name: source.at(user, item) for name, source in scores.items()}
+    return Candidates(user, item, found, users)
 
 
-def some_others(not_these: NDArray[np.bool_], wanted: Ints) -> NDArray[np.bool_]:
-    """Returns bool[B, n]: `wanted` i64[B] items of each row, in a fixed pseudo-random order."""
-    order = np.argsort(hash_ints(np.arange(not_these.shape[1]), 0), kind="stable")
-    free = ~not_these[:, order]
-    chosen = np.zeros(not_these.shape, bool)
-    chosen[:, order] = free & (np.cumsum(free, 1) <= wanted[:, None])
-    return chosen
+def keys_of(items: Ints, num_items: int) -> Ints:
+    """Returns the numbers of the pairs of users and their items i64[B, q] (-1: none)."""
+    user, place = np.nonzero(items >= 0)
+    return user * num_items + items[user, place]
 
 
-def best_of_source(values: NDArray[np.floating], each: int) -> NDArray[np.bool_]:
-    """Returns bool[B, n]: the highest `each` of every row, above the row's lowest finite value."""
-    known = np.isfinite(values)
-    lowest = np.where(known, values, np.inf).min(1, keepdims=True)
-    informative = known & (values > lowest)
-    if each >= values.shape[1]:
-        return informative
-    top = np.argpartition(-values, each - 1, axis=1)[:, :each]
-    chosen = np.zeros(values.shape, bool)
-    np.put_along_axis(chosen, top, values=True, axis=1)
-    return chosen & informative
+def some_others(keys: Ints, hidden: Hidden, users: int, wanted: int) -> Ints:
+    """Returns numbers of pairs that bring users to `wanted` candidates, by pseudo-random order."""
+    size = np.bincount(keys // hidden.num_items, minlength=users)
+    few = np.flatnonzero(size < wanted)
+    found = [np.zeros(0, np.int64)]
+    for user, missing in zip(few.tolist(), (wanted - size[few]).tolist(), strict=True):
+        found.append(user * hidden.num_items + others_of(user, missing, keys, hidden))
+    return np.concatenate(found)
+
+
+def others_of(user: int, missing: int, keys: Ints, hidden: Hidden) -> Ints:
+    """Returns items that a user is shown and that are no candidates yet: at most `missing`."""
+    n, found = hidden.num_items, np.zeros(0, np.int64)
+    order, start = random_order(n), 0
+    while len(found) < missing and start < n:
+        some = order[start : start + looked_at(missing, start)]
+        start += len(some)
+        free = ~hidden.of(np.full(len(some), user), some) & ~is_among(keys, user * n + some)
+        found = np.concatenate([found, some[free]])
+    return found[:missing]
+
+
+def looked_at(missing: int, start: int) -> int:
+    """Returns how many more items to look at: twice as many each time."""
+    return max(4 * missing, start)
+
+
+@lru_cache(maxsize=4)
+def random_order(num_items: int) -> Ints:
+    """Returns i64[n]: the items in a fixed pseudo-random order."""
+    return np.argsort(hash_ints(np.arange(num_items), 0), kind="stable")
 
 
 def standardised(candidates: Candidates, sources: Sequence[str]) -> Float32s:

@@ -1,10 +1,11 @@
 """The order of candidates, fitted on what users of valid took.
 
-A list ranks by "will be taken, among all items". Two models see the scores of all sources: a
-conditional logit (a softmax over a user's candidates) with weights that all scenarios share and
-deviations of each scenario from them, and boosted trees (LambdaMART) that all scenarios share.
-A scenario with few users of valid thus borrows from the others. The score of a candidate is the
-sum of both, each in units of its own spread.
+A list ranks by "will be taken, among all items". All sources name some hundred candidates of a
+user; a *conditional logit* (a softmax over the user's candidates) with weights that all scenarios
+share, and deviations of each scenario from them, leaves the best on a shortlist. The ranking
+network scores these alone. A second logit, which sees the network's score as well, and boosted
+trees (LambdaMART) that all scenarios share order them: a candidate's score is the sum of both, each
+in units of its own spread. A scenario with few users of valid thus borrows from the others.
 
 Letters: M pairs of a user and a candidate, S sources, P pairs of all questions.
 """
@@ -45,20 +46,60 @@ class Question:
 
 
 @dataclass(frozen=True)
-class ListModel:
-    """What orders the candidates of every scenario.
+class Logit:
+    """Weights of standardised scores.
 
     Attributes:
-        sources: in the order of all weights.
+        sources: in the order of the weights.
         shared: weights f64[S]; `own`: a scenario's weights in place of them.
-        trees: LightGBM's text; empty where there were too few users.
-        spread: standard deviations of the logit's score and of the trees'.
-        users: by scenario, how many it was fitted on.
     """
 
     sources: list[str]
     shared: list[float]
     own: dict[str, list[float]]
+
+    @classmethod
+    def fit(cls, rows: Mapping[str, "FitRows"], sources: list[str]) -> "Logit":
+        """Returns the weights of all scenarios' pairs; with few users popularity's alone."""
+        every = FitRows.join(list(rows.values()))
+        if every.num_users < LEAST_USERS:
+            return cls(sources, [float(source == "popularity") for source in sources], {})
+        shared = fit_logit(every, RIDGE_SHARED * every.num_users)
+        own = {
+            name: (shared + fit_logit(part, RIDGE_OWN, part.standardised @ shared)).tolist()
+            for name, part in rows.items()
+            if part.num_users
+        }
+        return cls(sources, shared.tolist(), own)
+
+    def weights(self, name: str) -> Floats:
+        """Returns f64[S]: the weights of a scenario."""
+        return np.array(self.own.get(name, self.shared), np.float64)
+
+    def scores(self, name: str, candidates: Candidates) -> Floats:
+        """Returns f64[M]: the score of each candidate of a scenario."""
+        return standardised(candidates, self.sources).astype(np.float64) @ self.weights(name)
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> "Logit":
+        """Returns the weights of plain JSON values."""
+        return cls(**tree)
+
+
+@dataclass(frozen=True)
+class ListModel:
+    """What orders the candidates of every scenario.
+
+    Attributes:
+        first: the order by which candidates come onto the shortlist.
+        logit: the order of the shortlist.
+        trees: LightGBM's text; empty where there were too few users.
+        spread: standard deviations of the logit's score and of the trees'.
+        users: by scenario, how many it was fitted on.
+    """
+
+    first: Logit
+    logit: Logit
     trees: str
     spread: tuple[float, float]
     users: dict[str, int]
@@ -69,13 +110,11 @@ class ListModel:
         return lightgbm.Booster(model_str=self.trees)
 
     def scores(self, name: str, candidates: Candidates, threads: int = 1) -> Floats:
-        """Returns f64[M]: the score of each candidate of a scenario."""
-        weights = np.array(self.own.get(name, self.shared), np.float64)
-        columns = standardised(candidates, self.sources).astype(np.float64)
-        linear: Floats = columns @ weights / self.spread[0]
+        """Returns f64[M]: the score of each candidate of a scenario's shortlists."""
+        linear: Floats = self.logit.scores(name, candidates) / self.spread[0]
         if not self.trees or not len(candidates):
             return linear
-        values = tree_columns(candidates, self.sources)
+        values = tree_columns(candidates, self.logit.sources)
         found = np.asarray(self.booster.predict(values, num_threads=threads), np.float64)
         return linear + found / self.spread[1]
 
@@ -86,7 +125,14 @@ class ListModel:
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> "ListModel":
         """Returns the model of `dump`."""
-        return cls(**{**tree, "spread": tuple(tree["spread"])})
+        parts = {name: Logit.parse(tree[name]) for name in ("first", "logit")}
+        return cls(**{**tree, **parts, "spread": tuple(tree["spread"])})
+
+
+def shortlist(candidates: Candidates, score: Floats, num: int) -> Candidates:
+    """Returns at most `num` candidates of each user, those with the highest score f64[M]."""
+    _, pairs = candidates.best(score, num)
+    return candidates.take(np.sort(pairs[pairs >= 0]))
 
 
 @dataclass(frozen=True)
@@ -138,27 +184,32 @@ class FitRows:
         return self.columns[:, self.columns.shape[1] // 2 :]
 
 
-def fit_list_model(questions: Mapping[str, Question], seed: int = 0, threads: int = 1) -> ListModel:
-    """Returns the model of all scenarios' questions: by scenario, users of valid."""
+def rows_of(questions: Mapping[str, Question]) -> tuple[dict[str, FitRows], list[str]]:
+    """Returns the pairs of each scenario's questions, and the sources of any."""
     sources = list(dict.fromkeys(s for q in questions.values() for s in q.candidates.scores))
-    rows = {name: FitRows.of(question, sources) for name, question in questions.items()}
+    return {name: FitRows.of(question, sources) for name, question in questions.items()}, sources
+
+
+def fit_first(questions: Mapping[str, Question]) -> Logit:
+    """Returns the order of all candidates, before the network has scored any."""
+    return Logit.fit(*rows_of(questions))
+
+
+def fit_list_model(
+    first: Logit, questions: Mapping[str, Question], seed: int = 0, threads: int = 1
+) -> ListModel:
+    """Returns the model of all scenarios' shortlists: by scenario, users of valid."""
+    rows, sources = rows_of(questions)
+    logit = Logit.fit(rows, sources)
     users = {name: own.num_users for name, own in rows.items()}
-    if sum(users.values()) < LEAST_USERS:
-        plain = [float(source == "popularity") for source in sources]
-        return ListModel(sources, plain, {}, "", (1.0, 1.0), users)
     every = FitRows.join(list(rows.values()))
-    shared = fit_logit(every, RIDGE_SHARED * every.num_users)
-    own = {
-        name: (shared + fit_logit(rows[name], RIDGE_OWN, rows[name].standardised @ shared)).tolist()
-        for name in rows
-        if users[name]
-    }
+    if every.num_users < LEAST_USERS:
+        return ListModel(first, logit, "", (1.0, 1.0), users)
     booster = fit_trees(every, seed, threads)
     trees = np.asarray(booster.predict(every.columns, num_threads=threads), np.float64)
-    linear = np.concatenate([rows[n].standardised @ np.array(w) for n, w in own.items()])
-    linear = linear.astype(np.float64)
-    spread = (spread_of(linear), spread_of(trees))
-    return ListModel(sources, shared.tolist(), own, booster.model_to_string(), spread, users)
+    linear = np.concatenate([own.standardised @ logit.weights(n) for n, own in rows.items()])
+    spread = (spread_of(linear.astype(np.float64)), spread_of(trees))
+    return ListModel(first, logit, booster.model_to_string(), spread, users)
 
 
 def spread_of(scores: Floats) -> float:

@@ -1,12 +1,14 @@
 """How often each item was taken: over all rows, and in the days before a moment.
 
-Letters: n items, B users who ask.
+Letters: n items, N rows, B users who ask, M pairs.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from mtrec_ray.candidates.scores import OrderScores
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import DAY_MS
@@ -17,46 +19,114 @@ HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True)
+class TotalPopularity:
+    """log(1 + rows) f32[n]."""
+
+    values: Float32s
+
+    @classmethod
+    def of(cls, positives: Interactions) -> "TotalPopularity":
+        """Returns the popularity of all rows."""
+        counts = np.bincount(positives.item, minlength=positives.num_items)
+        return cls(np.log1p(counts).astype(np.float32))
+
+    @cached_property
+    def order(self) -> Ints:
+        """Items that were taken, the most frequent first."""
+        return by_falling(np.arange(len(self.values)), self.values)
+
+    def scores(self, num_users: int) -> OrderScores:
+        """Returns what users are told."""
+        moment = np.zeros(num_users, np.int64)
+        return OrderScores([self.order], moment, lambda user, item: self.values[item])
+
+
+@dataclass(frozen=True)
 class RecentPopularity:
     """Rows of taken items in the order of time: counts of any days before any moment.
 
     Attributes:
         time, item: i64[N].
-        num_items: n.
     """
 
     time: Ints
     item: Ints
-    num_items: int
 
     @classmethod
     def of(cls, positives: Interactions) -> "RecentPopularity":
         """Returns the counts of positives, of all splits: what happened is known at once."""
         order = np.argsort(positives.time, kind="stable")
-        return cls(positives.time[order], positives.item[order], positives.num_items)
+        return cls(positives.time[order], positives.item[order])
 
-    def at(self, moments: Ints, days: int) -> Float32s:
-        """Returns f32[B, n]: log(1 + rows) in the days before each moment."""
+    @cached_property
+    def orders(self) -> dict[tuple[int, int], Ints]:
+        """The orders that were asked for last, by their rows."""
+        return {}
+
+    @cached_property
+    def by_item(self) -> Ints:
+        """i64[N]: which rows they are, by item, then by time."""
+        return np.argsort(self.item, kind="stable")
+
+    @cached_property
+    def keys(self) -> Ints:
+        """i64[N]: sorted numbers of item and place in time."""
+        return self.item[self.by_item] * (len(self.item) + 1) + self.by_item
+
+    def scores(self, moments: Ints, days: int) -> OrderScores:
+        """Returns what users who ask at moments i64[B] are told: log(1 + rows) of the last days."""
         distinct, place = np.unique(moments, return_inverse=True)
         low = np.searchsorted(self.time, distinct - days * DAY_MS)
         high = np.searchsorted(self.time, distinct)
-        counts = [
-            np.bincount(self.item[a:b], minlength=self.num_items)
-            for a, b in zip(low, high, strict=True)
-        ]
-        return np.log1p(np.stack(counts)).astype(np.float32)[place]
+
+        def of_pairs(user: Ints, item: Ints) -> Float32s:
+            start = item * (len(self.item) + 1)
+            first = np.searchsorted(self.keys, start + low[place[user]])
+            last = np.searchsorted(self.keys, start + high[place[user]])
+            return np.log1p(last - first).astype(np.float32)
+
+        orders = [self.order(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+        return OrderScores(orders, place, of_pairs)
+
+    def order(self, low: int, high: int) -> Ints:
+        """Returns the items of some rows, the most frequent first."""
+        if (low, high) not in self.orders:
+            if len(self.orders) == len(WINDOW_DAYS):  # all users of a job ask at one moment
+                self.orders.clear()
+            found = np.unique(self.item[low:high], return_counts=True)
+            self.orders[low, high] = by_falling(*found)
+        return self.orders[low, high]
 
 
-def total_popularity(positives: Interactions) -> Float32s:
-    """Returns f32[n]: log(1 + rows)."""
-    return np.log1p(np.bincount(positives.item, minlength=positives.num_items)).astype(np.float32)
+def by_falling(items: Ints, values: np.ndarray) -> Ints:
+    """Returns the items of positive values, the largest first."""
+    order = np.argsort(-values, kind="stable")
+    return items[order][values[order] > 0]
 
 
-def newness(published: Ints, moments: Ints) -> Float32s:
-    """Returns f32[B, n]: the latest published first, as -log(1 + hours); -inf before publishing.
+@dataclass(frozen=True)
+class Newness:
+    """When items were published: i64[n], in ms, NO_TIME where that is not known."""
 
-    `published` i64[n] in ms, NO_TIME where that is not known: such items are the oldest.
-    """
-    hours = (moments[:, None] - np.where(published == NO_TIME, 0, published)[None]) / HOUR_MS
-    scores = np.where(hours < 0, -np.inf, -np.log1p(hours.clip(min=0)))
-    return scores.astype(np.float32)
+    published: Ints
+
+    @cached_property
+    def order(self) -> Ints:
+        """Items whose time is known, the latest first."""
+        order = np.argsort(self.published, kind="stable")[::-1]
+        return order[self.published[order] != NO_TIME]
+
+    def scores(self, moments: Ints) -> OrderScores:
+        """Returns what users who ask at moments i64[B] are told: -log(1 + hours) since then.
+
+        An item without a time is the oldest.
+        """
+        distinct, place = np.unique(moments, return_inverse=True)
+        starts = np.searchsorted(-self.published[self.order], -distinct)
+
+        def of_pairs(user: Ints, item: Ints) -> Float32s:
+            then = np.where(self.published[item] == NO_TIME, 0, self.published[item])
+            hours = (moments[user] - then) / HOUR_MS
+            return np.where(hours < 0, -np.inf, -np.log1p(hours.clip(min=0))).astype(np.float32)
+
+        return OrderScores([self.order[start:] for start in starts.tolist()], place, of_pairs)

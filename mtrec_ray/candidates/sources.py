@@ -1,4 +1,4 @@
-"""Where candidates come from: each source scores items for users who ask, and names its best.
+"""Where candidates come from: each source names its best items for a user, and scores any.
 
     popularity      positives of all time
     last_1_days     positives of the last days (1, 7, 30), where rows have a time
@@ -13,32 +13,39 @@
 
 All are fitted on the rows of the splits before one; what a user did is known up to his moment.
 
-Letters: B users who ask, n items, C candidates of a user, D width of texts, h items of a history.
+Letters: B users who ask, n items, D width of texts.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from mtrec_ray.candidates.crowd import Asked, Crowd
 from mtrec_ray.candidates.item_item import Ease, ItemKnn
 from mtrec_ray.candidates.popularity import (
     WINDOW_DAYS,
+    Newness,
     RecentPopularity,
-    newness,
-    total_popularity,
+    TotalPopularity,
 )
-from mtrec_ray.data.arrays import Float32s, Ints
+from mtrec_ray.candidates.scores import (
+    Hidden,
+    NearestScores,
+    Scores,
+    SparseScores,
+    TableScores,
+    VectorScores,
+)
+from mtrec_ray.candidates.search_index import SearchIndex
+from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.interactions import END
 
 HISTORY = 20  # items of the user that texts are compared with
 
-# Scores f32[B, n] of all items for users who ask.
-Scores = Callable[[Asked], Float32s]
+Source = Callable[[Asked], Scores]
 
 
 @dataclass(frozen=True)
@@ -49,25 +56,24 @@ class Sources:
         by_name: the scores of each source.
         crowd, name: whose interactions they rest on.
         published: i64[n], in ms, NO_TIME where that is not known.
+        allowed: bool[n], items that anybody may be shown.
     """
 
-    by_name: Mapping[str, Scores]
+    by_name: Mapping[str, Source]
     crowd: Crowd
     name: str
     published: Ints
+    allowed: Bools
 
-    def scores(self, asked: Asked) -> dict[str, Float32s]:
-        """Returns f32[B, n] by source."""
-        return {source: scores(asked) for source, scores in self.by_name.items()}
+    def scores(self, asked: Asked) -> dict[str, Scores]:
+        """Returns what each source says."""
+        return {name: source(asked) for name, source in self.by_name.items()}
 
-    def left_out(self, asked: Asked, *, exclude_met: bool) -> NDArray[np.bool_]:
-        """Returns bool[B, n]: items not yet published, and those that the user has a row with."""
-        mask = np.zeros((len(asked), len(self.published)), bool)
-        if asked.moments.times is not None:
-            mask |= self.published[None] > asked.moments.times[:, None]
-        if exclude_met:
-            mask[asked.met] = True
-        return mask
+    def hidden(self, asked: Asked, *, exclude_met: bool) -> Hidden:
+        """Returns the items not yet published, not allowed, or which the user has a row with."""
+        none = np.zeros(0, np.int64)
+        met = asked.met if exclude_met else (none, none)
+        return Hidden(met, self.allowed, self.published, asked.moments.times)
 
 
 @dataclass(frozen=True)
@@ -88,55 +94,64 @@ class Taken:
         return Taken(self.knn.only(output), self.ease.only(output))
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Unit vectors f32[n, D] of the items' texts, by scenario of a crowd, with a search in one."""
+
+    vectors: Mapping[str, Float32s]
+    index: SearchIndex | None = None
+
+    @property
+    def everything(self) -> Float32s:
+        """f32[m, D]: those of all scenarios, one after another."""
+        return np.concatenate(list(self.vectors.values()))
+
+
 def fit_sources(
     crowd: Crowd,
     name: str,
     split: int,
-    vectors: Mapping[str, Float32s],
+    texts: Texts,
     published: Ints,
     of_crowd: Taken | None = None,
     counted: int = END,
+    allowed: Bools | None = None,
 ) -> Sources:
     """Returns a scenario's sources, fitted on the splits before `split`.
 
-    `vectors` f32[n, D] are unit vectors of the items' texts, by scenario of the crowd; `of_crowd`
-    is the fit of all items of a crowd with several scenarios. The last days count rows of the
-    splits before `counted`: with `statistics: frozen` those of train alone.
+    `of_crowd` is the fit of all items of a crowd with several scenarios. The last days count rows
+    of the splits before `counted`: with `statistics: frozen` those of train alone. `allowed`
+    bool[n]: the items that anybody may be shown; by default all.
     """
     found = popularity_sources(crowd, name, split, published, counted)
     found |= own_sources(Taken.fit(crowd.only(name), split))
-    found["text_mean"] = lambda asked: mean_text(vectors[name], asked.history)
-    found["text_nearest"] = lambda asked: nearest_text(vectors[name], asked.history)
+    found |= text_sources(texts.vectors[name], texts.index)
     if of_crowd is not None:
-        found |= crowd_sources(of_crowd.only(crowd.columns[name]))
-        everything = np.concatenate([vectors[other] for other in crowd.scenarios])
-        found["crowd_text"] = lambda asked: crowd_text(
-            everything, vectors[name], asked.taken_anywhere
-        )
-    return Sources(found, crowd, name, published)
+        found |= crowd_sources(of_crowd.only(crowd.columns[name]), texts, name)
+    anything = np.ones(len(published), bool)
+    return Sources(found, crowd, name, published, anything if allowed is None else allowed)
 
 
 def popularity_sources(
     crowd: Crowd, name: str, split: int, published: Ints, counted: int
-) -> dict[str, Scores]:
+) -> dict[str, Source]:
     """Returns what does not depend on the user, but on the moment."""
     positives = crowd.positives[name]
-    total = total_popularity(positives.before(split))
-    found: dict[str, Scores] = {
-        "popularity": lambda asked: np.broadcast_to(total, (len(asked), len(total)))
-    }
+    total = TotalPopularity.of(positives.before(split))
+    found: dict[str, Source] = {"popularity": lambda asked: total.scores(len(asked))}
     if positives.time.any():
         recent = RecentPopularity.of(positives.before(counted))
         for days in WINDOW_DAYS:
             found[f"last_{days}_days"] = recent_source(recent, days)
         if (published != NO_TIME).any():
-            found["newest"] = lambda asked: newness(published, times_of(asked))
+            newness = Newness(published)
+            found["newest"] = lambda asked: newness.scores(times_of(asked))
     return found
 
 
-def recent_source(recent: RecentPopularity, days: int) -> Scores:
+def recent_source(recent: RecentPopularity, days: int) -> Source:
     """Returns the popularity of the last days."""
-    return lambda asked: recent.at(times_of(asked), days)
+    return lambda asked: recent.scores(times_of(asked), days)
 
 
 def times_of(asked: Asked) -> Ints:
@@ -145,51 +160,48 @@ def times_of(asked: Asked) -> Ints:
     return asked.moments.times
 
 
-def own_sources(taken: Taken) -> dict[str, Scores]:
+def own_sources(taken: Taken) -> dict[str, Source]:
     """Returns the sources from what a user took in the scenario itself."""
-    knn, ease = taken.knn, taken.ease
     return {
-        "item_knn": lambda asked: knn.scores(asked.taken).toarray(),
-        "item_knn_recent": lambda asked: knn.scores(asked.recent).toarray(),
-        "ease": lambda asked: spread(ease, ease.scores(asked.taken)),
+        "item_knn": lambda asked: SparseScores(taken.knn.scores(asked.taken)),
+        "item_knn_recent": lambda asked: SparseScores(taken.knn.scores(asked.recent)),
+        "ease": lambda asked: ease_scores(taken.ease, asked.taken),
     }
 
 
-def crowd_sources(taken: Taken) -> dict[str, Scores]:
+def text_sources(vectors: Float32s, index: SearchIndex | None) -> dict[str, Source]:
+    """Returns the sources from the texts f32[n, D] of what a user took in the scenario itself."""
+    return {
+        "text_mean": lambda asked: VectorScores(mean_text(vectors, asked.history), vectors, index),
+        "text_nearest": lambda asked: NearestScores(asked.history, vectors, index),
+    }
+
+
+def crowd_sources(taken: Taken, texts: Texts, name: str) -> dict[str, Source]:
     """Returns the sources from what a user took in any scenario of the crowd."""
-    knn, ease = taken.knn, taken.ease
+    everything, vectors = texts.everything, texts.vectors[name]
     return {
-        "crowd_knn": lambda asked: knn.scores(asked.taken_anywhere).toarray(),
-        "crowd_ease": lambda asked: spread(ease, ease.scores(asked.taken_anywhere)),
+        "crowd_knn": lambda asked: SparseScores(taken.knn.scores(asked.taken_anywhere)),
+        "crowd_ease": lambda asked: ease_scores(taken.ease, asked.taken_anywhere),
+        "crowd_text": lambda asked: VectorScores(
+            mean_of(everything, asked.taken_anywhere), vectors, texts.index
+        ),
     }
 
 
-def spread(ease: Ease, scores: Float32s) -> Float32s:
-    """Returns f32[B, n] from scores of the items that EASE knows; 0 for the others."""
-    whole = np.zeros((len(scores), ease.num_items), np.float32)
-    whole[:, ease.outputs] = scores
-    return whole
+def ease_scores(ease: Ease, taken: csr_array) -> TableScores:
+    """Returns the scores of the items that EASE knows, for users who took f32[B, m]."""
+    return TableScores(ease.scores(taken), ease.outputs, least=0.0)
 
 
 def mean_text(vectors: Float32s, history: Ints) -> Float32s:
-    """Returns f32[B, n]: cosines, times a constant, with the mean of a history i64[B, h]."""
+    """Returns f32[B, D]: the mean text of a history i64[B, h]; 0 without one."""
     known = (history >= 0)[..., None]
     mean = (vectors[history.clip(0)] * known).sum(1) / np.maximum(known.sum(1), 1)
-    return mean.astype(np.float32) @ vectors.T
+    return mean.astype(np.float32)
 
 
-def nearest_text(vectors: Float32s, history: Ints) -> Float32s:
-    """Returns f32[B, n]: the largest cosine with an item of a history i64[B, h]; 0 without one."""
-    scores = np.zeros((len(history), len(vectors)), np.float32)
-    for user, items in enumerate(history):
-        known = items[items >= 0]
-        if len(known):
-            scores[user] = (vectors @ vectors[known].T).max(1)
-    return scores
-
-
-def crowd_text(everything: Float32s, vectors: Float32s, taken: csr_array) -> Float32s:
-    """Returns f32[B, n]: cosines, times a constant, with the mean of what users took anywhere."""
+def mean_of(vectors: Float32s, taken: csr_array) -> Float32s:
+    """Returns f32[B, D]: the mean of the texts f32[m, D] of what users took f32[B, m]."""
     size = np.maximum(np.asarray(taken.sum(1)).ravel(), 1).astype(np.float32)
-    mean: Float32s = np.asarray(taken @ everything, np.float32) / size[:, None]
-    return np.asarray(mean @ vectors.T, np.float32)
+    return np.asarray(taken @ vectors, np.float32) / size[:, None]

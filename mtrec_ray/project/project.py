@@ -66,6 +66,10 @@ class Recommend(Section):
     pairs_per_block: PositiveInt = Field(
         default=16_384, description="Users times items that are scored at a time."
     )
+    shortlist: PositiveInt = Field(
+        default=200,
+        description="Candidates of a user, at most, that the network scores and orders.",
+    )
     fit_users: PositiveInt = Field(
         default=2_000,
         description="Users of each scenario's valid, at most, on whose choices the order of "
@@ -192,6 +196,12 @@ class Project(Section):
                     f"recommend.by.{name}: found {weights}; allowed: weights of {tasks}, one "
                     "of them above 0"
                 )
+
+    def check_shortlist(self) -> Iterator[str]:
+        """Yields a line for lists that are longer than what they are chosen from."""
+        k, shortlist = self.recommend.k, self.recommend.shortlist
+        if shortlist < k:
+            yield f"recommend.shortlist: found {shortlist}; allowed: at least recommend.k, {k}"
 
     def check_assortment(self) -> Iterator[str]:
         """Yields a line for rules on lists of what is no scenario."""

@@ -1,17 +1,19 @@
 """What a scenario's lists are made from: its model, its crowd, the texts of the crowd's items."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 
 from mtrec_ray.candidates.candidates import Candidates, choose
 from mtrec_ray.candidates.crowd import Asked, Crowd
-from mtrec_ray.candidates.sources import HISTORY, Sources, Taken, fit_sources
-from mtrec_ray.data.arrays import Float32s
+from mtrec_ray.candidates.scores import Hidden, Scores
+from mtrec_ray.candidates.search_index import SearchIndex
+from mtrec_ray.candidates.shards import IndexOptions
+from mtrec_ray.candidates.sources import HISTORY, Sources, Taken, Texts, fit_sources
+from mtrec_ray.data.arrays import Bools, Float32s
 from mtrec_ray.data.end_states import read_catalogue
 from mtrec_ray.data.interactions import END, Interactions, Moments, read_interactions
 from mtrec_ray.data.prepared import Prepared
@@ -26,6 +28,7 @@ from mtrec_ray.training.build import pretrained_vectors
 ModelByScenario = Mapping[str, TrainedModel]
 
 SCORES_PER_BLOCK = 2**23  # of a source: users times items, 32 MB
+ITEMS_OF_A_SOURCE = 8192  # of EASE
 MOST_USERS = 128
 
 
@@ -137,14 +140,20 @@ def fit_crowd(inputs: ListInputs, split: int) -> Taken:
     return Taken.fit(ray.get(inputs.crowd), split)
 
 
-def open_sources(inputs: ListInputs, split: int, of_crowd: Taken | None) -> Sources:
-    """Returns a scenario's sources of candidates, fitted on the splits before one."""
+def open_sources(
+    inputs: ListInputs, split: int, of_crowd: Taken | None, allowed: Bools | None = None
+) -> Sources:
+    """Returns a scenario's sources of candidates, fitted on the splits before one.
+
+    `allowed` bool[n]: the items that anybody may be shown; by default all.
+    """
     crowd: Crowd = ray.get(inputs.crowd)
-    texts = {name: ray.get(ref) for name, ref in inputs.texts.items()}
+    vectors = {name: ray.get(ref) for name, ref in inputs.texts.items()}
+    texts = Texts(vectors, SearchIndex.of(vectors[inputs.name], allowed))
     layout = inputs.layout()
     published = read_catalogue(layout).published
     counted = 1 if layout.scenario.statistics == "frozen" else END
-    return fit_sources(crowd, inputs.name, split, texts, published, of_crowd, counted)
+    return fit_sources(crowd, inputs.name, split, texts, published, of_crowd, counted, allowed)
 
 
 @dataclass(frozen=True)
@@ -153,36 +162,36 @@ class Answer:
 
     Attributes:
         asked: what they did by then.
-        scores: f32[B, n] by source.
-        left_out: bool[B, n], items that they are not shown.
+        scores: what each source says.
+        hidden: items that they are not shown.
     """
 
     asked: Asked
-    scores: Mapping[str, Float32s]
-    left_out: NDArray[np.bool_]
-
-    def without(self, items: NDArray[np.bool_]) -> "Answer":
-        """Returns the answer without the items that bool[n] marks."""
-        return replace(self, left_out=self.left_out | items)
+    scores: Mapping[str, Scores]
+    hidden: Hidden
 
     @property
     def candidates(self) -> Candidates:
         """The best items of each source, sorted by user, then by item."""
-        return choose(self.scores, self.left_out)
+        return choose(self.scores, self.hidden, len(self.asked))
 
 
 def ask(
     sources: Sources, moments: Moments, ranker: Ranker, users: UserSnapshot, *, exclude_met: bool
 ) -> Answer:
-    """Returns the scores of all sources for users who ask, the model's retrieval among them."""
+    """Returns what all sources say to users who ask, the model's retrieval among them."""
     asked = sources.crowd.ask(sources.name, moments, HISTORY)
     scores = sources.scores(asked) | ranker.retrieval_scores(users)
-    return Answer(asked, scores, sources.left_out(asked, exclude_met=exclude_met))
+    return Answer(asked, scores, sources.hidden(asked, exclude_met=exclude_met))
 
 
 def users_per_block(num_items: int) -> int:
-    """Returns for how many users sources score all items at a time: memory is bounded."""
-    return min(max(SCORES_PER_BLOCK // num_items, 1), MOST_USERS)
+    """Returns for how many users candidates are found at a time: memory is bounded.
+
+    In a large catalogue, which is searched by an index, a source scores few of the items.
+    """
+    scored = num_items if num_items <= IndexOptions.exact_up_to else ITEMS_OF_A_SOURCE
+    return min(max(SCORES_PER_BLOCK // max(scored, 1), 1), MOST_USERS)
 
 
 def join(parts: list[Candidates]) -> Candidates:

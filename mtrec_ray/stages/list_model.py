@@ -44,6 +44,7 @@ def list_model_depends_on(joint_run: JointRun, models: ModelByScenario, project:
             "by": {name: dict(by) for name, by in options.by.items()},
             "exclude_seen": options.exclude_seen,
             "fit_users": options.fit_users,
+            "shortlist": options.shortlist,
         },
         "precision": project.evaluation.precision,
     }

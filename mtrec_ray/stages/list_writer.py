@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from mtrec_ray.candidates.assortment import Cap, ListRules, Lists, choose_lists
 from mtrec_ray.candidates.candidates import Candidates
 from mtrec_ray.candidates.filters import listed_items
-from mtrec_ray.candidates.list_model import ListModel
+from mtrec_ray.candidates.list_model import ListModel, shortlist
+from mtrec_ray.candidates.search_index import SearchIndex
+from mtrec_ray.candidates.shards import IndexOptions
 from mtrec_ray.candidates.sources import Sources
 from mtrec_ray.data import storage
-from mtrec_ray.data.arrays import Float32s, Floats, Ints
+from mtrec_ray.data.arrays import Bools, Float32s, Floats, Ints
 from mtrec_ray.data.end_states import items_at_end, users_at_end
 from mtrec_ray.data.interactions import END, Moments
-from mtrec_ray.data.snapshot import UserSnapshot, blocks, new_users
+from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot, blocks, new_users
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.list_inputs import ListInputs, ask, open_sources, users_per_block
@@ -44,6 +46,7 @@ class ListMaker:
 
     inputs: ListInputs
     sources: ray.ObjectRef
+    index: ray.ObjectRef
     items: ray.ObjectRef
     rules: ray.ObjectRef
     list_model: ray.ObjectRef
@@ -66,16 +69,27 @@ def list_maker(
     """
     items = items_at_end(inputs.layout())
     rules = ItemRules(*listed_items(project, inputs.name, items.ids))
-    fit = task_of(open_sources, project.run, gpu=False)
+    fit, items_ref = task_of(open_sources, project.run, gpu=False), ray.put(items)
+    index = task_of(index_of_retrieval, project.run)
     return ListMaker(
         inputs=inputs,
-        sources=fit.remote(inputs, END, of_crowd),
-        items=ray.put(items),
+        sources=fit.remote(inputs, END, of_crowd, rules.allowed),
+        index=index.remote(inputs, items_ref, rules.allowed),
+        items=items_ref,
         rules=ray.put(rules),
         list_model=ray.put(list_model),
         wanted=ray.put(None if wanted is None else frozenset(wanted)),
         folder=folder,
     )
+
+
+def index_of_retrieval(
+    inputs: ListInputs, items: ItemSnapshot, allowed: Bools
+) -> SearchIndex | None:
+    """Returns the index of the retrieval vectors of a large catalogue; in a Ray task."""
+    if len(items.ids) <= IndexOptions.exact_up_to:
+        return None
+    return Ranker(inputs.model, inputs.name, ray.get(inputs.vectors), items).build_index(allowed)
 
 
 class Writer:
@@ -84,7 +98,11 @@ class Writer:
     def __init__(self, maker: ListMaker) -> None:
         inputs = maker.inputs
         self.ranker = Ranker(
-            inputs.model, inputs.name, ray.get(inputs.vectors), ray.get(maker.items)
+            inputs.model,
+            inputs.name,
+            ray.get(inputs.vectors),
+            ray.get(maker.items),
+            ray.get(maker.index),
         )
         self.sources: Sources = ray.get(maker.sources)
         self.rules: ItemRules = ray.get(maker.rules)
@@ -130,7 +148,9 @@ class Writer:
 
     def best(self, users: UserSnapshot) -> pa.Table:
         """Returns the k best items of each user, with the model's predictions of them."""
-        candidates = self.candidates(users)
+        named = self.candidates(users)
+        first = self.list_model.first.scores(self.name, named)
+        candidates = shortlist(named, first, self.ranker.options.shortlist)
         predicted = self.ranker.predictions(users, candidates)
         scored = candidates.with_scores(self.ranker.scores(predicted, candidates.item))
         lists = self.lists(users, candidates, self.list_model.scores(self.name, scored))
@@ -142,7 +162,7 @@ class Writer:
         times = np.full(len(users), self.sources.crowd.end) if timed else None
         moments = Moments(users.person, times, END)
         answer = ask(self.sources, moments, self.ranker, users, exclude_met=options.exclude_seen)
-        return answer.without(~self.rules.allowed).candidates
+        return answer.candidates
 
     def lists(self, users: UserSnapshot, candidates: Candidates, score: Floats) -> Lists:
         """Returns the final lists: the best by score, within caps, diverse, with chance."""

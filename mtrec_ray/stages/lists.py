@@ -10,7 +10,7 @@ beside each source by itself: popularity, the last days' popularity, item-to-ite
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,14 @@ import ray
 from numpy.typing import NDArray
 
 from mtrec_ray.candidates.candidates import Candidates
-from mtrec_ray.candidates.list_model import ListModel, Question, fit_list_model
+from mtrec_ray.candidates.list_model import (
+    ListModel,
+    Logit,
+    Question,
+    fit_first,
+    fit_list_model,
+    shortlist,
+)
 from mtrec_ray.candidates.sources import Taken
 from mtrec_ray.data.arrays import Float32s, Floats, Ints
 from mtrec_ray.data.as_of import CatalogueAsOf
@@ -31,7 +38,6 @@ from mtrec_ray.evaluation.catalogue_ranking import (
     gain,
     list_statistics,
     mean_interval,
-    top,
     user_metrics,
 )
 from mtrec_ray.progress import Log
@@ -39,6 +45,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.list_inputs import (
+    MOST_USERS,
     Answer,
     ListInputs,
     ask,
@@ -57,19 +64,29 @@ class Asking:
     """Users of a split who ask, with their candidates.
 
     Attributes:
-        candidates: with the scores of all sources.
-        positives: by user, the items that the list should hold.
+        users: who they are, and when they ask.
+        candidates: with the scores of all sources; of a shortlist with the network's, too.
         alone: by source, the lists i64[B, k] that it makes by itself.
         known: bool[n], items of training. popularity: f64[n], its positives.
         texts: f32[n, D], unit vectors.
     """
 
+    users: AskingUsers
     candidates: Candidates
-    positives: list[Ints]
     alone: dict[str, Ints]
     known: NDArray[np.bool_]
     popularity: Floats
     texts: Float32s
+
+    @property
+    def positives(self) -> list[Ints]:
+        """By user, the items that the list should hold."""
+        return self.users.positives
+
+    @property
+    def question(self) -> Question:
+        """The candidates, and which of them were taken."""
+        return Question(self.candidates, self.taken)
 
     @property
     def taken(self) -> NDArray[np.bool_]:
@@ -92,20 +109,19 @@ def ask_in_split(
         return None
     code = SPLITS.index(split)
     sources = open_sources(inputs, code, of_crowd)
-    scorer = ScorerAsOf(inputs, layout, catalogue, asking)
+    items = catalogue.snapshot(layout, layout.blank(len(catalogue.ids)))
+    ranker = Ranker(inputs.model, inputs.name, ray.get(inputs.vectors), items)
+    ranker.build_index()
     parts, alone = [], []
-    step = users_per_block(len(catalogue.ids))
-    for start in range(0, len(asking), step):
-        rows = np.arange(start, min(start + step, len(asking)))
-        block = asking.take(rows)
+    for block in asking.blocks(users_per_block(len(catalogue.ids))):
         moments = Moments(block.users.person, block.moments if layout.timed else None, code)
-        answer = ask(sources, moments, scorer.ranker, block.users, exclude_met=options.exclude_seen)
-        parts.append(scorer.score(block, answer.candidates))
+        answer = ask(sources, moments, ranker, block.users, exclude_met=options.exclude_seen)
+        parts.append(answer.candidates)
         alone.append(lists_of_sources(answer, options.k))
     taken = sources.crowd.positives[inputs.name].before(1)
     return Asking(
+        users=asking,
         candidates=join(parts),
-        positives=asking.positives,
         alone={s: np.concatenate([block[s] for block in alone]) for s in alone[0]},
         known=catalogue.in_training,
         popularity=np.bincount(taken.item, minlength=taken.num_items).astype(np.float64),
@@ -113,12 +129,22 @@ def ask_in_split(
     )
 
 
+def score_shortlists(inputs: ListInputs, asking: Asking, first: Logit) -> Asking:
+    """Returns users with their shortlists, which the network has scored. In a Ray task."""
+    num = inputs.model.project.recommend.shortlist
+    short = shortlist(asking.candidates, first.scores(inputs.name, asking.candidates), num)
+    layout = inputs.layout()
+    scorer = ScorerAsOf(inputs, layout, read_catalogue(layout), asking.users)
+    parts = []
+    for start in range(0, short.num_users, MOST_USERS):
+        users = np.arange(start, min(start + MOST_USERS, short.num_users))
+        parts.append(scorer.score(asking.users.take(users), short.of_users(start, len(users))))
+    return replace(asking, candidates=join(parts))
+
+
 def lists_of_sources(answer: Answer, k: int) -> dict[str, Ints]:
     """Returns i64[B, k] by source: the best items of each user that are not left out."""
-    return {
-        source: top(np.where(answer.left_out, -np.inf, values), k)
-        for source, values in answer.scores.items()
-    }
+    return {name: source.best(k, answer.hidden) for name, source in answer.scores.items()}
 
 
 class ScorerAsOf:
@@ -150,25 +176,54 @@ class ScorerAsOf:
 
 def ask_everywhere(
     inputs: Mapping[str, ListInputs], project: Project, split: str, limit: int
-) -> dict[str, Asking]:
-    """Returns users of a split who ask, by scenario that has any, scored side by side."""
+) -> dict[str, ray.ObjectRef]:
+    """Returns handles of users of a split who ask, by scenario that has any."""
     task = task_of(ask_in_split, project.run)
     crowds = fit_crowds(inputs, project.run, SPLITS.index(split))
     refs = {n: task.remote(own, split, limit, crowds[n]) for n, own in inputs.items()}
-    found: dict[str, Asking | None] = {
-        name: cast("Any", ray.get(ref)) for name, ref in refs.items()
-    }
-    return {name: asking for name, asking in found.items() if asking is not None}
+    return {name: ref for name, ref in refs.items() if ray.get(ref) is not None}
+
+
+def score_everywhere(
+    inputs: Mapping[str, ListInputs],
+    asking: Mapping[str, ray.ObjectRef],
+    first: Logit,
+    project: Project,
+) -> dict[str, ray.ObjectRef]:
+    """Returns handles of the users with their scored shortlists, by scenario."""
+    task = task_of(score_shortlists, project.run)
+    return {name: task.remote(inputs[name], ref, first) for name, ref in asking.items()}
+
+
+def questions_of(asking: Mapping[str, ray.ObjectRef]) -> dict[str, Question]:
+    """Returns what users were asked, by scenario; in a Ray task."""
+    found: dict[str, Asking] = {name: cast("Any", ray.get(ref)) for name, ref in asking.items()}
+    return {name: own.question for name, own in found.items()}
+
+
+def fit_first_of(asking: Mapping[str, ray.ObjectRef]) -> Logit:
+    """Returns the first order of candidates; in a Ray task."""
+    return fit_first(questions_of(asking))
+
+
+def fit_model_of(
+    first: Logit, asking: Mapping[str, ray.ObjectRef], seed: int, threads: int
+) -> ListModel:
+    """Returns the list model of scored shortlists; in a Ray task."""
+    return fit_list_model(first, questions_of(asking), seed, threads)
 
 
 def fit_lists(inputs: Mapping[str, ListInputs], project: Project, log: Log) -> ListModel:
     """Returns the list model, fitted on users of valid."""
+    run = project.run
     asking = ask_everywhere(inputs, project, "valid", project.recommend.fit_users)
-    users = sum(own.candidates.num_users for own in asking.values())
-    log(f"lists: fitting the order of candidates on {users:,} users of valid")
-    questions = {n: Question(own.candidates, own.taken) for n, own in asking.items()}
-    task = task_of(fit_list_model, project.run, gpu=False)
-    return ray.get(task.remote(questions, project.data_seed, project.run.cpus_per_worker))
+    first = ray.get(task_of(fit_first_of, run, gpu=False).remote(asking))
+    scored = score_everywhere(inputs, asking, first, project)
+    fit = task_of(fit_model_of, run, gpu=False)
+    model = ray.get(fit.remote(first, scored, project.data_seed, run.cpus_per_worker))
+    users = sum(model.users.values())
+    log(f"lists: the order of candidates is fitted on {users:,} users of valid")
+    return model
 
 
 def measure_lists(
@@ -176,11 +231,19 @@ def measure_lists(
 ) -> dict[str, Any]:
     """Returns how good test lists are, by scenario, beside each source by itself."""
     asking = ask_everywhere(inputs, project, "test", project.recommend.ranking_users)
+    scored = score_everywhere(inputs, asking, model.first, project)
+    task = task_of(measure_scenario, project.run, gpu=False)
     k = project.recommend.k
-    return {
-        name: {"task": inputs[name].task, "k": k, **measure(name, own, model, k)}
-        for name, own in asking.items()
-    }
+    refs = {n: task.remote(n, asking[n], ref, model, k) for n, ref in scored.items()}
+    return {n: {"task": inputs[n].task, "k": k, **ray.get(ref)} for n, ref in refs.items()}
+
+
+def measure_scenario(
+    name: str, asking: Asking, scored: Asking, model: ListModel, k: int
+) -> dict[str, Any]:
+    """Returns metrics of a scenario's lists, and how many positives are candidates; a Ray task."""
+    recall = float(candidate_recall(asking).mean())
+    return {**measure(name, scored, model, k), "candidates_recall": recall}
 
 
 def measure(name: str, asking: Asking, model: ListModel, k: int) -> dict[str, Any]:
@@ -211,7 +274,7 @@ def measure(name: str, asking: Asking, model: ListModel, k: int) -> dict[str, An
         "intervals": {m: interval_of(users["model"][m]) for m in ("recall", "ndcg")},
         "lists": list_statistics(lists["model"], asking.popularity, asking.known, asking.texts),
         "cold_recall": cold_recall(lists["model"], asking.positives, asking.known),
-        "candidates_recall": float(candidate_recall(asking).mean()),
+        "shortlist_recall": float(candidate_recall(asking).mean()),
     }
 
 

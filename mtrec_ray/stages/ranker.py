@@ -1,21 +1,31 @@
 """A trained model with its whole catalogue, which scores candidates for users."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mtrec_ray.candidates.candidates import Candidates
-from mtrec_ray.data.arrays import Float32s
+from mtrec_ray.candidates.scores import VectorScores
+from mtrec_ray.candidates.search_index import SearchIndex
+from mtrec_ray.data.arrays import Bools, Float32s
 from mtrec_ray.data.interactions import times_sampled
 from mtrec_ray.data.snapshot import ItemSnapshot, SnapshotColumns, UserSnapshot
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
-from mtrec_ray.model.recommender import predictions
+from mtrec_ray.model.recommender import Recommender, predictions
 from mtrec_ray.stages.trained_model import TrainedModel, load_with_vectors
 
 NETWORK, SAMPLED, RETRIEVAL = "network", "sampled", "retrieval"  # names of scores
 LEAST = 1e-6  # of a probability, and of one less it, in log odds
+
+
+def retrieval_vectors(model: Recommender, name: str, text: torch.Tensor) -> Float32s | None:
+    """Returns f32[n, E]: items of a scenario, by their texts f32[n, D]; None without retrieval."""
+    if model.retrieval is None or name not in model.retrieval.extras:
+        return None
+    return model.retrieval.item_vectors(name, text).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,14 @@ class Ranker:
     """A scenario's model with its whole catalogue; it scores candidates of any users."""
 
     def __init__(
-        self, trained_model: TrainedModel, name: str, vectors: np.ndarray, items: ItemSnapshot
+        self,
+        trained_model: TrainedModel,
+        name: str,
+        vectors: np.ndarray,
+        items: ItemSnapshot,
+        index: SearchIndex | None = None,
     ) -> None:
+        """`index` finds the retrieval vectors of a large catalogue; without it all are scored."""
         project = trained_model.project
         self.model, item_vectors = load_with_vectors(trained_model, vectors)
         self.layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
@@ -44,20 +60,26 @@ class Ranker:
         start = item_vectors.bases[name]
         assert item_vectors.cache is not None
         self.text = item_vectors.cache[start : start + self.facts.num_items]
-        with torch.no_grad():
-            self.ranking = CatalogueScorer(self.model, name, self.text, items)
-        self.retrieval = self.model.retrieval
-        if self.retrieval is not None and name in self.retrieval.extras:
-            self.item_vectors = self.retrieval.item_vectors(name, self.text)
-        else:
-            self.retrieval = None
+        self.item_vectors, self.index = retrieval_vectors(self.model, name, self.text), index
 
-    def retrieval_scores(self, users: UserSnapshot) -> dict[str, Float32s]:
-        """Returns f32[B, n], `retrieval`: cosines of users with all items; empty without it."""
-        if self.retrieval is None:
+    @cached_property
+    def ranking(self) -> CatalogueScorer:
+        """The network over the whole catalogue."""
+        with torch.no_grad():
+            return CatalogueScorer(self.model, self.name, self.text, self.items)
+
+    def build_index(self, allowed: Bools | None = None) -> SearchIndex | None:
+        """Index the retrieval vectors of a large catalogue, of the items that bool[n] marks."""
+        if self.item_vectors is not None:
+            self.index = SearchIndex.of(self.item_vectors, allowed)
+        return self.index
+
+    def retrieval_scores(self, users: UserSnapshot) -> dict[str, VectorScores]:
+        """Returns `retrieval`, cosines of users with items; empty without that side."""
+        if self.item_vectors is None or self.model.retrieval is None:
             return {}
-        vectors = self.retrieval.user_vectors(self.name, users, self.text)
-        return {RETRIEVAL: (vectors @ self.item_vectors.T).cpu().numpy()}
+        vectors = self.model.retrieval.user_vectors(self.name, users, self.text).cpu().numpy()
+        return {RETRIEVAL: VectorScores(vectors, self.item_vectors, self.index)}
 
     @torch.no_grad()
     def predictions(

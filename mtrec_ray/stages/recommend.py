@@ -274,7 +274,8 @@ def recommendations_depend_on(
         "models": {n: version(joint_run, n, model) for n, model in models.items()},
         "recommend": {
             "k": options.k, "exclude_seen": options.exclude_seen, "by": options.by.get(name),
-            "fit_users": options.fit_users, "diversity": options.diversity,
+            "fit_users": options.fit_users, "shortlist": options.shortlist,
+            "diversity": options.diversity,
             "explore": options.explore.model_dump(mode="json"),
             "filters": [rule.model_dump(mode="json") for rule in options.filters.get(name, ())],
             "at_most_per": options.at_most_per.get(name, {}),

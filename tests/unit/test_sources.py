@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from mtrec_ray.candidates.candidates import Candidates
 from mtrec_ray.candidates.crowd import Crowd
-from mtrec_ray.candidates.popularity import newness
-from mtrec_ray.candidates.sources import HISTORY, Taken, fit_sources
+from mtrec_ray.candidates.popularity import Newness
+from mtrec_ray.candidates.scores import Hidden
+from mtrec_ray.candidates.sources import HISTORY, Taken, Texts, fit_sources
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import DAY_MS
 from mtrec_ray.data.interactions import Interactions, Moments
@@ -32,11 +33,22 @@ def log(seed, num_rows=200):
 
 def all_scores(crowd, moments):
     """Scores of every source for some users of `shop`, fitted on train."""
-    vectors = {n: np.eye(NUM_ITEMS, 16, dtype=np.float32) for n in crowd.scenarios}
+    texts = Texts({n: np.eye(NUM_ITEMS, 16, dtype=np.float32) for n in crowd.scenarios})
     published = np.arange(NUM_ITEMS) * 10 * DAY_MS
     shared = Taken.fit(crowd, 1)
-    sources = fit_sources(crowd, "shop", 1, vectors, published, shared)
-    return sources.scores(crowd.ask("shop", moments, HISTORY))
+    sources = fit_sources(crowd, "shop", 1, texts, published, shared)
+    asked = crowd.ask("shop", moments, HISTORY)
+    hidden = sources.hidden(asked, exclude_met=True)
+    scores = sources.scores(asked)
+    return {n: table_of(s, len(moments)) for n, s in scores.items()} | {
+        f"best of {n}": s.best(4, hidden) for n, s in scores.items()
+    }
+
+
+def table_of(scores, num_users):
+    """The scores of all items for all users."""
+    user = np.repeat(np.arange(num_users), NUM_ITEMS)
+    return scores.at(user, np.tile(np.arange(NUM_ITEMS), num_users)).reshape(num_users, -1)
 
 
 @settings(max_examples=20)
@@ -73,22 +85,27 @@ def test_popularity_of_the_last_days():
 def test_frozen_statistics_count_train_alone():
     """With `counted` 1 the last days see no row after train; by default they see all."""
     rows, moment = log(3), np.array([103 * DAY_MS])
-    crowd, vectors = Crowd({"shop": rows}), {"shop": np.eye(NUM_ITEMS, dtype=np.float32)}
+    crowd, texts = Crowd({"shop": rows}), Texts({"shop": np.eye(NUM_ITEMS, dtype=np.float32)})
     published = np.full(NUM_ITEMS, NO_TIME)
     asked = crowd.ask("shop", Moments(np.zeros(1, int), moment, 2), HISTORY)
     for counted, late in ((1, TRAIN_END), (3, moment[0])):
-        sources = fit_sources(crowd, "shop", 1, vectors, published, counted=counted)
+        sources = fit_sources(crowd, "shop", 1, texts, published, counted=counted)
         some = rows.taken & (rows.time >= moment[0] - 7 * DAY_MS) & (rows.time < late)
         wanted = np.log1p(np.bincount(rows.item[some], minlength=NUM_ITEMS))
-        assert sources.scores(asked)["last_7_days"][0] == pytest.approx(wanted, rel=1e-6)
+        found = table_of(sources.scores(asked)["last_7_days"], 1)[0]
+        assert found == pytest.approx(wanted, rel=1e-6)
 
 
 def test_the_newest_come_first_and_the_unpublished_never():
     """Items without a time are the oldest; items of a later time are no candidates."""
     published = np.array([50 * DAY_MS, NO_TIME, 90 * DAY_MS, 110 * DAY_MS])
-    found = newness(published, np.array([100 * DAY_MS]))[0]
+    times, none = np.array([100 * DAY_MS]), np.zeros(0, int)
+    scores = Newness(published).scores(times)
+    found = scores.at(np.zeros(4, int), np.arange(4))
     assert np.argsort(-found).tolist() == [2, 0, 1, 3]
     assert found[3] == -np.inf
+    hidden = Hidden((none, none), np.ones(4, bool), published, times)
+    assert scores.best(4, hidden).tolist() == [[2, 0, -1, -1]]
 
 
 def ranker_of(source, sampled):
