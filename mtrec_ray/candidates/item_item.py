@@ -8,7 +8,6 @@ Letters: U users, m items as input, n items as output, B users who ask.
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array, vstack
 
@@ -115,7 +114,9 @@ def ease_weights(taken: csc_array) -> Float32s:
     if not len(gram):
         return gram
     gram[np.diag_indices_from(gram)] += RIDGE
-    inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
+    from scipy.linalg import inv
+
+    inverse = inv(gram, overwrite_a=True, check_finite=False)
     weights = -inverse / np.diag(inverse)
     weights[np.diag_indices_from(weights)] = 0
     return weights.astype(np.float32)

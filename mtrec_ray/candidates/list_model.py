@@ -13,16 +13,17 @@ Letters: M pairs of a user and a candidate, S sources, P pairs of all questions.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from mtrec_ray.candidates.candidates import Candidates, raw, standardised
 from mtrec_ray.data.arrays import Float32s, Floats, Ints
 from mtrec_ray.data.columns import hash_ints
+
+if TYPE_CHECKING:
+    import lightgbm
 
 RIDGE_SHARED = 1e-3  # of the shared weights, for the mean over users
 RIDGE_OWN = 2.0  # of a scenario's deviations, for the sum over its users
@@ -105,8 +106,10 @@ class ListModel:
     users: dict[str, int]
 
     @cached_property
-    def booster(self) -> lightgbm.Booster:
+    def booster(self) -> "lightgbm.Booster":
         """The trees, read once."""
+        import lightgbm
+
         return lightgbm.Booster(model_str=self.trees)
 
     def scores(self, name: str, candidates: Candidates, threads: int = 1) -> Floats:
@@ -236,6 +239,8 @@ def fit_logit(rows: FitRows, ridge: float, offset: Floats | None = None) -> Floa
         value = -(share * (score - np.log(total)[group])).sum() + ridge * weights @ weights
         return value, x.T @ (mass / total[group] - share) + 2 * ridge * weights
 
+    from scipy.optimize import minimize
+
     found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B")
     return np.asarray(found.x)
 
@@ -245,8 +250,10 @@ def tree_columns(candidates: Candidates, sources: Sequence[str]) -> Float32s:
     return np.concatenate([raw(candidates, sources), standardised(candidates, sources)], 1)
 
 
-def fit_trees(rows: FitRows, seed: int, threads: int) -> lightgbm.Booster:
+def fit_trees(rows: FitRows, seed: int, threads: int) -> "lightgbm.Booster":
     """Returns LambdaMART (Burges, 2010) over all questions."""
+    import lightgbm
+
     data = lightgbm.Dataset(
         rows.columns, rows.taken.astype(np.int32), group=np.bincount(rows.group)
     )

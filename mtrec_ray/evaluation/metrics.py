@@ -10,9 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import mean_absolute_error, roc_auc_score
 
 from mtrec_ray.data.arrays import Floats
 from mtrec_ray.data.prepared import PreparedScenario
@@ -48,7 +45,7 @@ def binary_metrics(
     gauc, unweighted = grouped_auc(labels, scores, users)
     loss = float(row_losses("binary", labels, scores).mean())
     return {
-        "auc": float(roc_auc_score(labels, scores)) if both else float("nan"),
+        "auc": roc_auc(labels, scores) if both else float("nan"),
         "gauc": gauc,
         "gauc_unweighted": unweighted,
         "logloss": loss,
@@ -69,6 +66,8 @@ def grouped_auc(labels: Floats, scores: Floats, users: NDArray[np.integer]) -> t
 
 def reliability(labels: Floats, scores: Floats, bins: int = 10) -> list[Metrics]:
     """Returns the mean prediction and share of positives in bins of equal size."""
+    from sklearn.calibration import calibration_curve
+
     actual, predicted = calibration_curve(labels, scores, n_bins=bins, strategy="quantile")
     return [
         {"predicted": float(p), "actual": float(a)} for p, a in zip(predicted, actual, strict=True)
@@ -87,6 +86,8 @@ def user_aucs(
     order = np.lexsort([scores, code])
     code, scores, labels = code[order], scores[order], labels[order]
     new = np.concatenate([[True], (np.diff(code) != 0) | (np.diff(scores) != 0)])
+    from scipy.stats import rankdata
+
     rank = rankdata(np.cumsum(new))
     rows = np.bincount(code)
     before = np.concatenate([[0], np.cumsum(rows)[:-1]])
@@ -97,15 +98,27 @@ def user_aucs(
     return np.divide(area, pairs, out=np.full(len(rows), np.nan), where=pairs > 0), rows
 
 
+def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Returns the area under the ROC curve of labels [N], which are not all alike."""
+    from sklearn.metrics import roc_auc_score  # takes a second, which not every worker needs
+
+    return float(roc_auc_score(labels, scores))
+
+
+def rmse(labels: Floats, predictions: Floats) -> float:
+    """Returns the root of the mean squared error over [N]."""
+    return float(np.sqrt(row_losses("regression", labels, predictions).mean()))
+
+
 def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float) -> Metrics:
     """Returns RMSE and MAE, and RMSE over that of the constant training mean on the same rows."""
-    rmse = float(np.sqrt(row_losses("regression", labels, predictions).mean()))
+    error = rmse(labels, predictions)
     constant = float(np.sqrt(constant_losses("regression", labels, train_mean).mean()))
     return {
-        "rmse": rmse,
-        "mae": float(mean_absolute_error(labels, predictions)),
+        "rmse": error,
+        "mae": float(np.abs(labels - predictions).mean()),
         "mean_rmse": constant,
-        "relative_rmse": rmse / constant if constant else float("nan"),
+        "relative_rmse": error / constant if constant else float("nan"),
         "rows": float(len(labels)),
     }
 

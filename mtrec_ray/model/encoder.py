@@ -8,13 +8,10 @@ Letters: u texts of a chunk, L tokens, D width.
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from mtrec_ray.data.tokens import TINY, resolve_source
 from mtrec_ray.model.layers import (
@@ -28,8 +25,11 @@ from mtrec_ray.model.layers import (
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.model import Encoder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> PreTrainedModel:
+
+def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> "PreTrainedModel":
     """Returns the pretrained model with its dropout off (slow on CPU, no use in few passes).
 
     By default it has no pooler, which nothing here uses.
@@ -41,6 +41,9 @@ def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> PreTrainedM
     """
     if encoder.source == TINY:
         return tiny_backbone()
+    from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
+
     source = resolve_source(encoder.source)
     try:
         attention = "sdpa" if torch.cuda.is_available() else "eager"
@@ -69,6 +72,8 @@ def encoder_problems(encoder: Encoder) -> list[str]:
         source = resolve_source(encoder.source)
     except ValueError as error:
         return [str(error)]
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -93,6 +98,8 @@ def _too_many_layers(encoder: Encoder, depth: int) -> str:
 
 
 def _unknown_build(encoder: Encoder, config: Any) -> list[str]:
+    from transformers import AutoModel
+
     with torch.device("meta"):
         skeleton = AutoModel.from_config(config)
     try:
@@ -112,7 +119,7 @@ def _cannot_load(source: str, error: Exception) -> str:
     )
 
 
-def tiny_backbone(seed: int = 0) -> PreTrainedModel:
+def tiny_backbone(seed: int = 0) -> "PreTrainedModel":
     """Returns a random BERT of two narrow layers, for unit tests only."""
     from transformers import BertConfig, BertModel
 
@@ -181,19 +188,30 @@ class TextEncoder(nn.Module):
     upper: nn.Module | None
     adapted: nn.Module | None
 
-    def __init__(self, options: Encoder, backbone: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self,
+        options: Encoder,
+        backbone: "PreTrainedModel | None" = None,
+        width: int | None = None,
+    ) -> None:
         """Cut the encoder by `options.trainable`.
+
+        With a width D, the encoder is not loaded: the vectors of all texts are known already.
 
         Raises:
             ProjectError: more trainable layers than the encoder has, or an encoder that cannot be
                 cut (`layers.check_slices`).
         """
         super().__init__()
+        self.options, self.adapted = options, None
+        self.is_loaded = width is None
+        if width is not None:
+            self.width, self.upper = width, None
+            object.__setattr__(self, "lower", None)
+            return
         model = backbone if backbone is not None else load_backbone(options)
         model.config.use_cache = False  # a slice has layers whose number its cache does not know
-        self.options = options
         self.width = int(model.config.hidden_size)
-        self.adapted = None
         lower, upper = self._cut(model)
         self.upper = upper
         object.__setattr__(self, "lower", lower)
@@ -204,7 +222,7 @@ class TextEncoder(nn.Module):
         if options.compile and upper is not None:
             upper.compile(dynamic=True)
 
-    def _cut(self, model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
+    def _cut(self, model: "PreTrainedModel") -> tuple[nn.Module | None, nn.Module | None]:
         options = self.options
         if options.trainable == "all":
             return None, model
@@ -223,7 +241,9 @@ class TextEncoder(nn.Module):
         upper.requires_grad_(options.trainable == "top_k")
         return lower, upper
 
-    def _adapt(self, model: PreTrainedModel) -> nn.Module:
+    def _adapt(self, model: "PreTrainedModel") -> nn.Module:
+        from peft import LoraConfig, get_peft_model
+
         config = LoraConfig(
             r=self.options.lora.rank,
             lora_alpha=self.options.lora.alpha,  # pyright: ignore[reportArgumentType]

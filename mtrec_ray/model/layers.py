@@ -5,13 +5,15 @@ Letters: u texts, L tokens, D width.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from mtrec_ray.project.base import ProjectError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION_PROJECTIONS = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "Wqkv"]
 
@@ -96,7 +98,7 @@ def slice_config(config: Any, start: int, stop: int) -> Any:
 
 @torch.no_grad()
 def check_slices(
-    model: PreTrainedModel, lower: nn.Module, upper: nn.Module, max_tokens: int, trainable: str
+    model: "PreTrainedModel", lower: nn.Module, upper: nn.Module, max_tokens: int, trainable: str
 ) -> None:
     """Run one text through a model and through its two slices, one after the other.
 

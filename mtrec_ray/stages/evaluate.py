@@ -1,5 +1,6 @@
 """The evaluate stage: predictions of the test split as Parquet, and metrics of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,13 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.evaluation.bootstrap import metric_interval
-from mtrec_ray.evaluation.metrics import TaskMetrics, joint_score, reliability, task_metrics
+from mtrec_ray.evaluation.metrics import (
+    TaskMetrics,
+    joint_score,
+    reliability,
+    rmse,
+    roc_auc,
+    task_metrics,
+)
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.progress import Log, begin_stage
@@ -41,31 +48,34 @@ class Predictor:
     """Scores shards of samples with trained models and writes predictions; a Ray Data actor."""
 
     def __init__(
-        self, models: ModelByScenario, vectors: dict[str, ray.ObjectRef], folder: str
+        self,
+        models: Mapping[str, ModelByScenario],
+        vectors: Mapping[TrainedModel, ray.ObjectRef],
     ) -> None:
-        self.models, self.vectors, self.folder = models, vectors, folder
+        """`models`: by the folder of their predictions."""
+        self.models, self.vectors = models, vectors
         self.loaded: dict[TrainedModel, tuple[Recommender, ItemVectors]] = {}
 
-    def model_of(self, name: str) -> tuple[Recommender, ItemVectors]:
-        """Returns the model of a scenario; one that serves several is loaded once."""
-        trained_model = self.models[name]
+    def load(self, trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
+        """Returns a model; one that serves several scenarios is loaded once."""
         if trained_model not in self.loaded:
             self.loaded[trained_model] = load_with_vectors(
-                trained_model, ray.get(self.vectors[name])
+                trained_model, ray.get(self.vectors[trained_model])
             )
         return self.loaded[trained_model]
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         """Write the predictions of a shard: row, user, item; label, score, popularity by task."""
-        name, path = shard["scenario"], shard["path"]
-        model, vectors = self.model_of(name)
-        source = storage.join(self.models[name].prepared, path)
+        folder, name, path = shard["folder"], shard["scenario"], shard["path"]
+        trained_model = self.models[folder][name]
+        model, vectors = self.load(trained_model)
+        source = storage.join(trained_model.prepared, path)
         batches = read_rows([source], SCORING_BATCH_ROWS, 0, shard["rows"])
         tables = [
             prediction_table(model.facts[name], arrays, scores)
             for arrays, scores in score_rows(model, vectors, name, batches)
         ]
-        out = storage.join(self.folder, name, Path(path).name)
+        out = storage.join(folder, name, Path(path).name)
         storage.write_table(out, pa.concat_tables(tables))
         return {"path": out}
 
@@ -89,21 +99,22 @@ def prediction_table(
     return pa.table(columns)
 
 
-def predict_split(models: ModelByScenario, folder: str, run: Run, split: str = "test") -> None:
-    """Write `NAME/*.parquet` for each scenario's rows of a split, a file for each shard."""
+def predict_split(models: Mapping[str, ModelByScenario], run: Run, split: str = "test") -> None:
+    """Write `FOLDER/NAME/*.parquet` for each scenario's rows of a split, a file for each shard.
+
+    `models`: those of each folder. The same actors score all: to start one takes seconds.
+    """
     shards = [
-        {"scenario": name, "path": shard.path, "rows": shard.rows}
-        for name, trained_model in models.items()
+        {"folder": folder, "scenario": name, "path": shard.path, "rows": shard.rows}
+        for folder, by_name in models.items()
+        for name, trained_model in by_name.items()
         for shard in trained_model.open_prepared().scenarios[name].shards[split]
     ]
-    refs = {
-        trained_model: ray.put(ensure_vectors(trained_model))
-        for trained_model in dict.fromkeys(models.values())
-    }
-    vectors = {name: refs[trained_model] for name, trained_model in models.items()}
+    every = [model for by_name in models.values() for model in by_name.values()]
+    vectors = {model: ray.put(ensure_vectors(model)) for model in dict.fromkeys(every)}
     scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         cast("Any", Predictor),  # Ray types the class as its own result
-        fn_constructor_args=(models, vectors, folder),
+        fn_constructor_args=(models, vectors),
         compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(shards))),
         num_cpus=run.cpus_per_worker,
         num_gpus=1 if run.use_gpu else 0,
@@ -136,9 +147,9 @@ def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
         known = np.isfinite(rows["label"][:, i])
         label, popular = rows["label"][known, i], rows["popularity"][known, i]
         if kind == "regression":
-            metrics[task]["popularity_rmse"] = float(root_mean_squared_error(label, popular))
+            metrics[task]["popularity_rmse"] = rmse(label, popular)
         elif 0 < label.mean() < 1:
-            metrics[task]["popularity_auc"] = float(roc_auc_score(label, popular))
+            metrics[task]["popularity_auc"] = roc_auc(label, popular)
     return metrics
 
 
@@ -224,11 +235,11 @@ def measure_models(
     predictions, joint = (storage.join(folder, name) for name in (PREDICTIONS, JOINT_PREDICTIONS))
     storage.remove_folder(predictions)
     storage.remove_folder(joint)
-    predict_split(models, predictions, project.run)
     tuned = [n for n, model in models.items() if model.delta and not joint_run.is_new(n)]
+    asked = {predictions: models}
     if tuned:
-        base = joint_for_use(joint_run, project)
-        predict_split(dict.fromkeys(tuned, base), joint, project.run)
+        asked[joint] = dict.fromkeys(tuned, joint_for_use(joint_run, project))
+    predict_split(asked, project.run)
     metrics = {n: measure_predictions(predictions, f) for n, f in scenarios.items()}
     old = joint_run.prepared.scenarios
     joint_metrics = {

@@ -69,8 +69,12 @@ def collect_inputs(models: ModelByScenario, source: Project) -> dict[str, ListIn
     read = task_of(read_scenario, source.run)
     tasks = {name: list_task(model, name) for name, model in models.items()}
     tasks = {name: task for name, task in tasks.items() if task}
+    distinct = dict.fromkeys(models[name] for name in tasks)
+    vectors = {model: ray.put(ensure_vectors(model)) for model in distinct}
     parts = {
-        name: read.options(num_returns=2).remote(models[name], source, name, task)
+        name: read.options(num_returns=2).remote(
+            models[name], vectors[models[name]], source, name, task
+        )
         for name, task in tasks.items()
     }
     crowds = {space: ray.put(crowd) for space, crowd in crowds_of(models, parts).items()}
@@ -79,7 +83,7 @@ def collect_inputs(models: ModelByScenario, source: Project) -> dict[str, ListIn
         name: ListInputs(
             model=models[name],
             name=name,
-            vectors=ray.put(ensure_vectors(models[name])),
+            vectors=vectors[models[name]],
             crowd=crowds[space],
             texts={other: parts[other][1] for other in members[space]},
             task=task,
@@ -111,18 +115,28 @@ def crowds_of(
 
 
 def read_scenario(
-    model: TrainedModel, source: Project, name: str, task: str
+    model: TrainedModel, vectors: Float32s, source: Project, name: str, task: str
 ) -> tuple[Interactions, Float32s]:
     """Returns a scenario's interactions, and unit vectors of its items' texts; in a Ray task."""
     layout = layout_of(model, name)
-    return read_interactions(layout, task), unit_vectors(source, layout.prepared, name)
+    if is_pretrained(model.project, source):
+        text = torch.from_numpy(vectors[model.rows_of(name)])
+    else:
+        text = pretrained_text(source, layout.prepared, name)
+    unit = torch.nn.functional.normalize(text, dim=1)
+    return read_interactions(layout, task), unit.numpy()
 
 
-def unit_vectors(project: Project, prepared: Prepared, name: str) -> Float32s:
-    """Returns f32[n, D]: unit vectors of the items' texts by the pretrained encoder."""
+def is_pretrained(project: Project, source: Project) -> bool:
+    """Returns whether a model's item vectors are those of the pretrained encoder of `source`."""
+    encoder = project.model.encoder
+    return encoder.trainable == "none" and encoder.source == source.model.encoder.source
+
+
+def pretrained_text(project: Project, prepared: Prepared, name: str) -> torch.Tensor:
+    """Returns f32[n, D]: vectors of the items' texts by the pretrained encoder."""
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
-    vectors = pretrained_vectors(project, prepared, name, device)
-    return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+    return pretrained_vectors(project, prepared, name, device).cpu()
 
 
 def fit_crowds(

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +92,28 @@ def index_of_retrieval(
     return Ranker(inputs.model, inputs.name, ray.get(inputs.vectors), items).build_index(allowed)
 
 
+class Writers:
+    """Writes the lists of several scenarios, one after another; a Ray Data actor."""
+
+    def __init__(self, makers: Mapping[str, ListMaker]) -> None:
+        self.makers = makers
+        self.held: tuple[str, Writer] | None = None
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Write a unit's recommendations; returns its users, rows, and when it began and ended."""
+        name, began = unit["scenario"], time.time()
+        if self.held is None or self.held[0] != name:
+            self.held = None  # frees what the scenario before needed
+            self.held = (name, Writer(self.makers[name]))
+            began = time.time()
+        users, rows = self.held[1].write(unit)
+        return {
+            "scenario": name, "users": users, "rows": rows, "began": began, "ended": time.time()
+        }  # fmt: skip
+
+
 class Writer:
-    """Ranks the items for units of users and writes Parquet files; a Ray Data actor."""
+    """Ranks the items of a scenario for units of users and writes Parquet files."""
 
     def __init__(self, maker: ListMaker) -> None:
         inputs = maker.inputs
@@ -112,27 +132,24 @@ class Writer:
         self.folder, self.name = maker.folder, inputs.name
         self.held: tuple[str, UserSnapshot] | None = None
 
-    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Write a unit's recommendations; returns its users, rows and seconds of ranking.
+    def write(self, unit: dict[str, Any]) -> tuple[int, int]:
+        """Write a unit's recommendations; returns how many users and rows.
 
         A unit whose file is there is finished.
         """
-        started = time.monotonic()
         name = f"{unit['part'].removesuffix('.parquet')}-{unit['start']:08}.parquet"
         path = storage.join(self.folder, name)
         if storage.exists(path):
             fs, inner = storage.filesystem(path)
             ranked = pq.read_table(inner, filesystem=fs, columns=["user"]).column(0)
-            num = len(ranked.unique())
-            return {"users": num, "rows": len(ranked), "seconds": 0.0}
+            return len(ranked.unique()), len(ranked)
         users = self.users_of(unit)
         if not len(users):
-            return {"users": 0, "rows": 0, "seconds": 0.0}
+            return 0, 0
         step = users_per_block(len(self.ranker.items.ids))
         table = pa.concat_tables(self.best(block) for block in blocks(users, step))
         storage.write_table(path, table)
-        seconds = time.monotonic() - started
-        return {"users": len(users), "rows": table.num_rows, "seconds": seconds}
+        return len(users), table.num_rows
 
     def users_of(self, unit: dict[str, Any]) -> UserSnapshot:
         """Returns the users of a unit that are wanted."""

@@ -6,7 +6,6 @@ of users to actors, which rank and write.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,7 +15,6 @@ import pyarrow.parquet as pq
 import ray.data
 
 from mtrec_ray.candidates.filters import listed_items
-from mtrec_ray.candidates.list_model import ListModel
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import plain_type
 from mtrec_ray.data.end_states import read_catalogue, read_states, user_parts
@@ -38,7 +36,7 @@ from mtrec_ray.stages.list_inputs import (
     list_task,
 )
 from mtrec_ray.stages.list_model import ensure_list_model
-from mtrec_ray.stages.list_writer import NEW_USERS, Writer, list_maker
+from mtrec_ray.stages.list_writer import NEW_USERS, ListMaker, Writers, list_maker
 from mtrec_ray.stages.prepare import with_sample_world
 from mtrec_ray.stages.run_folder import RunFolder, Stage, with_search_choice
 
@@ -63,45 +61,65 @@ def units_of(prepared: Prepared, name: str, wanted: Sequence[str] | None) -> lis
     return units
 
 
-def recommend_scenario(
-    inputs: ListInputs,
-    list_model: ListModel,
-    project: Project,
-    of_crowd: "ray.ObjectRef | None",
-    folder: str,
-    wanted: Sequence[str] | None,
-    log: Log,
-) -> dict[str, Any]:
-    """Write a scenario's recommendations; returns counts and speed."""
-    run, name, layout = project.run, inputs.name, inputs.layout()
-    if layout.facts.num_items < project.recommend.k:
-        items = f"{layout.facts.num_items:,} items of {name}"
-        log(f"recommend.k: found {project.recommend.k} for the {items}; lists hold at most those")
-    units = units_of(layout.prepared, name, wanted)
-    maker = list_maker(inputs, of_crowd, list_model, project, folder, wanted)
-    started = time.monotonic()
+def recommend_scenarios(
+    makers: Mapping[str, ListMaker], project: Project, wanted: Sequence[str] | None, log: Log
+) -> dict[str, dict[str, Any]]:
+    """Write the recommendations of some scenarios; returns counts and speed of each.
+
+    The same actors write all of them, one scenario after another: to start one takes seconds.
+    """
+    run = project.run
+    units = [
+        {"scenario": name, **unit}
+        for name, maker in makers.items()
+        for unit in units_of(maker.inputs.layout().prepared, name, wanted)
+    ]
     rows = (
-        ray.data.from_items(units, override_num_blocks=len(units))
+        ray.data.from_items(units, override_num_blocks=max(len(units), 1))
         .map(
-            cast("Any", Writer),  # Ray types the class as its own result
-            fn_constructor_args=(maker,),
-            compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(units))),
+            cast("Any", Writers),  # Ray types the class as its own result
+            fn_constructor_args=(dict(makers),),
+            compute=ray.data.ActorPoolStrategy(size=max(min(run.most_workers, len(units)), 1)),
             num_cpus=run.cpus_per_worker,
             num_gpus=1 if run.use_gpu else 0,
         )
         .take_all()
+        if units
+        else []
     )
-    seconds = time.monotonic() - started
+    return {
+        name: counts_of(name, maker, [row for row in rows if row["scenario"] == name], log)
+        for name, maker in makers.items()
+    }
+
+
+def counts_of(
+    name: str, maker: ListMaker, rows: Sequence[Mapping[str, Any]], log: Log
+) -> dict[str, Any]:
+    """Returns how many users and rows were written, how fast, and by which model."""
     counts = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
-    kind = model_kind(inputs.model)
+    began, ended = (
+        (min(r["began"] for r in rows), max(r["ended"] for r in rows)) if rows else (0, 0)
+    )
+    seconds, of_workers = ended - began, sum(r["ended"] - r["began"] for r in rows)
+    kind = model_kind(maker.inputs.model)
     log(f"{name}: {counts['users']:,} users in {seconds:.0f} s, {kind} model")
-    more = {"model": kind, "folder": folder, "items": layout.facts.num_items}
-    ranking = sum(r["seconds"] for r in rows)  # of all workers, without starting them
+    more = {
+        "model": kind, "folder": maker.folder, "items": maker.inputs.layout().facts.num_items
+    }  # fmt: skip
     speed = {
-        "users_per_s": counts["users"] / seconds,
-        "users_per_s_of_a_worker": counts["users"] / max(ranking, 1e-9),
+        "users_per_s": counts["users"] / max(seconds, 1e-9),
+        "users_per_s_of_a_worker": counts["users"] / max(of_workers, 1e-9),
     }
     return {**counts, **more, "seconds": seconds, **speed}
+
+
+def tell_short_lists(inputs: ListInputs, k: int, log: Log) -> None:
+    """Tell that a catalogue is smaller than the lists that are asked for."""
+    num_items = inputs.layout().facts.num_items
+    if num_items < k:
+        items = f"{num_items:,} items of {inputs.name}"
+        log(f"recommend.k: found {k} for the {items}; lists hold at most those")
 
 
 def read_users(path: str) -> list[str]:
@@ -214,17 +232,16 @@ class Recommending:
             listed_items(self.resolved, name, read_catalogue(layout_of(models[name], name)).ids)
         inputs = collect_inputs(models, project)
         list_model = ensure_list_model(joint_run, models, inputs, project, log)
-        crowds = fit_crowds(inputs, project.run, END)
-        scenarios = {}
+        crowds, k, makers = fit_crowds(inputs, project.run, END), project.recommend.k, {}
+        begin_stage(log, f"recommend: the best {k} items of every user of {', '.join(stages)}")
         for name, stage in stages.items():
             stage.start_anew(made_from[name])
-            title = f"recommend: the best {project.recommend.k} items of every user of {name}"
-            begin_stage(log, title)
-            counts = recommend_scenario(
-                inputs[name], list_model, self.resolved, crowds[name], stage.folder, wanted, log
+            tell_short_lists(inputs[name], k, log)
+            makers[name] = list_maker(
+                inputs[name], crowds[name], list_model, self.resolved, stage.folder, wanted
             )
-            scenarios[name] = stage.finish(counts)
-        return scenarios
+        found = recommend_scenarios(makers, project, wanted, log)
+        return {name: stage.finish(found[name]) for name, stage in stages.items()}
 
 
 def with_positives(

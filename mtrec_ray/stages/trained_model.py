@@ -1,5 +1,6 @@
 """Trained models for use, and all of their item vectors, computed once over the cluster."""
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.training import checkpoint
 from mtrec_ray.training.build import build_model
-from mtrec_ray.training.delta import FineTuneStart, apply_delta, load_joint_weights
+from mtrec_ray.training.delta import FineTuneStart, apply_delta, load_joint_weights, merge_delta
 from mtrec_ray.training.item_vectors import ItemVectors
 
 
@@ -63,6 +64,12 @@ class TrainedModel:
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+    def rows_of(self, name: str) -> slice:
+        """Returns where a scenario's items lie among the model's item vectors."""
+        sizes = {n: facts.num_items for n, facts in self.open_prepared().scenarios.items()}
+        start = sum(size for _, size in itertools.takewhile(lambda s: s[0] != name, sizes.items()))
+        return slice(start, start + sizes[name])
 
     def open_prepared(self) -> Prepared:
         """Returns the prepared data of the model's scenarios."""
@@ -119,23 +126,32 @@ def encode_share(
     return places, values
 
 
-def load_model_for_use(trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
-    """Returns a model in evaluation mode, and the place of its item vectors, still empty."""
+def load_model_for_use(
+    trained_model: TrainedModel, width: int | None = None
+) -> tuple[Recommender, ItemVectors]:
+    """Returns a model in evaluation mode, and the place of its item vectors, still empty.
+
+    With the width D of vectors that are known already, the encoder is not loaded.
+    """
     project = trained_model.project
     torch.set_num_threads(project.run.cpus_per_worker)
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
     precision = project.evaluation.precision
     above = "auto" if precision == "int8" else precision
-    model, vectors = build_model(project, trained_model.open_prepared(), device, above)
+    model, vectors = build_model(project, trained_model.open_prepared(), device, above, width)
     if trained_model.start is None:
         with local_copy(trained_model.weights) as folder:
             checkpoint.load_model(folder, model)
+    elif width is not None:
+        load_joint_weights(model, replace(trained_model.start, shared=False))
+        if trained_model.delta:
+            merge_delta(model, trained_model.start, trained_model.delta)
     else:
         wrapper = load_joint_weights(model, trained_model.start)
         if trained_model.delta:
             apply_delta(model, wrapper, trained_model.delta)
     model.use_general_head = trained_model.general
-    if precision == "int8":
+    if precision == "int8" and width is None:
         quantise(model.encoder)
     return model.eval(), vectors
 
@@ -144,7 +160,8 @@ def load_with_vectors(
     trained_model: TrainedModel, vectors: np.ndarray
 ) -> tuple[Recommender, ItemVectors]:
     """Returns a model in evaluation mode with its item vectors f32[n, D]."""
-    model, item_vectors = load_model_for_use(trained_model)
+    width = vectors.shape[1] if trained_model.project.model.layout == "vectors" else None
+    model, item_vectors = load_model_for_use(trained_model, width)
     item_vectors.cache = torch.from_numpy(vectors.copy()).to(item_vectors.device)
     return model, item_vectors
 

@@ -18,12 +18,19 @@ from mtrec_ray.training.item_vectors import Autocast, ItemVectors
 
 
 def build_model(
-    project: Project, prepared: Prepared, device: torch.device, precision: str
+    project: Project,
+    prepared: Prepared,
+    device: torch.device,
+    precision: str,
+    width: int | None = None,
 ) -> tuple[Recommender, ItemVectors]:
-    """Returns the model, with the same initial weights on every rank, and its item vectors."""
+    """Returns the model, with the same initial weights on every rank, and its item vectors.
+
+    With the width D of vectors that are known already, the encoder is not loaded.
+    """
     torch.manual_seed(project.training.seed)
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
-    encoder = TextEncoder(project.model.encoder)
+    encoder = TextEncoder(project.model.encoder, width=width)
     model = Recommender(project.model, prepared.scenarios, catalogues, encoder).to(device)
     autocast = autocast_for(device, precision)
     pairs = None

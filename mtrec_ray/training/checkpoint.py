@@ -35,11 +35,16 @@ def save_model(folder: Path, model: Recommender, facts: dict[str, Any]) -> None:
 def load_model(folder: Path, model: Recommender) -> None:
     """Read the weights of `save_model` into a model of the same build.
 
+    Those of an encoder that is not loaded are left out.
+
     Raises:
         ProjectError: the weights belong to another build.
     """
+    state = load_file(folder / WEIGHTS)
+    if not model.encoder.is_loaded:
+        state = {name: value for name, value in state.items() if not is_below(name, ["encoder"])}
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        model.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()[:160]
         raise ProjectError([f"{folder / WEIGHTS}: weights of another model ({first})"]) from None

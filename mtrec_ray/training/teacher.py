@@ -9,11 +9,10 @@ Letters: N rows, T tasks, F columns, D width of text vectors.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import lightgbm
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import hash_ints
@@ -23,6 +22,9 @@ from mtrec_ray.model.history import cosines, similarity_summary
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import Teacher
 from mtrec_ray.training.build import pretrained_vectors
+
+if TYPE_CHECKING:
+    import lightgbm
 
 NUM_COMPONENTS = 32
 
@@ -51,6 +53,8 @@ class Columns:
         self.vectors = pretrained_vectors(project, prepared, name, torch.device("cpu"))
         known = self.vectors.numpy()[self.catalogue.known]
         number = min(NUM_COMPONENTS, *known.shape)
+        from sklearn.decomposition import PCA
+
         components = PCA(number, random_state=0).fit(known)
         self.reduced = components.transform(self.vectors.numpy()).astype(np.float32)
         self.num_categorical = self.catalogue.categorical.shape[1] + len(self.facts.category_sizes)
@@ -101,7 +105,7 @@ def fit_trees(
     seed: int,
     num_threads: int,
     rounds: int = 1500,
-) -> lightgbm.Booster:
+) -> "lightgbm.Booster":
     """Returns trees for a task, as many as give the lowest loss on the valid rows."""
     parameters = PARAMETERS | {
         "objective": "binary" if kind == "binary" else "regression",
@@ -109,6 +113,8 @@ def fit_trees(
         "num_threads": num_threads,
     }
     codes = list(range(num_categorical))
+    import lightgbm
+
     first = lightgbm.Dataset(*train, categorical_feature=codes)
     second = lightgbm.Dataset(*valid, categorical_feature=codes, reference=first)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
@@ -171,7 +177,7 @@ def fit_folds(
     num_categorical: int,
     options: Teacher,
     num_threads: int,
-) -> list[lightgbm.Booster]:
+) -> list["lightgbm.Booster"]:
     """Returns for each fold the trees of all other folds; empty with too few labels."""
     fold, valid_rows = fold_of(train.user, options.folds), valid.of_task(task)
     num_labels = num_rarer_labels(kind, train.of_task(task)[1])
@@ -195,7 +201,7 @@ def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
 
 
 def predict_out_of_fold(
-    columns: Columns, rows: Arrays, boosters: dict[int, list[lightgbm.Booster]], folds: int
+    columns: Columns, rows: Arrays, boosters: dict[int, list["lightgbm.Booster"]], folds: int
 ) -> np.ndarray:
     """Returns f32[N, T], out-of-fold predictions of labelled rows, NaN for others."""
     labels = rows["labels"]

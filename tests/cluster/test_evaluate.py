@@ -66,7 +66,7 @@ def test_every_row_is_predicted_once(trained, predictions, tmp_path, workers):
     project = changed(trained.project, run={"num_workers": workers})
     prepared_path = prepared_folder(project, str(trained.storage))
     model = joint_model(project, prepared_path, str(trained.folder / "joint" / "best"))
-    predict_split(dict.fromkeys(TASKS, model), str(tmp_path), project.run)
+    predict_split({str(tmp_path): dict.fromkeys(TASKS, model)}, project.run)
     for name in TASKS:
         paths = trained.prepared.shard_paths(name, "test")
         assert len(paths) >= 3

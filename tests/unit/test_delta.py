@@ -1,6 +1,9 @@
 """A scenario's model starts as the joint one, and is the joint weights and its delta afterwards."""
 
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from mtrec_ray.training.delta import (
     apply_delta,
     base_fingerprint,
     load_joint_weights,
+    merge_delta,
     read_delta,
     save_delta,
 )
@@ -263,3 +267,32 @@ def test_folders_can_be_copied(tmp_path):
     again = scenario_model(options_of())
     apply_delta(again, load_joint_weights(again, start_of(base)), str(tmp_path / "elsewhere"))
     assert torch.equal(logits_of(again), logits_of(model))
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("mode", MODES)
+def test_merged_maps_score_as_the_delta(tmp_path, sharing, mode):
+    """With known vectors neither PEFT nor the encoder is needed: the scores are the same."""
+    options = options_of(sharing)
+    base, _, _ = joint_folder(tmp_path, options)
+    start, tuned = start_of(base, mode), scenario_model(options)
+    wrapper = load_joint_weights(tuned, start)
+    stir(tuned)
+    save_delta(tuned, wrapper, start, str(tmp_path / "delta"))
+    width = tuned.encoder.width
+    encoder = TextEncoder(options.encoder, width=width)
+    model = Recommender(options, {"shop": FACTS["shop"]}, {"shop": CATALOGUES["shop"]}, encoder)
+    load_joint_weights(model, replace(start, shared=False))
+    merge_delta(model, start, str(tmp_path / "delta"))
+    assert torch.allclose(logits_of(model), logits_of(tuned), atol=1e-5)
+
+
+def test_workers_import_what_they_need_alone():
+    """Modules of workers that score by known vectors import no library that takes seconds."""
+    code = (
+        "import sys, mtrec_ray.stages.list_writer, mtrec_ray.stages.lists, mtrec_ray.training.run;"
+        "print([m for m in ('transformers', 'peft', 'sklearn', 'scipy.stats', 'lightgbm')"
+        " if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

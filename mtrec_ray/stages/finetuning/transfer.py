@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
-from sklearn.metrics import roc_auc_score, root_mean_squared_error
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.evaluation.bootstrap import paired_difference
+from mtrec_ray.evaluation.metrics import rmse, roc_auc
 from mtrec_ray.evaluation.model_choice import ScoredRows, score_difference
 from mtrec_ray.progress import Log
 from mtrec_ray.project.depends_on import Fields, task_weights
@@ -229,5 +229,5 @@ def task_row(
 
 def metric_of(metric: str, labels: np.ndarray, scores: np.ndarray) -> float:
     """Returns AUC or RMSE."""
-    of = roc_auc_score if metric == "auc" else root_mean_squared_error
+    of = roc_auc if metric == "auc" else rmse
     return float(of(labels, scores))

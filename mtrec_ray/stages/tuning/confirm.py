@@ -106,7 +106,7 @@ def scores_on_test(project: Project, shared: TrialInputs, name: str) -> dict[str
     """
     prepared, folder = shared.prepared, storage.join(shared.folder, name, "predictions")
     trained_model = joint_model(project, prepared.folder, storage.join(shared.folder, name, BEST))
-    predict_split(dict.fromkeys(prepared.scenarios, trained_model), folder, project.run)
+    predict_split({folder: dict.fromkeys(prepared.scenarios, trained_model)}, project.run)
     metrics = {n: measure_predictions(folder, facts) for n, facts in prepared.scenarios.items()}
     return scores_of(project, metrics)
 
