@@ -6,6 +6,7 @@ N samples, H history items.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.columns import hash_ints
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,46 @@ class Texts:
     def lengths(self) -> NDArray[np.int64]:
         """i64[n]: tokens of each text."""
         return np.diff(self.offsets)
+
+    def equal(self) -> "EqualTexts":
+        """Returns which texts are equal, by hashes of their tokens."""
+        numbers = self.tokens.numpy()
+        place = np.arange(len(numbers)) - np.repeat(self.offsets[:-1], self.lengths)
+        mixed = hash_ints(hash_ints(numbers, 0).view(np.int64) + place, 1)
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+        keys = sums[self.offsets[1:]] - sums[self.offsets[:-1]]
+        _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+        return EqualTexts(first, number)
+
+
+@dataclass(frozen=True)
+class EqualTexts:
+    """Groups of equal texts.
+
+    Attributes:
+        first: the first text of each group.
+        number: i64[n], each text's group.
+    """
+
+    first: NDArray[np.int64]
+    number: NDArray[np.int64]
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """i64[n]: the texts, group after group."""
+        return np.argsort(self.number, kind="stable")
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each group starts in that order, and the end."""
+        return np.searchsorted(self.number[self.order], np.arange(len(self.first) + 1))
+
+    def rows(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns all texts that equal some, one group after another, and the groups' sizes."""
+        groups = self.number[texts]
+        sizes = self.starts[groups + 1] - self.starts[groups]
+        shift = np.repeat(self.starts[groups] - np.cumsum(sizes) + sizes, sizes)
+        return self.order[np.arange(sizes.sum()) + shift], sizes
 
 
 @dataclass(frozen=True)

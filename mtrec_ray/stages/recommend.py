@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import ray.data
 
 from mtrec_ray.candidates.filters import listed_items
@@ -69,6 +70,8 @@ def recommend_scenarios(
     The same actors write all of them, one scenario after another: to start one takes seconds.
     """
     run = project.run
+    ready = [ref for maker in makers.values() for ref in (maker.sources, maker.index)]
+    ray.wait(ready, num_returns=len(ready))  # actors that wait for tasks may hold all CPUs
     units = [
         {"scenario": name, **unit}
         for name, maker in makers.items()

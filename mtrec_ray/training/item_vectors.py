@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mtrec_ray.data.arrays import Ints
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.model.chunks import Chunk, PairLayout, Texts, chunks
 from mtrec_ray.model.encoder import TextEncoder
@@ -156,8 +157,8 @@ class ItemVectors:
             return self.states[chunk.index.to(self.states.device)]
         return self.texts.tokens[chunk.index]
 
-    def _share(self, rank: int, size: int, items: slice = slice(None)) -> Iterator[Chunk]:
-        """Yields chunks of a rank's share of all items, or of a range of them."""
+    def _share(self, rank: int, size: int, items: slice | Ints = slice(None)) -> Iterator[Chunk]:
+        """Yields chunks of a rank's share of all items, or of some of them."""
         places = np.arange(self.num_items)[items]
         shared = places[np.argsort(self.texts.lengths[places], kind="stable")][rank::size]
         for chunk in chunks(self.texts, shared, self.budget):
@@ -196,13 +197,16 @@ class ItemVectors:
     def _stored_vectors(self, folder: Path, name: str, words: tuple[str, ...]) -> Tensor:
         """Returns f32[n, D]: vectors of a catalogue's items by a frozen encoder."""
         base, size = self.bases[name], self.sizes[name]
-        items = slice(base, base + size)
         offsets = self.texts.offsets[base : base + size + 1]
         texts = Texts(self.texts.tokens[offsets[0] : offsets[-1]], offsets - offsets[0])
+        equal = texts.equal()
 
         def fill(vectors: Tensor, rank: int, shares: int) -> None:
-            for places, encoded in self.encode_share(rank, shares, items):
-                vectors[places.cpu() - base] = encoded.cpu()
+            for places, encoded in self.encode_share(rank, shares, base + equal.first):
+                rows, counts = equal.rows(places.cpu().numpy() - base)
+                vectors[torch.from_numpy(rows)] = encoded.cpu().repeat_interleave(
+                    torch.from_numpy(counts), 0
+                )
 
         key = texts_hash(texts, "vectors", *words)
         return open_rows(folder / f"{key}.f32", (size, self.encoder.width), fill)
@@ -250,9 +254,9 @@ class ItemVectors:
 
     @torch.no_grad()
     def encode_share(
-        self, rank: int, size: int, items: slice = slice(None)
+        self, rank: int, size: int, items: slice | Ints = slice(None)
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields places i64[u] and vectors f32[u, D] of a share of all items, or of a range."""
+        """Yields places i64[u] and vectors f32[u, D] of a share of all items, or of some."""
         was_training = self.encoder.training
         self.encoder.eval()
         for chunk in self._share(rank, size, items):

@@ -173,6 +173,23 @@ def test_every_distinct_text_is_encoded_once(monkeypatch):
     assert len(seen) > 2
 
 
+@given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=30))
+def test_equal_texts_are_found(words):
+    """Texts of one group have the same tokens in the same order, those of two groups have not."""
+    lengths = [len(text) for text in words]
+    tokens = torch.tensor([w for text in words for w in text], dtype=torch.int64)
+    equal = Texts(tokens, np.concatenate([[0], np.cumsum(lengths)])).equal()
+    assert len({tuple(text) for text in words}) == len(equal.first)
+    for number, first in enumerate(equal.first):
+        rows, sizes = equal.rows(np.array([first]))
+        assert rows.tolist() == [i for i, text in enumerate(words) if text == words[first]]
+        assert sizes.tolist() == [len(rows)]
+        assert (equal.number[rows] == number).all()
+    every, sizes = equal.rows(equal.first[::-1])
+    assert sorted(every.tolist()) == list(range(len(words)))
+    assert (np.repeat(equal.number[equal.first[::-1]], sizes) == equal.number[every]).all()
+
+
 @pytest.mark.parametrize("trainable", ["top_k", "lora"])
 def test_cached_frozen_layers_equal_recomputed_ones(trainable, tmp_path):
     """With the frozen layers' states cached, vectors and gradients are those without the cache."""
