@@ -87,19 +87,15 @@ class Crowd:
         """Returns what users have done when they ask in a scenario; `last`: items of a history."""
         own = self.positives[name]
         user, row = own.known_to(moments)
-        shape = (len(moments), own.num_items)
+        shape, item = (len(moments), own.num_items), own.item[row]
         place = places_from_latest(user, len(moments))
-        weight = (DECAY**place).astype(np.float32)
-        history = np.full((len(moments), last), -1)
-        late = place < last
-        history[user[late], place[late]] = own.item[row[late]]
         met, met_row = self.scenarios[name].known_to(moments)
         return Asked(
             moments=moments,
-            taken=matrix_of(user, own.item[row], shape),
-            recent=matrix_of(user, own.item[row], shape, weight),
+            taken=matrix_of(user, item, shape),
+            recent=matrix_of(user, item, shape, (DECAY**place).astype(np.float32)),
             taken_anywhere=self.taken_by(moments),
-            history=history,
+            history=latest(user, item, place, (len(moments), last)),
             met=(met, self.scenarios[name].item[met_row]),
         )
 
@@ -112,6 +108,13 @@ class Crowd:
             items.append(rows.item[row] + self.columns[name].start)
         shape = (len(moments), self.num_items)
         return matrix_of(np.concatenate(users), np.concatenate(items), shape)
+
+
+def latest(user: Ints, item: Ints, place: Ints, shape: tuple[int, int]) -> Ints:
+    """Returns i64[B, h]: items by their place from the latest one, -1 where there is none."""
+    history, late = np.full(shape, -1), place < shape[1]
+    history[user[late], place[late]] = item[late]
+    return history
 
 
 def places_from_latest(user: Ints, num_users: int) -> Ints:

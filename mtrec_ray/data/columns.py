@@ -60,6 +60,11 @@ def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.Chunked
         return pa.chunked_array([pa.array(values, mask=whole.is_null().to_numpy())])
     plain = pc.cast(numbers, pa.float64(), safe=False).to_numpy()
     values = np.floor(plain / UNITS_PER_MS[unit] if unit in UNITS_PER_MS else plain * 1000)
+    return clipped_ms(values)
+
+
+def clipped_ms(values: NDArray[np.float64]) -> pa.ChunkedArray:
+    """Returns i64 [N] with nulls for NaN and infinity, clipped to `LARGEST_MS`."""
     known = np.isfinite(values)
     whole_ms = np.clip(np.where(known, values, 0), -LARGEST_MS, LARGEST_MS).astype(np.int64)
     return pa.chunked_array([pa.array(whole_ms, mask=~known)])

@@ -7,7 +7,7 @@ log`), says nothing about the user: nobody saw it, so that it is no row here.
 Letters: N rows, B users, n items.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -103,16 +103,8 @@ class Interactions:
 
 def read_interactions(layout: SnapshotColumns, task: str) -> Interactions:
     """Returns the rows of a scenario's log, read from its prepared shards."""
-    parts: list[dict[str, np.ndarray]] = []
     column = layout.facts.tasks.index(task)
-    for code, split in enumerate(SPLITS):
-        paths = layout.prepared.shard_paths(layout.name, split)
-        for arrays in read_columns(paths, ("row", "person", "item", "time", "labels")):
-            real = is_met(layout.scenario, layout.facts.tasks, arrays)
-            kept = {k: arrays[k][real] for k in ("row", "person", "item", "time")}
-            taken = arrays["labels"][real, column] == 1
-            split_code = np.full(len(taken), code, np.int8)
-            parts.append({**kept, "taken": taken, "split": split_code})
+    parts = list(met_rows(layout, column))
     rows = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     order = np.lexsort([rows["row"], rows["time"], rows["person"]])
     rows = {k: v[order] for k, v in rows.items()}
@@ -120,6 +112,17 @@ def read_interactions(layout: SnapshotColumns, task: str) -> Interactions:
         rows["person"], rows["item"].astype(np.int64), rows["time"], rows["split"], rows["taken"],
         layout.facts.num_items, layout.delays_ms[column],
     )  # fmt: skip
+
+
+def met_rows(layout: SnapshotColumns, column: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields columns of the rows that somebody met; `taken`: the task of a column of the labels."""
+    for code, split in enumerate(SPLITS):
+        paths = layout.prepared.shard_paths(layout.name, split)
+        for arrays in read_columns(paths, ("row", "person", "item", "time", "labels")):
+            real = is_met(layout.scenario, layout.facts.tasks, arrays)
+            kept = {k: arrays[k][real] for k in ("row", "person", "item", "time")}
+            taken = arrays["labels"][real, column] == 1
+            yield {**kept, "taken": taken, "split": np.full(len(taken), code, np.int8)}
 
 
 def is_met(

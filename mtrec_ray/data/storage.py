@@ -207,9 +207,6 @@ def check_writable(path: str) -> None:
         fs.delete_file(inner)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise ProjectError(
-            [
-                f"--storage: found {path}, which cannot be written ({reason}); "
-                "allowed: a folder or URI that every node can write"
-            ]
-        ) from None
+        found = f"--storage: found {path}, which cannot be written ({reason})"
+        allowed = "a folder or URI that every node can write"
+        raise ProjectError([f"{found}; allowed: {allowed}"]) from None

@@ -35,9 +35,8 @@ def user_metrics(best: Ints, positives: Sequence[Ints]) -> dict[str, Floats]:
     k = best.shape[1]
     gains = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.cumsum(gains)
-    hits = np.zeros(best.shape, bool)
-    for user, wanted in enumerate(positives):
-        hits[user] = np.isin(best[user], wanted)
+    hits = np.array([np.isin(row, wanted) for row, wanted in zip(best, positives, strict=True)])
+    hits = hits.reshape(best.shape)
     sizes = np.array([len(wanted) for wanted in positives])
     first = np.where(hits.any(1), hits.argmax(1), np.inf)
     return {

@@ -62,13 +62,12 @@ def pbt_problems(project: Project) -> list[str]:
         )
     if search.algorithm == "grid":
         problems.append("search.algorithm: found grid with scheduler: pbt; allowed: random, optuna")
-    fixed = [
-        f for f in search.fields or {} if not f.startswith("scenarios.") and f not in PBT_FIELDS
-    ]
+    searched = [f for f in search.fields or {} if not f.startswith("scenarios.")]
     problems += [
         f"search.{field}: found with scheduler: pbt, whose trials go on with other values; "
         f"allowed: weights, {', '.join(PBT_FIELDS)}"
-        for field in fixed
+        for field in searched
+        if field not in PBT_FIELDS
     ]
     return problems
 

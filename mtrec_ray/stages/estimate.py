@@ -135,10 +135,8 @@ def estimate_of(
     rate, basis = rate_of(project, storage_path)
     done = finished_stages(project, storage_path)
     todo = [s for s in stages_of(project, storage_path, job) if s not in done]
-    seconds = None
-    if rate:
-        times = stage_seconds(project, sizes, epoch, rate)
-        seconds = {s: times[s] for s in todo}
+    times = stage_seconds(project, sizes, epoch, rate) if rate else {}
+    seconds = {s: times[s] for s in todo} if rate else None
     return RunEstimate(batch, steps, steps * training.epochs, seconds, basis)
 
 

@@ -281,13 +281,7 @@ def summary_of(joint_run: JointRun, decisions: dict[str, Record]) -> Record:
     exported = joint_run.encoder != joint_run.project.model.encoder.source
     encoder = sum(map(storage.num_bytes, storage.files(joint_run.encoder))) if exported else 0
     deltas = {n: d["bytes"] for n, d in decisions.items() if "bytes" in d}
-    return {
-        "scenarios": decisions,
-        "storage": {
-            "base_bytes": base,
-            "encoder_bytes": encoder,
-            "delta_bytes": deltas,
-            "all_bytes": base + encoder + sum(deltas.values()),
-            "full_copies_bytes": base * len(deltas),
-        },
-    }
+    sizes = {"base_bytes": base, "encoder_bytes": encoder, "delta_bytes": deltas}
+    sizes["all_bytes"] = base + encoder + sum(deltas.values())
+    sizes["full_copies_bytes"] = base * len(deltas)
+    return {"scenarios": decisions, "storage": sizes}

@@ -101,20 +101,22 @@ def counts_of(
 ) -> dict[str, Any]:
     """Returns how many users and rows were written, how fast, and by which model."""
     counts = {k: sum(r[k] for r in rows) for k in ("users", "rows")}
-    began, ended = (
-        (min(r["began"] for r in rows), max(r["ended"] for r in rows)) if rows else (0, 0)
-    )
-    seconds, of_workers = ended - began, sum(r["ended"] - r["began"] for r in rows)
-    kind = model_kind(maker.inputs.model)
-    log(f"{name}: {counts['users']:,} users in {seconds:.0f} s, {kind} model")
-    more = {
-        "model": kind, "folder": maker.folder, "items": maker.inputs.layout().facts.num_items
-    }  # fmt: skip
-    speed = {
-        "users_per_s": counts["users"] / max(seconds, 1e-9),
-        "users_per_s_of_a_worker": counts["users"] / max(of_workers, 1e-9),
+    kind, speed = model_kind(maker.inputs.model), speed_of(counts["users"], rows)
+    log(f"{name}: {counts['users']:,} users in {speed['seconds']:.0f} s, {kind} model")
+    items = maker.inputs.layout().facts.num_items
+    return {**counts, "model": kind, "folder": maker.folder, "items": items, **speed}
+
+
+def speed_of(users: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns seconds, and users a second: of all workers, and of one."""
+    began = min((row["began"] for row in rows), default=0.0)
+    seconds = max((row["ended"] for row in rows), default=0.0) - began
+    of_workers = sum(row["ended"] - row["began"] for row in rows)
+    return {
+        "seconds": seconds,
+        "users_per_s": users / max(seconds, 1e-9),
+        "users_per_s_of_a_worker": users / max(of_workers, 1e-9),
     }
-    return {**counts, **more, "seconds": seconds, **speed}
 
 
 def tell_short_lists(inputs: ListInputs, k: int, log: Log) -> None:

@@ -101,8 +101,7 @@ class CachedGradients:
         self.sums[met] = total.masked_fill(chosen.unsqueeze(1), 0) / size
         self.met[met[chosen]] = 0
         self.num_steps = 0
-        learning = [p for p in self.vectors.encoder.parameters() if p.requires_grad]
-        for parameter in learning:
+        for parameter in (p for p in self.vectors.encoder.parameters() if p.requires_grad):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             sum_over_ranks(parameter.grad)

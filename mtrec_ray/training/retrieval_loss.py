@@ -112,13 +112,11 @@ class CandidateDraws:
     def _candidates(self, name: str, pairs: Tensor, number: int, step: int) -> Candidates:
         """Returns a scenario's candidates for the pairs i64[P, 2] of user and item of a step."""
         size, draws = self.facts[name].num_items, self.options.retrieval.negatives
-        generator = torch.Generator().manual_seed(
-            (self.seed * 1_000_003 + step) * 1009 + number  # other numbers than those of the ranks
-        )
+        seed = (self.seed * 1_000_003 + step) * 1009 + number  # other numbers than the ranks'
+        generator = torch.Generator().manual_seed(seed)
         dropped = torch.rand(size, generator=generator) < self.options.id_dropout
-        drawn = torch.randint(size, (draws,), generator=generator)
-        if draws >= size:
-            drawn = torch.arange(size)
+        some = torch.randint(size, (draws,), generator=generator)
+        drawn = some if draws < size else torch.arange(size)
         items = torch.cat([pairs[:, 1], drawn.to(pairs.device)]).unique()
         chance = chances(self.shares[name][items], len(pairs), draws, size)
         return Candidates(

@@ -62,7 +62,7 @@ def wait_until(true: Callable[[], bool], job: subprocess.Popen[bytes], log: Path
 
 
 def test_lists_are_written_exactly_once(reference, tmp_path):
-    """After a kill and the loss of a node every user has one list, that of a run without a fault."""
+    """After a kill and a lost node each user has one list, that of a run without a fault."""
     storage, log = tmp_path / "runs", tmp_path / "log.txt"
     shutil.copytree(reference, storage)
     folder = storage / "quickstart" / "recommendations"

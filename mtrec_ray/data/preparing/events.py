@@ -151,9 +151,8 @@ def read_times(
     findings.note("impossible time", known & ~possible, column)
     if events.time_unit is None and is_plain_number(column.type):
         low, high = (1000 * seconds for seconds in PLAUSIBLE_SECONDS)
-        implausible = known & ((time < low) | (time >= high))
         findings.counts["plain time"] += int(known.sum())
-        findings.note("implausible time", implausible, column)
+        findings.note("implausible time", known & ((time < low) | (time >= high)), column)
     return time, known & possible
 
 

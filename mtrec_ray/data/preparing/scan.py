@@ -143,9 +143,7 @@ def merge_scans(first: Scan | None, second: Scan) -> Scan:
         item_rows=first.item_rows + second.item_rows,
         all_item_rows=first.all_item_rows + second.all_item_rows,
         users=np.union1d(first.users, second.users),
-        categories=[
-            np.union1d(a, b) for a, b in zip(first.categories, second.categories, strict=True)
-        ],
+        categories=list(map(np.union1d, first.categories, second.categories)),
         last_ms=max(first.last_ms, second.last_ms),
     )
 

@@ -153,11 +153,8 @@ def train_point_joined(
     best, folder = best_weights(training), point.folder
     delta = storage.join(folder, DELTA_FOLDER)
     task = task_of(store_delta, project.run, gpu=False)
-    ray.get(
-        task.remote(
-            small_project, data, start, best, delta, {"tuned": tuned.model_dump(mode="json")}
-        )
-    )
+    more = {"tuned": tuned.model_dump(mode="json")}
+    ray.get(task.remote(small_project, data, start, best, delta, more))
     return finetuned_model_in(joint_run, name, project, delta)
 
 
