@@ -27,11 +27,11 @@ REGRESSION = {
 }
 
 
-def number(metric: str, value: float | None) -> str:
+def number(metric: str, value: float | None, digits: int = 4) -> str:
     """Returns a metric for a person; `-` where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:,.0f}" if metric == "rows" else f"{value:.4f}"
+    return f"{value:,.0f}" if metric == "rows" else f"{value:.{digits}f}"
 
 
 def make_table(title: str, words: Sequence[str], numbers: Sequence[str] = ()) -> Table:
@@ -97,15 +97,15 @@ def ranking_table(title: str, ranking: Mapping[str, Mapping[str, Any]]) -> Table
     item, EASE, or frozen texts.
     """
     best = "/".join(sorted({str(metrics["k"]) for metrics in ranking.values()}))
-    heads = ("list", "best alone", "gain [95 %]")
-    table = make_table(f"{title}, best {best}", ("scenario", "task", "metric"), heads)
+    heads = ("list", "best alone", "gain (95 %)")
+    table = make_table(f"{title}, best {best}", ("scenario", "metric"), heads)
     for name, metrics in ranking.items():
         for key, metric in (("recall", "recall"), ("ndcg", "NDCG")):
             gain = metrics["gain"][key]
-            alone = f"{number(key, metrics[gain['rival']].get(key))} {gain['rival']}"
-            ours = number(key, metrics["model"].get(key))
-            task = str(metrics["task"])
-            table.add_row(name, task, metric, ours, alone, difference(gain, digits=3))
+            alone = f"{number(key, metrics[gain['rival']].get(key), 3)} {gain['rival']}"
+            named = f"{name} ({metrics['task']})" if key == "recall" else ""
+            ours = number(key, metrics["model"].get(key), 3)
+            table.add_row(named, metric, ours, alone, interval(gain, digits=3))
     return table
 
 
@@ -129,6 +129,15 @@ def difference(gap: Mapping[str, float | None] | None, digits: int = 4) -> str:
     star = " *" if low > 0 or high < 0 else ""
     value, low, high = (f"{x:+.{digits}f}" for x in (value, low, high))
     return f"{value} [{low}, {high}]{star}"
+
+
+def interval(gap: Mapping[str, float | None], digits: int) -> str:
+    """Returns `-0.001 to +0.024`, with a star where it excludes zero; `-` where there is none."""
+    low, high = gap["low"], gap["high"]
+    if low is None or high is None:
+        return "-"
+    star = " *" if low > 0 or high < 0 else "  "
+    return f"{low:+.{digits}f} to {high:+.{digits}f}{star}"
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
