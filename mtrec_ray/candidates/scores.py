@@ -19,7 +19,7 @@ from mtrec_ray.candidates.exact_product import best_of
 from mtrec_ray.candidates.search_index import SearchIndex
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 
-LATEST = 3  # items of a history whose neighbours are searched in a large catalogue
+LATEST = 5  # items of a history whose neighbours are candidates
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class VectorScores:
 class NearestScores:
     """The largest inner product of each item f32[n, D] with one of a history i64[B, h]; 0 without.
 
-    In a large catalogue the neighbours of the latest items are searched.
+    The best are those of the latest items of the history.
     """
 
     history: Ints
@@ -226,10 +226,10 @@ class NearestScores:
 
     def best(self, num: int, hidden: Hidden) -> Ints:
         """Returns i64[B, q]."""
-        if self.index is None:
-            return TableScores(self.table(), all_of(self.items)).best(num, hidden)
         history = self.history[:, :LATEST]
         known = history >= 0
+        if self.index is None:
+            return TableScores(self.table(history), all_of(self.items)).best(num, hidden)
         each = asked_of_index(num, hidden)
         shape = (*history.shape, each)
         items, scores = np.full(shape, -1), np.full(shape, -np.inf, np.float32)
@@ -237,10 +237,10 @@ class NearestScores:
         ordered = distinct_best(items.reshape(len(history), -1), scores.reshape(len(history), -1))
         return first_shown(ordered, np.arange(len(history)), num, hidden)
 
-    def table(self) -> Float32s:
-        """Returns f32[B, n]: the scores of all items."""
-        scores = np.zeros((len(self.history), len(self.items)), np.float32)
-        for user, items in enumerate(self.history):
+    def table(self, history: Ints) -> Float32s:
+        """Returns f32[B, n]: the scores of all items by a history i64[B, h]."""
+        scores = np.zeros((len(history), len(self.items)), np.float32)
+        for user, items in enumerate(history):
             known = items[items >= 0]
             if len(known):
                 scores[user] = (self.items @ self.items[known].T).max(1)

@@ -12,6 +12,7 @@ from mtrec_ray.candidates.vector_index import VectorIndex
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 
 COMPONENTS = 64
+EXACT_UP_TO = 50_000  # items that are all scored; above, an index searches them
 SAMPLE = 50_000  # vectors by which the components are found
 
 
@@ -30,7 +31,7 @@ class SearchIndex:
 
         `allowed` bool[n]: the items that may be found; by default all.
         """
-        options = options or IndexOptions()
+        options = options or IndexOptions(exact_up_to=EXACT_UP_TO)
         if len(vectors) <= options.exact_up_to:
             return None
         components = main_components(vectors) if vectors.shape[1] > COMPONENTS else None

@@ -10,8 +10,7 @@ import torch
 from mtrec_ray.candidates.candidates import Candidates, choose
 from mtrec_ray.candidates.crowd import Asked, Crowd
 from mtrec_ray.candidates.scores import Hidden, Scores
-from mtrec_ray.candidates.search_index import SearchIndex
-from mtrec_ray.candidates.shards import IndexOptions
+from mtrec_ray.candidates.search_index import EXACT_UP_TO, SearchIndex
 from mtrec_ray.candidates.sources import HISTORY, Sources, Taken, Texts, fit_sources
 from mtrec_ray.data.arrays import Bools, Float32s
 from mtrec_ray.data.end_states import read_catalogue
@@ -204,7 +203,7 @@ def users_per_block(num_items: int) -> int:
 
     In a large catalogue, which is searched by an index, a source scores few of the items.
     """
-    scored = num_items if num_items <= IndexOptions.exact_up_to else ITEMS_OF_A_SOURCE
+    scored = num_items if num_items <= EXACT_UP_TO else ITEMS_OF_A_SOURCE
     return min(max(SCORES_PER_BLOCK // max(scored, 1), 1), MOST_USERS)
 
 

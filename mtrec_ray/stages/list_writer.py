@@ -16,8 +16,7 @@ from mtrec_ray.candidates.assortment import Cap, ListRules, Lists, choose_lists
 from mtrec_ray.candidates.candidates import Candidates
 from mtrec_ray.candidates.filters import listed_items
 from mtrec_ray.candidates.list_model import ListModel, shortlist
-from mtrec_ray.candidates.search_index import SearchIndex
-from mtrec_ray.candidates.shards import IndexOptions
+from mtrec_ray.candidates.search_index import EXACT_UP_TO, SearchIndex
 from mtrec_ray.candidates.sources import Sources
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s, Floats, Ints
@@ -87,7 +86,7 @@ def index_of_retrieval(
     inputs: ListInputs, items: ItemSnapshot, allowed: Bools
 ) -> SearchIndex | None:
     """Returns the index of the retrieval vectors of a large catalogue; in a Ray task."""
-    if len(items.ids) <= IndexOptions.exact_up_to:
+    if len(items.ids) <= EXACT_UP_TO:
         return None
     return Ranker(inputs.model, inputs.name, ray.get(inputs.vectors), items).build_index(allowed)
 

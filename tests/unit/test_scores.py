@@ -8,6 +8,7 @@ from scipy.sparse import csr_array
 
 from mtrec_ray.candidates.popularity import RecentPopularity, TotalPopularity
 from mtrec_ray.candidates.scores import (
+    LATEST,
     Hidden,
     NearestScores,
     SparseScores,
@@ -50,7 +51,7 @@ def each_kind(rng):
             True,
         ),
         "vectors": (VectorScores(unit(rng, B, 8), items), False),
-        "nearest": (NearestScores(history, items), False),
+        "nearest": (NearestScores(history[:, :LATEST], items), False),
         "popularity": (TotalPopularity.of(log).scores(B), True),
         "recent": (RecentPopularity.of(log).scores(np.array([100, 50, 50, 7]), 7), True),
     }
