@@ -35,11 +35,11 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.load import load_project, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.in_process import ReportEpoch
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
 from mtrec_ray.stages.run_folder import RunFolder
 from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.tune import search, with_room
-from mtrec_ray.stages.tuning.in_process import ReportEpoch
 from mtrec_ray.stages.tuning.trial import TrialInputs, train_trial
 
 TRIALS, PLAIN_TRIALS, EPOCHS = 16, 4, 2

@@ -103,6 +103,11 @@ def check_workers(value: object) -> object:
     return value
 
 
+def check_workers_or_none(value: object) -> object:
+    """Returns a number of workers as `check_workers` does, or 0."""
+    return value if type(value) is int and value == 0 else check_workers(value)
+
+
 class ProjectError(ValueError):
     """Every mistake of a project file or its data, one line each."""
 

@@ -239,7 +239,7 @@ class Project(Section):
 
     def single(self, name: str) -> Self:
         """Returns the project of one scenario by itself, as fine-tuning trains it."""
-        workers = {"num_workers": self.finetune.num_workers}
+        workers = {"num_workers": self.finetune.num_workers or 1}
         return self.model_copy(
             update={
                 "scenarios": {name: self.scenarios[name].model_copy(update={"weight": 1.0})},

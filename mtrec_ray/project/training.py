@@ -11,7 +11,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from mtrec_ray.project.base import Name, Section, Share, check_workers
+from mtrec_ray.project.base import Name, Section, Share, check_workers_or_none
 
 
 class Teacher(Section):
@@ -142,8 +142,10 @@ class FineTuning(Section):
 class Finetune(FineTuning):
     """Fine-tuning of every scenario as written here, or as its own fields in `scenarios` say."""
 
-    num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers)] = Field(
-        default=1, description="Workers of each scenario's run, or the least and the most."
+    num_workers: Annotated[int | tuple[int, int], BeforeValidator(check_workers_or_none)] = Field(
+        default=1,
+        description="Workers of each scenario's run, or the least and the most. 0: one process "
+        "without a group of workers, which takes longer to start than a short run.",
     )
     concurrent: PositiveInt | None = Field(
         default=None, description="Runs at a time. null: as many as the cluster has room for."

@@ -18,6 +18,7 @@ from mtrec_ray.report.tables import markdown_table
 WORDS = {
     "parse_duration": "a duration such as `31d`, `12h`",
     "check_workers": "integer > 0, or two: the least and the most",
+    "check_workers_or_none": "integer >= 0, or two: the least and the most",
     "read_ends": "`[low, high]`",
     "read_positive_ends": "`[low, high]`, low > 0",
     "read_whole_ends": "`[low, high]`, integers",

@@ -1,7 +1,7 @@
 """The finetune stage: a training run for every scenario, side by side, and the decision on each.
 
 Each run is a Ray Train run of the train stage with its own controller, workers and resume key
-`scenarios/NAME/training`.
+`scenarios/NAME/training`; with `finetune.num_workers: 0` it is one Ray task.
 """
 
 import functools
@@ -250,7 +250,9 @@ def scenario_training(
     tuned = project.finetune.of(name)
     recipe = scenario_project(joint_run, name, tuned, project)
     start = start_of(joint_run, name, tuned)
-    return TrainingRun(recipe, data, joint_run.folder(name), TRAINING, start=start)
+    alone = project.finetune.num_workers == 0
+    folder = joint_run.folder(name)
+    return TrainingRun(recipe, data, folder, TRAINING, start=start, in_process=alone)
 
 
 def write_delta(training: TrainingRun, folder: str, tuned: FineTuning) -> Record:

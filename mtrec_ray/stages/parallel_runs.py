@@ -19,7 +19,7 @@ def num_slots(project: Project) -> int:
     """Returns how many runs the cluster has room for now, and at least one."""
     if project.finetune.concurrent:
         return project.finetune.concurrent
-    run = project.run.model_copy(update={"num_workers": project.finetune.num_workers})
+    run = project.run.model_copy(update={"num_workers": project.finetune.num_workers or 1})
     have = ray.cluster_resources()
     rooms = [have.get("CPU", 0) // (run.most_workers * run.cpus_per_worker)]
     if run.use_gpu:

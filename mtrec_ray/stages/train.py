@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
@@ -16,12 +17,13 @@ from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.stream import RowSource, training_source
 from mtrec_ray.evaluation.score_weights import score_problems
 from mtrec_ray.model.encoder import encoder_problems
-from mtrec_ray.progress import Log, begin_stage
+from mtrec_ray.progress import Log, begin_stage, no_log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import joint_model_depends_on
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.channel import Sender, open_channel
-from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.cluster import connect, task_of
+from mtrec_ray.stages.in_process import train_in_process
 from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.ray_context import RayTrainContext, mend_snapshot
 from mtrec_ray.stages.run_folder import BEST, Record, RunFolder, Stage, with_search_choice
@@ -45,6 +47,7 @@ class TrainingRun:
         start: where it starts; by default from initial weights.
         rows: so many first rows of `prepared` alone.
         log: where its workers' progress is shown; by default in their own output alone.
+        in_process: whether one process trains it, without a group of workers to start.
     """
 
     project: Project
@@ -56,6 +59,18 @@ class TrainingRun:
     start: FineTuneStart | None = None
     rows: int | None = None
     log: Log | None = None
+    in_process: bool = False
+
+    @property
+    def read(self) -> Prepared:
+        """The rows that are read."""
+        return self.prepared if self.rows is None else self.prepared.first(self.rows)
+
+    @property
+    def rows_source(self) -> RowSource:
+        """Where the training rows come from."""
+        run = self.project.run
+        return self.source or training_source(self.read, run.cache, run.most_workers)
 
     @property
     def stage(self) -> Stage:
@@ -68,17 +83,16 @@ def build_trainer(training: TrainingRun, sender: Sender) -> TorchTrainer:
 
     Its rank 0 tells `sender` how far it is.
     """
-    project, run, rows = training.project, training.project.run, training.rows
-    read = training.prepared if rows is None else training.prepared.first(rows)
+    project, run = training.project, training.project.run
     return TorchTrainer(
         train_worker,
         train_loop_config={
             "project": project,
-            "prepared": read.folder,
+            "prepared": training.read.folder,
             "folder": training.stage.folder,
-            "source": training.source or training_source(read, run.cache, run.most_workers),
+            "source": training.rows_source,
             "start": training.start,
-            "rows": rows,
+            "rows": training.rows,
             "log": sender,
         },
         scaling_config=ScalingConfig(
@@ -130,6 +144,8 @@ def train_model(training: TrainingRun) -> Record:
         ProjectError: too many steps without a finite loss.
     """
     folder = training.stage.folder
+    if training.in_process:
+        return train_in_task(training)
     mend_snapshot(folder)
     with open_channel(training.log) as sender:
         result = build_trainer(training, sender).fit()
@@ -140,6 +156,33 @@ def train_model(training: TrainingRun) -> Record:
         raise ProjectError([summary["refused"]])
     keep_best(result, folder)
     return training.stage.finish(summary)
+
+
+def train_in_task(training: TrainingRun) -> Record:
+    """Trains a model in its folder in one Ray task, which goes on where it was lost.
+
+    Raises:
+        ProjectError: too many steps without a finite loss.
+    """
+    run = training.project.run
+    task = task_of(train_alone, run).options(max_retries=run.max_failures, retry_exceptions=True)
+    with open_channel(training.log) as sender:
+        found = ray.get(task.remote(replace(training, log=sender), training.rows_source))
+    if "refused" in found:
+        raise ProjectError([found["refused"]])
+    return found
+
+
+def train_alone(training: TrainingRun, source: RowSource) -> Record:
+    """Trains a model in the calling process; returns the summary, or why it cannot be trained."""
+    read = load_prepared(training.read.folder).only(training.project.scenarios)
+    prepared = read if training.rows is None else read.first(training.rows)
+    try:
+        return train_in_process(
+            training.project, prepared, training.stage, source, no_log, training.start, training.log
+        )
+    except NotFiniteError as error:  # to start again would not help
+        return {"refused": str(error)}
 
 
 def keep_best(result: ray.train.Result, folder: str) -> None:

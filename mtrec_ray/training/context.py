@@ -1,6 +1,6 @@
 """What a training run sees of the world around it.
 
-`stages/ray_context.py` makes one of a Ray Train worker, `stages/tuning/in_process.py` one of the
+`stages/ray_context.py` makes one of a Ray Train worker, `stages/in_process.py` one of the
 calling process.
 """
 

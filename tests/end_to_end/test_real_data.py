@@ -13,6 +13,7 @@ REAL4 = TOP.parent / "shared" / "data" / "real4"
 
 pytestmark = [
     pytest.mark.end_to_end,
+    pytest.mark.long,
     pytest.mark.timeout(2400),
     pytest.mark.skipif(not REAL4.exists(), reason="real4 does not lie beside the project"),
 ]
@@ -29,7 +30,7 @@ POPULARITY = {
 TEST_ROWS = {"news": 11_826, "video": 10_042}
 
 
-@pytest.mark.parametrize("name", ["news", pytest.param("video", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["news", "video"])
 def test_frozen_encoder_beats_popularity_on_real_logs(tmp_path, name):
     """One short epoch over a scenario beats the reference popularity on its main tasks."""
     tree = yaml.safe_load((TOP / "jobs" / "real4.yaml").read_text())

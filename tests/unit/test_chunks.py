@@ -306,6 +306,7 @@ def test_gathered_gradients_of_items_that_wait_are_not_lost():
     assert_same_gradients(*found)
 
 
+@pytest.mark.long
 def test_compiled_layers_give_the_same(monkeypatch):
     """With `compile` the layers that learn are compiled, and vectors and gradients are the same.
 

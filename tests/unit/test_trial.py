@@ -21,8 +21,9 @@ from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.search.space import space_of
+from mtrec_ray.stages.in_process import BEST, train_in_process
+from mtrec_ray.stages.run_folder import Stage
 from mtrec_ray.stages.tune import planned
-from mtrec_ray.stages.tuning.in_process import BEST, train_in_process
 from mtrec_ray.stages.tuning.trial import TrialInputs, run_trial, train_trial
 from mtrec_ray.training.checkpoint import FACTS as MODEL_FACTS
 from mtrec_ray.training.checkpoint import WEIGHTS
@@ -79,12 +80,17 @@ def project() -> Project:
     return parse_project(tree)
 
 
+def stage_of(folder):
+    """The model's folder, as a search has it."""
+    return Stage(str(folder), "tune", "small")
+
+
 @pytest.fixture(scope="module")
 def whole(data, project, tmp_path_factory):
     """What an undisturbed run told, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     told = []
-    train_in_process(project, data[0], str(folder), data[1], told.append)
+    train_in_process(project, data[0], stage_of(folder), data[1], told.append)
     return told, folder
 
 
@@ -109,8 +115,8 @@ def test_a_trial_that_is_ended_goes_on(data, project, whole, tmp_path, stop):
     """Ended at any report, in mid-epoch or after one, and started again: same scores and model."""
     first, second = [], []
     with pytest.raises(SystemExit):
-        train_in_process(project, data[0], str(tmp_path), data[1], stopped_at(stop, first))
-    train_in_process(project, data[0], str(tmp_path), data[1], second.append)
+        train_in_process(project, data[0], stage_of(tmp_path), data[1], stopped_at(stop, first))
+    train_in_process(project, data[0], stage_of(tmp_path), data[1], second.append)
     told, folder = whole
     np.testing.assert_allclose(numbers(first + second), numbers(told), rtol=1e-6)
     ours, theirs = (load_file(f / BEST / WEIGHTS) for f in (tmp_path, folder))

@@ -16,7 +16,7 @@ from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 from mtrec_ray.data import storage
 from mtrec_ray.search.space import Point, Space
-from mtrec_ray.stages.tuning.in_process import LATEST, read_latest
+from mtrec_ray.stages.in_process import LATEST, read_latest
 from mtrec_ray.training.context import NO_SCORE
 
 LATEST_SCORE = "latest_score"

@@ -20,8 +20,9 @@ from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import best_of, load_trial
 from mtrec_ray.stages.cluster import give_back
+from mtrec_ray.stages.in_process import ReportEpoch, train_in_process
+from mtrec_ray.stages.run_folder import Stage
 from mtrec_ray.stages.train import TrainingRun, train_model
-from mtrec_ray.stages.tuning.in_process import ReportEpoch, train_in_process
 from mtrec_ray.stages.tuning.population import LATEST_SCORE, adopt, checkpoint_of
 from mtrec_ray.training.context import NO_SCORE
 
@@ -161,8 +162,8 @@ def train_trial(
 ) -> dict[str, Any]:
     """Train a trial's model: in this process, or by Ray Train workers."""
     if project.search.num_workers == 0:
-        folder = storage.join(shared.folder, name)
-        summary = train_in_process(project, shared.prepared, folder, shared.source, tell)
+        stage = Stage(storage.join(shared.folder, name), "tune", project.run.name)
+        summary = train_in_process(project, shared.prepared, stage, shared.source, tell)
     else:
         summary = train_in_workers(project, name, shared, tell)
     for record in summary["curve"]:  # an epoch whose report was lost

@@ -1,7 +1,8 @@
 """Training in the calling process: one rank, no worker group that would have to start.
 
 R ranks give what one rank gives with as many rows in a batch, so that a search may train its trials
-so: where a trial takes seconds, starting processes for it would take longer than the trial.
+so, and fine-tuning its scenarios: where a run takes seconds, starting processes for it would take
+longer than the run.
 """
 
 import tempfile
@@ -15,12 +16,14 @@ import torch
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.stream import RowSource
+from mtrec_ray.progress import Log, no_log
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.run_folder import BEST, Stage
 from mtrec_ray.training import loop
 from mtrec_ray.training.batches import OpenRows
 from mtrec_ray.training.checkpoint import FACTS, WEIGHTS
 from mtrec_ray.training.context import NO_SCORE
+from mtrec_ray.training.delta import FineTuneStart
 
 LATEST = "latest.json"
 
@@ -31,8 +34,10 @@ ReportEpoch = Callable[[dict[str, Any]], None]
 class InProcessContext:
     """The loop's view of the calling process; checkpoints lie in the model's folder."""
 
-    def __init__(self, project: Project, folder: str, source: RowSource, tell: ReportEpoch) -> None:
-        self.folder, self.source, self.tell = folder, source, tell
+    def __init__(
+        self, project: Project, folder: str, source: RowSource, tell: ReportEpoch, log: Log
+    ) -> None:
+        self.folder, self.source, self.tell, self.log = folder, source, tell, log
         self.device = torch.device("cuda" if project.run.use_gpu else "cpu")
         self.copy = tempfile.TemporaryDirectory()  # of the checkpoint to go on from
         self.latest = read_latest(folder)
@@ -73,7 +78,7 @@ class InProcessContext:
         """Do nothing: the checkpoint holds the step."""
 
     def show_curve(self, curve: list[dict[str, Any]]) -> None:
-        """Do nothing: the search shows the curves of all its trials."""
+        """Do nothing: a search shows the curves of its trials, fine-tuning keeps none."""
 
     def checkpoint_folder(self) -> Path | None:
         """Returns the latest checkpoint of this name, copied to this node."""
@@ -84,9 +89,6 @@ class InProcessContext:
             (target / storage.name_of(path)).write_bytes(storage.read_bytes(path))
         return target
 
-    def log(self, text: str) -> None:
-        """Do nothing: many such runs go on at a time."""
-
 
 def read_latest(folder: str) -> dict[str, Any]:
     """Returns the latest whole checkpoint's name and the best score so far; empty: none."""
@@ -95,9 +97,15 @@ def read_latest(folder: str) -> dict[str, Any]:
 
 
 def train_in_process(
-    project: Project, prepared: Prepared, folder: str, source: RowSource, tell: ReportEpoch
+    project: Project,
+    prepared: Prepared,
+    stage: Stage,
+    source: RowSource,
+    tell: Callable[[Any], None],
+    start: FineTuneStart | None = None,
+    log: Log | None = None,
 ) -> dict[str, Any]:
-    """Train a model in its folder, or go on with it, in this process; returns the summary.
+    """Train a model in a stage's folder, or go on with it, in this process; returns the summary.
 
     `tell` gets the metrics of each report after its checkpoint is stored.
 
@@ -105,5 +113,5 @@ def train_in_process(
         ValueError: too many steps without a finite loss.
     """
     torch.set_num_threads(project.run.cpus_per_worker)
-    summary = loop.train(project, prepared, InProcessContext(project, folder, source, tell))
-    return Stage(folder, "tune", project.run.name).finish(summary)
+    context = InProcessContext(project, stage.folder, source, tell, log or no_log)
+    return stage.finish(loop.train(project, prepared, context, start))
