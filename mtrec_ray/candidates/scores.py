@@ -133,14 +133,29 @@ class SparseScores:
     @cached_property
     def user(self) -> Ints:
         """i64[N]: the user of each entry."""
-        return np.repeat(np.arange(self.values.shape[0]), np.diff(self.sorted.indptr))
+        return np.repeat(np.arange(self.values.shape[0]), np.diff(self.starts))
+
+    @property
+    def starts(self) -> Ints:
+        """i64[B + 1]: where each user's entries start."""
+        return np.asarray(self.sorted.indptr, np.int64)
+
+    @property
+    def item(self) -> Ints:
+        """i64[N]: the item of each entry."""
+        return np.asarray(self.sorted.indices, np.int64)
+
+    @property
+    def data(self) -> Float32s:
+        """f32[N]: the score of each entry."""
+        return np.asarray(self.sorted.data, np.float32)
 
     def best(self, num: int, hidden: Hidden) -> Ints:
         """Returns i64[B, q]."""
-        item = self.sorted.indices.astype(np.int64)
-        values = np.where(hidden.of(self.user, item), 0, self.sorted.data)
+        item = self.item
+        values = np.where(hidden.of(self.user, item), 0, self.data)
         found = np.full((self.values.shape[0], num), -1)
-        for user, (start, stop) in enumerate(itertools.pairwise(self.sorted.indptr)):
+        for user, (start, stop) in enumerate(itertools.pairwise(self.starts.tolist())):
             own = values[start:stop]
             top = np.argpartition(own, -num)[-num:] if len(own) > num else np.arange(len(own))
             top = top[np.argsort(-own[top], kind="stable")]
@@ -151,10 +166,10 @@ class SparseScores:
     def at(self, user: Ints, item: Ints) -> Float32s:
         """Returns f32[M]."""
         num_items = self.values.shape[1]
-        keys, wanted = self.user * num_items + self.sorted.indices, user * num_items + item
+        keys, wanted = self.user * num_items + self.item, user * num_items + item
         there = is_among(keys, wanted)
         found = np.zeros(len(item), np.float32)
-        found[there] = self.sorted.data[np.searchsorted(keys, wanted[there])]
+        found[there] = self.data[np.searchsorted(keys, wanted[there])]
         return found
 
 

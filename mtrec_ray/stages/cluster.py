@@ -56,6 +56,11 @@ def task_of(function: Callable[..., Any], run: Run, *, gpu: bool = True) -> Any:
     return ray.remote(num_cpus=run.cpus_per_worker, num_gpus=gpus)(call)
 
 
+def result_of(ref: ray.ObjectRef) -> Any:
+    """Returns what a task returned; Ray types it as a list."""
+    return ray.get(ref)
+
+
 def give_back() -> None:
     """Give the system back what this process has freed.
 

@@ -11,7 +11,7 @@ beside each source by itself: popularity, the last days' popularity, item-to-ite
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import ray
@@ -43,7 +43,7 @@ from mtrec_ray.evaluation.catalogue_ranking import (
 from mtrec_ray.progress import Log
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
-from mtrec_ray.stages.cluster import task_of
+from mtrec_ray.stages.cluster import result_of, task_of
 from mtrec_ray.stages.list_inputs import (
     MOST_USERS,
     Answer,
@@ -181,7 +181,7 @@ def ask_everywhere(
     task = task_of(ask_in_split, project.run)
     crowds = fit_crowds(inputs, project.run, SPLITS.index(split))
     refs = {n: task.remote(own, split, limit, crowds[n]) for n, own in inputs.items()}
-    return {name: ref for name, ref in refs.items() if ray.get(ref) is not None}
+    return {name: ref for name, ref in refs.items() if result_of(ref) is not None}
 
 
 def score_everywhere(
@@ -197,8 +197,7 @@ def score_everywhere(
 
 def questions_of(asking: Mapping[str, ray.ObjectRef]) -> dict[str, Question]:
     """Returns what users were asked, by scenario; in a Ray task."""
-    found: dict[str, Asking] = {name: cast("Any", ray.get(ref)) for name, ref in asking.items()}
-    return {name: own.question for name, own in found.items()}
+    return {name: result_of(ref).question for name, ref in asking.items()}
 
 
 def fit_first_of(asking: Mapping[str, ray.ObjectRef]) -> Logit:
@@ -217,10 +216,10 @@ def fit_lists(inputs: Mapping[str, ListInputs], project: Project, log: Log) -> L
     """Returns the list model, fitted on users of valid."""
     run = project.run
     asking = ask_everywhere(inputs, project, "valid", project.recommend.fit_users)
-    first = ray.get(task_of(fit_first_of, run, gpu=False).remote(asking))
+    first: Logit = result_of(task_of(fit_first_of, run, gpu=False).remote(asking))
     scored = score_everywhere(inputs, asking, first, project)
     fit = task_of(fit_model_of, run, gpu=False)
-    model = ray.get(fit.remote(first, scored, project.data_seed, run.cpus_per_worker))
+    model: ListModel = result_of(fit.remote(first, scored, project.data_seed, run.cpus_per_worker))
     users = sum(model.users.values())
     log(f"lists: the order of candidates is fitted on {users:,} users of valid")
     return model
@@ -235,7 +234,7 @@ def measure_lists(
     task = task_of(measure_scenario, project.run, gpu=False)
     k = project.recommend.k
     refs = {n: task.remote(n, asking[n], ref, model, k) for n, ref in scored.items()}
-    return {n: {"task": inputs[n].task, "k": k, **ray.get(ref)} for n, ref in refs.items()}
+    return {n: {"task": inputs[n].task, "k": k, **result_of(ref)} for n, ref in refs.items()}
 
 
 def measure_scenario(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
@@ -22,7 +21,7 @@ from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import joint_model_depends_on
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.channel import Sender, open_channel
-from mtrec_ray.stages.cluster import connect, task_of
+from mtrec_ray.stages.cluster import connect, result_of, task_of
 from mtrec_ray.stages.in_process import train_in_process
 from mtrec_ray.stages.prepare import open_prepared
 from mtrec_ray.stages.ray_context import RayTrainContext, mend_snapshot
@@ -167,7 +166,7 @@ def train_in_task(training: TrainingRun) -> Record:
     run = training.project.run
     task = task_of(train_alone, run).options(max_retries=run.max_failures, retry_exceptions=True)
     with open_channel(training.log) as sender:
-        found = ray.get(task.remote(replace(training, log=sender), training.rows_source))
+        found: Record = result_of(task.remote(replace(training, log=sender), training.rows_source))
     if "refused" in found:
         raise ProjectError([found["refused"]])
     return found
