@@ -5,7 +5,7 @@
 
 A shop is generated (not real data): 2,000 kinds of goods, each named by its own words; variants
 share their title; 40,000 users have tastes for a few kinds, and take popular goods of these. It is
-prepared, trained (one epoch, frozen encoder) and its list model fitted, as a user does. Then, on
+prepared, trained (200,000 rows, frozen encoder) and its list model fitted, as a user does. Then, on
 one thread, for N items:
 
     N.users_per_s           lists of users at the end of the data (candidates, shortlist, network)
@@ -157,7 +157,7 @@ def project_of(num_items: int, folder: Path) -> Project:
                 "trainable": "none",
             }
         },
-        "training": {"epochs": 1, "teacher": {"share": 0}},
+        "training": {"epochs": 1, "rows_per_epoch": 200_000, "teacher": {"share": 0}},
         "run": {"name": f"goods-{num_items}", "num_workers": 2},
     }  # fmt: skip
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:

@@ -119,7 +119,7 @@ def read_scenario(
     """Returns a scenario's interactions, and unit vectors of its items' texts; in a Ray task."""
     layout = layout_of(model, name)
     if is_pretrained(model.project, source):
-        text = torch.from_numpy(vectors[model.rows_of(name)])
+        text = torch.tensor(vectors[model.rows_of(name)])
     else:
         text = pretrained_text(source, layout.prepared, name)
     unit = torch.nn.functional.normalize(text, dim=1)
