@@ -67,7 +67,7 @@ class Recommend(Section):
         default=16_384, description="Users times items that are scored at a time."
     )
     shortlist: PositiveInt = Field(
-        default=200,
+        default=400,
         description="Candidates of a user, at most, that the network scores and orders.",
     )
     fit_users: PositiveInt = Field(
