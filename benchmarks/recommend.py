@@ -8,21 +8,22 @@ share their title; 40,000 users have tastes for a few kinds, and take popular go
 prepared, trained (200,000 rows, frozen encoder) and its list model fitted, as a user does. Then, on
 one thread, for N items:
 
-    N.users_per_s           lists of users at the end of the data (candidates, shortlist, network)
-    N.pairs_per_s_full      pairs that the network alone scores, where it scores all items
-    N.users_per_s_full      users for whom all items go through sources, network and list model
+    N.S.users_per_s         lists of users at the end of the data, with a shortlist of S: candidates
+                            of all sources, the first order, network, list model
+    N.S.recall              recall@20 over all positives of test, of those lists
+    N.S.lost                share of the recall of full scoring that they lose, for the same users
+    N.S.list_kept           share of full scoring's 20 that they hold
+    N.recall_full           recall@20 where all items go through sources, network and list model
+    N.users_full            users for whom all items are scored
+    N.pairs_per_s_full      pairs that the network scores, where it scores all items
+    N.users_per_s_full      users for whom all items are scored
     N.users_per_s_ease      EASE alone, on its most frequent items
     N.users_per_s_faiss     a plain faiss script on the same retrieval vectors: 20 of IndexIVFFlat
-    N.recall                recall@20 over all positives of test, of the two stages
-    N.recall_full           the same where all items are scored, of the same users
-    N.recall_lost_by_two_stages   their difference, as a share of that of all items
-    N.list_kept             share of the 20 of full scoring that the two stages list
-    N.index_recall          share of the exact best that the index of the retrieval vectors finds
+    N.index_recall          share of the exact 100 best that the index of retrieval vectors finds
     N.peak_mb               resident memory of the process that makes lists, at its highest
-    N.users_full            users for whom all items are scored
 
-`users_per_s`, `recall_lost_by_two_stages` and `index_recall` are those of the largest catalogue. An
-interrupted call goes on with its runs.
+`users_per_s` (the shorter list), `recall_lost_by_two_stages`, `pairs_per_s_full` and `index_recall`
+are those of the largest catalogue. An interrupted call goes on with its runs.
 """
 
 import json
@@ -32,7 +33,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import faiss
 import numpy as np
@@ -51,6 +52,7 @@ from mtrec_ray.candidates.list_model import ListModel
 from mtrec_ray.data.arrays import Ints
 from mtrec_ray.data.end_states import read_catalogue, user_parts, users_at_end
 from mtrec_ray.data.interactions import END, Moments
+from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import user_metrics
 from mtrec_ray.project.load import load_project
 from mtrec_ray.project.project import Project
@@ -79,6 +81,7 @@ EVENTS = 600_000
 DAYS = 100
 PAIRS_FULL = 8_000_000  # that all go through the network, about, at each size
 TIMED_USERS = 2_000
+SHORTLISTS = (50, 400)
 WORDS = (
     "oak linen copper wool glass steel amber cedar velvet marble bamboo leather cotton silver "
     "ivory slate coral maple pearl bronze jade walnut satin brass birch felt cork quartz ebony "
@@ -137,8 +140,8 @@ def events_of(rng: np.random.Generator, kind: Ints) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def project_of(num_items: int, folder: Path) -> Project:
-    """Returns the project of a shop with so many items."""
+def project_of(num_items: int, folder: Path, shortlist: int) -> Project:
+    """Returns the project of a shop with so many items, whose network scores so many of a user."""
     tree = {
         "root": str(folder / f"world-{num_items}"),
         "scenarios": {
@@ -158,6 +161,7 @@ def project_of(num_items: int, folder: Path) -> Project:
             }
         },
         "training": {"epochs": 1, "rows_per_epoch": 200_000, "teacher": {"share": 0}},
+        "recommend": {"shortlist": shortlist},
         "run": {"name": f"goods-{num_items}", "num_workers": 2},
     }  # fmt: skip
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -174,27 +178,27 @@ def list_model_of(project: Project, folder: str) -> tuple[ListInputs, ListModel]
     return inputs[NAME], ensure_list_model(joint_run, models, inputs, project, teller())
 
 
-def speed_of_lists(writer: Writer) -> dict[str, float]:
-    """Returns how many users a second get their lists, and by EASE and by faiss alone."""
-    layout = writer.ranker.layout
-    users = users_at_end(layout, user_parts(layout.prepared, NAME)[0]).of(0, TIMED_USERS)
+def speed_of_lists(writer: Writer, users: UserSnapshot) -> float:
+    """Returns how many users a second get their lists."""
     step = users_per_block(len(writer.ranker.items.ids))
     writer.best(users.of(0, step))  # fills the lists of the index, reads the trees
     start = time.perf_counter()
     for first in range(0, len(users), step):
         writer.best(users.of(first, min(first + step, len(users))))
-    figures = {"users_per_s": len(users) / (time.perf_counter() - start)}
+    return len(users) / (time.perf_counter() - start)
+
+
+def speed_of_ease(writer: Writer, users: UserSnapshot) -> float:
+    """Returns how many users a second get the best items of EASE."""
     times = np.full(len(users), writer.sources.crowd.end)
-    moments = Moments(users.person, times, END)
-    asked = writer.sources.crowd.ask(NAME, moments, HISTORY)
+    asked = writer.sources.crowd.ask(NAME, Moments(users.person, times, END), HISTORY)
     hidden = writer.sources.hidden(asked, exclude_met=True)
     start = time.perf_counter()
     writer.sources.by_name["ease"](asked).best(K, hidden)
-    figures["users_per_s_ease"] = len(users) / (time.perf_counter() - start)
-    return figures | speed_of_faiss(writer, users)
+    return len(users) / (time.perf_counter() - start)
 
 
-def speed_of_faiss(writer: Writer, users: Any) -> dict[str, float]:
+def speed_of_faiss(writer: Writer, users: UserSnapshot) -> dict[str, float]:
     """Returns how fast a plain faiss script finds 20 items, and how many of the best ours finds."""
     vectors = writer.ranker.item_vectors
     assert vectors is not None
@@ -221,24 +225,32 @@ def speed_of_faiss(writer: Writer, users: Any) -> dict[str, float]:
     return {"users_per_s_faiss": len(queries) / seconds, "index_recall": float(np.mean(shares))}
 
 
-def cost_of_two_stages(inputs: ListInputs, model: ListModel, users: int) -> dict[str, float]:
-    """Returns recall of the two stages and of full scoring on test, and how fast the latter is."""
-    asking = ask_in_split(inputs, "test", 1_000, None)
-    assert asking is not None
+def two_stages(
+    asking: Asking, inputs: ListInputs, model: ListModel, full: Ints
+) -> dict[str, float]:
+    """Returns recall of the lists of test users, and how far they are from full scoring's."""
     short = score_shortlists(inputs, asking, model.first)
     lists = short.candidates.best(model.scores(NAME, short.candidates), K)[0]
+    some, positives = lists[: len(full)], asking.positives[: len(full)]
+    mine, best = (float(user_metrics(x, positives)["recall"].mean()) for x in (some, full))
+    kept = [np.isin(f[f >= 0], s).mean() for f, s in zip(full, some, strict=True)]
+    every = float(user_metrics(lists, asking.positives)["recall"].mean())
+    return {"recall": every, "lost": 1 - mine / max(best, 1e-9), "list_kept": float(np.mean(kept))}
+
+
+def full_scoring(
+    asking: Asking, inputs: ListInputs, model: ListModel, users: int
+) -> tuple[Ints, dict[str, float]]:
+    """Returns the lists i64[B, k] of some test users by scoring all items, and their figures."""
     some = np.arange(min(users, len(asking.users)))
     full, seconds, of_network = lists_of_all(inputs, model, asking, some)
-    positives = [asking.positives[i] for i in some]
-    two, one = (float(user_metrics(x, positives)["recall"].mean()) for x in (lists[some], full))
-    pairs = len(some) * len(asking.known)
-    kept = [np.isin(f[f >= 0], s).mean() for f, s in zip(full, lists[some], strict=True)]
-    return {
-        "recall": two, "recall_full": one, "users_full": float(len(some)),
-        "recall_lost_by_two_stages": (one - two) / max(one, 1e-9),
-        "list_kept": float(np.mean(kept)),
-        "users_per_s_full": len(some) / seconds, "pairs_per_s_full": pairs / of_network,
-    }  # fmt: skip
+    found = user_metrics(full, asking.positives[: len(some)])
+    return full, {
+        "recall_full": float(found["recall"].mean()),
+        "users_full": float(len(some)),
+        "users_per_s_full": len(some) / seconds,
+        "pairs_per_s_full": len(some) * len(asking.known) / of_network,
+    }
 
 
 def lists_of_all(
@@ -267,20 +279,33 @@ def measure(num_items: int, folder: str, quick: bool) -> dict[str, float]:
     """Returns the figures of a catalogue with so many items, in a process of its own."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    project = project_of(num_items, Path(folder))
+    project = project_of(num_items, Path(folder), SHORTLISTS[-1])
     if not Path(project.root, "events.parquet").exists():
         write_goods(Path(project.root), num_items)
     for stage in (run_prepare, run_train):
         stage(project, folder, teller())
     connect(project.run)
-    inputs, model = list_model_of(project, folder)
-    maker = list_maker(inputs, None, model, project, f"{folder}/lists", None)
-    writer = Writer(maker)
-    figures = speed_of_lists(writer)
-    figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    del writer
-    users = max(PAIRS_FULL // num_items // (4 if quick else 1), 4)
-    figures |= cost_of_two_stages(inputs, model, users)
+    figures: dict[str, float] = {}
+    asking, full = None, np.zeros((0, K), np.int64)
+    for shortlist in reversed(SHORTLISTS):  # full scoring by the model of the longest
+        short = project_of(num_items, Path(folder), shortlist)
+        inputs, model = list_model_of(short, folder)
+        writer = Writer(list_maker(inputs, None, model, short, f"{folder}/lists", None))
+        layout = writer.ranker.layout
+        users = users_at_end(layout, user_parts(layout.prepared, NAME)[0]).of(0, TIMED_USERS)
+        figures[f"{shortlist}.users_per_s"] = speed_of_lists(writer, users)
+        if asking is None:
+            figures |= {"users_per_s_ease": speed_of_ease(writer, users)}
+            figures |= speed_of_faiss(writer, users)
+            figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            asking = ask_in_split(inputs, "test", 1_000, None)
+            assert asking is not None
+            most = max(PAIRS_FULL // num_items // (4 if quick else 1), 4)
+            full, found = full_scoring(asking, inputs, model, most)
+            figures |= found
+        del writer
+        found = two_stages(asking, inputs, model, full)
+        figures |= {f"{shortlist}.{key}": value for key, value in found.items()}
     ray.shutdown()
     return figures
 
@@ -301,11 +326,9 @@ def main(
             found = pool.submit(measure, num_items, folder, quick).result()
         print(json.dumps({"items": num_items, **found}), flush=True)
         figures |= {f"{num_items}.{key}": value for key, value in found.items()}
-        figures |= {
-            key: found[key]
-            for key in ("users_per_s", "pairs_per_s_full", "recall_lost_by_two_stages",
-                        "index_recall")
-        }  # fmt: skip
+        figures |= {key: found[key] for key in ("pairs_per_s_full", "index_recall")}
+        figures["users_per_s"] = found[f"{SHORTLISTS[0]}.users_per_s"]
+        figures["recall_lost_by_two_stages"] = found[f"{SHORTLISTS[0]}.lost"]
     write_result("recommend", figures, out, quick=quick)
 
 
