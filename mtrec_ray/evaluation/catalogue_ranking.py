@@ -82,17 +82,22 @@ def list_statistics(
     times = np.sort(np.bincount(listed, minlength=len(popularity)))
     place = np.arange(1, len(times) + 1)
     share = (popularity + 1) / (popularity.sum() + len(popularity))
-    popular = np.zeros(len(popularity), bool)
-    most = max(int(POPULAR_SHARE * len(popularity)), 1)
-    popular[np.argsort(-popularity, kind="stable")[:most]] = True
     return {
         "coverage": float((times > 0).mean()),
         "gini": float(((2 * place - len(times) - 1) * times).sum() / (len(times) * times.sum())),
         "novelty": float(-np.log2(share[listed]).mean()),
         "diversity": diversity(best, vectors),
         "new_items": float((~known[listed]).mean()),
-        "popular_items": float(popular[listed].mean()),
+        "popular_items": popular_share(listed, popularity),
     }
+
+
+def popular_share(items: Ints, popularity: Floats) -> float:
+    """Returns the share of items i64[m] that are of the tenth with the highest f64[n]."""
+    popular = np.zeros(len(popularity), bool)
+    most = max(int(POPULAR_SHARE * len(popularity)), 1)
+    popular[np.argsort(-popularity, kind="stable")[:most]] = True
+    return float(popular[items].mean())
 
 
 def diversity(best: Ints, vectors: NDArray[np.float32]) -> float:
@@ -114,12 +119,3 @@ def cold_recall(best: Ints, positives: Sequence[Ints], known: NDArray[np.bool_])
         if len(cold := wanted[~known[wanted]])
     ]
     return float(np.mean(found)) if found else float("nan")
-
-
-def top(scores: NDArray[np.floating], k: int) -> Ints:
-    """Returns i64[B, k]: the columns of each row's highest scores f[B, n]; -1 for -inf."""
-    k = min(k, scores.shape[1])
-    best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
-    best = np.take_along_axis(best, order, 1)
-    return np.where(np.isfinite(np.take_along_axis(scores, best, 1)), best, -1)

@@ -32,12 +32,13 @@ from mtrec_ray.data.as_of import CatalogueAsOf
 from mtrec_ray.data.asking_users import AskingUsers, asking_users
 from mtrec_ray.data.end_states import CatalogueColumns, items_at_end, read_catalogue
 from mtrec_ray.data.interactions import Moments
-from mtrec_ray.data.snapshot import SnapshotColumns
+from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import (
     cold_recall,
     gain,
     list_statistics,
     mean_interval,
+    popular_share,
     user_metrics,
 )
 from mtrec_ray.progress import Log
@@ -272,9 +273,30 @@ def measure(name: str, asking: Asking, model: ListModel, k: int) -> dict[str, An
         "gain": gains,
         "intervals": {m: interval_of(users["model"][m]) for m in ("recall", "ndcg")},
         "lists": list_statistics(lists["model"], asking.popularity, asking.known, asking.texts),
+        "taken_popular_items": popular_share(np.concatenate(asking.positives), asking.popularity),
+        "slices": slices_of(asking.users.users, users, gains),
         "cold_recall": cold_recall(lists["model"], asking.positives, asking.known),
         "shortlist_recall": float(candidate_recall(asking).mean()),
     }
+
+
+def slices_of(
+    asking: UserSnapshot, users: Mapping[str, Mapping[str, Floats]], gains: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Returns metrics of some of the users, of the lists and of the source that is best over all.
+
+    new_users: without a row in training; no_history: who had not taken anything when they asked.
+    """
+    slices = {"new_users": asking.user == 0, "no_history": (asking.history < 0).all(1)}
+    found: dict[str, dict[str, float]] = {}
+    for name, own in slices.items():
+        if own.any():
+            found[name] = {"users": float(own.sum())}
+            for metric, of_rival in gains.items():
+                found[name][metric] = float(users["model"][metric][own].mean())
+                rival = users[of_rival["rival"]][metric]
+                found[name][f"rival_{metric}"] = float(rival[own].mean())
+    return found
 
 
 # What a user would build instead: no part of it is learned together with others, or elsewhere.

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
+from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import (
     cold_recall,
     list_statistics,
     ranking_metrics,
-    top,
 )
+from mtrec_ray.stages.lists import slices_of
 
 
 def test_recall_and_ndcg_by_hand():
@@ -26,14 +27,10 @@ def test_ndcg_is_scikit_learns():
     rng = np.random.default_rng(0)
     scores, relevant = rng.normal(size=(30, 50)), rng.random((30, 50)) < 0.1
     relevant[:, 0] = True
-    found = ranking_metrics(top(scores, 10), [np.flatnonzero(row) for row in relevant])
+    found = ranking_metrics(
+        np.argsort(-scores, 1)[:, :10], [np.flatnonzero(row) for row in relevant]
+    )
     assert found["ndcg"] == pytest.approx(ndcg_score(relevant, scores, k=10))
-
-
-def test_left_out_items_are_no_hits():
-    """An item with the score minus infinity is not ranked, however few are left."""
-    scores = np.array([[0.1, -np.inf, 0.3, -np.inf]])
-    assert top(scores, 3).tolist() == [[2, 0, -1]]
 
 
 def test_first_hit_is_the_reciprocal_rank():
@@ -60,3 +57,23 @@ def test_cold_recall_is_of_items_that_training_lacks():
     known = np.array([True, False, False])
     positives = [np.array([0, 1]), np.array([0]), np.array([1, 2])]
     assert cold_recall(np.array([[0, 1], [0, 1], [0, 1]]), positives, known) == 0.75
+
+
+def test_users_without_a_past_stand_apart():
+    """Slices hold the means of their users, of the lists and of the best source."""
+    none = np.zeros((3, 1), np.float32)
+    history = np.array([[4, -1], [-1, -1], [-1, -1]])
+    asking = UserSnapshot(
+        np.array(["a", "b", "c"], object), np.arange(3), np.array([1, 2, 0]), history, history, none
+    )
+    users = {
+        "model": {"recall": np.array([0.0, 1, 0])},
+        "ease": {"recall": np.array([1.0, 0, 0.5])},
+    }
+    found = slices_of(asking, users, {"recall": {"rival": "ease"}})
+    assert found["no_history"] == {"users": 2, "recall": 0.5, "rival_recall": 0.25}
+    assert found["new_users"] == {"users": 1, "recall": 0, "rival_recall": 0.5}
+    assert (
+        slices_of(asking.of(0, 1), {k: {"recall": v["recall"][:1]} for k, v in users.items()}, {})
+        == {}
+    )
