@@ -89,7 +89,7 @@ def test_a_stream_ends_where_nobody_wants_more(trained):
     assert [len(part["row"]) for part in found] == [WINDOW, WINDOW]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.long
 def test_both_train_the_same_model(trained, untrained):
     """Two workers that stream end with the curve of two that take rows from the object store."""
