@@ -133,7 +133,7 @@ class SparseScores:
     @cached_property
     def user(self) -> Ints:
         """i64[N]: the user of each entry."""
-        return np.repeat(np.arange(self.values.shape[0]), np.diff(self.starts))
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
     @property
     def starts(self) -> Ints:
@@ -154,7 +154,7 @@ class SparseScores:
         """Returns i64[B, q]."""
         item = self.item
         values = np.where(hidden.of(self.user, item), 0, self.data)
-        found = np.full((self.values.shape[0], num), -1)
+        found = np.full((len(self.starts) - 1, num), -1)
         for user, (start, stop) in enumerate(itertools.pairwise(self.starts.tolist())):
             own = values[start:stop]
             top = np.argpartition(own, -num)[-num:] if len(own) > num else np.arange(len(own))
@@ -165,8 +165,8 @@ class SparseScores:
 
     def at(self, user: Ints, item: Ints) -> Float32s:
         """Returns f32[M]."""
-        num_items = self.values.shape[1]
-        keys, wanted = self.user * num_items + self.item, user * num_items + item
+        span = max(self.item.max(initial=0), item.max(initial=0)) + 1
+        keys, wanted = self.user * span + self.item, user * span + item
         there = is_among(keys, wanted)
         found = np.zeros(len(item), np.float32)
         found[there] = self.data[np.searchsorted(keys, wanted[there])]
