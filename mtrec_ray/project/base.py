@@ -105,7 +105,14 @@ def check_workers(value: object) -> object:
 
 def check_workers_or_none(value: object) -> object:
     """Returns a number of workers as `check_workers` does, or 0."""
-    return value if type(value) is int and value == 0 else check_workers(value)
+    if type(value) is int and value == 0:
+        return value
+    try:
+        return check_workers(value)
+    except ValueError:
+        raise ValueError(
+            "allowed: 0 (one process), a number above 0, or two of them, the least and the most"
+        ) from None
 
 
 class ProjectError(ValueError):

@@ -9,6 +9,7 @@ import torch
 
 from mtrec_ray.candidates.candidates import Candidates, choose
 from mtrec_ray.candidates.crowd import Asked, Crowd
+from mtrec_ray.candidates.item_item import EASE_ITEMS
 from mtrec_ray.candidates.scores import Hidden, Scores
 from mtrec_ray.candidates.search_index import EXACT_UP_TO, SearchIndex
 from mtrec_ray.candidates.sources import HISTORY, Sources, Taken, Texts, fit_sources
@@ -27,7 +28,6 @@ from mtrec_ray.training.build import pretrained_vectors
 ModelByScenario = Mapping[str, TrainedModel]
 
 SCORES_PER_BLOCK = 2**23  # of a source: users times items, 32 MB
-ITEMS_OF_A_SOURCE = 8192  # of EASE
 MOST_USERS = 128
 
 
@@ -203,7 +203,7 @@ def users_per_block(num_items: int) -> int:
 
     In a large catalogue, which is searched by an index, a source scores few of the items.
     """
-    scored = num_items if num_items <= EXACT_UP_TO else ITEMS_OF_A_SOURCE
+    scored = num_items if num_items <= EXACT_UP_TO else EASE_ITEMS
     return min(max(SCORES_PER_BLOCK // max(scored, 1), 1), MOST_USERS)
 
 

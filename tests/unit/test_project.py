@@ -344,6 +344,26 @@ def test_the_encoder_gathers_where_it_can(model, gathers, every):
     assert (options.gathers, options.encoder_every) == (gathers, every)
 
 
+def test_fine_tuning_may_have_no_workers():
+    """0 is one process, and a run of one worker elsewhere; another number is one line."""
+    tree = two_scenario_project().dump()
+    tree["finetune"]["num_workers"] = 0
+    assert parse_project(tree).single("shop").run.num_workers == 1
+    tree["finetune"]["num_workers"] = -1
+    with pytest.raises(ProjectError, match="num_workers: found -1; allowed: 0 .one process., a"):
+        parse_project(tree)
+
+
+def test_a_shortlist_holds_the_list():
+    """A shortlist that is shorter than the lists is one line."""
+    tree = two_scenario_project().dump()
+    tree["recommend"] |= {"k": 20, "shortlist": 5}
+    with pytest.raises(ProjectError) as error:
+        parse_project(tree)
+    line = "recommend.shortlist: found 5; allowed: at least recommend.k, 20"
+    assert error.value.problems == [line]
+
+
 @pytest.mark.parametrize("found", [0, [0, 2], [2], [1, 2, 3], "two", None, True, 1.5])
 def test_workers_are_a_number_or_a_pair(found):
     """Anything else is one line that names the field."""
