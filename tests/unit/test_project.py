@@ -350,7 +350,7 @@ def test_fine_tuning_may_have_no_workers():
     tree["finetune"]["num_workers"] = 0
     assert parse_project(tree).single("shop").run.num_workers == 1
     tree["finetune"]["num_workers"] = -1
-    with pytest.raises(ProjectError, match="num_workers: found -1; allowed: 0 .one process., a"):
+    with pytest.raises(ProjectError, match=r"num_workers: found -1; allowed: 0 .one process., a"):
         parse_project(tree)
 
 
