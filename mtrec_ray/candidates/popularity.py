@@ -47,20 +47,27 @@ class RecentPopularity:
 
     Attributes:
         time, item: i64[N].
+        num_items: n.
     """
 
     time: Ints
     item: Ints
+    num_items: int
 
     @classmethod
     def of(cls, positives: Interactions) -> "RecentPopularity":
         """Returns the counts of positives, of all splits: what happened is known at once."""
         order = np.argsort(positives.time, kind="stable")
-        return cls(positives.time[order], positives.item[order])
+        return cls(positives.time[order], positives.item[order], positives.num_items)
 
     @cached_property
     def orders(self) -> dict[tuple[int, int], Ints]:
         """The orders that were asked for last, by their rows."""
+        return {}
+
+    @cached_property
+    def counted(self) -> dict[tuple[int, int], Float32s]:
+        """The values that were asked for last, by their rows."""
         return {}
 
     @cached_property
@@ -78,6 +85,10 @@ class RecentPopularity:
         distinct, place = np.unique(moments, return_inverse=True)
         low = np.searchsorted(self.time, distinct - days * DAY_MS)
         high = np.searchsorted(self.time, distinct)
+        orders = [self.order(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+        if len(distinct) == 1:  # as in a job: the rows of all items are counted once
+            values = self.values(int(low[0]), int(high[0]))
+            return OrderScores(orders, place, lambda _, item: values[item])
 
         def of_pairs(user: Ints, item: Ints) -> Float32s:
             start = item * (len(self.item) + 1)
@@ -85,7 +96,6 @@ class RecentPopularity:
             last = np.searchsorted(self.keys, start + high[place[user]])
             return np.log1p(last - first).astype(np.float32)
 
-        orders = [self.order(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
         return OrderScores(orders, place, of_pairs)
 
     def order(self, low: int, high: int) -> Ints:
@@ -96,6 +106,15 @@ class RecentPopularity:
             found = np.unique(self.item[low:high], return_counts=True)
             self.orders[low, high] = by_falling(*found)
         return self.orders[low, high]
+
+    def values(self, low: int, high: int) -> Float32s:
+        """Returns f32[n], log(1 + rows) of each item among some rows; the last ones are kept."""
+        if (low, high) not in self.counted:
+            if len(self.counted) == len(WINDOW_DAYS):
+                self.counted.clear()
+            counts = np.bincount(self.item[low:high], minlength=self.num_items)
+            self.counted[low, high] = np.log1p(counts).astype(np.float32)
+        return self.counted[low, high]
 
 
 def by_falling(items: Ints, values: np.ndarray) -> Ints:

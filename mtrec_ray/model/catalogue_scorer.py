@@ -137,8 +137,9 @@ class CatalogueScorer:
     ) -> PairInputs:
         """Returns the model's inputs of all B C pairs, user by user."""
         model, candidates = self.model, self.items[items]
+        met, place = histories.items.unique(return_inverse=True)  # these are projected, not all
         user = model.interest.cross(
-            candidates, self.items, histories.items, histories.ages, histories.mask
+            candidates, self.items[met], place, histories.ages, histories.mask
         )
         number = torch.tensor(users.user).to(self.unit.device)
         identity = model.user_vectors(self.name, number).unsqueeze(1)

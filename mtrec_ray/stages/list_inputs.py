@@ -11,7 +11,7 @@ from mtrec_ray.candidates.candidates import Candidates, choose
 from mtrec_ray.candidates.crowd import Asked, Crowd
 from mtrec_ray.candidates.item_item import EASE_ITEMS
 from mtrec_ray.candidates.scores import Hidden, Scores
-from mtrec_ray.candidates.search_index import EXACT_UP_TO, SearchIndex
+from mtrec_ray.candidates.search_index import EXACT_UP_TO
 from mtrec_ray.candidates.sources import HISTORY, Sources, Taken, Texts, fit_sources
 from mtrec_ray.data.arrays import Bools, Float32s
 from mtrec_ray.data.end_states import read_catalogue
@@ -162,7 +162,7 @@ def open_sources(
     """
     crowd: Crowd = ray.get(inputs.crowd)
     vectors = {name: ray.get(ref) for name, ref in inputs.texts.items()}
-    texts = Texts(vectors, SearchIndex.of(vectors[inputs.name], allowed))
+    texts = Texts.of(vectors, inputs.name, allowed)
     layout = inputs.layout()
     published = read_catalogue(layout).published
     counted = 1 if layout.scenario.statistics == "frozen" else END
