@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from mtrec_ray.candidates import search_index
 from mtrec_ray.candidates.popularity import RecentPopularity, TotalPopularity
 from mtrec_ray.candidates.scores import (
     LATEST,
@@ -19,6 +20,7 @@ from mtrec_ray.candidates.scores import (
 )
 from mtrec_ray.candidates.search_index import COMPONENTS, SearchIndex
 from mtrec_ray.candidates.shards import IndexOptions
+from mtrec_ray.candidates.sources import Texts
 from mtrec_ray.data.interactions import Interactions
 
 B, N = 4, 30
@@ -104,6 +106,23 @@ def test_an_index_finds_what_scoring_all_finds():
         shares = [np.isin(w, b).mean() for w, b in zip(wanted, best, strict=True)]
         assert np.mean(shares) > 0.9
         assert not hidden.of(np.repeat(np.arange(50), 20), best.ravel().clip(0)).any()
+
+
+def test_main_components_say_nearly_what_whole_texts_say(monkeypatch):
+    """Of a large catalogue, and of what lies beside it, few numbers of each text are kept."""
+    monkeypatch.setattr(search_index, "EXACT_UP_TO", 100)
+    rng = np.random.default_rng(0)
+    vectors, _ = large(rng, 5000, 2 * COMPONENTS)
+    unit = {"shop": vectors, "news": vectors[:50]}
+    texts = Texts.of(unit, "shop")
+    assert texts.index is not None
+    assert all(own.shape[1] == COMPONENTS for own in texts.vectors.values())
+    for name, own in unit.items():
+        cosines, found = own[:40] @ vectors.T, texts.vectors[name][:40] @ texts.vectors["shop"].T
+        assert np.corrcoef(cosines.ravel(), found.ravel())[0, 1] > 0.99
+    items, _ = texts.index.search(texts.vectors["shop"][:40], 1)
+    assert (items[:, 0] == np.arange(40)).mean() > 0.9
+    assert Texts.of({"shop": vectors[:100]}, "shop").index is None
 
 
 def test_a_small_catalogue_has_no_index():
