@@ -36,7 +36,7 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.load import load_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.training.teacher import Columns, Examples, fit_trees
+from mtrec_ray.training.boosted_trees import Columns, Examples, fit_trees
 
 BATCH_ROWS = 65_536
 MEASURED = ("valid", "test")
@@ -69,7 +69,7 @@ def tables(
     project: Project, prepared: Prepared, name: str, rows: int | None = None
 ) -> Iterator[tuple[str, Table]]:
     """The samples of each split of a scenario; of train at least the first `rows`."""
-    facts, columns = prepared.scenarios[name], Columns(project, prepared, name)
+    facts, columns = prepared.scenarios[name], Columns.of(project, prepared, name)
     for split in ("train", "valid", "test"):
         parts = [
             (r["person"], r["labels"], popularity(facts, r), columns.plain(r), columns.text(r))

@@ -1,0 +1,174 @@
+"""Gradient-boosted trees on prepared rows: their columns, and the fit of one task.
+
+They are what a user would build instead, a teacher of the network (`teacher.py`), and a second
+opinion beside it (`second_opinion.py`).
+
+Letters: N rows, T tasks, F columns, D width of text vectors, E main components of the texts.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mtrec_ray.data.arrays import Bools, Float32s, Ints
+from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.columns import hash_ints
+from mtrec_ray.data.prepared import Prepared, PreparedScenario
+from mtrec_ray.data.shards import Arrays, read_rows
+from mtrec_ray.model.history import cosines, similarity_summary
+from mtrec_ray.project.project import Project
+from mtrec_ray.training.build import pretrained_vectors
+
+if TYPE_CHECKING:
+    import lightgbm
+
+NUM_COMPONENTS = 32
+PATIENCE = 50  # rounds without a lower loss on valid
+BATCH_ROWS = 65_536
+PARAMETERS = {
+    "learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 50, "lambda_l2": 1.0,
+    "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "verbosity": -1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextComponents:
+    """The main components of texts: f32[D] their mean, f32[E, D] the directions."""
+
+    mean: Float32s
+    directions: Float32s
+
+    @classmethod
+    def fit(cls, vectors: Float32s) -> "TextComponents":
+        """Returns those of vectors f32[n, D], at most 32."""
+        from sklearn.decomposition import PCA
+
+        found = PCA(min(NUM_COMPONENTS, *vectors.shape), random_state=0).fit(vectors)
+        mean, directions = np.asarray(found.mean_), np.asarray(found.components_)
+        return cls(mean.astype(np.float32), directions.astype(np.float32))
+
+    def of(self, vectors: Float32s) -> Float32s:
+        """Returns f32[n, E]: where vectors f32[n, D] lie along the directions."""
+        return (vectors - self.mean) @ self.directions.T
+
+
+class Columns:
+    """The columns that trees read of a scenario's rows.
+
+    Attributes:
+        num_categorical: how many of the plain columns, from the first, are codes of categories.
+    """
+
+    def __init__(
+        self,
+        facts: PreparedScenario,
+        catalogue: Catalogue,
+        vectors: Float32s,
+        components: TextComponents | None = None,
+    ) -> None:
+        """`vectors` f32[n, D] are the items' texts; components are by default of known items."""
+        self.facts, self.catalogue = facts, catalogue
+        self.vectors = torch.tensor(vectors)
+        self.components = components or TextComponents.fit(vectors[catalogue.known])
+        self.reduced = self.components.of(vectors)
+        self.num_categorical = catalogue.categorical.shape[1] + len(facts.category_sizes)
+
+    @classmethod
+    def of(cls, project: Project, prepared: Prepared, name: str) -> "Columns":
+        """Returns the columns of a scenario, whose texts the pretrained encoder reads."""
+        vectors = pretrained_vectors(project, prepared, name, torch.device("cpu"))
+        return cls(prepared.scenarios[name], prepared.catalogue(name), vectors.numpy())
+
+    def every(self, rows: Arrays) -> Float32s:
+        """Returns f32[N, F]: all columns."""
+        return np.concatenate([self.plain(rows), self.text(rows)], 1)
+
+    def plain(self, rows: Arrays) -> Float32s:
+        """Returns f32[N, F]: categories, statistics and numbers."""
+        item = rows["item"]
+        codes = [self.catalogue.categorical[item], rows["categorical"]]
+        columns = [*codes, rows["numeric"], self.catalogue.numeric[item]]
+        return np.concatenate(columns, 1).astype(np.float32)
+
+    def text(self, rows: Arrays) -> Float32s:
+        """Returns f32[N, 3 + E]: cosines of candidate and history, and main components."""
+        return np.concatenate([self.similarity(rows), self.reduced[rows["item"]]], 1)
+
+    def similarity(self, rows: Arrays) -> Float32s:
+        """Returns f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
+        parts = []
+        for start in range(0, len(rows["item"]), 8192):
+            candidate = torch.from_numpy(rows["item"][start : start + 8192].astype(np.int64))
+            places = torch.from_numpy(rows["history"][start : start + 8192].astype(np.int64))
+            cosine = cosines(self.vectors, candidate, places.clamp(min=0))
+            parts.append(similarity_summary(cosine, places >= 0))
+        return torch.cat(parts).numpy()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows as trees are fitted on them: f32[N, F] inputs, f32[N, T] labels, i64[N] users."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    user: np.ndarray
+
+    def of_task(self, task: int, chosen: Bools | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns inputs and labels of the rows (of those chosen) that have a label of the task."""
+        known = np.isfinite(self.labels[:, task])
+        known = known if chosen is None else known & chosen
+        return self.inputs[known], self.labels[known, task]
+
+
+def examples(
+    prepared: Prepared, columns: Columns, name: str, split: str, num_rows: int
+) -> Examples:
+    """Returns at most `num_rows` rows of a split, the first of each shard (in random order)."""
+    paths = prepared.shard_paths(name, split)
+    each = -(-num_rows // max(len(paths), 1))
+    parts = [
+        (columns.every(r), r["labels"], r["person"])
+        for path in paths
+        for r in read_rows([path], BATCH_ROWS, 0, each)
+    ]
+    inputs, labels, user = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return Examples(inputs, labels, user)
+
+
+def fit_trees(
+    kind: str,
+    train: tuple[np.ndarray, np.ndarray],
+    valid: tuple[np.ndarray, np.ndarray],
+    num_categorical: int,
+    *,
+    seed: int,
+    num_threads: int,
+    rounds: int = 1500,
+) -> "lightgbm.Booster":
+    """Returns trees for a task, as many as give the lowest loss on the valid rows."""
+    parameters = PARAMETERS | {
+        "objective": "binary" if kind == "binary" else "regression",
+        "seed": seed,
+        "num_threads": num_threads,
+    }
+    codes = list(range(num_categorical))
+    import lightgbm
+
+    first = lightgbm.Dataset(*train, categorical_feature=codes)
+    second = lightgbm.Dataset(*valid, categorical_feature=codes, reference=first)
+    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+    return lightgbm.train(parameters, first, rounds, valid_sets=[second], callbacks=[stop])
+
+
+def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
+    """Returns the number of labels; for a binary task, of its rarer label."""
+    if kind == "regression":
+        return len(labels)
+    return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))
+
+
+def fold_of(user: Ints, folds: int) -> Ints:
+    """Returns i64[N]: the fold of each row's user."""
+    return (hash_ints(user.astype(np.int64), 5) % np.uint64(folds)).astype(np.int64)
