@@ -94,6 +94,7 @@ def project_of(data: str, root: Path, seed: int, *, quick: bool) -> Project:
     else:
         tree = shared_users_project(data, root)
     tree["run"] = {"name": f"{data}-{seed}", "num_workers": 2}
+    tree["trees"] = {"blend": False}
     tree["training"] |= {"seed": seed} | ({"epochs": 1} if quick else {})
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(tree, file, sort_keys=False)  # the first task is the main one

@@ -40,7 +40,8 @@ from mtrec_ray.evaluation.bootstrap import Interval, paired_difference
 from mtrec_ray.project.load import load_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.stages.evaluate import read_predictions, run_evaluate
+from mtrec_ray.stages.evaluate import run_evaluate
+from mtrec_ray.stages.predictions import read_predictions
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.teacher import add_teacher_labels
 from mtrec_ray.stages.train import run_train

@@ -36,6 +36,26 @@ class Teacher(Section):
     )
 
 
+class Trees(Section):
+    """Gradient-boosted trees beside the network, whose opinion of a row is blended with its own.
+
+    Only where that is better on users of valid on whom nothing was fitted.
+    """
+
+    blend: bool = Field(
+        default=True,
+        description="Evaluation blends the trees' predictions with the network's, task by task, "
+        "where that is better on valid.",
+    )
+    rows: PositiveInt = Field(
+        default=300_000, description="Rows of a scenario that the trees are fitted on, at most."
+    )
+    rounds: PositiveInt = Field(default=800, description="Trees per task, at most.")
+    least_labels: PositiveInt = Field(
+        default=300, description="A task with fewer labels of its rarer class has no trees."
+    )
+
+
 class Training(Section):
     """Optimisation of the joint model."""
 

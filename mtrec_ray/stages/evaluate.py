@@ -1,17 +1,12 @@
 """The evaluate stage: predictions of the test split as Parquet, and metrics of them."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray.data
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import PreparedScenario
-from mtrec_ray.data.shards import read_rows
 from mtrec_ray.evaluation.bootstrap import metric_interval
 from mtrec_ray.evaluation.metrics import (
     TaskMetrics,
@@ -22,123 +17,29 @@ from mtrec_ray.evaluation.metrics import (
     task_metrics,
 )
 from mtrec_ray.model.encoder import quantise_problems
-from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.depends_on import Fields
-from mtrec_ray.project.project import Project, Run
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, joint_for_use, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
 from mtrec_ray.stages.list_inputs import collect_inputs
 from mtrec_ray.stages.list_model import ensure_list_model
 from mtrec_ray.stages.lists import measure_lists
+from mtrec_ray.stages.predictions import ModelByScenario, predict_split, read_predictions
 from mtrec_ray.stages.run_folder import Record, RunFolder, with_search_choice
-from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
-from mtrec_ray.training.item_vectors import ItemVectors
-from mtrec_ray.training.validation import SCORING_BATCH_ROWS, score_rows
+from mtrec_ray.stages.second_opinion import ensure_opinions
 
 PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
-
-
-ModelByScenario = dict[str, TrainedModel]  # by scenario
-
-
-class Predictor:
-    """Scores shards of samples with trained models and writes predictions; a Ray Data actor."""
-
-    def __init__(
-        self,
-        models: Mapping[str, ModelByScenario],
-        vectors: Mapping[TrainedModel, ray.ObjectRef],
-    ) -> None:
-        """`models`: by the folder of their predictions."""
-        self.models, self.vectors = models, vectors
-        self.loaded: dict[TrainedModel, tuple[Recommender, ItemVectors]] = {}
-
-    def load(self, trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
-        """Returns a model; one that serves several scenarios is loaded once."""
-        if trained_model not in self.loaded:
-            self.loaded[trained_model] = load_with_vectors(
-                trained_model, ray.get(self.vectors[trained_model])
-            )
-        return self.loaded[trained_model]
-
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """Write the predictions of a shard: row, user, item; label, score, popularity by task."""
-        folder, name, path = shard["folder"], shard["scenario"], shard["path"]
-        trained_model = self.models[folder][name]
-        model, vectors = self.load(trained_model)
-        source = storage.join(trained_model.prepared, path)
-        batches = read_rows([source], SCORING_BATCH_ROWS, 0, shard["rows"])
-        tables = [
-            prediction_table(model.facts[name], arrays, scores)
-            for arrays, scores in score_rows(model, vectors, name, batches)
-        ]
-        out = storage.join(folder, name, Path(path).name)
-        storage.write_table(out, pa.concat_tables(tables))
-        return {"path": out}
-
-
-def prediction_table(
-    facts: PreparedScenario, arrays: dict[str, np.ndarray], scores: np.ndarray
-) -> pa.Table:
-    """Returns the predictions of a block as it is written to Parquet."""
-    columns: dict[str, Any] = {c: arrays[c] for c in ("row", "user", "person", "item")}
-    columns["scenario"] = pa.array([facts.name] * len(scores))
-    width = max(len(facts.tasks), 1)
-    popularity = np.stack(
-        [arrays["numeric"][:, facts.numeric_names.index(facts.popularity[t])] for t in facts.tasks],
-        1,
-    )
-    for key, values in (("label", arrays["labels"]), ("score", scores), ("popularity", popularity)):
-        flat = pa.array(values.astype(np.float32).ravel())
-        columns[key] = pa.ListArray.from_arrays(
-            np.arange(0, len(flat) + 1, width, dtype=np.int32), flat
-        )
-    return pa.table(columns)
-
-
-def predict_split(models: Mapping[str, ModelByScenario], run: Run, split: str = "test") -> None:
-    """Write `FOLDER/NAME/*.parquet` for each scenario's rows of a split, a file for each shard.
-
-    `models`: those of each folder. The same actors score all: to start one takes seconds.
-    """
-    shards = [
-        {"folder": folder, "scenario": name, "path": shard.path, "rows": shard.rows}
-        for folder, by_name in models.items()
-        for name, trained_model in by_name.items()
-        for shard in trained_model.open_prepared().scenarios[name].shards[split]
-    ]
-    every = [model for by_name in models.values() for model in by_name.values()]
-    vectors = {model: ray.put(ensure_vectors(model)) for model in dict.fromkeys(every)}
-    scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
-        cast("Any", Predictor),  # Ray types the class as its own result
-        fn_constructor_args=(models, vectors),
-        compute=ray.data.ActorPoolStrategy(size=min(run.most_workers, len(shards))),
-        num_cpus=run.cpus_per_worker,
-        num_gpus=1 if run.use_gpu else 0,
-    )
-    scored.take_all()
-
-
-def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.ndarray]:
-    """Returns users [N] and labels, scores, popularity [N, T] of a scenario's predictions."""
-    tables = []
-    for path in storage.parquet_files(storage.join(folder, name)):
-        fs, inner = storage.filesystem(path)
-        tables.append(pq.read_table(inner, filesystem=fs))
-    table = pa.concat_tables(tables).combine_chunks()
-    scalars = ("row", "user", "person", "item")
-    columns: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in scalars}
-    for key in ("label", "score", "popularity"):
-        values = table.column(key).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        columns[key] = values.reshape(-1, num_tasks)
-    return columns
+OF_NETWORK = ("auc", "gauc", "ne", "rmse")  # metrics that the network has alone, too
 
 
 def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
-    """Returns metrics of each task, and those of the item's past rate as `popularity_*`."""
+    """Returns metrics of each task, and those of the item's past rate as `popularity_*`.
+
+    Where trees have a say, those of the network alone are `network_*`.
+    """
     rows = read_predictions(folder, facts.name, len(facts.tasks))
     metrics = task_metrics(facts, rows["person"], rows["label"], rows["score"])
     for i, (task, kind) in enumerate(facts.kinds.items()):
@@ -150,6 +51,10 @@ def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
             metrics[task]["popularity_rmse"] = rmse(label, popular)
         elif 0 < label.mean() < 1:
             metrics[task]["popularity_auc"] = roc_auc(label, popular)
+    if "network" in rows:
+        alone = task_metrics(facts, rows["person"], rows["label"], rows["network"])
+        for task, own in metrics.items():
+            own |= {f"network_{m}": v for m, v in alone[task].items() if m in OF_NETWORK}
     return metrics
 
 
@@ -224,6 +129,7 @@ def evaluation_depends_on(joint_run: JointRun, models: ModelByScenario, project:
         "models": {name: version(joint_run, name, model) for name, model in models.items()},
         "evaluation": project.evaluation.model_dump(mode="json"),
         "recommend": recommend,
+        "trees": project.trees.model_dump(mode="json"),
     }
 
 
@@ -239,8 +145,13 @@ def measure_models(
     asked = {predictions: models}
     if tuned:
         asked[joint] = dict.fromkeys(tuned, joint_for_use(joint_run, project))
-    predict_split(asked, project.run)
+    opinions = ensure_opinions(joint_run, asked, project, log)
+    predict_split(asked, project.run, opinions=opinions)
     metrics = {n: measure_predictions(predictions, f) for n, f in scenarios.items()}
+    blends = {
+        name: {task: asdict(blend) for task, blend in own.blends.items()}
+        for name, own in opinions.get(predictions, {}).items()
+    }
     old = joint_run.prepared.scenarios
     joint_metrics = {
         n: measure_predictions(joint, f) if n in tuned else metrics[n] for n, f in old.items()
@@ -254,6 +165,7 @@ def measure_models(
     return {
         "metrics": metrics,
         "joint_metrics": joint_metrics,
+        "blends": blends,
         "ranking": ranking,
         "score": joint_score(metrics, weights),
         "joint_score": joint_score(joint_metrics, weights),

@@ -16,14 +16,12 @@ from mtrec_ray.candidates.sources import HISTORY, Sources, Taken, Texts, fit_sou
 from mtrec_ray.data.arrays import Bools, Float32s
 from mtrec_ray.data.end_states import read_catalogue
 from mtrec_ray.data.interactions import END, Interactions, Moments, read_interactions
-from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import main_task
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.ranker import Ranker
-from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors
-from mtrec_ray.training.build import pretrained_vectors
+from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, pretrained_texts
 
 ModelByScenario = Mapping[str, TrainedModel]
 
@@ -118,24 +116,9 @@ def read_scenario(
 ) -> tuple[Interactions, Float32s]:
     """Returns a scenario's interactions, and unit vectors of its items' texts; in a Ray task."""
     layout = layout_of(model, name)
-    if is_pretrained(model.project, source):
-        text = torch.tensor(vectors[model.rows_of(name)])
-    else:
-        text = pretrained_text(source, layout.prepared, name)
+    text = torch.tensor(pretrained_texts(model, vectors, source, name))
     unit = torch.nn.functional.normalize(text, dim=1)
     return read_interactions(layout, task), unit.numpy()
-
-
-def is_pretrained(project: Project, source: Project) -> bool:
-    """Returns whether a model's item vectors are those of the pretrained encoder of `source`."""
-    encoder = project.model.encoder
-    return encoder.trainable == "none" and encoder.source == source.model.encoder.source
-
-
-def pretrained_text(project: Project, prepared: Prepared, name: str) -> torch.Tensor:
-    """Returns f32[n, D]: vectors of the items' texts by the pretrained encoder."""
-    device = torch.device("cuda" if project.run.use_gpu else "cpu")
-    return pretrained_vectors(project, prepared, name, device).cpu()
 
 
 def fit_crowds(

@@ -153,6 +153,11 @@ class RunFolder:
         return self.stage("tune", "tune")
 
     @property
+    def trees(self) -> Stage:
+        """Boosted trees beside the network."""
+        return self.stage("evaluate", "trees")
+
+    @property
     def lists(self) -> Stage:
         """The model that orders the candidates of lists."""
         return self.stage("lists", "lists")

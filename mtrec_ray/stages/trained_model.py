@@ -21,7 +21,7 @@ from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.training import checkpoint
-from mtrec_ray.training.build import build_model
+from mtrec_ray.training.build import build_model, pretrained_vectors
 from mtrec_ray.training.delta import FineTuneStart, apply_delta, load_joint_weights, merge_delta
 from mtrec_ray.training.item_vectors import ItemVectors
 
@@ -102,6 +102,25 @@ def ensure_vectors(trained_model: TrainedModel) -> np.ndarray:
     if trained_model.rows is None:
         storage.write_bytes(path, save({"vectors": torch.from_numpy(vectors)}))
     return vectors
+
+
+def pretrained_texts(
+    trained_model: TrainedModel, vectors: np.ndarray, source: Project, name: str
+) -> np.ndarray:
+    """Returns f32[n, D]: a scenario's item texts, as the pretrained encoder of `source` reads them.
+
+    They are among the model's own item vectors f32[., D] where its encoder is that one.
+    """
+    if vectors.size and is_pretrained(trained_model.project, source):
+        return vectors[trained_model.rows_of(name)]
+    device = torch.device("cuda" if source.run.use_gpu else "cpu")
+    return pretrained_vectors(source, trained_model.open_prepared(), name, device).cpu().numpy()
+
+
+def is_pretrained(project: Project, source: Project) -> bool:
+    """Returns whether a model's item vectors are those of the pretrained encoder of `source`."""
+    encoder = project.model.encoder
+    return encoder.trainable == "none" and encoder.source == source.model.encoder.source
 
 
 def compute_vectors(trained_model: TrainedModel) -> np.ndarray:

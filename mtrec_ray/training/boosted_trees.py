@@ -51,7 +51,7 @@ class TextComponents:
 
     def of(self, vectors: Float32s) -> Float32s:
         """Returns f32[n, E]: where vectors f32[n, D] lie along the directions."""
-        return (vectors - self.mean) @ self.directions.T
+        return np.asarray((vectors - self.mean) @ self.directions.T, np.float32)
 
 
 class Columns:

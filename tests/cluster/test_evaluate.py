@@ -17,7 +17,9 @@ from sklearn.metrics import (
 )
 
 from mtrec_ray.data.shards import read_rows
-from mtrec_ray.stages.evaluate import predict_split, run_evaluate
+from mtrec_ray.evaluation.blend import Blend
+from mtrec_ray.stages.evaluate import run_evaluate
+from mtrec_ray.stages.predictions import predict_split
 from mtrec_ray.stages.trained_model import joint_model
 from tests.cluster.runs import changed, prepared_folder, say_nothing
 
@@ -75,7 +77,7 @@ def test_every_row_is_predicted_once(trained, predictions, tmp_path, workers):
         assert sorted(found["row"]) == sorted(wanted)
         for task in range(2):
             scores = pd.Series(column(found, "score", task), found["row"]).sort_index()
-            others = pd.Series(column(reference, "score", task), reference["row"]).sort_index()
+            others = pd.Series(column(reference, "network", task), reference["row"]).sort_index()
             pd.testing.assert_series_equal(scores, others, rtol=1e-5)
 
 
@@ -84,7 +86,8 @@ def test_prediction_columns(trained, predictions, name):
     """A prediction is its sample's row, user, item and labels, with a finite score a task."""
     found = predictions[name].sort_values("row")
     assert set(found) == {
-        "row", "user", "person", "item", "scenario", "label", "score", "popularity"
+        "row", "user", "person", "item", "scenario", "label", "score", "popularity",
+        "network", "trees",
     }  # fmt: skip
     assert set(found["scenario"]) == {name}
     batches = list(read_rows(trained.prepared.shard_paths(name, "test"), 10_000, 0, 10**9))
@@ -104,6 +107,27 @@ def test_prediction_columns(trained, predictions, name):
         assert len(np.unique(score)) > 10
         if facts.kinds[task] == "binary":
             assert 0 < score.min() < score.max() < 1
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_trees_have_a_say_where_they_pay(trained, predictions, name):
+    """A score is the blend that the record names, or the network's alone; both are written."""
+    record = json.loads((trained.folder / "evaluation" / "metrics.json").read_text())
+    found, blends = predictions[name], record["blends"][name]
+    for i, task in enumerate(TASKS[name]):
+        score, network, trees = (column(found, key, i) for key in ("score", "network", "trees"))
+        if task in blends:
+            wanted = Blend(**blends[task]).of(network, trees)
+            np.testing.assert_allclose(score, wanted, rtol=1e-5)
+            assert Blend(**blends[task]).pays
+        else:
+            np.testing.assert_array_equal(score, network)
+        known = np.isfinite(column(found, "label", i))
+        own = record["metrics"][name][task]
+        if "auc" in own:
+            auc = roc_auc_score(column(found, "label", i)[known], network[known])
+            assert own["network_auc"] == pytest.approx(auc)
+    assert any(record["blends"].values())  # the planted columns are what trees read well
 
 
 @pytest.mark.parametrize(("name", "task"), BINARY)

@@ -17,8 +17,9 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import Trial, load_trials
-from mtrec_ray.stages.evaluate import measure_predictions, predict_split
+from mtrec_ray.stages.evaluate import measure_predictions
 from mtrec_ray.stages.in_process import ReportEpoch
+from mtrec_ray.stages.predictions import predict_split
 from mtrec_ray.stages.run_folder import BEST
 from mtrec_ray.stages.trained_model import joint_model, load_trained
 from mtrec_ray.stages.tuning.outcome import Outcome
