@@ -46,8 +46,8 @@ class TextComponents:
         from sklearn.decomposition import PCA
 
         found = PCA(min(NUM_COMPONENTS, *vectors.shape), random_state=0).fit(vectors)
-        mean, directions = np.asarray(found.mean_), np.asarray(found.components_)
-        return cls(mean.astype(np.float32), directions.astype(np.float32))
+        parts = (found.mean_, found.components_)  # whose rows may not lie one after another
+        return cls(*(np.ascontiguousarray(part, np.float32) for part in parts))
 
     def of(self, vectors: Float32s) -> Float32s:
         """Returns f32[n, E]: where vectors f32[n, D] lie along the directions."""

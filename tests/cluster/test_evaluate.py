@@ -127,7 +127,6 @@ def test_trees_have_a_say_where_they_pay(trained, predictions, name):
         if "auc" in own:
             auc = roc_auc_score(column(found, "label", i)[known], network[known])
             assert own["network_auc"] == pytest.approx(auc)
-    assert any(record["blends"].values())  # the planted columns are what trees read well
 
 
 @pytest.mark.parametrize(("name", "task"), BINARY)

@@ -84,7 +84,9 @@ def test_no_weight_is_negative():
 def test_users_are_drawn_and_not_rows():
     """A user's rows that are repeated a hundred times prove no more than he does."""
     rows = world((1.0, 1.0), 300)
-    again = Judged(*(np.repeat(getattr(rows, n), 100) for n in ("first", "second", "label", "user")))
+    again = Judged(
+        *(np.repeat(getattr(rows, n), 100) for n in ("first", "second", "label", "user"))
+    )
     one, many = fit_blend("binary", rows), fit_blend("binary", again)
     assert one is not None
     assert many is not None

@@ -1,0 +1,111 @@
+"""Trees beside the network: what they are fitted on, what is kept of them, what a score then is."""
+
+import numpy as np
+import pytest
+
+from mtrec_ray.evaluation.blend import Blend
+from mtrec_ray.project.training import Trees
+from mtrec_ray.stages.predictions import SecondOpinion, with_trees
+from mtrec_ray.stages.second_opinion import blends_of
+from mtrec_ray.training.second_opinion import fit_tree_model, load_tree_model, stops
+from tests.builders import FACTS, make_catalogues, make_rows, write_prepared
+
+OPTIONS = Trees(rounds=20, least_labels=50)
+SHOP = FACTS["shop"]
+
+
+def write(folder, change=None):
+    """Prepared rows whose clicks a column tells; `change` alters the arrays of a split of shop."""
+    rng = np.random.default_rng(2)
+    shards = {}
+    for name, facts in FACTS.items():
+        splits = {}
+        for split, num in (("train", 600), ("valid", 400), ("test", 200)):
+            rows = make_rows(rng, facts, num)
+            rows["person"] = np.arange(num) % 60
+            rows["labels"][:, 0] = rows["numeric"][:, 0] > 0
+            if change and name == "shop":
+                change(split, rows)
+            splits[split] = [rows]
+        shards[name] = splits
+    return write_prepared(folder, make_catalogues(), shards), shards["shop"]["test"][0]
+
+
+@pytest.fixture
+def texts():
+    """Vectors of shop's items."""
+    num = make_catalogues()["shop"].num_items
+    return np.random.default_rng(0).normal(size=(num, 8)).astype("f4")
+
+
+def opinions(folder, texts, change=None, options=OPTIONS):
+    """What trees say of shop's test rows."""
+    prepared, rows = write(folder, change)
+    return fit_tree_model(prepared, "shop", texts, options, 0, 1).predict(rows)
+
+
+def test_trees_read_what_a_column_tells(tmp_path, texts):
+    """Clicks follow a column, and the trees find it; a task with few labels has none."""
+    found = opinions(tmp_path / "a", texts)
+    _, rows = write(tmp_path / "b")
+    clicked = rows["labels"][:, 0] == 1
+    assert found["click"][clicked].min() > found["click"][~clicked].max()
+    assert not opinions(tmp_path / "c", texts, options=Trees(least_labels=10_000))
+
+
+def test_they_are_kept_as_they_are(tmp_path, texts):
+    """Trees that were written and read say the same."""
+    prepared, rows = write(tmp_path / "a")
+    model = fit_tree_model(prepared, "shop", texts, OPTIONS, 0, 1)
+    model.save(str(tmp_path / "trees"))
+    again = load_tree_model(prepared, "shop", texts, str(tmp_path / "trees"))
+    before, after = model.predict(rows), again.predict(rows)
+    assert set(before) == set(after)
+    for task, values in before.items():
+        np.testing.assert_array_equal(values, after[task])
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_no_label_that_judges_them_is_read(tmp_path, texts, split):
+    """Turning labels of test, or of the users of valid by whom they are weighed, changes nothing."""
+
+    def turn(name, rows):
+        if name == split:
+            judged = ~stops(rows["person"]) if split == "valid" else np.ones(len(rows["row"]), bool)
+            assert judged.any()
+            rows["labels"][judged] = 1 - rows["labels"][judged]
+
+    before, after = opinions(tmp_path / "a", texts), opinions(tmp_path / "b", texts, turn)
+    for task, values in before.items():
+        np.testing.assert_array_equal(values, after[task])
+
+
+def test_a_score_is_the_blend_where_there_is_one():
+    """The blend of a task that has one; the network's score of any other; both are written."""
+    network = np.array([[0.2, 0.3], [0.6, 0.1]], np.float32)
+    trees = {SHOP.tasks[0]: np.array([0.4, 0.9], np.float32)}
+    blend = Blend("binary", 0.5, 0.5, 0.1, gain=1, error=0)
+    own = SecondOpinion("", None, {SHOP.tasks[0]: blend})  # pyright: ignore[reportArgumentType]
+    found = with_trees(SHOP, own, trees, network)
+    np.testing.assert_allclose(found["score"][:, 0], blend.of(network[:, 0], trees[SHOP.tasks[0]]))
+    np.testing.assert_array_equal(found["score"][:, 1], network[:, 1])
+    np.testing.assert_array_equal(found["network"], network)
+    np.testing.assert_array_equal(found["trees"][:, 0], trees[SHOP.tasks[0]])
+    assert np.isnan(found["trees"][:, 1]).all()
+
+
+def test_weights_are_fitted_on_the_other_half(monkeypatch):
+    """Rows of users who said how many trees are best have no say in the weights."""
+    rng = np.random.default_rng(0)
+    num = 4000
+    truth = rng.normal(size=num)
+    label = (rng.random(num) < 1 / (1 + np.exp(-truth))).astype(float)
+    person = rng.integers(0, 300, num)
+    said = {k: 1 / (1 + np.exp(-truth - rng.normal(size=num))) for k in ("network", "trees")}
+    said["trees"][stops(person)] = label[stops(person)]  # they would seem to know all
+    rows = {k: np.stack([v, np.full(num, np.nan)], 1) for k, v in (said | {"label": label}).items()}
+    module = "mtrec_ray.stages.second_opinion.read_predictions"
+    monkeypatch.setattr(module, lambda *_: rows | {"person": person})
+    found = blends_of("", SHOP)
+    assert set(found) == {SHOP.tasks[0]}
+    assert found[SHOP.tasks[0]]["second"] == pytest.approx(found[SHOP.tasks[0]]["first"], abs=0.2)
