@@ -67,7 +67,7 @@ def test_they_are_kept_as_they_are(tmp_path, texts):
 
 @pytest.mark.parametrize("split", ["test", "valid"])
 def test_no_label_that_judges_them_is_read(tmp_path, texts, split):
-    """Turning labels of test, or of the users of valid by whom they are weighed, changes nothing."""
+    """Turning labels of test, or of users of valid by whom they are weighed, changes nothing."""
 
     def turn(name, rows):
         if name == split:
