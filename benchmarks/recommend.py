@@ -23,7 +23,8 @@ one thread, for N items:
     N.peak_mb               resident memory of the process that makes lists, at its highest
 
 `users_per_s` (the shorter list), `recall_lost_by_two_stages`, `pairs_per_s_full` and `index_recall`
-are those of the largest catalogue. An interrupted call goes on with its runs.
+are those of the largest catalogue. An interrupted call goes on with its runs, and keeps the figures
+of the sizes that were measured.
 """
 
 import json
@@ -79,7 +80,8 @@ SIZES = (10_000, 100_000, 1_000_000)
 KINDS, USERS, TASTES = 2_000, 40_000, 4
 EVENTS = 600_000
 DAYS = 100
-PAIRS_FULL = 8_000_000  # that all go through the network, about, at each size
+PAIRS_FULL = 4_000_000  # that all go through the network, about, at each size
+FIT_USERS = 500  # of valid, on whom the order of candidates is fitted
 TIMED_USERS = 2_000
 SHORTLISTS = (50, 400)
 WORDS = (
@@ -161,7 +163,7 @@ def project_of(num_items: int, folder: Path, shortlist: int) -> Project:
             }
         },
         "training": {"epochs": 1, "rows_per_epoch": 200_000, "teacher": {"share": 0}},
-        "recommend": {"shortlist": shortlist},
+        "recommend": {"shortlist": shortlist, "fit_users": FIT_USERS},
         "run": {"name": f"goods-{num_items}", "num_workers": 2},
     }  # fmt: skip
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -322,8 +324,12 @@ def main(
     figures: dict[str, float] = {}
     context = multiprocessing.get_context("spawn")
     for num_items in wanted:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            found = pool.submit(measure, num_items, folder, quick).result()
+        kept = Path(folder, f"figures-{num_items}.json")
+        if not kept.exists():
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                found = pool.submit(measure, num_items, folder, quick).result()
+            kept.write_text(json.dumps(found))
+        found = json.loads(kept.read_text())
         print(json.dumps({"items": num_items, **found}), flush=True)
         figures |= {f"{num_items}.{key}": value for key, value in found.items()}
         figures |= {key: found[key] for key in ("pairs_per_s_full", "index_recall")}
