@@ -18,11 +18,12 @@ def world(noise, rows=20_000, kind="binary", seed=0):
     """Rows of 500 users, and two opinions that each see the truth with noise of their own."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(0, 1.5, rows)
-    seen = [truth + rng.normal(0, own, rows) for own in noise]
+    first, second = (truth + rng.normal(0, own, rows) for own in noise)
+    user = rng.integers(0, 500, rows)
     if kind == "regression":
-        return Judged(*seen, truth + rng.normal(0, 0.5, rows), rng.integers(0, 500, rows))
+        return Judged(first, second, truth + rng.normal(0, 0.5, rows), user)
     label = (rng.random(rows) < sigmoid(truth)).astype(float)
-    return Judged(*(sigmoid(score) for score in seen), label, rng.integers(0, 500, rows))
+    return Judged(sigmoid(first), sigmoid(second), label, user)
 
 
 def test_two_views_are_better_than_one():

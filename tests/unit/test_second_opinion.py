@@ -87,7 +87,8 @@ def test_a_score_is_the_blend_where_there_is_one():
     blend = Blend("binary", 0.5, 0.5, 0.1, gain=1, error=0)
     own = SecondOpinion("", None, {SHOP.tasks[0]: blend})  # pyright: ignore[reportArgumentType]
     found = with_trees(SHOP, own, trees, network)
-    np.testing.assert_allclose(found["score"][:, 0], blend.of(network[:, 0], trees[SHOP.tasks[0]]))
+    pair = (said.astype(np.float64) for said in (network[:, 0], trees[SHOP.tasks[0]]))
+    np.testing.assert_allclose(found["score"][:, 0], blend.of(*pair), rtol=1e-6)
     np.testing.assert_array_equal(found["score"][:, 1], network[:, 1])
     np.testing.assert_array_equal(found["network"], network)
     np.testing.assert_array_equal(found["trees"][:, 0], trees[SHOP.tasks[0]])
