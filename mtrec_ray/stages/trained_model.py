@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, load_prepared
@@ -19,9 +19,9 @@ from mtrec_ray.model.encoder import quantise
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.cluster import task_of
+from mtrec_ray.stages.cluster import result_of, task_of
 from mtrec_ray.training import checkpoint
-from mtrec_ray.training.build import build_model, pretrained_vectors
+from mtrec_ray.training.build import build_model, cache_folder, pretrained_vectors
 from mtrec_ray.training.delta import FineTuneStart, apply_delta, load_joint_weights, merge_delta
 from mtrec_ray.training.item_vectors import ItemVectors
 
@@ -96,11 +96,11 @@ def ensure_vectors(trained_model: TrainedModel) -> np.ndarray:
         return np.zeros((0, 0), np.float32)
     path = vectors_path(trained_model)
     if storage.exists(path):
-        vectors = load(storage.read_bytes(path))["vectors"].numpy()
+        vectors = load(storage.read_bytes(path))["vectors"]
         return vectors if trained_model.rows is None else vectors[slice(*trained_model.rows)]
     vectors = compute_vectors(replace(trained_model, rows=None))
     if trained_model.rows is None:
-        storage.write_bytes(path, save({"vectors": torch.from_numpy(vectors)}))
+        storage.write_bytes(path, save({"vectors": np.ascontiguousarray(vectors)}))
     return vectors
 
 
@@ -124,8 +124,13 @@ def is_pretrained(project: Project, source: Project) -> bool:
 
 
 def compute_vectors(trained_model: TrainedModel) -> np.ndarray:
-    """Returns f32[n, D]: each worker encodes its share of the items."""
+    """Returns f32[n, D]: each worker encodes its share of the items.
+
+    Those of a frozen encoder are in the node's cache, where training left them.
+    """
     run = trained_model.project.run
+    if has_frozen_encoder(trained_model):
+        return result_of(task_of(frozen_vectors, run).remote(trained_model))
     task = task_of(encode_share, run)
     size = run.most_workers
     parts = ray.get([task.remote(trained_model, rank, size) for rank in range(size)])
@@ -136,13 +141,32 @@ def compute_vectors(trained_model: TrainedModel) -> np.ndarray:
 def encode_share(
     trained_model: TrainedModel, rank: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns places i64[m] and vectors f32[m, D] of a share of the items, in a Ray task."""
+    """Returns places i64[m] and vectors f32[m, D] of a share of the items, in a Ray task.
+
+    Items of equal text are encoded once.
+    """
     _, vectors = load_model_for_use(trained_model)
-    blocks = list(vectors.encode_share(rank, size))
+    equal = vectors.texts.equal()
+    blocks = list(vectors.encode_share(rank, size, equal.first))
     if not blocks:
         return np.zeros(0, np.int64), np.zeros((0, vectors.encoder.width), np.float32)
-    places, values = (torch.cat(part).cpu().numpy() for part in zip(*blocks, strict=True))
-    return places, values
+    first, values = (torch.cat(part).cpu().numpy() for part in zip(*blocks, strict=True))
+    places, counts = equal.rows(first)
+    return places, values.repeat(counts, 0)
+
+
+def has_frozen_encoder(trained_model: TrainedModel) -> bool:
+    """Returns whether a model's texts are read by the pretrained encoder as it is."""
+    project = trained_model.project
+    return project.model.encoder.trainable == "none" and project.evaluation.precision != "int8"
+
+
+def frozen_vectors(trained_model: TrainedModel) -> np.ndarray:
+    """Returns f32[n, D]: the items' vectors by a frozen encoder, in a Ray task."""
+    _, vectors = load_model_for_use(trained_model)
+    vectors.compute_frozen(cache_folder(trained_model.project))
+    assert vectors.cache is not None
+    return vectors.cache.cpu().numpy()
 
 
 def load_model_for_use(
