@@ -31,6 +31,7 @@ from mtrec_ray.project.base import ProjectError
 
 RECORD = "index.json"
 SAMPLE = 1000  # queries by which recall is measured, at most
+SAME_SCORE = 1e-5  # two inner products differ by no more: rounding
 TRIALS, TRIAL_K = 250, 100  # queries by which the number of lists is chosen, and items of each
 FIRST_PROBES = 8
 NOISE = 0.1  # of a query that is made from an item, in standard deviations of the vectors
@@ -108,11 +109,11 @@ class VectorIndex:
         if queries is None or not len(queries):
             queries = trial_queries(self.shards)
         sample = sampled(queries, TRIALS)
-        wanted, _ = self.exact().search(sample, TRIAL_K)
+        _, wanted = self.exact().search(sample, TRIAL_K)
         measured = Measured()
         for probes in doubled(most):
             index = replace(self, measured=Measured(probes))
-            share = share_found(wanted, index.search(sample, TRIAL_K)[0])
+            share = share_as_good(wanted, index.search(sample, TRIAL_K)[1])
             measured = Measured(probes, share)
             if share >= self.options.recall:
                 break
@@ -137,10 +138,10 @@ class VectorIndex:
     def recall(self, queries: Float32s, k: int, seed: int = 0) -> float:
         """Returns the share of the exact k best that are found, over a sample of queries f32[B, E].
 
-        1 without an item to find.
+        An item that is as near stands for another. 1 without an item to find.
         """
         sample = sampled(queries, SAMPLE, seed)
-        return share_found(self.exact().search(sample, k)[0], self.search(sample, k)[0])
+        return share_as_good(self.exact().search(sample, k)[1], self.search(sample, k)[1])
 
     def save(self, folder: str) -> None:
         """Write the index in place of whatever is in the folder."""
@@ -220,6 +221,19 @@ def share_found(wanted: Ints, found: Ints) -> float:
     hits = [np.isin(w[w >= 0], f).sum() for w, f in zip(wanted, found, strict=True)]
     number = int((wanted >= 0).sum())
     return float(np.sum(hits)) / number if number else 1.0
+
+
+def share_as_good(wanted: Float32s, found: Float32s) -> float:
+    """Returns the share of the k best that are found, by scores f32[B, k] (minus infinity: none).
+
+    What is found counts where it is no worse than the last of the best. Of items with equal texts
+    any is as good as another: a search that named items would have to look into all lists for those
+    that chance put among the k best.
+    """
+    exists = np.isfinite(wanted)
+    last = np.where(exists, wanted, np.inf).min(1, initial=np.inf, keepdims=True)
+    number = int(exists.sum())
+    return float((found >= last - SAME_SCORE).sum()) / number if number else 1.0
 
 
 def check_made_from(found: dict[str, object], wanted: MadeFrom, folder: str) -> None:

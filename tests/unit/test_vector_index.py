@@ -54,6 +54,20 @@ def test_exact_equals_brute_force(monkeypatch, block):
     assert scores.dtype == np.float32
 
 
+def test_equal_vectors_stand_for_one_another():
+    """A catalogue of variants with one text each is searched in few lists, and none is worse."""
+    distinct = clustered(400, 0)
+    vectors = np.repeat(distinct, 20, 0)
+    index = VectorIndex.build(vectors, None, IndexOptions(exact_up_to=100, recall=0.95))
+    assert index.measured.recall is not None
+    assert index.measured.recall >= 0.95
+    assert index.measured.probes <= len(index.shards[0].centres) // 4
+    queries = distinct[:50]
+    scores, best = index.search(queries, 10)[1], brute(vectors, queries, 10)[1]
+    assert (scores >= best - 1e-5).mean() > 0.95
+    assert index.recall(queries, 10) > 0.95
+
+
 def test_shards_equal_one():
     """Exact shards of slices, built apart and sent to another process, find what one finds."""
     whole = VectorIndex.build(ITEMS)
