@@ -16,7 +16,7 @@ from mtrec_ray.data.prepared import PreparedScenario, load_prepared
 from mtrec_ray.evaluation.blend import Blend, Judged, fit_blend
 from mtrec_ray.progress import Log
 from mtrec_ray.project.depends_on import Fields
-from mtrec_ray.project.project import Project
+from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import result_of, task_of
 from mtrec_ray.stages.finetuning.chosen_model import model_kind, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun
@@ -72,7 +72,7 @@ def ensure_opinions(
     missing = [one for one in asked if one.blends is None]
     if missing:
         log("scoring valid, to weigh the trees beside the network")
-        fit_blends(joint_run, missing, trees, project)
+        fit_blends(joint_run, missing, trees, project.run)
     found: dict[str, dict[str, SecondOpinion]] = {folder: {} for folder in models}
     for one in asked:
         blends = {task: Blend(**tree) for task, tree in (one.blends or {}).items()}
@@ -149,10 +149,7 @@ def fit_scenario_trees(
 
 
 def fit_blends(
-    joint_run: JointRun,
-    asked: Sequence[Asked],
-    trees: Mapping[str, SecondOpinion],
-    project: Project,
+    joint_run: JointRun, asked: Sequence[Asked], trees: Mapping[str, SecondOpinion], run: Run
 ) -> None:
     """Fits the weights of each model and its trees on the half of valid that is for it."""
     fitting = joint_run.run.trees.part(FITTING).folder
@@ -161,7 +158,7 @@ def fit_blends(
     for one in asked:
         models.setdefault(storage.join(fitting, model_kind(one.model)), {})[one.name] = one.model
     opinions = {folder: {name: trees[name] for name in own} for folder, own in models.items()}
-    predict_split(models, project.run, "valid", opinions)
+    predict_split(models, run, "valid", opinions)
     for one in asked:
         folder = storage.join(fitting, model_kind(one.model))
         one.stage.start_anew(one.made_from)
