@@ -142,10 +142,9 @@ def train_model(training: TrainingRun) -> Record:
     Raises:
         ProjectError: too many steps without a finite loss.
     """
-    folder = training.stage.folder
     if training.in_process:
         return train_in_task(training)
-    mend_snapshot(folder)
+    mend_snapshot(training.stage.folder)
     with open_channel(training.log) as sender:
         result = build_trainer(training, sender).fit()
     if result.error:
@@ -153,7 +152,7 @@ def train_model(training: TrainingRun) -> Record:
     summary = dict(result.return_value or {})
     if "refused" in summary:
         raise ProjectError([summary["refused"]])
-    keep_best(result, folder)
+    keep_best(result, training.stage.folder)
     return training.stage.finish(summary)
 
 
