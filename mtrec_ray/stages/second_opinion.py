@@ -116,8 +116,8 @@ def ensure_trees(
     """Returns each scenario's trees, fitted side by side where they are not there yet."""
     distinct = dict.fromkeys(models.values())
     vectors = {model: ray.put(ensure_vectors(model)) for model in distinct}
-    read, fit = (task_of(f, project.run, gpu=f is pretrained_texts) for f in (
-        pretrained_texts, fit_scenario_trees))  # fmt: skip
+    read = task_of(pretrained_texts, project.run)
+    fit = task_of(fit_scenario_trees, project.run, gpu=False)
     found, waiting = {}, {}
     for name, model in models.items():
         stage, made_from = trees_stage(joint_run, name), trees_depend_on(joint_run, name, project)
