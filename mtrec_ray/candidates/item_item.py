@@ -5,11 +5,12 @@ Both read a matrix of who took what, and score an item by the user's own items.
 Letters: U users, m items as input, n items as output, B users who ask.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csc_array, csr_array, vstack
+from scipy.sparse import csc_array, csr_array, csr_matrix, vstack
 
 from mtrec_ray.data.arrays import Float32s, Ints
 
@@ -18,6 +19,7 @@ SHRINKAGE = 10.0  # added to a cosine's denominator: few common users prove litt
 RIDGE = 200.0  # of EASE
 EASE_ITEMS = 8192  # at most, the most frequent: its matrix is dense
 ITEMS_PER_BLOCK = 2048
+PAIRS_PER_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class ItemKnn:
     def scores(self, taken: csr_array) -> csr_array:
         """Returns f32[B, n] for what users took, f32[B, m]."""
         return csr_array(taken @ self.weights)
+
+    def of_pairs(self, taken: csr_array, user: Ints, item: Ints) -> Float32s:
+        """Returns f32[M], the scores of pairs."""
+        weights = csr_matrix(self.weights)  # whose single entries are read without a loop
+        return sums_over_taken(taken, user, item, lambda own, other: entries(weights, own, other))
 
 
 def cosines(common: csr_array, block: Ints, count: NDArray[np.float32]) -> csr_array:
@@ -106,6 +113,51 @@ class Ease:
     def scores(self, taken: csr_array) -> Float32s:
         """Returns f32[B, outputs] for what users took, f32[B, m]."""
         return np.asarray(csc_array(taken)[:, self.inputs] @ self.weights, np.float32)
+
+    def of_pairs(self, taken: csr_array, user: Ints, item: Ints) -> Float32s:
+        """Returns f32[M], the scores of pairs; 0 for items that it does not know."""
+        place = places(self.outputs, item)
+        of_inputs = csr_array(csc_array(taken)[:, self.inputs])
+        known = place >= 0
+        found = np.zeros(len(item), np.float32)
+        found[known] = sums_over_taken(
+            of_inputs, user[known], place[known], lambda own, other: self.weights[own, other]
+        )
+        return found
+
+
+def sums_over_taken(
+    taken: csr_array, user: Ints, item: Ints, weights: Callable[[Ints, Ints], Float32s]
+) -> Float32s:
+    """Returns f32[M]: for each pair the sum of weights from all that the user took to the item.
+
+    `weights` gives f32[.] for items as input and as output; `taken` f32[B, m] multiplies them.
+    """
+    start = np.asarray(taken.indptr, np.int64)
+    found = np.zeros(len(item), np.float32)
+    for first in range(0, len(item), PAIRS_PER_BLOCK):
+        users, items = user[first : first + PAIRS_PER_BLOCK], item[first : first + PAIRS_PER_BLOCK]
+        size = start[users + 1] - start[users]
+        pair = np.repeat(np.arange(len(users)), size)
+        place = np.arange(len(pair)) - np.repeat(np.cumsum(size) - size - start[users], size)
+        values = weights(taken.indices[place], items[pair]) * taken.data[place]
+        found[first : first + len(users)] = np.bincount(pair, values, len(users))
+    return found
+
+
+def entries(matrix: csr_matrix, row: Ints, column: Ints) -> Float32s:
+    """Returns f32[M]: some entries of a sparse matrix."""
+    if not len(row):
+        return np.zeros(0, np.float32)
+    return np.asarray(matrix[row, column], np.float32).ravel()
+
+
+def places(values: Ints, wanted: Ints) -> Ints:
+    """Returns i64[M]: where numbers stand among sorted values; -1 where they do not."""
+    if not len(values):
+        return np.full(len(wanted), -1)
+    place = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    return np.where(values[place] == wanted, place, -1)
 
 
 def ease_weights(taken: csc_array) -> Float32s:

@@ -38,7 +38,7 @@ class TotalPopularity:
     def scores(self, num_users: int) -> OrderScores:
         """Returns what users are told."""
         moment = np.zeros(num_users, np.int64)
-        return OrderScores([self.order], moment, lambda user, item: self.values[item])
+        return OrderScores(lambda _: self.order, moment, lambda user, item: self.values[item])
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,13 @@ class RecentPopularity:
         distinct, place = np.unique(moments, return_inverse=True)
         low = np.searchsorted(self.time, distinct - days * DAY_MS)
         high = np.searchsorted(self.time, distinct)
-        orders = [self.order(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+
+        def order_of(moment: int) -> Ints:
+            return self.order(int(low[moment]), int(high[moment]))
+
         if len(distinct) == 1:  # as in a job: the rows of all items are counted once
             values = self.values(int(low[0]), int(high[0]))
-            return OrderScores(orders, place, lambda _, item: values[item])
+            return OrderScores(order_of, place, lambda _, item: values[item])
 
         def of_pairs(user: Ints, item: Ints) -> Float32s:
             start = item * (len(self.item) + 1)
@@ -96,7 +99,7 @@ class RecentPopularity:
             last = np.searchsorted(self.keys, start + high[place[user]])
             return np.log1p(last - first).astype(np.float32)
 
-        return OrderScores(orders, place, of_pairs)
+        return OrderScores(order_of, place, of_pairs)
 
     def order(self, low: int, high: int) -> Ints:
         """Returns the items of some rows, the most frequent first."""
@@ -148,4 +151,4 @@ class Newness:
             hours = (moments[user] - then) / HOUR_MS
             return np.where(hours < 0, -np.inf, -np.log1p(hours.clip(min=0))).astype(np.float32)
 
-        return OrderScores([self.order[start:] for start in starts.tolist()], place, of_pairs)
+        return OrderScores(lambda moment: self.order[int(starts[moment]) :], place, of_pairs)

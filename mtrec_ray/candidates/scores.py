@@ -7,7 +7,7 @@ h items of a history.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -20,6 +20,7 @@ from mtrec_ray.candidates.search_index import SearchIndex
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 
 LATEST = 5  # items of a history whose neighbours are candidates
+FEW = 16  # pairs of a user whose vectors are multiplied one by one
 
 
 @dataclass(frozen=True)
@@ -174,23 +175,54 @@ class SparseScores:
 
 
 @dataclass(frozen=True)
+class PairScores:
+    """Scores that are made for all items, or for few pairs one by one.
+
+    Attributes:
+        whole: makes the scores of all items.
+        of_pairs: the scores f32[M] of pairs.
+        num_users: B. few: so many pairs of a user are better made one by one.
+    """
+
+    whole: Callable[[], Scores]
+    of_pairs: Callable[[Ints, Ints], Float32s]
+    num_users: int
+    few: int
+
+    @cached_property
+    def made(self) -> Scores:
+        """The scores of all items, made once."""
+        return self.whole()
+
+    def best(self, num: int, hidden: Hidden) -> Ints:
+        """Returns i64[B, q]."""
+        return self.made.best(num, hidden)
+
+    def at(self, user: Ints, item: Ints) -> Float32s:
+        """Returns f32[M]."""
+        if len(item) <= self.few * self.num_users:
+            return self.of_pairs(user, item)
+        return self.made.at(user, item)
+
+
+@dataclass(frozen=True)
 class OrderScores:
     """Scores that are the same for all who ask at a moment.
 
     Attributes:
-        orders: items, best first, of each moment. moment: i64[B], which one is the user's.
+        order_of: the items of a moment, best first. moment: i64[B], the number of the user's.
         of_pairs: the scores of pairs of a user and an item.
     """
 
-    orders: Sequence[Ints]
+    order_of: Callable[[int], Ints]
     moment: Ints
     of_pairs: Callable[[Ints, Ints], Float32s]
 
     def best(self, num: int, hidden: Hidden) -> Ints:
         """Returns i64[B, q]."""
         found = np.full((len(self.moment), num), -1)
-        for number, order in enumerate(self.orders):
-            users = np.flatnonzero(self.moment == number)
+        for number in np.unique(self.moment).tolist():
+            users, order = np.flatnonzero(self.moment == number), self.order_of(number)
             found[users] = first_of_order(order[hidden.allowed[order]], users, num, hidden)
         return found
 
@@ -222,6 +254,8 @@ class VectorScores:
 
     def at(self, user: Ints, item: Ints) -> Float32s:
         """Returns f32[M]."""
+        if len(item) <= FEW * len(self.users):
+            return np.einsum("md,md->m", self.items[item], self.users[user])
         found = np.zeros(len(item), np.float32)
         for number, own in slices_by_user(user, len(self.users)):
             found[own] = self.items[item[own]] @ self.users[number]

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from mtrec_ray.candidates.crowd import Asked, Crowd
-from mtrec_ray.candidates.item_item import Ease, ItemKnn
+from mtrec_ray.candidates.item_item import NEIGHBOURS, Ease, ItemKnn
 from mtrec_ray.candidates.popularity import (
     WINDOW_DAYS,
     Newness,
@@ -33,6 +33,7 @@ from mtrec_ray.candidates.popularity import (
 from mtrec_ray.candidates.scores import (
     Hidden,
     NearestScores,
+    PairScores,
     Scores,
     SparseScores,
     TableScores,
@@ -129,15 +130,17 @@ def fit_sources(
     of_crowd: Taken | None = None,
     counted: int = END,
     allowed: Bools | None = None,
+    own: Taken | None = None,
 ) -> Sources:
     """Returns a scenario's sources, fitted on the splits before `split`.
 
-    `of_crowd` is the fit of all items of a crowd with several scenarios. The last days count rows
-    of the splits before `counted`: with `statistics: frozen` those of train alone. `allowed`
-    bool[n]: the items that anybody may be shown; by default all.
+    `own` is the fit of its items, by default made here; `of_crowd` is the fit of all items of a
+    crowd with several scenarios. The last days count rows of the splits before `counted`: with
+    `statistics: frozen` those of train alone. `allowed` bool[n]: the items that anybody may be
+    shown; by default all.
     """
     found = popularity_sources(crowd, name, split, published, counted)
-    found |= own_sources(Taken.fit(crowd.only(name), split))
+    found |= own_sources(own or Taken.fit(crowd.only(name), split))
     found |= text_sources(texts.vectors[name], texts.index)
     if of_crowd is not None:
         found |= crowd_sources(of_crowd.only(crowd.columns[name]), texts, name)
@@ -176,8 +179,8 @@ def times_of(asked: Asked) -> Ints:
 def own_sources(taken: Taken) -> dict[str, Source]:
     """Returns the sources from what a user took in the scenario itself."""
     return {
-        "item_knn": lambda asked: SparseScores(taken.knn.scores(asked.taken)),
-        "item_knn_recent": lambda asked: SparseScores(taken.knn.scores(asked.recent)),
+        "item_knn": lambda asked: knn_scores(taken.knn, asked.taken),
+        "item_knn_recent": lambda asked: knn_scores(taken.knn, asked.recent),
         "ease": lambda asked: ease_scores(taken.ease, asked.taken),
     }
 
@@ -194,7 +197,7 @@ def crowd_sources(taken: Taken, texts: Texts, name: str) -> dict[str, Source]:
     """Returns the sources from what a user took in any scenario of the crowd."""
     everything, vectors = texts.everything, texts.vectors[name]
     return {
-        "crowd_knn": lambda asked: SparseScores(taken.knn.scores(asked.taken_anywhere)),
+        "crowd_knn": lambda asked: knn_scores(taken.knn, asked.taken_anywhere),
         "crowd_ease": lambda asked: ease_scores(taken.ease, asked.taken_anywhere),
         "crowd_text": lambda asked: VectorScores(
             mean_of(everything, asked.taken_anywhere), vectors, texts.index
@@ -202,9 +205,24 @@ def crowd_sources(taken: Taken, texts: Texts, name: str) -> dict[str, Source]:
     }
 
 
-def ease_scores(ease: Ease, taken: csr_array) -> TableScores:
+def knn_scores(knn: ItemKnn, taken: csr_array) -> PairScores:
+    """Returns the scores of the neighbours of what users took f32[B, m]."""
+    return PairScores(
+        lambda: SparseScores(knn.scores(taken)),
+        lambda user, item: knn.of_pairs(taken, user, item),
+        num_users=taken.shape[0],
+        few=NEIGHBOURS // 4,
+    )
+
+
+def ease_scores(ease: Ease, taken: csr_array) -> PairScores:
     """Returns the scores of the items that EASE knows, for users who took f32[B, m]."""
-    return TableScores(ease.scores(taken), ease.outputs, least=0.0)
+    return PairScores(
+        lambda: TableScores(ease.scores(taken), ease.outputs, least=0.0),
+        lambda user, item: ease.of_pairs(taken, user, item),
+        num_users=taken.shape[0],
+        few=len(ease.outputs) // 16,
+    )
 
 
 def mean_text(vectors: Float32s, history: Ints) -> Float32s:

@@ -1,93 +1,119 @@
-"""Two opinions of a row, blended by weights that are fitted on rows neither was fitted on.
+"""Opinions and scores of a row, blended by weights that are fitted on rows none was fitted on.
 
-The blend of two probabilities is a logistic regression on their log odds, that of two numbers a
-linear regression. A ridge draws both weights to a half, and neither is negative. It is used where
-it is better than the first opinion alone on users that its weights were not fitted on, by more than
-chance gives in nine of ten cases.
+The network is the first opinion, boosted trees are a second one. Beside them stand scores that are
+no opinions of the label, but may tell of it: those of the sources of candidates.
 
-Letters: N rows.
+The blend of probabilities is a logistic regression on their log odds, that of numbers a linear
+regression. A ridge draws the weights of opinions to equal shares, those of scores to 0; no opinion
+has a negative weight. First the opinions are blended, then all: each step is kept where it is
+better than the one before, on users that its weights were not fitted on, by more than chance gives
+in nine of ten cases.
+
+Letters: N rows, P opinions and scores.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mtrec_ray.data.arrays import Bools, Floats, Ints
 from mtrec_ray.data.columns import hash_ints
 
+OPINIONS = ("network", "trees")  # of the label itself; other names are those of scores
 FOLDS = 5
 LEAST_PROBABILITY = 1e-6
-RIDGE = 10.0  # rows' worth of pull of each weight to a half
+RIDGE = 10.0  # rows' worth of pull of an opinion's weight
+SCORE_RIDGE = 3.0  # of a score's
 BEYOND_CHANCE = 1.28  # standard errors: the normal distribution's ninth tenth
+
+Said = dict[str, Floats]
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Weights of two opinions, and a constant.
+    """Weights of opinions and scores by their names, and a constant.
 
     Attributes:
-        gain: mean loss of the first opinion less that of the blend, on users left out of the fit;
+        gain: mean loss of the network less that of the blend, on users left out of the fit;
             `error`: its standard error over users.
     """
 
     kind: str
-    first: float
-    second: float
+    weights: Mapping[str, float]
     constant: float
     gain: float = 0.0
     error: float = 0.0
 
-    def of(self, first: Floats, second: Floats) -> Floats:
+    def of(self, said: Said) -> Floats:
         """Returns f64[N]: the blended opinion."""
-        if self.kind == "regression":
-            return self.first * first + self.second * second + self.constant
-        score = self.first * log_odds(first) + self.second * log_odds(second) + self.constant
-        return 1 / (1 + np.exp(-score))
-
-    @property
-    def pays(self) -> bool:
-        """Whether the blend is better than the first opinion alone."""
-        return self.gain > BEYOND_CHANCE * self.error
+        score = sum(w * read(self.kind, name, said[name]) for name, w in self.weights.items())
+        score = np.asarray(score + self.constant)
+        return score if self.kind == "regression" else 1 / (1 + np.exp(-score))
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Rows with two opinions of a label: f64[N] each, and i64[N] the rows' users."""
+    """Rows with what is said of a label: f64[N] by name and the label, and i64[N] their users."""
 
-    first: Floats
-    second: Floats
+    said: Said
     label: Floats
     user: Ints
 
-    def take(self, rows: Bools) -> "Judged":
+    def take(self, rows: Bools | Ints) -> "Judged":
         """Returns some of the rows."""
-        return Judged(self.first[rows], self.second[rows], self.label[rows], self.user[rows])
+        said = {name: values[rows] for name, values in self.said.items()}
+        return Judged(said, self.label[rows], self.user[rows])
 
 
 def fit_blend(kind: str, rows: Judged) -> Blend | None:
-    """Returns the blend of two opinions; None where the rows cannot tell (labels all equal)."""
+    """Returns the blend that pays; None where none does, or the labels are all equal."""
+    first = best = losses(kind, rows.label, rows.said["network"])
+    chosen = None
+    for names in steps(rows.said):
+        blended = left_out(kind, names, rows)
+        if blended is None:
+            return None
+        loss = losses(kind, rows.label, blended)
+        gain, error = mean_by_user(best - loss, rows.user)
+        if gain > BEYOND_CHANCE * error:
+            gain, error = mean_by_user(first - loss, rows.user)
+            chosen = replace(weights_of(kind, names, rows), gain=gain, error=error)
+            best = loss
+    return chosen
+
+
+def steps(said: Said) -> list[list[str]]:
+    """Returns the names of what is blended, step by step."""
+    opinions = [name for name in OPINIONS if name in said]
+    scores = [name for name in said if name not in OPINIONS]
+    return ([opinions] if len(opinions) > 1 else []) + ([opinions + scores] if scores else [])
+
+
+def left_out(kind: str, names: Sequence[str], rows: Judged) -> Floats | None:
+    """Returns f64[N]: the blend of each fold of users by the weights of the others."""
     fold = (hash_ints(rows.user, 11) % np.uint64(FOLDS)).astype(np.int64)
     blended = np.full(len(rows.label), np.nan)
     for number in range(FOLDS):
         others, own = rows.take(fold != number), fold == number
         if not len(others.label) or others.label.min() == others.label.max():
             return None
-        found = weights_of(kind, others)
-        blended[own] = found.of(rows.first[own], rows.second[own])
-    gains = losses(kind, rows.label, rows.first) - losses(kind, rows.label, blended)
-    whole = weights_of(kind, rows)
-    gain, error = mean_by_user(gains, rows.user)
-    return Blend(kind, whole.first, whole.second, whole.constant, gain, error)
+        blended[own] = weights_of(kind, names, others).of(rows.take(own).said)
+    return blended
 
 
-def weights_of(kind: str, rows: Judged) -> Blend:
-    """Returns the weights with the lowest loss plus ridge."""
+def weights_of(kind: str, names: Sequence[str], rows: Judged) -> Blend:
+    """Returns the weights with the lowest loss plus ridge; scores weigh by their spread."""
     from scipy.optimize import minimize
 
-    read = log_odds if kind == "binary" else np.asarray
-    x = np.stack([read(rows.first), read(rows.second), np.ones(len(rows.label))], 1)
+    x = np.stack([read(kind, name, rows.said[name]) for name in names], 1)
+    of_opinions = np.array([name in OPINIONS for name in names])
+    middle = np.where(of_opinions, 0, x.mean(0))
+    scale = np.where(of_opinions, 1, np.maximum(x.std(0), 1e-9))
+    x = np.column_stack([(x - middle) / scale, np.ones(len(x))])
     spread = float(rows.label.var()) if kind == "regression" else 1.0
-    y, half = rows.label, np.array([0.5, 0.5])
+    y, wanted = rows.label, of_opinions / of_opinions.sum()
+    ridge = np.where(of_opinions, RIDGE, SCORE_RIDGE)
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         score = x @ weights
@@ -97,13 +123,22 @@ def weights_of(kind: str, rows: Judged) -> Blend:
         else:
             value = float(((score - y) ** 2).sum() / (2 * spread))
             slope = x.T @ (score - y) / spread
-        pull = weights[:2] - half
-        return value + RIDGE * float(pull @ pull), slope + 2 * RIDGE * np.append(pull, 0)
+        pull = weights[:-1] - wanted
+        return value + float(ridge @ pull**2), slope + 2 * np.append(ridge * pull, 0)
 
-    bounds = [(0, None), (0, None), (None, None)]
-    found = minimize(loss, np.array([0.5, 0.5, 0]), jac=True, method="L-BFGS-B", bounds=bounds)
-    first, second, constant = (float(value) for value in found.x)
-    return Blend(kind, first, second, constant)
+    bounds = [(0 if opinion else None, None) for opinion in of_opinions] + [(None, None)]
+    start = np.append(wanted, 0)
+    found = np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+    weights = found[:-1] / scale
+    constant = float(found[-1] - weights @ middle)
+    return Blend(kind, dict(zip(names, weights.tolist(), strict=True)), constant)
+
+
+def read(kind: str, name: str, values: Floats) -> Floats:
+    """Returns f64[N]: what is weighed of an opinion or a score; one that is missing says 0."""
+    if name in OPINIONS and kind == "binary":
+        return log_odds(values)
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def log_odds(probability: Floats) -> Floats:

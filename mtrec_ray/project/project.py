@@ -11,7 +11,7 @@ from mtrec_ray.project.base import Name, Section, Share, check_workers, split_qu
 from mtrec_ray.project.model import Model
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
-from mtrec_ray.project.training import Finetune, Training, Trees
+from mtrec_ray.project.training import Finetune, Opinions, Training
 
 Named = TypeVar("Named")
 
@@ -160,7 +160,9 @@ class Project(Section):
     scenarios: dict[Name, Scenario] = Field(min_length=1, description="Scenarios by name.")
     model: Model = Field(default=Model(), description="The network.")
     training: Training = Field(default=Training(), description="Optimisation of the joint model.")
-    trees: Trees = Field(default=Trees(), description="Boosted trees beside the network.")
+    opinions: Opinions = Field(
+        default=Opinions(), description="What stands beside the network in an evaluation."
+    )
     search: Search = Field(default=Search(), description="What the tune stage tries.")
     finetune: Finetune = Field(default=Finetune(), description="Fine-tuning of each scenario.")
     evaluation: Evaluation = Field(default=Evaluation(), description="Scores and predictions.")

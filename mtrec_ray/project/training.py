@@ -36,16 +36,20 @@ class Teacher(Section):
     )
 
 
-class Trees(Section):
-    """Gradient-boosted trees beside the network, whose opinion of a row is blended with its own.
+class Opinions(Section):
+    """What is said of a row beside the network, and is blended with its own opinion.
 
-    Only where that is better on users of valid on whom nothing was fitted.
+    Task by task, and only where that is better on users of valid on whom nothing was fitted.
     """
 
-    blend: bool = Field(
+    trees: bool = Field(
         default=True,
-        description="Evaluation blends the trees' predictions with the network's, task by task, "
-        "where that is better on valid.",
+        description="Boosted trees on the prepared columns give a second opinion in evaluation.",
+    )
+    sources: bool = Field(
+        default=True,
+        description="The sources of candidates (neighbours, EASE, popularity, texts; of all "
+        "scenarios with the same people) say what they hold of a row in evaluation.",
     )
     rows: PositiveInt = Field(
         default=300_000, description="Rows of a scenario that the trees are fitted on, at most."
@@ -54,6 +58,11 @@ class Trees(Section):
     least_labels: PositiveInt = Field(
         default=300, description="A task with fewer labels of its rarer class has no trees."
     )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything stands beside the network."""
+        return self.trees or self.sources
 
 
 class Training(Section):

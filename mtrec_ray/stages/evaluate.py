@@ -1,5 +1,6 @@
 """The evaluate stage: predictions of the test split as Parquet, and metrics of them."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +25,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, joint_for_use, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
-from mtrec_ray.stages.list_inputs import collect_inputs
+from mtrec_ray.stages.list_inputs import ListInputs, collect_inputs
 from mtrec_ray.stages.list_model import ensure_list_model
 from mtrec_ray.stages.lists import measure_lists
 from mtrec_ray.stages.predictions import ModelByScenario, predict_split, read_predictions
@@ -38,7 +39,7 @@ OF_NETWORK = ("auc", "gauc", "ne", "rmse")  # metrics that the network has alone
 def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
     """Returns metrics of each task, and those of the item's past rate as `popularity_*`.
 
-    Where trees have a say, those of the network alone are `network_*`.
+    Where others stand beside the network, its metrics alone are `network_*`.
     """
     rows = read_predictions(folder, facts.name, len(facts.tasks))
     metrics = task_metrics(facts, rows["person"], rows["label"], rows["score"])
@@ -129,7 +130,7 @@ def evaluation_depends_on(joint_run: JointRun, models: ModelByScenario, project:
         "models": {name: version(joint_run, name, model) for name, model in models.items()},
         "evaluation": project.evaluation.model_dump(mode="json"),
         "recommend": recommend,
-        "trees": project.trees.model_dump(mode="json"),
+        "opinions": project.opinions.model_dump(mode="json"),
     }
 
 
@@ -145,7 +146,9 @@ def measure_models(
     asked = {predictions: models}
     if tuned:
         asked[joint] = dict.fromkeys(tuned, joint_for_use(joint_run, project))
-    opinions = ensure_opinions(joint_run, asked, project, log)
+    ranked = project.model.layout != "pair" and project.recommend.ranking_users > 0
+    inputs = collect_inputs(models, project) if ranked or project.opinions.sources else {}
+    opinions = ensure_opinions(joint_run, asked, inputs, project, log)
     predict_split(asked, project.run, opinions=opinions)
     metrics = {n: measure_predictions(predictions, f) for n, f in scenarios.items()}
     blends = {
@@ -161,7 +164,7 @@ def measure_models(
         name: details(predictions, facts, joint_run.data(name).catalogue(name).known)
         for name, facts in scenarios.items()
     }
-    ranking = rank(joint_run, models, project, log)
+    ranking = rank(joint_run, models, inputs, project, log) if ranked else {}
     return {
         "metrics": metrics,
         "joint_metrics": joint_metrics,
@@ -174,12 +177,13 @@ def measure_models(
 
 
 def rank(
-    joint_run: JointRun, models: ModelByScenario, project: Project, log: Log
+    joint_run: JointRun,
+    models: ModelByScenario,
+    inputs: Mapping[str, ListInputs],
+    project: Project,
+    log: Log,
 ) -> dict[str, Any]:
-    """Returns how good lists over the catalogue are; empty where none are asked for."""
-    if project.model.layout == "pair" or not project.recommend.ranking_users:
-        return {}
-    inputs = collect_inputs(models, project)
+    """Returns how good lists over the catalogue are."""
     model = ensure_list_model(joint_run, models, inputs, project, log)
     log("recall and NDCG of lists over the catalogue")
     return measure_lists(inputs, model, project)

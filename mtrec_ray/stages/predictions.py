@@ -1,7 +1,8 @@
 """Predictions of the rows of a split, by Ray Data actors, as Parquet.
 
-A row has its label, score and popularity by task. Where boosted trees have a say, the score is the
-blend of both, and `network` and `trees` are what each of them says.
+A row has its label, score and popularity by task. Where others stand beside the network, the score
+is the blend, `network` and `trees` are what each of them says by task, and `source.NAME` is what a
+source of candidates says of the row.
 """
 
 from collections.abc import Mapping
@@ -14,40 +15,90 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
+from mtrec_ray.candidates.sources import Sources
 from mtrec_ray.data import storage
-from mtrec_ray.data.arrays import Float32s
+from mtrec_ray.data.arrays import Float32s, Floats
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.data.shards import Arrays, read_rows
-from mtrec_ray.evaluation.blend import Blend
+from mtrec_ray.evaluation.blend import OPINIONS, Blend
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.project import Run
+from mtrec_ray.stages.row_sources import RowSources, scores_of_rows, with_logarithms
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 from mtrec_ray.training.item_vectors import ItemVectors
 from mtrec_ray.training.second_opinion import TreeModel, load_tree_model
 from mtrec_ray.training.validation import SCORING_BATCH_ROWS, score_rows
 
 ModelByScenario = Mapping[str, TrainedModel]
-OPINIONS = ("network", "trees")  # columns that are there where trees have a say
+SOURCE = "source."  # before a source's name, in the name of its column
 
 
 @dataclass(frozen=True)
 class SecondOpinion:
-    """Trees beside a model of a scenario; it travels.
+    """What stands beside a model of a scenario; it travels.
 
     Attributes:
-        trees: folder of the scenario's trees.
+        trees: folder of the scenario's trees; None without them.
         texts: f32[n, D], a handle of the texts that their columns rest on.
+        sources: those that say what they hold of a row.
         blends: by task; a task without one is the network's alone.
     """
 
-    trees: str
-    texts: ray.ObjectRef
+    trees: str | None = None
+    texts: ray.ObjectRef | None = None
+    sources: RowSources | None = None
     blends: Mapping[str, Blend] = field(default_factory=dict)
 
 
 # By the folder of predictions, then by scenario.
-Opinions = Mapping[str, Mapping[str, SecondOpinion]]
-NO_OPINIONS: Opinions = {}
+OpinionsByFolder = Mapping[str, Mapping[str, SecondOpinion]]
+NO_OPINIONS: OpinionsByFolder = {}
+
+
+@dataclass
+class Beside:
+    """A second opinion, opened: its trees and sources, where it has them."""
+
+    opinion: SecondOpinion
+    facts: PreparedScenario
+    trees: TreeModel | None
+    sources: Sources | None
+    timed: bool
+
+    @classmethod
+    def open(cls, opinion: SecondOpinion, model: TrainedModel, name: str) -> "Beside":
+        """Returns what stands beside a model of a scenario."""
+        prepared, trees, sources = model.open_prepared(), None, None
+        if opinion.trees is not None and opinion.texts is not None:
+            trees = load_tree_model(prepared, name, ray.get(opinion.texts), opinion.trees)
+        if opinion.sources is not None:
+            sources = opinion.sources.open()
+        timed = model.project.scenarios[name].events.time is not None
+        return cls(opinion, prepared.scenarios[name], trees, sources, timed)
+
+    def values(self, rows: Arrays, network: Float32s) -> dict[str, Float32s]:
+        """Returns f32[N, T] or f32[N] by column: the blended score, and what it is made from."""
+        said: dict[str, Float32s] = {"network": network}
+        if self.trees is not None:
+            trees = self.trees.predict(rows)
+            none = np.full(len(network), np.nan, np.float32)
+            said["trees"] = np.stack([trees.get(task, none) for task in self.facts.tasks], 1)
+        if self.sources is not None:
+            of_rows = scores_of_rows(self.sources, rows, timed=self.timed)
+            said |= {SOURCE + name: scores for name, scores in of_rows.items()}
+        score = network.copy()
+        for i, task in enumerate(self.facts.tasks):
+            if task in self.opinion.blends:
+                score[:, i] = self.opinion.blends[task].of(said_of_task(said, i))
+        return {"score": score, **said}
+
+
+def said_of_task(columns: Mapping[str, np.ndarray], task: int) -> dict[str, Floats]:
+    """Returns f64[N] by name: what was said of a task, from columns of predictions."""
+    opinions = {name: columns[name][:, task] for name in OPINIONS if name in columns}
+    scores = {k.removeprefix(SOURCE): v for k, v in columns.items() if k.startswith(SOURCE)}
+    said = {name: values.astype(np.float64) for name, values in (opinions | scores).items()}
+    return with_logarithms(said)
 
 
 class Predictor:
@@ -57,12 +108,12 @@ class Predictor:
         self,
         models: Mapping[str, ModelByScenario],
         vectors: Mapping[TrainedModel, ray.ObjectRef],
-        opinions: Opinions = NO_OPINIONS,
+        opinions: OpinionsByFolder = NO_OPINIONS,
     ) -> None:
         """`models`: by the folder of their predictions."""
         self.models, self.vectors, self.opinions = models, vectors, opinions
         self.loaded: dict[TrainedModel, tuple[Recommender, ItemVectors]] = {}
-        self.trees: dict[str, TreeModel] = {}
+        self.beside: dict[tuple[str, str], Beside] = {}
 
     def load(self, trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
         """Returns a model; one that serves several scenarios is loaded once."""
@@ -72,51 +123,34 @@ class Predictor:
             )
         return self.loaded[trained_model]
 
-    def load_trees(self, own: SecondOpinion, model: TrainedModel, name: str) -> TreeModel:
-        """Returns a scenario's trees, read once."""
-        if own.trees not in self.trees:
-            texts: Float32s = ray.get(own.texts)
-            self.trees[own.trees] = load_tree_model(model.open_prepared(), name, texts, own.trees)
-        return self.trees[own.trees]
+    def load_beside(self, folder: str, name: str) -> Beside | None:
+        """Returns what stands beside the model of a folder, opened once; None if nothing does."""
+        opinion = self.opinions.get(folder, {}).get(name)
+        if opinion is not None and (folder, name) not in self.beside:
+            self.beside[folder, name] = Beside.open(opinion, self.models[folder][name], name)
+        return self.beside.get((folder, name))
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """Write the predictions of a shard: row, user, item; label, score, popularity by task."""
+        """Write the predictions of a shard."""
         folder, name, path = shard["folder"], shard["scenario"], shard["path"]
         trained_model = self.models[folder][name]
         model, vectors = self.load(trained_model)
-        own = self.opinions.get(folder, {}).get(name)
-        trees = None if own is None else self.load_trees(own, trained_model, name)
+        beside = self.load_beside(folder, name)
         source = storage.join(trained_model.prepared, path)
         batches = read_rows([source], SCORING_BATCH_ROWS, 0, shard["rows"])
         tables = []
         for arrays, scores in score_rows(model, vectors, name, batches):
-            values = {"score": scores}
-            if own is not None and trees is not None:
-                values = with_trees(model.facts[name], own, trees.predict(arrays), scores)
+            values = {"score": scores} if beside is None else beside.values(arrays, scores)
             tables.append(prediction_table(model.facts[name], arrays, values))
         out = storage.join(folder, name, Path(path).name)
         storage.write_table(out, pa.concat_tables(tables))
         return {"path": out}
 
 
-def with_trees(
-    facts: PreparedScenario, own: SecondOpinion, trees: Mapping[str, Float32s], network: Float32s
-) -> dict[str, Float32s]:
-    """Returns f32[N, T] by name: the blended score, and what network and trees say (NaN: none)."""
-    score, said = network.copy(), np.full_like(network, np.nan)
-    for i, task in enumerate(facts.tasks):
-        if task in trees:
-            said[:, i] = trees[task]
-        if task in trees and task in own.blends:
-            pair = (values.astype(np.float64) for values in (network[:, i], trees[task]))
-            score[:, i] = own.blends[task].of(*pair)
-    return {"score": score, "network": network, "trees": said}
-
-
 def prediction_table(
     facts: PreparedScenario, arrays: Arrays, values: Mapping[str, Float32s]
 ) -> pa.Table:
-    """Returns the predictions of a block as it is written to Parquet: `values` f32[N, T]."""
+    """Returns the predictions of a block as it is written to Parquet: f32[N, T] or f32[N]."""
     columns: dict[str, Any] = {c: arrays[c] for c in ("row", "user", "person", "item")}
     columns["scenario"] = pa.array([facts.name] * len(arrays["row"]))
     width = max(len(facts.tasks), 1)
@@ -127,6 +161,9 @@ def prediction_table(
     every = {"label": arrays["labels"], **values, "popularity": popularity}
     for key, matrix in every.items():
         flat = pa.array(matrix.astype(np.float32).ravel())
+        if matrix.ndim == 1:
+            columns[key] = flat
+            continue
         columns[key] = pa.ListArray.from_arrays(
             np.arange(0, len(flat) + 1, width, dtype=np.int32), flat
         )
@@ -137,7 +174,7 @@ def predict_split(
     models: Mapping[str, ModelByScenario],
     run: Run,
     split: str = "test",
-    opinions: Opinions = NO_OPINIONS,
+    opinions: OpinionsByFolder = NO_OPINIONS,
 ) -> None:
     """Write `FOLDER/NAME/*.parquet` for each scenario's rows of a split, a file for each shard.
 
@@ -164,14 +201,15 @@ def predict_split(
 def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.ndarray]:
     """Returns users [N] and labels, scores, popularity [N, T] of a scenario's predictions.
 
-    And `network` and `trees` [N, T], where trees have a say.
+    And what stands beside the network: `network` and `trees` [N, T], `source.NAME` [N].
     """
     tables = []
     for path in storage.parquet_files(storage.join(folder, name)):
         fs, inner = storage.filesystem(path)
         tables.append(pq.read_table(inner, filesystem=fs))
     table = pa.concat_tables(tables).combine_chunks()
-    scalars = ("row", "user", "person", "item")
+    scalars = ["row", "user", "person", "item"]
+    scalars += [name for name in table.column_names if name.startswith(SOURCE)]
     columns: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in scalars}
     for key in ("label", "score", "popularity", *OPINIONS):
         if key in table.column_names:

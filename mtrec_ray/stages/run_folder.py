@@ -153,9 +153,9 @@ class RunFolder:
         return self.stage("tune", "tune")
 
     @property
-    def trees(self) -> Stage:
-        """Boosted trees beside the network."""
-        return self.stage("evaluate", "trees")
+    def opinions(self) -> Stage:
+        """Boosted trees beside the network, and what each opinion weighs."""
+        return self.stage("evaluate", "opinions")
 
     @property
     def lists(self) -> Stage:

@@ -1,7 +1,8 @@
-"""Boosted trees beside the models of an evaluation: fitted once, blended where that is better.
+"""What stands beside the models of an evaluation: fitted once, blended where that is better.
 
-The trees of a scenario lie in `trees/NAME/`; what they weigh beside the joint model, a fine-tuned
-one or the general head lies in a folder of its own there.
+Boosted trees of a scenario lie in `opinions/NAME/`; what each opinion weighs beside the joint
+model, a fine-tuned one or the general head lies in a folder of its own there. The sources of
+candidates are fitted anew each time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,16 @@ from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import result_of, task_of
 from mtrec_ray.stages.finetuning.chosen_model import model_kind, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun
+from mtrec_ray.stages.list_inputs import ListInputs
 from mtrec_ray.stages.predictions import (
     ModelByScenario,
-    Opinions,
+    OpinionsByFolder,
     SecondOpinion,
     predict_split,
     read_predictions,
+    said_of_task,
 )
+from mtrec_ray.stages.row_sources import fit_row_sources
 from mtrec_ray.stages.run_folder import Record, Stage
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, pretrained_texts
 from mtrec_ray.training.second_opinion import fit_tree_model, stops
@@ -36,7 +40,7 @@ FITTING = "fitting"  # folder of the predictions of valid, while weights are fit
 
 @dataclass(frozen=True)
 class Asked:
-    """A model of a scenario that trees may stand beside, and the stage of their weights.
+    """A model of a scenario that others may stand beside, and the stage of their weights.
 
     Attributes:
         folder: of the model's predictions.
@@ -55,36 +59,46 @@ class Asked:
 
 
 def ensure_opinions(
-    joint_run: JointRun, models: Mapping[str, ModelByScenario], project: Project, log: Log
-) -> Opinions:
-    """Returns the trees beside each model, by the folder of its predictions and by scenario.
+    joint_run: JointRun,
+    models: Mapping[str, ModelByScenario],
+    inputs: Mapping[str, ListInputs],
+    project: Project,
+    log: Log,
+) -> OpinionsByFolder:
+    """Returns what stands beside each model, by the folder of its predictions and by scenario.
 
-    Empty where the project wants none. What was fitted is kept.
+    Empty where the project wants nothing. What was fitted is kept. `inputs`: of the scenarios that
+    have sources of candidates.
     """
-    if not project.trees.blend:
+    if not project.opinions.wanted:
         return {}
-    trees = ensure_trees(joint_run, next(iter(models.values())), project, log)
+    beside = {name: SecondOpinion() for name in next(iter(models.values()))}
+    if project.opinions.trees:
+        beside = ensure_trees(joint_run, next(iter(models.values())), project, log)
+    if project.opinions.sources:
+        sources = fit_row_sources(inputs, project.run)
+        beside = {name: replace(own, sources=sources.get(name)) for name, own in beside.items()}
     asked = [
-        asked_of(joint_run, folder, name, model, project)
+        asked_of(joint_run, folder, name, model, inputs, project)
         for folder, by_name in models.items()
         for name, model in by_name.items()
     ]
     missing = [one for one in asked if one.blends is None]
     if missing:
-        log("scoring valid, to weigh the trees beside the network")
-        fit_blends(joint_run, missing, trees, project.run)
+        log("scoring valid, to weigh what stands beside the network")
+        fit_blends(joint_run, missing, beside, project.run)
     found: dict[str, dict[str, SecondOpinion]] = {folder: {} for folder in models}
     for one in asked:
         blends = {task: Blend(**tree) for task, tree in (one.blends or {}).items()}
-        found[one.folder][one.name] = replace(trees[one.name], blends=blends)
-    chosen = found[next(iter(models))]
-    log(summary(joint_run.facts, chosen))
+        found[one.folder][one.name] = replace(beside[one.name], blends=blends)
+    for line in summary(joint_run.facts, found[next(iter(models))]):
+        log(line)
     return found
 
 
 def trees_stage(joint_run: JointRun, name: str) -> Stage:
     """Returns the stage of a scenario's trees."""
-    return joint_run.run.trees.part(name)
+    return joint_run.run.opinions.part(name)
 
 
 def trees_depend_on(joint_run: JointRun, name: str, project: Project) -> Fields:
@@ -93,18 +107,26 @@ def trees_depend_on(joint_run: JointRun, name: str, project: Project) -> Fields:
         "prepared": joint_run.data(name).fingerprint,
         "encoder": project.model.encoder.source,
         "seed": project.training.seed,
-        "trees": project.trees.model_dump(exclude={"blend"}),
+        "trees": project.opinions.model_dump(exclude={"trees", "sources"}),
     }
 
 
 def asked_of(
-    joint_run: JointRun, folder: str, name: str, model: TrainedModel, project: Project
+    joint_run: JointRun,
+    folder: str,
+    name: str,
+    model: TrainedModel,
+    inputs: Mapping[str, ListInputs],
+    project: Project,
 ) -> Asked:
     """Returns a model of a scenario, with the stage of its weights."""
+    crowd = inputs[name].texts if name in inputs else []
     stage = trees_stage(joint_run, name).part(f"beside-{model_kind(model)}")
     made_from = {
         "model": version(joint_run, name, model),
         "precision": model.project.evaluation.precision,
+        "opinions": project.opinions.model_dump(),
+        "crowd": {n: [joint_run.data(n).fingerprint, inputs[n].task] for n in crowd},
         **trees_depend_on(joint_run, name, project),
     }
     return Asked(folder, name, model, stage, made_from)
@@ -141,7 +163,7 @@ def fit_scenario_trees(
 ) -> dict[str, int]:
     """Writes a scenario's trees, in a Ray task; returns how many each task has."""
     model = fit_tree_model(
-        load_prepared(prepared), name, texts, project.trees, project.training.seed,
+        load_prepared(prepared), name, texts, project.opinions, project.training.seed,
         project.run.cpus_per_worker,
     )  # fmt: skip
     model.save(folder)
@@ -149,15 +171,15 @@ def fit_scenario_trees(
 
 
 def fit_blends(
-    joint_run: JointRun, asked: Sequence[Asked], trees: Mapping[str, SecondOpinion], run: Run
+    joint_run: JointRun, asked: Sequence[Asked], beside: Mapping[str, SecondOpinion], run: Run
 ) -> None:
-    """Fits the weights of each model and its trees on the half of valid that is for it."""
-    fitting = joint_run.run.trees.part(FITTING).folder
+    """Fits the weights of each model and what stands beside it on valid."""
+    fitting = joint_run.run.opinions.part(FITTING).folder
     storage.remove_folder(fitting)
     models: dict[str, dict[str, TrainedModel]] = {}
     for one in asked:
         models.setdefault(storage.join(fitting, model_kind(one.model)), {})[one.name] = one.model
-    opinions = {folder: {name: trees[name] for name in own} for folder, own in models.items()}
+    opinions = {folder: {name: beside[name] for name in own} for folder, own in models.items()}
     predict_split(models, run, "valid", opinions)
     for one in asked:
         folder = storage.join(fitting, model_kind(one.model))
@@ -167,25 +189,38 @@ def fit_blends(
 
 
 def blends_of(folder: str, facts: PreparedScenario) -> Record:
-    """Returns by task the weights that pay, as plain values, from predictions of valid."""
+    """Returns by task the weights that pay, as plain values, from predictions of valid.
+
+    Users who said how many trees are best have no say in the weights of a task that has trees.
+    """
     rows = read_predictions(folder, facts.name, len(facts.tasks))
     found = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
-        label, trees = rows["label"][:, i], rows["trees"][:, i]
-        kept = np.isfinite(label) & np.isfinite(trees) & ~stops(rows["person"])
-        if not kept.any():
-            continue
-        values = (rows[key][kept, i].astype(np.float64) for key in ("network", "trees", "label"))
-        blend = fit_blend(kind, Judged(*values, user=rows["person"][kept]))
-        if blend is not None and blend.pays:
+        said, label = said_of_task(rows, i), rows["label"][:, i].astype(np.float64)
+        kept = np.isfinite(label)
+        if not np.isfinite(said.get("trees", label)).any():
+            said.pop("trees", None)
+        elif "trees" in said:
+            kept &= ~stops(rows["person"])
+        judged = Judged(said, label, rows["person"]).take(kept)
+        blend = fit_blend(kind, judged) if kept.any() else None
+        if blend is not None:
             found[task] = asdict(blend)
     return found
 
 
-def summary(facts: Mapping[str, PreparedScenario], opinions: Mapping[str, SecondOpinion]) -> str:
-    """Returns a line that says where trees have a say."""
-    tasks = {name: own.blends for name, own in opinions.items() if own.blends}
-    num = sum(len(blends) for blends in tasks.values())
+def summary(
+    facts: Mapping[str, PreparedScenario], opinions: Mapping[str, SecondOpinion]
+) -> list[str]:
+    """Returns lines that say which tasks are blended."""
     total = sum(len(facts[name].tasks) for name in opinions)
-    named = "; ".join(f"{name} {', '.join(blends)}" for name, blends in tasks.items())
-    return f"trees beside the network in {num} of {total} tasks" + (f": {named}" if named else "")
+    lines = []
+    for what, told in (("trees", "trees"), ("popularity", "sources of candidates")):
+        tasks = {
+            name: [task for task, blend in own.blends.items() if what in blend.weights]
+            for name, own in opinions.items()
+        }
+        named = [f"{name} {', '.join(some)}" for name, some in tasks.items() if some]
+        line = f"{told} beside the network in {sum(map(len, tasks.values()))} of {total} tasks"
+        lines.append(f"{line}: {'; '.join(named)}" if named else line)
+    return lines

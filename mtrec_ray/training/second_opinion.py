@@ -18,7 +18,7 @@ from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays
-from mtrec_ray.project.training import Trees
+from mtrec_ray.project.training import Opinions
 from mtrec_ray.training.boosted_trees import (
     Columns,
     Examples,
@@ -82,7 +82,7 @@ def load_tree_model(prepared: Prepared, name: str, vectors: Float32s, folder: st
 
 
 def fit_tree_model(
-    prepared: Prepared, name: str, vectors: Float32s, options: Trees, seed: int, num_threads: int
+    prepared: Prepared, name: str, vectors: Float32s, options: Opinions, seed: int, num_threads: int
 ) -> TreeModel:
     """Returns the trees of a scenario's tasks, but of those with few labels."""
     facts = prepared.scenarios[name]

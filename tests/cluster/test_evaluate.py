@@ -20,6 +20,7 @@ from mtrec_ray.data.shards import read_rows
 from mtrec_ray.evaluation.blend import Blend
 from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.predictions import predict_split
+from mtrec_ray.stages.row_sources import with_logarithms
 from mtrec_ray.stages.trained_model import joint_model
 from tests.cluster.runs import changed, prepared_folder, say_nothing
 
@@ -81,14 +82,20 @@ def test_every_row_is_predicted_once(trained, predictions, tmp_path, workers):
             pd.testing.assert_series_equal(scores, others, rtol=1e-5)
 
 
+def sources_of(found):
+    """The columns of what sources of candidates say of a row."""
+    return [column for column in found if column.startswith("source.")]
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_prediction_columns(trained, predictions, name):
     """A prediction is its sample's row, user, item and labels, with a finite score a task."""
     found = predictions[name].sort_values("row")
     assert set(found) == {
         "row", "user", "person", "item", "scenario", "label", "score", "popularity",
-        "network", "trees",
+        "network", "trees", *sources_of(found),
     }  # fmt: skip
+    assert {"source.popularity", "source.ease", "source.text_mean"} <= set(sources_of(found))
     assert set(found["scenario"]) == {name}
     batches = list(read_rows(trained.prepared.shard_paths(name, "test"), 10_000, 0, 10**9))
     arrays = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
@@ -110,16 +117,18 @@ def test_prediction_columns(trained, predictions, name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_trees_have_a_say_where_they_pay(trained, predictions, name):
-    """A score is the blend that the record names, or the network's alone; both are written."""
+def test_others_have_a_say_where_they_pay(trained, predictions, name):
+    """A score is the blend that the record names, or the network's alone; all are written."""
     record = json.loads((trained.folder / "evaluation" / "metrics.json").read_text())
     found, blends = predictions[name], record["blends"][name]
     for i, task in enumerate(TASKS[name]):
         score, network, trees = (column(found, key, i) for key in ("score", "network", "trees"))
         if task in blends:
-            wanted = Blend(**blends[task]).of(network, trees)
-            np.testing.assert_allclose(score, wanted, rtol=1e-5)
-            assert Blend(**blends[task]).pays
+            said = {"network": network, "trees": trees}
+            said |= {s.removeprefix("source."): found[s].to_numpy() for s in sources_of(found)}
+            wanted = Blend(**blends[task]).of(with_logarithms(said))
+            np.testing.assert_allclose(score, wanted, rtol=1e-4)
+            assert blends[task]["gain"] > 0
         else:
             np.testing.assert_array_equal(score, network)
         known = np.isfinite(column(found, "label", i))

@@ -66,3 +66,21 @@ def test_some_outputs_are_a_part_of_all(taken):
     assert some.scores(rows) == pytest.approx(ease.scores(rows)[:, 3:])
     assert some.outputs.tolist() == [0, 1, 2, 3, 4]
     assert some.num_items == 6
+
+
+@pytest.mark.parametrize("block", [7, 16_384])
+def test_pairs_are_entries_of_the_scores_of_all(taken, monkeypatch, block):
+    """A pair's score is the same, made by itself or with those of all items."""
+    monkeypatch.setattr(item_item, "PAIRS_PER_BLOCK", block)
+    monkeypatch.setattr(item_item, "EASE_ITEMS", 6)
+    users = csr_array(taken[:20] * np.float32(0.5))
+    user, item = np.repeat(np.arange(20), 9), np.tile(np.arange(9), 20)
+    knn, ease = ItemKnn.fit(csr_array(taken)), Ease.fit(csr_array(taken))
+    assert knn.of_pairs(users, user, item) == pytest.approx(
+        knn.scores(users).toarray().ravel(), abs=1e-6
+    )
+    whole = np.zeros((20, 9), np.float32)
+    whole[:, ease.outputs] = ease.scores(users)
+    assert ease.of_pairs(users, user, item) == pytest.approx(whole.ravel(), abs=1e-6)
+    none = np.zeros(0, int)
+    assert len(knn.of_pairs(users, none, none)) == len(ease.of_pairs(users, none, none)) == 0

@@ -1,16 +1,19 @@
 """Trees beside the network: what they are fitted on, what is kept of them, what a score then is."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from mtrec_ray.evaluation.blend import Blend
-from mtrec_ray.project.training import Trees
-from mtrec_ray.stages.predictions import SecondOpinion, with_trees
+from mtrec_ray.project.training import Opinions
+from mtrec_ray.stages.predictions import Beside, SecondOpinion
 from mtrec_ray.stages.second_opinion import blends_of
 from mtrec_ray.training.second_opinion import fit_tree_model, load_tree_model, stops
 from tests.builders import FACTS, make_catalogues, make_rows, write_prepared
 
-OPTIONS = Trees(rounds=20, least_labels=50)
+OPTIONS = Opinions(rounds=20, least_labels=50)
 SHOP = FACTS["shop"]
 
 
@@ -50,7 +53,7 @@ def test_trees_read_what_a_column_tells(tmp_path, texts):
     _, rows = write(tmp_path / "b")
     clicked = rows["labels"][:, 0] == 1
     assert found["click"][clicked].min() > found["click"][~clicked].max()
-    assert not opinions(tmp_path / "c", texts, options=Trees(least_labels=10_000))
+    assert not opinions(tmp_path / "c", texts, options=Opinions(least_labels=10_000))
 
 
 def test_they_are_kept_as_they_are(tmp_path, texts):
@@ -84,11 +87,13 @@ def test_a_score_is_the_blend_where_there_is_one():
     """The blend of a task that has one; the network's score of any other; both are written."""
     network = np.array([[0.2, 0.3], [0.6, 0.1]], np.float32)
     trees = {SHOP.tasks[0]: np.array([0.4, 0.9], np.float32)}
-    blend = Blend("binary", 0.5, 0.5, 0.1, gain=1, error=0)
-    own = SecondOpinion("", None, {SHOP.tasks[0]: blend})  # pyright: ignore[reportArgumentType]
-    found = with_trees(SHOP, own, trees, network)
-    pair = (said.astype(np.float64) for said in (network[:, 0], trees[SHOP.tasks[0]]))
-    np.testing.assert_allclose(found["score"][:, 0], blend.of(*pair), rtol=1e-6)
+    blend = Blend("binary", {"network": 0.5, "trees": 0.5}, 0.1, gain=1, error=0)
+    own = SecondOpinion(blends={SHOP.tasks[0]: blend})
+    model: Any = SimpleNamespace(predict=lambda _: trees)
+    found = Beside(own, SHOP, model, None, timed=True).values({}, network)
+    pair = {"network": network[:, 0], "trees": trees[SHOP.tasks[0]]}
+    wanted = blend.of({name: said.astype(np.float64) for name, said in pair.items()})
+    np.testing.assert_allclose(found["score"][:, 0], wanted, rtol=1e-6)
     np.testing.assert_array_equal(found["score"][:, 1], network[:, 1])
     np.testing.assert_array_equal(found["network"], network)
     np.testing.assert_array_equal(found["trees"][:, 0], trees[SHOP.tasks[0]])
@@ -109,4 +114,5 @@ def test_weights_are_fitted_on_the_other_half(monkeypatch):
     monkeypatch.setattr(module, lambda *_: rows | {"person": person})
     found = blends_of("", SHOP)
     assert set(found) == {SHOP.tasks[0]}
-    assert found[SHOP.tasks[0]]["second"] == pytest.approx(found[SHOP.tasks[0]]["first"], abs=0.2)
+    weights = found[SHOP.tasks[0]]["weights"]
+    assert weights["trees"] == pytest.approx(weights["network"], abs=0.2)
