@@ -12,9 +12,10 @@ first seed. On exactly its prepared rows are then fitted, in this order, each ke
                                            its rows as in the joint model
     no_text, no_statistics                 the joint network without them, frozen encoder
 
-Differences to the best of these have 95 % intervals (paired bootstrap over users). Beside them
-stands the best of B0 to B4 of `BASELINES.md` in the data's folder, computed apart from this project
-on the same test rows.
+All networks are told alone, without what stands beside them in `evaluate`: `shared_users.py` tells
+what that brings. Differences to the best of these have 95 % intervals (paired bootstrap over
+users). Beside them stands the best of B0 to B4 of `BASELINES.md` in the data's folder, computed
+apart from this project on the same test rows.
 """
 
 import json
@@ -155,7 +156,7 @@ def all_scores(
     predictions = files.join(run, "evaluation", "predictions")
     for name, facts in prepared.scenarios.items():
         predicted = read_predictions(predictions, name, len(facts.tasks))
-        scores["joint"][name] = [predicted["score"]]
+        scores["joint"][name] = [predicted.get("network", predicted["score"])]
         rows[name] = (predicted["person"], predicted["label"])
     if not seeds:
         return scores, rows

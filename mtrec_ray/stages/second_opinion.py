@@ -184,16 +184,16 @@ def fit_blends(
     for one in asked:
         folder = storage.join(fitting, model_kind(one.model))
         one.stage.start_anew(one.made_from)
-        one.stage.finish(blends_of(folder, joint_run.facts[one.name]))
+        facts = joint_run.facts[one.name]
+        one.stage.finish(blends_of(read_predictions(folder, one.name, len(facts.tasks)), facts))
     storage.remove_folder(fitting)
 
 
-def blends_of(folder: str, facts: PreparedScenario) -> Record:
-    """Returns by task the weights that pay, as plain values, from predictions of valid.
+def blends_of(rows: Mapping[str, np.ndarray], facts: PreparedScenario) -> Record:
+    """Returns by task the weights that pay, as plain values; `rows`: predictions of valid.
 
     Users who said how many trees are best have no say in the weights of a task that has trees.
     """
-    rows = read_predictions(folder, facts.name, len(facts.tasks))
     found = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         said, label = said_of_task(rows, i), rows["label"][:, i].astype(np.float64)
