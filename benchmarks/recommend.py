@@ -80,7 +80,7 @@ SIZES = (10_000, 100_000, 1_000_000)
 KINDS, USERS, TASTES = 2_000, 40_000, 4
 EVENTS = 600_000
 DAYS = 100
-PAIRS_FULL = 4_000_000  # that all go through the network, about, at each size
+PAIRS_FULL = 2_000_000  # that all go through the network, about, at each size
 FIT_USERS = 500  # of valid, on whom the order of candidates is fitted
 TIMED_USERS = 2_000
 SHORTLISTS = (50, 400)
@@ -302,7 +302,7 @@ def measure(num_items: int, folder: str, quick: bool) -> dict[str, float]:
             figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             asking = ask_in_split(inputs, "test", 1_000, None)
             assert asking is not None
-            most = max(PAIRS_FULL // num_items // (4 if quick else 1), 4)
+            most = max(PAIRS_FULL // num_items // (4 if quick else 1), 2)
             full, found = full_scoring(asking, inputs, model, most)
             figures |= found
         del writer

@@ -174,12 +174,44 @@ def chosen(result: Result) -> Sequence[Row]:
     ]
 
 
+def shared_users(result: Result) -> Sequence[Row]:
+    """The first task of each scenario."""
+    firsts = {row["task"].partition(".")[0]: row for row in reversed(result["table"])}
+    return list(reversed(firsts.values()))
+
+
+def recommend(result: Result) -> Sequence[Row]:
+    """Lists from catalogues of each size, by the length of the shortlist."""
+    figures = result["figures"]
+    places = [key.split(".") for key in figures if key.endswith(".users_per_s")]
+    return [recommend_row(size, short, figures) for size, short in places]
+
+
+def recommend_row(size: str, short: str, figures: Mapping[str, float]) -> Row:
+    """A row of `recommend`."""
+    own = {k.removeprefix(f"{size}."): v for k, v in figures.items() if k.startswith(f"{size}.")}
+    return {
+        "items": f"{int(size):,}",
+        "shortlist": short,
+        "users/s": f"{own[f'{short}.users_per_s']:,.0f}",
+        "recall@20": f"{own[f'{short}.recall']:.4f}",
+        "recall lost": f"{own[f'{short}.lost']:.1%} of {own['users_full']:.0f} users",
+        "users/s, all items scored": f"{own['users_per_s_full']:,.3f}",
+        "users/s, EASE": f"{own['users_per_s_ease']:,.0f}",
+        "users/s, faiss": f"{own['users_per_s_faiss']:,.0f}",
+        "index recall": f"{own['index_recall']:.4f}",
+        "memory": f"{own['peak_mb'] / 1024:.1f} GB",
+    }
+
+
 # The name of a block, with its result and what makes the table's rows.
 BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "headline": ("real4", headline),
     "quickstart": ("quickstart", plain),
     "quickstart_ranking": ("quickstart", ranking),
     "lists": ("ranking", plain),
+    "recommend": ("recommend", recommend),
+    "shared_users": ("shared_users", shared_users),
     "real4": ("real4", real4),
     "real4_slices": ("real4", lambda result: result["slices"]),
     "real4_alone": ("real4", alone),
