@@ -256,7 +256,8 @@ def macro(figures: Mapping[str, float], mains: Mapping[str, str]) -> dict[str, f
         rows = [figures.get(f"{k}.only_elsewhere.rows", 0) for k in mains.values()]
         both = [(p, n) for p, n in zip(parts, rows, strict=True) if p is not None]
         if both:
-            found[f"only_elsewhere.{m}"] = float(np.average(*zip(*both, strict=True)))
+            values, weights = zip(*both, strict=True)
+            found[f"only_elsewhere.{m}"] = float(np.average(values, weights=weights))
     for other in MODELS[2:]:
         wins = [figures[f"{k}.joint"] > figures[f"{k}.{other}"] for k in large]
         found[f"scenarios_ahead_of_{other}"] = float(sum(wins))

@@ -49,7 +49,7 @@ class Blend:
         """Returns f64[N]: the blended opinion."""
         score = sum(w * read(self.kind, name, said[name]) for name, w in self.weights.items())
         score = np.asarray(score + self.constant)
-        return score if self.kind == "regression" else 1 / (1 + np.exp(-score))
+        return score if self.kind == "regression" else probability(score)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def weights_of(kind: str, names: Sequence[str], rows: Judged) -> Blend:
         score = x @ weights
         if kind == "binary":
             value = float(np.logaddexp(0, score).sum() - y @ score)
-            slope = x.T @ (1 / (1 + np.exp(-score)) - y)
+            slope = x.T @ (probability(score) - y)
         else:
             value = float(((score - y) ** 2).sum() / (2 * spread))
             slope = x.T @ (score - y) / spread
@@ -141,10 +141,17 @@ def read(kind: str, name: str, values: Floats) -> Floats:
     return np.where(np.isfinite(values), values, 0.0)
 
 
-def log_odds(probability: Floats) -> Floats:
+def log_odds(probabilities: Floats) -> Floats:
     """Returns f64[N]: log odds, of probabilities not too near to 0 and 1."""
-    p = np.clip(np.asarray(probability, np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    p = np.clip(np.asarray(probabilities, np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     return np.log(p) - np.log1p(-p)
+
+
+def probability(score: Floats) -> Floats:
+    """Returns f64[N]: the probabilities of log odds."""
+    from scipy.special import expit
+
+    return expit(score)
 
 
 def losses(kind: str, label: Floats, predicted: Floats) -> Floats:
