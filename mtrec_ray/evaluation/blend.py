@@ -5,20 +5,26 @@ no opinions of the label, but may tell of it: those of the sources of candidates
 
 The blend of probabilities is a logistic regression on their log odds, that of numbers a linear
 regression. A ridge draws the weights of opinions to equal shares, those of scores to 0; no opinion
-has a negative weight. First the opinions are blended, then all: each step is kept where it is
-better than the one before, on users that its weights were not fitted on, by more than chance gives
-in nine of ten cases.
+has a negative weight. There are three steps: the opinions; all of them and the scores; the mean of
+that and of boosted trees on the same columns, which see where one score matters more beside
+another. Each step is kept where it is better than the one before, on users that it was not fitted
+on, by more than chance gives in nine of ten cases.
 
 Letters: N rows, P opinions and scores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtrec_ray.data.arrays import Bools, Floats, Ints
 from mtrec_ray.data.columns import hash_ints
+
+if TYPE_CHECKING:
+    import lightgbm
 
 OPINIONS = ("network", "trees")  # of the label itself; other names are those of scores
 FOLDS = 5
@@ -26,6 +32,13 @@ LEAST_PROBABILITY = 1e-6
 RIDGE = 10.0  # rows' worth of pull of an opinion's weight
 SCORE_RIDGE = 3.0  # of a score's
 BEYOND_CHANCE = 1.28  # standard errors: the normal distribution's ninth tenth
+
+BOOSTED = {
+    "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 30, "lambda_l2": 1.0,
+    "feature_fraction": 0.8, "bagging_fraction": 0.8, "bagging_freq": 1, "verbosity": -1,
+    "num_threads": 1, "seed": 0,
+}  # fmt: skip
+ROUNDS = 100
 
 Said = dict[str, Floats]
 
@@ -35,6 +48,7 @@ class Blend:
     """Weights of opinions and scores by their names, and a constant.
 
     Attributes:
+        boosted: LightGBM's text of trees on the same columns; empty without them.
         gain: mean loss of the network less that of the blend, on users left out of the fit;
             `error`: its standard error over users.
     """
@@ -42,13 +56,24 @@ class Blend:
     kind: str
     weights: Mapping[str, float]
     constant: float
+    boosted: str = ""
     gain: float = 0.0
     error: float = 0.0
 
+    @cached_property
+    def booster(self) -> "lightgbm.Booster":
+        """The trees, read once."""
+        import lightgbm
+
+        return lightgbm.Booster(model_str=self.boosted)
+
     def of(self, said: Said) -> Floats:
         """Returns f64[N]: the blended opinion."""
-        score = sum(w * read(self.kind, name, said[name]) for name, w in self.weights.items())
-        score = np.asarray(score + self.constant)
+        x = columns_of(self.kind, list(self.weights), said)
+        score = x @ np.array(list(self.weights.values())) + self.constant
+        if self.boosted:
+            of_trees = self.booster.predict(x, raw_score=True, num_threads=1)
+            score = (score + np.asarray(of_trees, np.float64)) / 2
         return score if self.kind == "regression" else probability(score)
 
 
@@ -66,47 +91,87 @@ class Judged:
         return Judged(said, self.label[rows], self.user[rows])
 
 
-def fit_blend(kind: str, rows: Judged) -> Blend | None:
-    """Returns the blend that pays; None where none does, or the labels are all equal."""
-    first = best = losses(kind, rows.label, rows.said["network"])
+def fit_blend(kind: str, rows: Judged, judges: Bools | None = None) -> Blend | None:
+    """Returns the blend that pays; None where none does, or the labels are all equal.
+
+    `judges` bool[N]: the rows on which steps are compared, where not on all.
+    """
+    judges = np.ones(len(rows.label), bool) if judges is None else judges
+    label, user = rows.label[judges], rows.user[judges]
+    if not len(label):
+        return None
+    first = best = losses(kind, label, rows.said["network"][judges])
     chosen = None
-    for names in steps(rows.said):
-        blended = left_out(kind, names, rows)
+    for step in steps(kind, rows.said):
+        blended = left_out(step, rows)
         if blended is None:
             return None
-        loss = losses(kind, rows.label, blended)
-        gain, error = mean_by_user(best - loss, rows.user)
+        loss = losses(kind, label, blended[judges])
+        gain, error = mean_by_user(best - loss, user)
         if gain > BEYOND_CHANCE * error:
-            gain, error = mean_by_user(first - loss, rows.user)
-            chosen = replace(weights_of(kind, names, rows), gain=gain, error=error)
-            best = loss
+            gain, error = mean_by_user(first - loss, user)
+            chosen, best = replace(step.fit(rows), gain=gain, error=error), loss
     return chosen
 
 
-def steps(said: Said) -> list[list[str]]:
-    """Returns the names of what is blended, step by step."""
+@dataclass(frozen=True)
+class Step:
+    """What is blended, with boosted trees or without."""
+
+    kind: str
+    names: Sequence[str]
+    boosted: bool = False
+
+    def fit(self, rows: Judged) -> Blend:
+        """Returns the blend that some rows say is best."""
+        linear = weights_of(self.kind, self.names, rows)
+        return replace(linear, boosted=boosted_on(linear, rows)) if self.boosted else linear
+
+
+def steps(kind: str, said: Said) -> Iterator[Step]:
+    """Yields what is blended, step by step."""
     opinions = [name for name in OPINIONS if name in said]
     scores = [name for name in said if name not in OPINIONS]
-    return ([opinions] if len(opinions) > 1 else []) + ([opinions + scores] if scores else [])
+    if len(opinions) > 1:
+        yield Step(kind, opinions)
+    if scores:
+        yield Step(kind, opinions + scores)
+        yield Step(kind, opinions + scores, boosted=True)
 
 
-def left_out(kind: str, names: Sequence[str], rows: Judged) -> Floats | None:
-    """Returns f64[N]: the blend of each fold of users by the weights of the others."""
+def left_out(step: Step, rows: Judged) -> Floats | None:
+    """Returns f64[N]: the blend of each fold of users, fitted on the others."""
     fold = (hash_ints(rows.user, 11) % np.uint64(FOLDS)).astype(np.int64)
     blended = np.full(len(rows.label), np.nan)
     for number in range(FOLDS):
         others, own = rows.take(fold != number), fold == number
         if not len(others.label) or others.label.min() == others.label.max():
             return None
-        blended[own] = weights_of(kind, names, others).of(rows.take(own).said)
+        if own.any():
+            blended[own] = step.fit(others).of(rows.take(own).said)
     return blended
+
+
+def boosted_on(linear: Blend, rows: Judged) -> str:
+    """Returns LightGBM's text of trees on the columns of a linear blend."""
+    import lightgbm
+
+    objective = {"objective": "binary" if linear.kind == "binary" else "regression"}
+    x = columns_of(linear.kind, list(linear.weights), rows.said)
+    trees = lightgbm.train(BOOSTED | objective, lightgbm.Dataset(x, rows.label), ROUNDS)
+    return trees.model_to_string()
+
+
+def columns_of(kind: str, names: Sequence[str], said: Said) -> Floats:
+    """Returns f64[N, P]."""
+    return np.stack([read(kind, name, said[name]) for name in names], 1)
 
 
 def weights_of(kind: str, names: Sequence[str], rows: Judged) -> Blend:
     """Returns the weights with the lowest loss plus ridge; scores weigh by their spread."""
     from scipy.optimize import minimize
 
-    x = np.stack([read(kind, name, rows.said[name]) for name in names], 1)
+    x = columns_of(kind, names, rows.said)
     of_opinions = np.array([name in OPINIONS for name in names])
     middle = np.where(of_opinions, 0, x.mean(0))
     scale = np.where(of_opinions, 1, np.maximum(x.std(0), 1e-9))

@@ -8,6 +8,7 @@ import numpy as np
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.evaluation.blend import Blend
 from mtrec_ray.evaluation.bootstrap import metric_interval
 from mtrec_ray.evaluation.metrics import (
     TaskMetrics,
@@ -152,7 +153,7 @@ def measure_models(
     predict_split(asked, project.run, opinions=opinions)
     metrics = {n: measure_predictions(predictions, f) for n, f in scenarios.items()}
     blends = {
-        name: {task: asdict(blend) for task, blend in own.blends.items()}
+        name: {task: told_of(blend) for task, blend in own.blends.items()}
         for name, own in opinions.get(predictions, {}).items()
     }
     old = joint_run.prepared.scenarios
@@ -174,6 +175,11 @@ def measure_models(
         "joint_score": joint_score(joint_metrics, weights),
         "details": more,
     }
+
+
+def told_of(blend: Blend) -> dict[str, Any]:
+    """Returns what an evaluation tells of a blend: not its trees, but whether it has any."""
+    return asdict(blend) | {"boosted": bool(blend.boosted)}
 
 
 def rank(

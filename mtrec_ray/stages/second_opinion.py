@@ -190,20 +190,20 @@ def fit_blends(
 
 
 def blends_of(rows: Mapping[str, np.ndarray], facts: PreparedScenario) -> Record:
-    """Returns by task the weights that pay, as plain values; `rows`: predictions of valid.
+    """Returns by task the blend that pays, as plain values; `rows`: predictions of valid.
 
-    Users who said how many trees are best have no say in the weights of a task that has trees.
+    Users who said how many trees are best do not judge what a task that has trees gains by them.
     """
     found = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         said, label = said_of_task(rows, i), rows["label"][:, i].astype(np.float64)
-        kept = np.isfinite(label)
+        known, judges = np.isfinite(label), np.ones(len(label), bool)
         if not np.isfinite(said.get("trees", label)).any():
             said.pop("trees", None)
         elif "trees" in said:
-            kept &= ~stops(rows["person"])
-        judged = Judged(said, label, rows["person"]).take(kept)
-        blend = fit_blend(kind, judged) if kept.any() else None
+            judges = ~stops(rows["person"])
+        judged = Judged(said, label, rows["person"]).take(known)
+        blend = fit_blend(kind, judged, judges[known])
         if blend is not None:
             found[task] = asdict(blend)
     return found

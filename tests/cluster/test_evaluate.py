@@ -121,12 +121,16 @@ def test_others_have_a_say_where_they_pay(trained, predictions, name):
     """A score is the blend that the record names, or the network's alone; all are written."""
     record = json.loads((trained.folder / "evaluation" / "metrics.json").read_text())
     found, blends = predictions[name], record["blends"][name]
+    fitted = json.loads(
+        (trained.folder / "opinions" / name / "beside-joint" / "finished.json").read_text()
+    )
     for i, task in enumerate(TASKS[name]):
         score, network, trees = (column(found, key, i) for key in ("score", "network", "trees"))
         if task in blends:
             said = {"network": network, "trees": trees}
             said |= {s.removeprefix("source."): found[s].to_numpy() for s in sources_of(found)}
-            wanted = Blend(**blends[task]).of(with_logarithms(said))
+            wanted = Blend(**fitted[task]).of(with_logarithms(said))
+            assert bool(fitted[task]["boosted"]) == blends[task]["boosted"]
             np.testing.assert_allclose(score, wanted, rtol=1e-4)
             assert blends[task]["gain"] > 0
         else:
