@@ -184,7 +184,7 @@ def recommend(result: Result) -> Sequence[Row]:
     """Lists from catalogues of each size, by the length of the shortlist."""
     figures = result["figures"]
     places = [key.split(".") for key in figures if key.endswith(".users_per_s")]
-    return [recommend_row(size, short, figures) for size, short in places]
+    return [recommend_row(size, short, figures) for size, short, _ in places]
 
 
 def recommend_row(size: str, short: str, figures: Mapping[str, float]) -> Row:

@@ -133,14 +133,14 @@ def sums_over_taken(
 
     `weights` gives f32[.] for items as input and as output; `taken` f32[B, m] multiplies them.
     """
-    start = np.asarray(taken.indptr, np.int64)
+    start, others = (np.asarray(part, np.int64) for part in (taken.indptr, taken.indices))
     found = np.zeros(len(item), np.float32)
     for first in range(0, len(item), PAIRS_PER_BLOCK):
         users, items = user[first : first + PAIRS_PER_BLOCK], item[first : first + PAIRS_PER_BLOCK]
         size = start[users + 1] - start[users]
         pair = np.repeat(np.arange(len(users)), size)
         place = np.arange(len(pair)) - np.repeat(np.cumsum(size) - size - start[users], size)
-        values = weights(taken.indices[place], items[pair]) * taken.data[place]
+        values = weights(others[place], items[pair]) * taken.data[place]
         found[first : first + len(users)] = np.bincount(pair, values, len(users))
     return found
 

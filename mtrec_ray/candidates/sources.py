@@ -179,9 +179,9 @@ def times_of(asked: Asked) -> Ints:
 def own_sources(taken: Taken) -> dict[str, Source]:
     """Returns the sources from what a user took in the scenario itself."""
     return {
-        "item_knn": lambda asked: knn_scores(taken.knn, asked.taken),
-        "item_knn_recent": lambda asked: knn_scores(taken.knn, asked.recent),
-        "ease": lambda asked: ease_scores(taken.ease, asked.taken),
+        "item_knn": lambda asked: knn_scores(taken.knn, asked.taken, len(asked)),
+        "item_knn_recent": lambda asked: knn_scores(taken.knn, asked.recent, len(asked)),
+        "ease": lambda asked: ease_scores(taken.ease, asked.taken, len(asked)),
     }
 
 
@@ -197,30 +197,30 @@ def crowd_sources(taken: Taken, texts: Texts, name: str) -> dict[str, Source]:
     """Returns the sources from what a user took in any scenario of the crowd."""
     everything, vectors = texts.everything, texts.vectors[name]
     return {
-        "crowd_knn": lambda asked: knn_scores(taken.knn, asked.taken_anywhere),
-        "crowd_ease": lambda asked: ease_scores(taken.ease, asked.taken_anywhere),
+        "crowd_knn": lambda asked: knn_scores(taken.knn, asked.taken_anywhere, len(asked)),
+        "crowd_ease": lambda asked: ease_scores(taken.ease, asked.taken_anywhere, len(asked)),
         "crowd_text": lambda asked: VectorScores(
             mean_of(everything, asked.taken_anywhere), vectors, texts.index
         ),
     }
 
 
-def knn_scores(knn: ItemKnn, taken: csr_array) -> PairScores:
+def knn_scores(knn: ItemKnn, taken: csr_array, num_users: int) -> PairScores:
     """Returns the scores of the neighbours of what users took f32[B, m]."""
     return PairScores(
         lambda: SparseScores(knn.scores(taken)),
         lambda user, item: knn.of_pairs(taken, user, item),
-        num_users=taken.shape[0],
+        num_users=num_users,
         few=NEIGHBOURS // 4,
     )
 
 
-def ease_scores(ease: Ease, taken: csr_array) -> PairScores:
+def ease_scores(ease: Ease, taken: csr_array, num_users: int) -> PairScores:
     """Returns the scores of the items that EASE knows, for users who took f32[B, m]."""
     return PairScores(
         lambda: TableScores(ease.scores(taken), ease.outputs, least=0.0),
         lambda user, item: ease.of_pairs(taken, user, item),
-        num_users=taken.shape[0],
+        num_users=num_users,
         few=len(ease.outputs) // 16,
     )
 
