@@ -72,12 +72,7 @@ def ensure_opinions(
     """
     if not project.opinions.wanted:
         return {}
-    beside = {name: SecondOpinion() for name in next(iter(models.values()))}
-    if project.opinions.trees:
-        beside = ensure_trees(joint_run, next(iter(models.values())), project, log)
-    if project.opinions.sources:
-        sources = fit_row_sources(inputs, project.run)
-        beside = {name: replace(own, sources=sources.get(name)) for name, own in beside.items()}
+    beside = stands_beside(joint_run, next(iter(models.values())), inputs, project, log)
     asked = [
         asked_of(joint_run, folder, name, model, inputs, project)
         for folder, by_name in models.items()
@@ -94,6 +89,23 @@ def ensure_opinions(
     for line in summary(joint_run.facts, found[next(iter(models))]):
         log(line)
     return found
+
+
+def stands_beside(
+    joint_run: JointRun,
+    models: ModelByScenario,
+    inputs: Mapping[str, ListInputs],
+    project: Project,
+    log: Log,
+) -> dict[str, SecondOpinion]:
+    """Returns the trees and the sources of each scenario, as the project wants."""
+    found = {name: SecondOpinion() for name in models}
+    if project.opinions.trees:
+        found = ensure_trees(joint_run, models, project, log)
+    if not project.opinions.sources:
+        return found
+    sources = fit_row_sources(inputs, project.run)
+    return {name: replace(own, sources=sources.get(name)) for name, own in found.items()}
 
 
 def trees_stage(joint_run: JointRun, name: str) -> Stage:
@@ -120,16 +132,23 @@ def asked_of(
     project: Project,
 ) -> Asked:
     """Returns a model of a scenario, with the stage of its weights."""
-    crowd = inputs[name].texts if name in inputs else []
-    stage = trees_stage(joint_run, name).part(f"beside-{model_kind(model)}")
     made_from = {
         "model": version(joint_run, name, model),
         "precision": model.project.evaluation.precision,
         "opinions": project.opinions.model_dump(),
-        "crowd": {n: [joint_run.data(n).fingerprint, inputs[n].task] for n in crowd},
+        "crowd": crowd_of(joint_run, inputs, name),
         **trees_depend_on(joint_run, name, project),
     }
+    stage = trees_stage(joint_run, name).part(f"beside-{model_kind(model)}")
     return Asked(folder, name, model, stage, made_from)
+
+
+def crowd_of(
+    joint_run: JointRun, inputs: Mapping[str, ListInputs], name: str
+) -> dict[str, list[str]]:
+    """Returns the data and the task of each scenario whose rows a scenario's sources rest on."""
+    members = inputs[name].texts if name in inputs else ()
+    return {member: [joint_run.data(member).fingerprint, inputs[member].task] for member in members}
 
 
 def ensure_trees(
