@@ -22,8 +22,9 @@ one thread, for N items:
     N.index_recall          share of the exact 100 best that the index of retrieval vectors finds
     N.peak_mb               resident memory of the process that makes lists, at its highest
 
-`users_per_s` (the shorter list), `recall_lost_by_two_stages`, `pairs_per_s_full` and `index_recall`
-are those of the largest catalogue. An interrupted call goes on with its runs, and keeps the figures
+What is lost is told where at least 100 users were scored in full: of fewer it is chance. `users_per_s`
+(the shorter list), `pairs_per_s_full` and `index_recall` are those of the largest catalogue,
+`recall_lost_by_two_stages` of the largest one where it is told. An interrupted call goes on with its runs, and keeps the figures
 of the sizes that were measured.
 """
 
@@ -82,6 +83,7 @@ EVENTS = 600_000
 DAYS = 100
 PAIRS_FULL = 2_000_000  # that all go through the network, about, at each size
 FIT_USERS = 500  # of valid, on whom the order of candidates is fitted
+LEAST_USERS = 100  # scored in full, to tell what is lost
 TIMED_USERS = 2_000
 SHORTLISTS = (50, 400)
 WORDS = (
@@ -312,6 +314,14 @@ def measure(num_items: int, folder: str, quick: bool) -> dict[str, float]:
     return figures
 
 
+def worth_telling(found: dict[str, float]) -> dict[str, float]:
+    """Returns a size's figures, without what too few users say of full scoring's lists."""
+    if found["users_full"] >= LEAST_USERS:
+        return found
+    of_few = ("lost", "list_kept", "recall_full")
+    return {k: v for k, v in found.items() if k.rpartition(".")[2] not in of_few}
+
+
 def main(
     quick: Annotated[bool, typer.Option(help="Without the largest catalogue.")] = False,
     sizes: Annotated[list[int] | None, typer.Option(help="Items; by default all sizes.")] = None,
@@ -329,12 +339,13 @@ def main(
             with ProcessPoolExecutor(1, mp_context=context) as pool:
                 found = pool.submit(measure, num_items, folder, quick).result()
             kept.write_text(json.dumps(found))
-        found = json.loads(kept.read_text())
+        found = worth_telling(json.loads(kept.read_text()))
         print(json.dumps({"items": num_items, **found}), flush=True)
         figures |= {f"{num_items}.{key}": value for key, value in found.items()}
         figures |= {key: found[key] for key in ("pairs_per_s_full", "index_recall")}
         figures["users_per_s"] = found[f"{SHORTLISTS[0]}.users_per_s"]
-        figures["recall_lost_by_two_stages"] = found[f"{SHORTLISTS[0]}.lost"]
+        if f"{SHORTLISTS[0]}.lost" in found:
+            figures["recall_lost_by_two_stages"] = found[f"{SHORTLISTS[0]}.lost"]
     write_result("recommend", figures, out, quick=quick)
 
 

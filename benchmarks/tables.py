@@ -195,7 +195,7 @@ def recommend_row(size: str, short: str, figures: Mapping[str, float]) -> Row:
         "shortlist": short,
         "users/s": f"{own[f'{short}.users_per_s']:,.0f}",
         "recall@20": f"{own[f'{short}.recall']:.4f}",
-        "recall lost": f"{own[f'{short}.lost']:.1%} of {own['users_full']:.0f} users",
+        "recall lost": f"{own[f'{short}.lost']:.1%}" if f"{short}.lost" in own else "-",
         "users/s, all items scored": f"{own['users_per_s_full']:,.3f}",
         "users/s, EASE": f"{own['users_per_s_ease']:,.0f}",
         "users/s, faiss": f"{own['users_per_s_faiss']:,.0f}",
