@@ -22,10 +22,10 @@ one thread, for N items:
     N.index_recall          share of the exact 100 best that the index of retrieval vectors finds
     N.peak_mb               resident memory of the process that makes lists, at its highest
 
-What is lost is told where at least 100 users were scored in full: of fewer it is chance. `users_per_s`
-(the shorter list), `pairs_per_s_full` and `index_recall` are those of the largest catalogue,
-`recall_lost_by_two_stages` of the largest one where it is told. An interrupted call goes on with its runs, and keeps the figures
-of the sizes that were measured.
+What is lost is told where at least 100 users were scored in full: of fewer it is chance.
+`users_per_s` (the shorter list), `pairs_per_s_full` and `index_recall` are those of the largest
+catalogue, `recall_lost_by_two_stages` of the largest one where it is told. An interrupted call goes
+on with its runs, and keeps the figures of the sizes that were measured.
 """
 
 import json
