@@ -129,7 +129,7 @@ def main(
     data: Annotated[list[str] | None, typer.Option(help="Data sets; by default all.")] = None,
 ) -> None:
     """Make lists for users of test in every scenario, and compare them with the best rival's."""
-    folder, base = storage or tempfile.mkdtemp(), (TOP / root).resolve()
+    folder, base = str(Path(storage or tempfile.mkdtemp()).resolve()), (TOP / root).resolve()
     figures: dict[str, float] = {}
     table, numbers = [], range(1 if quick else seeds)
     for own in data or DATA:

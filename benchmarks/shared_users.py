@@ -249,7 +249,7 @@ def macro(figures: Mapping[str, float], mains: Mapping[str, str]) -> dict[str, f
     by_size = sorted(large, key=lambda key: figures[f"{key}.rows"])
     found = {"scenarios": float(len(large))}
     for what, keys in (("all", by_size), ("small_half", by_size[: len(by_size) // 2])):
-        for m in MODELS:
+        for m in MODELS if keys else ():
             found[f"{what}.{m}"] = float(np.mean([figures[f"{k}.{m}"] for k in keys]))
     for m in MODELS:
         parts = [figures.get(f"{k}.only_elsewhere.{m}") for k in mains.values()]
@@ -309,7 +309,7 @@ def main(
     data: Annotated[list[str] | None, typer.Option(help="Data sets; by default both.")] = None,
 ) -> None:
     """Train jointly and alone where scenarios have the same people, and compare."""
-    folder, base = storage or tempfile.mkdtemp(), (TOP / root).resolve()
+    folder, base = str(Path(storage or tempfile.mkdtemp()).resolve()), (TOP / root).resolve()
     figures: dict[str, float] = {}
     table: list[dict[str, Any]] = []
     numbers = range(1 if quick else seeds)

@@ -1,4 +1,4 @@
-"""Opinions and scores of a row, blended by weights that are fitted on rows none was fitted on.
+"""Opinions and scores of a row, blended by weights that are fitted on valid.
 
 The network is the first opinion, boosted trees are a second one. Beside them stand scores that are
 no opinions of the label, but may tell of it: those of the sources of candidates.
@@ -32,6 +32,7 @@ LEAST_PROBABILITY = 1e-6
 RIDGE = 10.0  # rows' worth of pull of an opinion's weight
 SCORE_RIDGE = 3.0  # of a score's
 BEYOND_CHANCE = 1.28  # standard errors: the normal distribution's ninth tenth
+LEAST_JUDGES = 20  # users; a standard error over fewer says little
 
 BOOSTED = {
     "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 30, "lambda_l2": 1.0,
@@ -92,13 +93,14 @@ class Judged:
 
 
 def fit_blend(kind: str, rows: Judged, judges: Bools | None = None) -> Blend | None:
-    """Returns the blend that pays; None where none does, or the labels are all equal.
+    """Returns the blend that pays.
 
-    `judges` bool[N]: the rows on which steps are compared, where not on all.
+    None where none does, where labels are all equal, and where fewer than 20 users judge. `judges`
+    bool[N]: the rows on which steps are compared, where not on all.
     """
     judges = np.ones(len(rows.label), bool) if judges is None else judges
     label, user = rows.label[judges], rows.user[judges]
-    if not len(label):
+    if len(np.unique(user)) < LEAST_JUDGES:
         return None
     first = best = losses(kind, label, rows.said["network"][judges])
     chosen = None
@@ -200,7 +202,11 @@ def weights_of(kind: str, names: Sequence[str], rows: Judged) -> Blend:
 
 
 def read(kind: str, name: str, values: Floats) -> Floats:
-    """Returns f64[N]: what is weighed of an opinion or a score; one that is missing says 0."""
+    """Returns f64[N]: what is weighed of an opinion or a score.
+
+    A score that is not finite counts as 0: `newest` is minus infinity for an item whose time of
+    publication is later than its row, so that it is read as published at that moment.
+    """
     if name in OPINIONS and kind == "binary":
         return log_odds(values)
     return np.where(np.isfinite(values), values, 0.0)

@@ -39,7 +39,7 @@ class Teacher(Section):
 class Opinions(Section):
     """What is said of a row beside the network, and is blended with its own opinion.
 
-    Task by task, and only where that is better on users of valid on whom nothing was fitted.
+    Task by task, and only where that is better on users of valid who are left out of the fit.
     """
 
     trees: bool = Field(

@@ -49,6 +49,13 @@ class SecondOpinion:
     sources: RowSources | None = None
     blends: Mapping[str, Blend] = field(default_factory=dict)
 
+    def wait(self) -> None:
+        """Wait for the tasks that make what the handles stand for."""
+        refs = [self.texts] if self.texts is not None else []
+        refs += self.sources.fits if self.sources is not None else []
+        if refs:
+            ray.wait(refs, num_returns=len(refs), fetch_local=False)
+
 
 # By the folder of predictions, then by scenario.
 OpinionsByFolder = Mapping[str, Mapping[str, SecondOpinion]]
@@ -66,13 +73,13 @@ class Beside:
     timed: bool
 
     @classmethod
-    def open(cls, opinion: SecondOpinion, model: TrainedModel, name: str) -> "Beside":
-        """Returns what stands beside a model of a scenario."""
-        prepared, trees, sources = model.open_prepared(), None, None
+    def open(
+        cls, opinion: SecondOpinion, model: TrainedModel, name: str, sources: Sources | None
+    ) -> "Beside":
+        """Returns what stands beside a model of a scenario, with its sources opened."""
+        prepared, trees = model.open_prepared(), None
         if opinion.trees is not None and opinion.texts is not None:
             trees = load_tree_model(prepared, name, ray.get(opinion.texts), opinion.trees)
-        if opinion.sources is not None:
-            sources = opinion.sources.open()
         timed = model.project.scenarios[name].events.time is not None
         return cls(opinion, prepared.scenarios[name], trees, sources, timed)
 
@@ -114,6 +121,7 @@ class Predictor:
         self.models, self.vectors, self.opinions = models, vectors, opinions
         self.loaded: dict[TrainedModel, tuple[Recommender, ItemVectors]] = {}
         self.beside: dict[tuple[str, str], Beside] = {}
+        self.sources: dict[str, Sources] = {}
 
     def load(self, trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
         """Returns a model; one that serves several scenarios is loaded once."""
@@ -127,7 +135,10 @@ class Predictor:
         """Returns what stands beside the model of a folder, opened once; None if nothing does."""
         opinion = self.opinions.get(folder, {}).get(name)
         if opinion is not None and (folder, name) not in self.beside:
-            self.beside[folder, name] = Beside.open(opinion, self.models[folder][name], name)
+            if opinion.sources is not None and name not in self.sources:
+                self.sources[name] = opinion.sources.open()
+            model, sources = self.models[folder][name], self.sources.get(name)
+            self.beside[folder, name] = Beside.open(opinion, model, name, sources)
         return self.beside.get((folder, name))
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
@@ -178,8 +189,12 @@ def predict_split(
 ) -> None:
     """Write `FOLDER/NAME/*.parquet` for each scenario's rows of a split, a file for each shard.
 
-    `models`: those of each folder. The same actors score all: to start one takes seconds.
+    `models`: those of each folder. The same actors score all: to start one takes seconds. What they
+    need is made before they start: an actor that waits keeps its processor.
     """
+    for by_name in opinions.values():
+        for own in by_name.values():
+            own.wait()
     shards = [
         {"folder": folder, "scenario": name, "path": shard.path, "rows": shard.rows}
         for folder, by_name in models.items()

@@ -1,7 +1,7 @@
 """What the sources of candidates say of rows of the log, each row as of its own moment.
 
-They are fitted on train, as the network is; what a user did counts up to the row's moment (without
-time: what he did in train), in all scenarios whose users are the same people.
+They are fitted on the rows of train, as the network is; what the row's own user did counts up to
+its moment (without time: what he did in train), in all scenarios whose users are the same people.
 
 Letters: N rows, B users who ask at a moment, M pairs.
 """
@@ -39,6 +39,11 @@ class RowSources:
     inputs: ListInputs
     own: ray.ObjectRef
     of_crowd: ray.ObjectRef | None
+
+    @property
+    def fits(self) -> list[ray.ObjectRef]:
+        """The handles of fits, which tasks may still be making."""
+        return [self.own] + ([self.of_crowd] if self.of_crowd is not None else [])
 
     def open(self) -> Sources:
         """Returns the sources, which score pairs; texts need no index for that."""

@@ -35,7 +35,7 @@ from mtrec_ray.stages.run_folder import Record, Stage
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, pretrained_texts
 from mtrec_ray.training.second_opinion import fit_tree_model, stops
 
-FITTING = "fitting"  # folder of the predictions of valid, while weights are fitted
+FITTING = "_fitting"  # folder of the predictions of valid, while weights are fitted
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Asked:
     def blends(self) -> Record | None:
         """The weights by task, where they were fitted for this very model."""
         return self.stage.current(self.made_from)
+
+    def folder_in(self, fitting: str) -> str:
+        """Returns the folder of the model's predictions of valid."""
+        return storage.join(fitting, model_kind(self.model))
 
 
 def ensure_opinions(
@@ -136,7 +140,7 @@ def asked_of(
         "model": version(joint_run, name, model),
         "precision": model.project.evaluation.precision,
         "opinions": project.opinions.model_dump(),
-        "crowd": crowd_of(joint_run, inputs, name),
+        "crowd": crowd_of(joint_run, inputs, name) if project.opinions.sources else {},
         **trees_depend_on(joint_run, name, project),
     }
     stage = trees_stage(joint_run, name).part(f"beside-{model_kind(model)}")
@@ -197,15 +201,20 @@ def fit_blends(
     storage.remove_folder(fitting)
     models: dict[str, dict[str, TrainedModel]] = {}
     for one in asked:
-        models.setdefault(storage.join(fitting, model_kind(one.model)), {})[one.name] = one.model
+        models.setdefault(one.folder_in(fitting), {})[one.name] = one.model
     opinions = {folder: {name: beside[name] for name in own} for folder, own in models.items()}
     predict_split(models, run, "valid", opinions)
-    for one in asked:
-        folder = storage.join(fitting, model_kind(one.model))
+    fit = task_of(blends_of_folder, run, gpu=False)
+    fits = [fit.remote(one.folder_in(fitting), joint_run.facts[one.name]) for one in asked]
+    for one, ref in zip(asked, fits, strict=True):
         one.stage.start_anew(one.made_from)
-        facts = joint_run.facts[one.name]
-        one.stage.finish(blends_of(read_predictions(folder, one.name, len(facts.tasks)), facts))
+        one.stage.finish(result_of(ref))
     storage.remove_folder(fitting)
+
+
+def blends_of_folder(folder: str, facts: PreparedScenario) -> Record:
+    """Returns the blends that predictions of valid say are best; in a Ray task."""
+    return blends_of(read_predictions(folder, facts.name, len(facts.tasks)), facts)
 
 
 def blends_of(rows: Mapping[str, np.ndarray], facts: PreparedScenario) -> Record:
@@ -228,6 +237,11 @@ def blends_of(rows: Mapping[str, np.ndarray], facts: PreparedScenario) -> Record
     return found
 
 
+def has_say(what: str, blend: Blend) -> bool:
+    """Returns whether an opinion or a score changes what a blend says."""
+    return what in blend.weights and (bool(blend.boosted) or blend.weights[what] != 0)
+
+
 def summary(
     facts: Mapping[str, PreparedScenario], opinions: Mapping[str, SecondOpinion]
 ) -> list[str]:
@@ -236,7 +250,7 @@ def summary(
     lines = []
     for what, told in (("trees", "trees"), ("popularity", "sources of candidates")):
         tasks = {
-            name: [task for task, blend in own.blends.items() if what in blend.weights]
+            name: [task for task, blend in own.blends.items() if has_say(what, blend)]
             for name, own in opinions.items()
         }
         named = [f"{name} {', '.join(some)}" for name, some in tasks.items() if some]

@@ -1,7 +1,7 @@
 """Boosted trees of a scenario's tasks, whose opinion stands beside the network's.
 
-They are fitted on training rows. Half of the users of valid say how many trees are best; on the
-other half `evaluation/blend.py` fits what their opinion weighs.
+They are fitted on training rows. Half of the users of valid say how many trees are best; the other
+half judges what they bring beside the network (`evaluation/blend.py`).
 
 Letters: N rows, T tasks.
 """
@@ -35,7 +35,7 @@ COMPONENTS = "components.safetensors"
 
 
 def stops(user: Ints) -> Bools:
-    """Returns bool[N]: rows of valid that say how many trees are best; others fit the weights."""
+    """Returns bool[N]: rows of valid that say how many trees are best; the others judge them."""
     return hash_ints(user.astype(np.int64), 7) % np.uint64(2) == 0
 
 

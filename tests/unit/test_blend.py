@@ -158,6 +158,7 @@ def test_some_users_judge_and_all_teach():
     wrong = {k: np.where(judges, v, 1 - v) for k, v in rows.said.items()}
     assert fit_blend("binary", replace(rows, said=wrong), judges) is None
     assert fit_blend("binary", rows, np.zeros(2000, bool)) is None
+    assert fit_blend("binary", rows, rows.user < 15) is None  # too few users
 
 
 def test_a_score_that_is_missing_says_nothing():
