@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array, csr_matrix, vstack
 
+from mtrec_ray.candidates.scores import is_among
 from mtrec_ray.data.arrays import Float32s, Ints
 
 NEIGHBOURS = 100  # of an item
@@ -116,12 +117,11 @@ class Ease:
 
     def of_pairs(self, taken: csr_array, user: Ints, item: Ints) -> Float32s:
         """Returns f32[M], the scores of pairs; 0 for items that it does not know."""
-        place = places(self.outputs, item)
+        known, found = is_among(self.outputs, item), np.zeros(len(item), np.float32)
+        place = np.searchsorted(self.outputs, item[known])
         of_inputs = csr_array(csc_array(taken)[:, self.inputs])
-        known = place >= 0
-        found = np.zeros(len(item), np.float32)
         found[known] = sums_over_taken(
-            of_inputs, user[known], place[known], lambda own, other: self.weights[own, other]
+            of_inputs, user[known], place, lambda own, other: self.weights[own, other]
         )
         return found
 
@@ -150,14 +150,6 @@ def entries(matrix: csr_matrix, row: Ints, column: Ints) -> Float32s:
     if not len(row):
         return np.zeros(0, np.float32)
     return np.asarray(matrix[row, column], np.float32).ravel()
-
-
-def places(values: Ints, wanted: Ints) -> Ints:
-    """Returns i64[M]: where numbers stand among sorted values; -1 where they do not."""
-    if not len(values):
-        return np.full(len(wanted), -1)
-    place = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
-    return np.where(values[place] == wanted, place, -1)
 
 
 def ease_weights(taken: csc_array) -> Float32s:

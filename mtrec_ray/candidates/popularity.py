@@ -3,12 +3,13 @@
 Letters: n items, N rows, B users who ask, M pairs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from mtrec_ray.candidates.scores import OrderScores
+from mtrec_ray.candidates.scores import Hidden, first_shown
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import DAY_MS
@@ -16,6 +17,32 @@ from mtrec_ray.data.interactions import Interactions
 
 WINDOW_DAYS = (1, 7, 30)
 HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True)
+class OrderScores:
+    """Scores that are the same for all who ask at a moment.
+
+    Attributes:
+        order_of: the items of a moment, best first. moment: i64[B], the number of the user's.
+        of_pairs: the scores of pairs of a user and an item.
+    """
+
+    order_of: Callable[[int], Ints]
+    moment: Ints
+    of_pairs: Callable[[Ints, Ints], Float32s]
+
+    def best(self, num: int, hidden: Hidden) -> Ints:
+        """Returns i64[B, q]."""
+        found = np.full((len(self.moment), num), -1)
+        for number in np.unique(self.moment).tolist():
+            users, order = np.flatnonzero(self.moment == number), self.order_of(number)
+            found[users] = first_of_order(order[hidden.allowed[order]], users, num, hidden)
+        return found
+
+    def at(self, user: Ints, item: Ints) -> Float32s:
+        """Returns f32[M]."""
+        return self.of_pairs(user, item)
 
 
 @dataclass(frozen=True)
@@ -152,3 +179,13 @@ class Newness:
             return np.where(hours < 0, -np.inf, -np.log1p(hours.clip(min=0))).astype(np.float32)
 
         return OrderScores(lambda moment: self.order[int(starts[moment]) :], place, of_pairs)
+
+
+def first_of_order(order: Ints, users: Ints, num: int, hidden: Hidden) -> Ints:
+    """Returns i64[b, q]: the first items of one order that each of some users is shown."""
+    size = num + hidden.most_met
+    while True:
+        found = first_shown(np.tile(order[:size], (len(users), 1)), users, num, hidden)
+        if size >= len(order) or (found >= 0).all():
+            return found
+        size *= 2  # some are not published yet

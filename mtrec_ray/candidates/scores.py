@@ -206,32 +206,6 @@ class PairScores:
 
 
 @dataclass(frozen=True)
-class OrderScores:
-    """Scores that are the same for all who ask at a moment.
-
-    Attributes:
-        order_of: the items of a moment, best first. moment: i64[B], the number of the user's.
-        of_pairs: the scores of pairs of a user and an item.
-    """
-
-    order_of: Callable[[int], Ints]
-    moment: Ints
-    of_pairs: Callable[[Ints, Ints], Float32s]
-
-    def best(self, num: int, hidden: Hidden) -> Ints:
-        """Returns i64[B, q]."""
-        found = np.full((len(self.moment), num), -1)
-        for number in np.unique(self.moment).tolist():
-            users, order = np.flatnonzero(self.moment == number), self.order_of(number)
-            found[users] = first_of_order(order[hidden.allowed[order]], users, num, hidden)
-        return found
-
-    def at(self, user: Ints, item: Ints) -> Float32s:
-        """Returns f32[M]."""
-        return self.of_pairs(user, item)
-
-
-@dataclass(frozen=True)
 class VectorScores:
     """Inner products of users f32[B, D] with items f32[n, D], found by an index if there is one.
 
@@ -334,16 +308,6 @@ def first_shown(items: Ints, users: Ints, num: int, hidden: Hidden) -> Ints:
     row, column = np.nonzero(shown & (place < num))
     found[row, place[row, column]] = items[row, column]
     return found
-
-
-def first_of_order(order: Ints, users: Ints, num: int, hidden: Hidden) -> Ints:
-    """Returns i64[b, q]: the first items of one order that each of some users is shown."""
-    size = num + hidden.most_met
-    while True:
-        found = first_shown(np.tile(order[:size], (len(users), 1)), users, num, hidden)
-        if size >= len(order) or (found >= 0).all():
-            return found
-        size *= 2  # some are not published yet
 
 
 def distinct_best(items: Ints, scores: Float32s) -> Ints:
