@@ -47,7 +47,7 @@ def project_of(data: str, root: Path, seed: int, *, quick: bool) -> Project:
     if data == "real4":
         tree["training"] |= {"teacher": {"share": 0}, "rows_per_epoch": ROWS_PER_EPOCH}
     tree["run"] = {"name": f"{data}-{seed}", "num_workers": 2}
-    tree["opinions"] = {"trees": False, "sources": False}
+    tree["opinions"] = {"trees": False, "sources": False, "labels": False}
     tree["training"] |= {"seed": seed} | ({"epochs": 1} if quick else {})
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(tree, file, sort_keys=False)  # the first task is the main one

@@ -43,7 +43,7 @@ from mtrec_ray.data import storage as files
 from mtrec_ray.data.arrays import Bools, Float32s
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, load_prepared
 from mtrec_ray.data.shards import read_columns
-from mtrec_ray.evaluation.blend import Blend, log_odds
+from mtrec_ray.evaluation.blend import LABELS, Blend, log_odds
 from mtrec_ray.evaluation.bootstrap import paired_difference
 from mtrec_ray.evaluation.metrics import rmse, roc_auc
 from mtrec_ray.project.load import parse_project
@@ -53,7 +53,12 @@ from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model
 from mtrec_ray.stages.finetuning.joint_run import open_joint_run
 from mtrec_ray.stages.list_inputs import collect_inputs
-from mtrec_ray.stages.predictions import SOURCE, predict_split, read_predictions, said_of_task
+from mtrec_ray.stages.predictions import (
+    SOURCE,
+    predict_split,
+    read_predictions,
+    said_of_task,
+)
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.second_opinion import blends_of, ensure_opinions
 from mtrec_ray.stages.train import run_train
@@ -61,7 +66,7 @@ from mtrec_ray.stages.train import run_train
 DATA = ("grocery", "anime")
 MODELS = ("network", "joint", "alone", "alone_all", "lightgbm_here", "lightgbm_all")
 LEAST_POSITIVES = 200  # of test, of a scenario that the goal speaks of
-CROWD = f"{SOURCE}crowd_"
+CROWD = (f"{SOURCE}crowd_", f"{LABELS}crowd_")
 PARAMETERS = {
     "objective": "binary", "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 30,
     "lambda_l2": 1.0, "feature_fraction": 0.8, "bagging_fraction": 0.8, "bagging_freq": 1,

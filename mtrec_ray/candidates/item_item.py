@@ -97,12 +97,13 @@ class Ease:
     num_items: int
 
     @classmethod
-    def fit(cls, taken: csr_array) -> "Ease":
+    def fit(cls, taken: csr_array, ridge: float = RIDGE, most_items: int = EASE_ITEMS) -> "Ease":
         """Returns the model of the most frequent columns of `taken` f32[U, m]."""
-        count = np.asarray(taken.sum(0)).ravel()
-        frequent = np.argsort(-count, kind="stable")[:EASE_ITEMS]
+        columns = csc_array(taken)
+        count = np.diff(columns.indptr)
+        frequent = np.argsort(-count, kind="stable")[:most_items]
         inputs = np.sort(frequent[count[frequent] > 0])
-        return cls(inputs, inputs, ease_weights(csc_array(taken)[:, inputs]), len(count))
+        return cls(inputs, inputs, ease_weights(columns[:, inputs], ridge), len(count))
 
     def only(self, output: slice) -> "Ease":
         """Returns what scores some of the items."""
@@ -152,12 +153,12 @@ def entries(matrix: csr_matrix, row: Ints, column: Ints) -> Float32s:
     return np.asarray(matrix[row, column], np.float32).ravel()
 
 
-def ease_weights(taken: csc_array) -> Float32s:
+def ease_weights(taken: csc_array, ridge: float) -> Float32s:
     """Returns f32[m, m]: B of the paper, whose diagonal is 0."""
     gram = (taken.T @ taken).toarray().astype(np.float32)
     if not len(gram):
         return gram
-    gram[np.diag_indices_from(gram)] += RIDGE
+    gram[np.diag_indices_from(gram)] += ridge
     from scipy.linalg import inv
 
     inverse = inv(gram, overwrite_a=True, check_finite=False)

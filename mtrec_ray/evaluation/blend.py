@@ -1,12 +1,13 @@
 """Opinions and scores of a row, blended by weights that are fitted on valid.
 
 The network is the first opinion, boosted trees are a second one. Beside them stand scores that are
-no opinions of the label, but may tell of it: those of the sources of candidates.
+no opinions of the label, but may tell of it: what labels of other items say, and the sources of
+candidates.
 
 The blend of probabilities is a logistic regression on their log odds, that of numbers a linear
 regression. A ridge draws the weights of opinions to equal shares, those of scores to 0; no opinion
-has a negative weight. There are three steps: the opinions; all of them and the scores; the mean of
-that and of boosted trees on the same columns, which see where one score matters more beside
+has a negative weight. There are four steps: the opinions; with what labels say; with all scores; the
+mean of that and of boosted trees on the same columns, which see where one score matters more beside
 another. Each step is kept where it is better than the one before, on users that it was not fitted
 on, by more than chance gives in nine of ten cases.
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import lightgbm
 
 OPINIONS = ("network", "trees")  # of the label itself; other names are those of scores
+LABELS = "labels."  # before the name of what labels of other items say
 FOLDS = 5
 LEAST_PROBABILITY = 1e-6
 RIDGE = 10.0  # rows' worth of pull of an opinion's weight
@@ -134,8 +136,11 @@ def steps(kind: str, said: Said) -> Iterator[Step]:
     """Yields what is blended, step by step."""
     opinions = [name for name in OPINIONS if name in said]
     scores = [name for name in said if name not in OPINIONS]
+    of_labels = [name for name in scores if name.startswith(LABELS)]
     if len(opinions) > 1:
         yield Step(kind, opinions)
+    if of_labels and len(of_labels) < len(scores):
+        yield Step(kind, opinions + of_labels)
     if scores:
         yield Step(kind, opinions + scores)
         yield Step(kind, opinions + scores, boosted=True)

@@ -51,6 +51,11 @@ class Opinions(Section):
         description="The sources of candidates (neighbours, EASE, popularity, texts; of all "
         "scenarios with the same people) say what they hold of a row in evaluation.",
     )
+    labels: bool = Field(
+        default=True,
+        description="What the user gave other items (means and neighbours of each task's labels; "
+        "of all scenarios with the same people) says of a row in evaluation.",
+    )
     rows: PositiveInt = Field(
         default=300_000, description="Rows of a scenario that the trees are fitted on, at most."
     )
@@ -62,7 +67,7 @@ class Opinions(Section):
     @property
     def wanted(self) -> bool:
         """Whether anything stands beside the network."""
-        return self.trees or self.sources
+        return self.trees or self.sources or self.labels
 
 
 class Training(Section):

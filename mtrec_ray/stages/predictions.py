@@ -1,8 +1,8 @@
 """Predictions of the rows of a split, by Ray Data actors, as Parquet.
 
 A row has its label, score and popularity by task. Where others stand beside the network, the score
-is the blend, `network` and `trees` are what each of them says by task, and `source.NAME` is what a
-source of candidates says of the row.
+is the blend, `network` and `trees` are what each of them says by task, `labels.NAME` is what the
+user's other labels say of each task, and `source.NAME` what a source of candidates says of the row.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,10 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Float32s, Floats
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.data.shards import Arrays, read_rows
-from mtrec_ray.evaluation.blend import OPINIONS, Blend
+from mtrec_ray.evaluation.blend import LABELS, OPINIONS, Blend
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.project import Run
+from mtrec_ray.stages.row_labels import OpenLabels, RowLabels
 from mtrec_ray.stages.row_sources import RowSources, scores_of_rows, with_logarithms
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 from mtrec_ray.training.item_vectors import ItemVectors
@@ -41,18 +42,21 @@ class SecondOpinion:
         trees: folder of the scenario's trees; None without them.
         texts: f32[n, D], a handle of the texts that their columns rest on.
         sources: those that say what they hold of a row.
+        labels: what the user's other labels say of the row's.
         blends: by task; a task without one is the network's alone.
     """
 
     trees: str | None = None
     texts: ray.ObjectRef | None = None
     sources: RowSources | None = None
+    labels: RowLabels | None = None
     blends: Mapping[str, Blend] = field(default_factory=dict)
 
     def wait(self) -> None:
         """Wait for the tasks that make what the handles stand for."""
         refs = [self.texts] if self.texts is not None else []
         refs += self.sources.fits if self.sources is not None else []
+        refs += self.labels.fits if self.labels is not None else []
         if refs:
             ray.wait(refs, num_returns=len(refs), fetch_local=False)
 
@@ -64,24 +68,30 @@ NO_OPINIONS: OpinionsByFolder = {}
 
 @dataclass
 class Beside:
-    """A second opinion, opened: its trees and sources, where it has them."""
+    """A second opinion, opened: its trees, sources and labels, where it has them."""
 
     opinion: SecondOpinion
     facts: PreparedScenario
     trees: TreeModel | None
     sources: Sources | None
+    labels: OpenLabels | None
     timed: bool
 
     @classmethod
     def open(
-        cls, opinion: SecondOpinion, model: TrainedModel, name: str, sources: Sources | None
+        cls,
+        opinion: SecondOpinion,
+        model: TrainedModel,
+        name: str,
+        sources: Sources | None,
+        labels: OpenLabels | None,
     ) -> "Beside":
-        """Returns what stands beside a model of a scenario, with its sources opened."""
+        """Returns what stands beside a model of a scenario, with what it rests on opened."""
         prepared, trees = model.open_prepared(), None
         if opinion.trees is not None and opinion.texts is not None:
             trees = load_tree_model(prepared, name, ray.get(opinion.texts), opinion.trees)
         timed = model.project.scenarios[name].events.time is not None
-        return cls(opinion, prepared.scenarios[name], trees, sources, timed)
+        return cls(opinion, prepared.scenarios[name], trees, sources, labels, timed)
 
     def values(self, rows: Arrays, network: Float32s) -> dict[str, Float32s]:
         """Returns f32[N, T] or f32[N] by column: the blended score, and what it is made from."""
@@ -93,6 +103,8 @@ class Beside:
         if self.sources is not None:
             of_rows = scores_of_rows(self.sources, rows, timed=self.timed)
             said |= {SOURCE + name: scores for name, scores in of_rows.items()}
+        if self.labels is not None:
+            said |= {LABELS + name: told for name, told in self.labels.of_rows(rows).items()}
         score = network.copy()
         for i, task in enumerate(self.facts.tasks):
             if task in self.opinion.blends:
@@ -102,9 +114,11 @@ class Beside:
 
 def said_of_task(columns: Mapping[str, np.ndarray], task: int) -> dict[str, Floats]:
     """Returns f64[N] by name: what was said of a task, from columns of predictions."""
-    opinions = {name: columns[name][:, task] for name in OPINIONS if name in columns}
-    scores = {k.removeprefix(SOURCE): v for k, v in columns.items() if k.startswith(SOURCE)}
-    said = {name: values.astype(np.float64) for name, values in (opinions | scores).items()}
+    found = {name: columns[name][:, task] for name in OPINIONS if name in columns}
+    found |= {k.removeprefix(SOURCE): v for k, v in columns.items() if k.startswith(SOURCE)}
+    of_labels = {k: v[:, task] for k, v in columns.items() if k.startswith(LABELS)}
+    found |= {k: v for k, v in of_labels.items() if np.isfinite(v).any()}
+    said = {name: values.astype(np.float64) for name, values in found.items()}
     return with_logarithms(said)
 
 
@@ -122,6 +136,7 @@ class Predictor:
         self.loaded: dict[TrainedModel, tuple[Recommender, ItemVectors]] = {}
         self.beside: dict[tuple[str, str], Beside] = {}
         self.sources: dict[str, Sources] = {}
+        self.labels: dict[str, OpenLabels] = {}
 
     def load(self, trained_model: TrainedModel) -> tuple[Recommender, ItemVectors]:
         """Returns a model; one that serves several scenarios is loaded once."""
@@ -137,8 +152,15 @@ class Predictor:
         if opinion is not None and (folder, name) not in self.beside:
             if opinion.sources is not None and name not in self.sources:
                 self.sources[name] = opinion.sources.open()
-            model, sources = self.models[folder][name], self.sources.get(name)
-            self.beside[folder, name] = Beside.open(opinion, model, name, sources)
+            if opinion.labels is not None and name not in self.labels:
+                self.labels[name] = opinion.labels.open()
+            self.beside[folder, name] = Beside.open(
+                opinion,
+                self.models[folder][name],
+                name,
+                self.sources.get(name),
+                self.labels.get(name),
+            )
         return self.beside.get((folder, name))
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +238,8 @@ def predict_split(
 def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.ndarray]:
     """Returns users [N] and labels, scores, popularity [N, T] of a scenario's predictions.
 
-    And what stands beside the network: `network` and `trees` [N, T], `source.NAME` [N].
+    And what stands beside the network: `network`, `trees` and `labels.NAME` [N, T], `source.NAME`
+    [N].
     """
     tables = []
     for path in storage.parquet_files(storage.join(folder, name)):
@@ -226,7 +249,8 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
     scalars = ["row", "user", "person", "item"]
     scalars += [name for name in table.column_names if name.startswith(SOURCE)]
     columns: dict[str, np.ndarray] = {c: table.column(c).to_numpy() for c in scalars}
-    for key in ("label", "score", "popularity", *OPINIONS):
+    of_labels = [name for name in table.column_names if name.startswith(LABELS)]
+    for key in ("label", "score", "popularity", *OPINIONS, *of_labels):
         if key in table.column_names:
             values = table.column(key).combine_chunks().flatten().to_numpy(zero_copy_only=False)
             columns[key] = values.reshape(-1, num_tasks)

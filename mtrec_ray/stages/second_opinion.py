@@ -2,7 +2,7 @@
 
 Boosted trees of a scenario lie in `opinions/NAME/`; what each opinion weighs beside the joint
 model, a fine-tuned one or the general head lies in a folder of its own there. The sources of
-candidates are fitted anew each time.
+candidates, and what labels say, are fitted anew each time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,7 @@ from mtrec_ray.stages.predictions import (
     read_predictions,
     said_of_task,
 )
+from mtrec_ray.stages.row_labels import fit_row_labels
 from mtrec_ray.stages.row_sources import fit_row_sources
 from mtrec_ray.stages.run_folder import Record, Stage
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, pretrained_texts
@@ -102,14 +103,16 @@ def stands_beside(
     project: Project,
     log: Log,
 ) -> dict[str, SecondOpinion]:
-    """Returns the trees and the sources of each scenario, as the project wants."""
-    found = {name: SecondOpinion() for name in models}
-    if project.opinions.trees:
+    """Returns the trees, sources and labels of each scenario, as the project wants."""
+    wanted, found = project.opinions, {name: SecondOpinion() for name in models}
+    if wanted.trees:
         found = ensure_trees(joint_run, models, project, log)
-    if not project.opinions.sources:
-        return found
-    sources = fit_row_sources(inputs, project.run)
-    return {name: replace(own, sources=sources.get(name)) for name, own in found.items()}
+    sources = fit_row_sources(inputs, project.run) if wanted.sources else {}
+    labels = fit_row_labels(models, project.run) if wanted.labels else {}
+    return {
+        name: replace(own, sources=sources.get(name), labels=labels.get(name))
+        for name, own in found.items()
+    }
 
 
 def trees_stage(joint_run: JointRun, name: str) -> Stage:
@@ -123,7 +126,7 @@ def trees_depend_on(joint_run: JointRun, name: str, project: Project) -> Fields:
         "prepared": joint_run.data(name).fingerprint,
         "encoder": project.model.encoder.source,
         "seed": project.training.seed,
-        "trees": project.opinions.model_dump(exclude={"trees", "sources"}),
+        "trees": project.opinions.model_dump(exclude={"trees", "sources", "labels"}),
     }
 
 
@@ -141,6 +144,7 @@ def asked_of(
         "precision": model.project.evaluation.precision,
         "opinions": project.opinions.model_dump(),
         "crowd": crowd_of(joint_run, inputs, name) if project.opinions.sources else {},
+        "same_people": same_people(joint_run, name) if project.opinions.labels else {},
         **trees_depend_on(joint_run, name, project),
     }
     stage = trees_stage(joint_run, name).part(f"beside-{model_kind(model)}")
@@ -153,6 +157,13 @@ def crowd_of(
     """Returns the data and the task of each scenario whose rows a scenario's sources rest on."""
     members = inputs[name].texts if name in inputs else ()
     return {member: [joint_run.data(member).fingerprint, inputs[member].task] for member in members}
+
+
+def same_people(joint_run: JointRun, name: str) -> dict[str, str]:
+    """Returns the data of each scenario whose labels a scenario's label sources rest on."""
+    space = joint_run.facts[name].user_space
+    members = [other for other, facts in joint_run.facts.items() if facts.user_space == space]
+    return {member: joint_run.data(member).fingerprint for member in members}
 
 
 def ensure_trees(
@@ -248,7 +259,9 @@ def summary(
     """Returns lines that say which tasks are blended."""
     total = sum(len(facts[name].tasks) for name in opinions)
     lines = []
-    for what, told in (("trees", "trees"), ("popularity", "sources of candidates")):
+    of = ("trees", "popularity", "labels.neighbours")
+    said = ("trees", "sources of candidates", "labels of other items")
+    for what, told in zip(of, said, strict=True):
         tasks = {
             name: [task for task, blend in own.blends.items() if has_say(what, blend)]
             for name, own in opinions.items()
