@@ -1,183 +1,56 @@
-"""What is a person's behaviour in other scenarios worth, and what are shared weights worth?
+"""Is joint training better than training alone, and better than LightGBM on the same columns?
 
-    python -m benchmarks.shared_users [--quick] [--seeds 3] [--data grocery --data anime]
+    python -m benchmarks.shared_users [--quick] [--seeds 3] [--data real4 --data grocery ..]
                                       [--root DATA] [--storage DIR] [--out FILE]
 
-Two data sets whose scenarios have the same people, `jobs/grocery.yaml` and `jobs/anime.yaml`; test
-rows, everything fitted on train and valid. By task:
+Two data sets whose scenarios have the same people, `jobs/grocery.yaml` and `jobs/anime.yaml`, and
+one whose scenarios have not, `jobs/real4.yaml` (two epochs of 400,000 rows, no teacher). Test rows,
+everything fitted on train and valid. By task:
 
     network      the joint network by itself
-    joint        the joint network, with what stands beside it by default: boosted trees, and the
-                 sources of candidates, which know what a person took in all scenarios
+    joint        the joint network, with what stands beside it by default: boosted trees, labels of
+                 other items, and the sources of candidates, which know what a person took and gave
+                 in all scenarios
     alone        a network of this scenario only (the joint model's steps, each with its rows of
-                 the scenario), with trees and the sources of this scenario
-    alone_all    the same network, with trees and the sources of all scenarios
+                 the scenario), with trees, labels and sources of this scenario
+    alone_all    the same network, with labels and sources of all scenarios
+    trees        no network: LightGBM on the prepared columns and on texts, fitted on train
     lightgbm_here, lightgbm_all
-                 no network: boosted trees on the prepared columns, whose log odds and the sources
-                 of this scenario (of all) are the columns of a second LightGBM, fitted on valid
+                 no network: those trees' log odds, the labels and the sources of this scenario (of
+                 all) are the columns of a second LightGBM, fitted on valid
 
 So `alone_all` less `alone` is what shared information brings, `joint` less `alone_all` what shared
-weights bring. Differences have 95 % intervals (paired bootstrap over users). Slices: rows of people
-that train knows in the scenario, only in others, or not at all; of known and of new items.
+weights bring. Of the first seed it is told, too, what joint has without trees, labels or sources.
+The rival of a task is the best of the last three on test; of real4 there are the reference
+baselines B0 to B4, too, which were computed apart from this project. Differences have 95 %
+intervals (paired bootstrap over users). Slices: rows of people that train knows in the scenario,
+only in others, or not at all; of known and of new items.
 
 With `--quick`: one seed, one epoch. An interrupted run goes on.
 """
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import lightgbm
 import numpy as np
-import ray
 import typer
 from rich.console import Console
 
+from benchmarks.beside import LEFT_OUT, MODELS, RIVALS, Rows, runs_of
 from benchmarks.common import TOP, write_result
-from benchmarks.local import fit, side_by_side
-from benchmarks.ranking import project_of
-from benchmarks.real4 import Cell, alone
-from jobs.common import teller
-from mtrec_ray.data import storage as files
-from mtrec_ray.data.arrays import Bools, Float32s
-from mtrec_ray.data.prepared import Prepared, PreparedScenario, load_prepared
+from benchmarks.real4 import read_references
+from mtrec_ray.data.arrays import Bools
+from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.shards import read_columns
-from mtrec_ray.evaluation.blend import LABELS, Blend, log_odds
-from mtrec_ray.evaluation.bootstrap import paired_difference
-from mtrec_ray.evaluation.metrics import rmse, roc_auc
-from mtrec_ray.project.load import parse_project
-from mtrec_ray.project.project import Project
+from mtrec_ray.evaluation.bootstrap import Interval, paired_difference
+from mtrec_ray.evaluation.metrics import grouped_auc, rmse, roc_auc
 from mtrec_ray.report.tables import markdown_table
-from mtrec_ray.stages.cluster import connect
-from mtrec_ray.stages.finetuning.chosen_model import chosen_model
-from mtrec_ray.stages.finetuning.joint_run import open_joint_run
-from mtrec_ray.stages.list_inputs import collect_inputs
-from mtrec_ray.stages.predictions import (
-    SOURCE,
-    predict_split,
-    read_predictions,
-    said_of_task,
-)
-from mtrec_ray.stages.prepare import run_prepare
-from mtrec_ray.stages.second_opinion import blends_of, ensure_opinions
-from mtrec_ray.stages.train import run_train
 
-DATA = ("grocery", "anime")
-MODELS = ("network", "joint", "alone", "alone_all", "lightgbm_here", "lightgbm_all")
+DATA = ("real4", "grocery", "anime")
 LEAST_POSITIVES = 200  # of test, of a scenario that the goal speaks of
-CROWD = (f"{SOURCE}crowd_", f"{LABELS}crowd_")
-PARAMETERS = {
-    "objective": "binary", "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 30,
-    "lambda_l2": 1.0, "feature_fraction": 0.8, "bagging_fraction": 0.8, "bagging_freq": 1,
-    "verbosity": -1, "seed": 0,
-}  # fmt: skip
-ROUNDS = 100
-
-Rows = dict[str, np.ndarray]
-
-
-# --- models ----------------------------------------------------------------------------------
-
-
-def with_opinions(project: Project) -> Project:
-    """The project, with what stands beside the network by default; lists are not made."""
-    tree = project.dump()
-    tree["opinions"] = {}
-    tree["recommend"] = {"ranking_users": 0}
-    return parse_project(tree)
-
-
-def predict(project: Project, folder: str) -> None:
-    """Prepare, train jointly, and write what all opinions say of valid and test."""
-    done = files.join(folder, project.run.name, "shared_users", "finished.json")
-    if files.exists(done):
-        return
-    for stage in (run_prepare, run_train):
-        stage(project, folder, teller())
-    connect(project.run)
-    joint_run = open_joint_run(project, folder)
-    models = {name: chosen_model(joint_run, name, project) for name in joint_run.facts}
-    inputs = collect_inputs(models, project)
-    own = ensure_opinions(joint_run, {"": models}, inputs, project, teller())[""]
-    for split in ("valid", "test"):
-        target = predictions_of(project, folder, split)
-        predict_split({target: models}, project.run, split, {target: own})
-    ray.shutdown()
-    files.write_json(done, {})
-
-
-def predictions_of(project: Project, folder: str, split: str) -> str:
-    """The folder of predictions of a split."""
-    return files.join(folder, project.run.name, "shared_users", split)
-
-
-def fit_alone(cell: Cell, prepared: Prepared, path: str) -> None:
-    """Train a scenario by itself, and write its scores f32[N, T] of valid and test."""
-    found = fit(cell.project, prepared)
-    scores = {split: found.scores[f"{split}.{cell.names[0]}"] for split in ("valid", "test")}
-    np.savez(path, **scores)  # pyright: ignore[reportArgumentType]
-    print(f"{cell.key}: {found.seconds:.0f} s", flush=True)
-
-
-def all_alone(project: Project, prepared: Prepared, folder: str) -> dict[str, Rows]:
-    """Scores of each scenario's own network, by scenario and split."""
-    seed = project.training.seed
-    cells = {name: alone(project, prepared, name, seed) for name in prepared.scenarios}
-    paths = {n: files.join(folder, project.run.name, "shared_users", f"{n}.npz") for n in cells}
-    missing = [n for n in cells if not Path(paths[n]).exists()]
-    side_by_side([(fit_alone, (cells[n], prepared, paths[n])) for n in missing])
-    return {name: dict(np.load(path)) for name, path in paths.items()}
-
-
-def scores_of_test(facts: PreparedScenario, rows: Mapping[str, Rows], own: Rows) -> Rows:
-    """Scores f32[N, T] of test rows by each model; `rows` and `own` by split."""
-    here = {s: {k: v for k, v in r.items() if not k.startswith(CROWD)} for s, r in rows.items()}
-    networks = {
-        "joint": rows,
-        "alone": {split: here[split] | {"network": own[split]} for split in here},
-        "alone_all": {split: rows[split] | {"network": own[split]} for split in rows},
-    }
-    found = {
-        name: blended(facts, split["valid"], split["test"]) for name, split in networks.items()
-    }
-    rivals = {"lightgbm_here": here, "lightgbm_all": rows}
-    found |= {n: boosted(facts, split["valid"], split["test"]) for n, split in rivals.items()}
-    return found | {"network": rows["test"]["network"]}
-
-
-def blended(facts: PreparedScenario, valid: Rows, test: Rows) -> Float32s:
-    """Scores of test, with the blends that pay on valid."""
-    score = test["network"].copy()
-    for task, blend in blends_of(valid, facts).items():
-        i = facts.tasks.index(task)
-        score[:, i] = Blend(**blend).of(said_of_task(test, i))
-    return score
-
-
-def boosted(facts: PreparedScenario, valid: Rows, test: Rows) -> Float32s:
-    """Scores of test by LightGBM on what trees and sources say, fitted on valid; NaN without."""
-    score = np.full_like(test["network"], np.nan)
-    for i, kind in enumerate(facts.kinds.values()):
-        label = valid["label"][:, i]
-        known = np.isfinite(label)
-        if kind == "binary" and known.any() and 0 < label[known].mean() < 1:
-            data = lightgbm.Dataset(columns_of(valid, i)[known], label[known])
-            trees = lightgbm.train(PARAMETERS, data, ROUNDS)
-            score[:, i] = np.asarray(trees.predict(columns_of(test, i)))
-    return score
-
-
-def columns_of(rows: Rows, task: int) -> np.ndarray:
-    """What the second LightGBM reads: log odds of the first one's trees, and the sources."""
-    said = said_of_task(rows, task)
-    del said["network"]
-    if "trees" in said:
-        said["trees"] = np.where(np.isfinite(said["trees"]), log_odds(said["trees"]), np.nan)
-    return np.stack(list(said.values()), 1)
-
-
-# --- the table -------------------------------------------------------------------------------
 
 
 def measure(kind: str, label: np.ndarray, score: np.ndarray) -> float:
@@ -209,43 +82,94 @@ def column_of_train(prepared: Prepared, name: str, column: str) -> np.ndarray:
     return np.unique(np.concatenate([part[column] for part in parts]))
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A task's labelled test rows, and what each model says of them, seed by seed."""
+
+    kind: str
+    label: np.ndarray
+    person: np.ndarray
+    scores: Mapping[str, list[np.ndarray]]
+
+    @classmethod
+    def of(cls, facts: PreparedScenario, task: str, runs: Sequence[Rows], test: Rows) -> "Compared":
+        """The rows of a task that have a label."""
+        i = facts.tasks.index(task)
+        known = np.isfinite(test["label"][:, i])
+        scores = {
+            m: [run[m][known, i].astype(np.float64) for run in runs if m in run]
+            for m in (*MODELS, *(f"without_{what}" for what in LEFT_OUT))
+        }
+        label = test["label"][known, i].astype(np.float64)
+        return cls(facts.kinds[task], label, test["person"][known], scores)
+
+    @property
+    def metric(self) -> str:
+        """The main one."""
+        return "auc" if self.kind == "binary" else "rmse"
+
+    def mean(self, model: str, rows: Bools | slice = slice(None)) -> float:
+        """Mean over seeds of the main metric; NaN where there is none."""
+        runs = [measure(self.kind, self.label[rows], s[rows]) for s in self.scores[model]]
+        return float(np.mean(runs))
+
+    def gauc(self, model: str) -> float:
+        """Mean over seeds of the users' AUC."""
+        runs = [grouped_auc(self.label, s, self.person)[0] for s in self.scores[model]]
+        return float(np.mean(runs))
+
+    def interval(self, other: str) -> Interval:
+        """Joint less another."""
+        first, second = self.scores["joint"], self.scores[other]
+        return paired_difference(self.metric, self.label, first, second, self.person)
+
+
 def compare_task(
-    facts: PreparedScenario, task: str, runs: Sequence[Rows], test: Rows, slices: dict[str, Bools]
+    one: Compared, slices: Mapping[str, Bools], references: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float]:
     """Means over seeds of a task by model and slice, and differences with their intervals."""
-    i, kind = facts.tasks.index(task), facts.kinds[task]
-    known = np.isfinite(test["label"][:, i])
-    label, person = test["label"][known, i].astype(np.float64), test["person"][known]
-    scores = {m: [run[m][known, i].astype(np.float64) for run in runs] for m in MODELS}
-    found = {m: float(np.mean([measure(kind, label, s) for s in scores[m]])) for m in MODELS}
-    found["rows"] = float(len(label))
-    if kind == "binary":
-        found["positives"] = float(label.sum())
+    found = {m: one.mean(m) for m in one.scores} | {"rows": float(len(one.label))}
+    found["joint_first"] = measure(one.kind, one.label, one.scores["joint"][0])
+    if one.kind == "binary":
+        found["positives"] = float(one.label.sum())
         for part, rows in slices.items():
-            some = rows[known]
-            of_part = {
-                m: float(np.mean([measure(kind, label[some], s[some]) for s in scores[m]]))
-                for m in MODELS
-            }
-            found |= {f"{part}.{m}": v for m, v in of_part.items() if np.isfinite(v)}
-            found[f"{part}.rows"] = float(some.sum())
-    metric = "auc" if kind == "binary" else "rmse"
-    for other in MODELS[2:]:
-        if np.isfinite(found[other]) and (kind == "regression" or 0 < label.mean() < 1):
-            gap = paired_difference(metric, label, scores["joint"], scores[other], person)
-            found |= {f"less_{other}_low": gap.low, f"less_{other}_high": gap.high}
-    return {key: value for key, value in found.items() if np.isfinite(value)}
+            found |= {f"{part}.{m}": one.mean(m, rows) for m in MODELS}
+            found[f"{part}.rows"] = float(rows.sum())
+    found = {key: value for key, value in found.items() if np.isfinite(value)}
+    told = [m for m in MODELS if m in found and m not in ("network", "joint")]
+    gaps = {m: one.interval(m) for m in told}
+    for other, gap in gaps.items():
+        found |= {f"less_{other}_low": gap.low, f"less_{other}_high": gap.high}
+    if one.kind == "binary" and told:
+        found |= {f"{m}.gauc": one.gauc(m) for m in ("network", "joint", *told)}
+    if rivals := [m for m in told if m in RIVALS]:
+        best = (max if one.kind == "binary" else min)(rivals, key=lambda m: found[m])
+        found |= {"rival": found[best], "rival_number": float(RIVALS.index(best))}
+        found |= {f"less_rival_{end}": found[f"less_{best}_{end}"] for end in ("low", "high")}
+    if values := [v[one.metric] for v in references.values() if one.metric in v]:
+        found["reference"] = max(values) if one.kind == "binary" else min(values)
+    return found
 
 
 def row_of(key: str, found: Mapping[str, float]) -> dict[str, str]:
     """A row of the table."""
     row = {"task": key, "test rows": f"{found['rows']:,.0f}"}
-    row |= {m: f"{found[m]:.4f}" if m in found else "-" for m in MODELS}
-    for other in ("alone", "lightgbm_all"):
+    row |= {m: cell(found, m) for m in MODELS}
+    if "reference" in found:
+        row["B0-B4"] = f"{found['reference']:.4f}"
+    for other in ("alone", "rival"):
         low, high = (found.get(f"less_{other}_{end}") for end in ("low", "high"))
         told = "-" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
         row[f"joint less {other}"] = told
     return row
+
+
+def cell(found: Mapping[str, float], model: str) -> str:
+    """`0.7386 (0.736)`, AUC and GAUC, or `0.8869`, RMSE."""
+    if model not in found:
+        return "-"
+    gauc = found.get(f"{model}.gauc", float("nan"))
+    return f"{found[model]:.4f} ({gauc:.3f})" if np.isfinite(gauc) else f"{found[model]:.4f}"
 
 
 def macro(figures: Mapping[str, float], mains: Mapping[str, str]) -> dict[str, float]:
@@ -263,9 +187,32 @@ def macro(figures: Mapping[str, float], mains: Mapping[str, str]) -> dict[str, f
         if both:
             values, weights = zip(*both, strict=True)
             found[f"only_elsewhere.{m}"] = float(np.average(values, weights=weights))
+    left_out = [f"without_{what}" for what in LEFT_OUT]
+    for m in (*left_out, "joint_first") if large else ():
+        found[f"all.{m}"] = float(np.mean([figures[f"{k}.{m}"] for k in large]))
     for other in MODELS[2:]:
         wins = [figures[f"{k}.joint"] > figures[f"{k}.{other}"] for k in large]
         found[f"scenarios_ahead_of_{other}"] = float(sum(wins))
+    return found
+
+
+def tally(figures: Mapping[str, float], kinds: Mapping[str, str]) -> dict[str, float]:
+    """On how many tasks joint is ahead of the rival, of references and of alone; surely or not."""
+    told = [key for key in kinds if f"{key}.rival" in figures]
+    found = {"tasks": float(len(told))}
+    for other in ("rival", "alone", "reference"):
+        signs = [(key, 1 if kinds[key] == "binary" else -1) for key in told]
+        known = [(k, s) for k, s in signs if f"{k}.{other}" in figures]
+        wins = [s * (figures[f"{k}.joint"] - figures[f"{k}.{other}"]) > 0 for k, s in known]
+        found[f"tasks_ahead_of_{other}"] = float(sum(wins))
+        if other == "reference":
+            continue
+        ends = [
+            sorted(s * figures[f"{k}.less_{other}_{end}"] for end in ("low", "high"))
+            for k, s in known
+        ]
+        found[f"tasks_surely_ahead_of_{other}"] = float(sum(low > 0 for low, _ in ends))
+        found[f"tasks_surely_behind_{other}"] = float(sum(high < 0 for _, high in ends))
     return found
 
 
@@ -273,35 +220,23 @@ def measure_data(
     data: str, root: Path, folder: str, seeds: Sequence[int], *, quick: bool
 ) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Figures and rows of the table of one data set."""
-    runs: dict[str, list[Rows]] = {}
-    test: dict[str, Rows] = {}
-    for seed in seeds:
-        project = with_opinions(project_of(data, root / data, seed, quick=quick))
-        prepared_path = files.join(folder, f"{data}-0", "prepared")
-        target = Path(folder, project.run.name, "prepared")
-        if seed and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(prepared_path, target_is_directory=True)
-        predict(project, folder)
-        prepared = load_prepared(prepared_path)
-        own = all_alone(project, prepared, folder)
-        for name, facts in prepared.scenarios.items():
-            rows = {
-                s: read_predictions(predictions_of(project, folder, s), name, len(facts.tasks))
-                for s in ("valid", "test")
-            }
-            runs.setdefault(name, []).append(scores_of_test(facts, rows, own[name]))
-            test[name] = rows["test"]
-    prepared = load_prepared(files.join(folder, f"{data}-0", "prepared"))
-    figures, table, mains = {}, [], {}
+    prepared, runs, test = runs_of(data, root, folder, seeds, quick=quick)
+    page = root / data / "BASELINES.md"
+    references = read_references(page) if page.exists() else {}
+    figures, table, mains, kinds = {}, [], {}, {}
     for name, facts in prepared.scenarios.items():
         slices = slices_of(prepared, name, test[name])
         mains[name] = f"{name}.{facts.tasks[0]}"
-        for task in facts.tasks:
-            found = compare_task(facts, task, runs[name], test[name], slices)
-            figures |= {f"{name}.{task}.{key}": value for key, value in found.items()}
-            table.append(row_of(f"{name}.{task}", found))
-    figures |= {f"{data}.{key}": value for key, value in macro(figures, mains).items()}
+        for i, (task, kind) in enumerate(facts.kinds.items()):
+            key, known = f"{name}.{task}", np.isfinite(test[name]["label"][:, i])
+            one = Compared.of(facts, task, runs[name], test[name])
+            parts = {part: rows[known] for part, rows in slices.items()}
+            found = compare_task(one, parts, references.get(key, {}))
+            figures |= {f"{key}.{what}": value for what, value in found.items()}
+            table.append({"data": data} | row_of(key, found))
+            kinds[key] = kind
+    whole = macro(figures, mains) | tally(figures, kinds)
+    figures |= {f"{data}.{key}": value for key, value in whole.items()}
     return figures, table
 
 
@@ -311,7 +246,7 @@ def main(
     root: Annotated[str, typer.Option(help="Folder of the data sets.")] = "../shared/data",
     storage: Annotated[str, typer.Option(help="Folder of the runs, to go on with them.")] = "",
     seeds: Annotated[int, typer.Option(help="Trainings of each data set.")] = 3,
-    data: Annotated[list[str] | None, typer.Option(help="Data sets; by default both.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Data sets; by default all.")] = None,
 ) -> None:
     """Train jointly and alone where scenarios have the same people, and compare."""
     folder, base = str(Path(storage or tempfile.mkdtemp()).resolve()), (TOP / root).resolve()

@@ -129,6 +129,7 @@ def test_others_have_a_say_where_they_pay(trained, predictions, name):
         if task in blends:
             said = {"network": network, "trees": trees}
             said |= {s.removeprefix("source."): found[s].to_numpy() for s in sources_of(found)}
+            said |= {s: column(found, s, i) for s in found if s.startswith("labels.")}
             wanted = Blend(**fitted[task]).of(with_logarithms(said))
             assert bool(fitted[task]["boosted"]) == blends[task]["boosted"]
             np.testing.assert_allclose(score, wanted, rtol=1e-4)
@@ -140,6 +141,35 @@ def test_others_have_a_say_where_they_pay(trained, predictions, name):
         if "auc" in own:
             auc = roc_auc_score(column(found, "label", i)[known], network[known])
             assert own["network_auc"] == pytest.approx(auc)
+
+
+def test_labels_of_other_items_are_those_of_the_rows_before(trained, predictions):
+    """Means and counts of a user's ratings until then equal those of the raw rows, one by one."""
+    facts, found = trained.prepared.scenarios["video"], predictions["video"]
+    parts = {
+        split: pd.concat(
+            pd.DataFrame(
+                {c: a[c] for c in ("row", "person", "item", "time")}
+                | {"rating": a["labels"][:, facts.tasks.index("rating")]}
+            )
+            for a in read_rows(trained.prepared.shard_paths("video", split), 10_000, 0, 10**9)
+        )
+        for split in ("train", "valid", "test")
+    }
+    train = parts["train"].dropna()
+    mean = train["rating"].mean()
+    of_item = (train["rating"] - mean).groupby(train["item"]).agg(lambda v: v.sum() / (len(v) + 5))
+    everything = pd.concat(parts.values()).dropna()
+    asked = parts["test"].set_index("row")
+    for row in found["row"][::17]:
+        one = asked.loc[row]
+        known = everything[(everything.person == one.person) & (everything.time < one.time)]
+        known = known.sort_values("time").drop_duplicates("item", keep="last")
+        above = known["rating"] - mean - known["item"].map(of_item).fillna(0)
+        place, i = found.index[found["row"] == row][0], facts.tasks.index("rating")
+        told = {k: column(found, f"labels.{k}", i)[place] for k in ("user_mean", "user_count")}
+        assert told["user_count"] == pytest.approx(np.log1p(len(known)), rel=1e-5)
+        assert told["user_mean"] == pytest.approx(above.sum() / (len(known) + 5), abs=1e-5)
 
 
 @pytest.mark.parametrize(("name", "task"), BINARY)

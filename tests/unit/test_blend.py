@@ -177,3 +177,16 @@ def test_a_score_that_is_missing_says_nothing():
 def test_certain_opinions_stay_finite():
     """Probabilities of 0 and 1 have log odds, too."""
     assert np.isfinite(blend.log_odds(np.array([0.0, 1.0]))).all()
+
+
+def test_labels_are_weighed_without_sources_that_know_nothing():
+    """What labels say is taken by itself where twelve sources beside it are noise."""
+    taken = 0
+    for seed in range(8):
+        rows = world((1.0, 1.0), 600, seed=seed)
+        rng = np.random.default_rng(seed + 50)
+        hint = rng.normal(size=600) + rows.label
+        noise = {f"source {i}": rng.normal(size=600) for i in range(12)}
+        found = fit_blend("binary", replace(rows, said=rows.said | noise | {"labels.mean": hint}))
+        taken += found is not None and set(found.weights) == {"network", "trees", "labels.mean"}
+    assert taken >= 5
