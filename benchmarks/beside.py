@@ -123,7 +123,8 @@ def score_scenario(one: Scored) -> None:
     rows = {
         s: read_predictions(p, facts.name, len(facts.tasks)) for s, p in one.predictions.items()
     }
-    np.savez(one.path, **scores_of_test(facts, rows, one.own, parts=one.parts))
+    found = scores_of_test(facts, rows, one.own, parts=one.parts)
+    np.savez(one.path, **found)  # pyright: ignore[reportArgumentType]
     print(f"{one.path}: scored", flush=True)
 
 

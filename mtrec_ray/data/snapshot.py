@@ -21,6 +21,7 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
+from mtrec_ray.data.shards import Arrays
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED = "item.log_seconds_since_published"
@@ -211,6 +212,45 @@ def overlay(*parts: Float32s) -> Float32s:
     for part in parts[1:]:
         np.copyto(row, part, where=~np.isnan(part))
     return row
+
+
+def rows_of_pairs(
+    layout: SnapshotColumns, users: UserSnapshot, items: ItemSnapshot, user: Ints, item: Ints
+) -> Arrays:
+    """Returns pairs i64[m] of users and items at the end of the data as rows.
+
+    What a row says of its own event (`events.categorical`) is not known of them.
+    """
+    categories = [
+        category_statistics(items, column, own, user, item)
+        for column, own in users.categories.items()
+    ]
+    return {
+        "person": users.person[user],
+        "user": users.user[user],
+        "item": item,
+        "time": np.full(len(item), layout.end),
+        "history": users.history[user],
+        "history_age": users.ages[user],
+        "numeric": overlay(items.numeric[item], users.numeric[user], *categories),
+        "categorical": np.zeros((len(item), max(len(layout.facts.category_sizes), 1)), np.int32),
+    }
+
+
+def category_statistics(
+    items: ItemSnapshot, column: str, own: UserCategoryStatistics, user: Ints, item: Ints
+) -> Float32s:
+    """Returns f32[m, F]: what users did before with the items' values of a column."""
+    code = items.codes[column][item]
+    found = np.repeat(items.default[column][None], len(item), 0)
+    size = max(int(code.max(initial=0)), int(own.category.max(initial=0))) + 1
+    order = np.argsort(own.user * size + own.category, kind="stable")
+    keys, wanted = (own.user * size + own.category)[order], user * size + code
+    if len(keys):
+        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        there = (keys[place] == wanted) & (code >= 0)
+        found[there] = own.numeric[order[place[there]]]
+    return found
 
 
 def no_category_statistics(layout: SnapshotColumns) -> UserCategoryStatistics:

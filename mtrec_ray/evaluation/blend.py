@@ -6,10 +6,10 @@ candidates.
 
 The blend of probabilities is a logistic regression on their log odds, that of numbers a linear
 regression. A ridge draws the weights of opinions to equal shares, those of scores to 0; no opinion
-has a negative weight. There are four steps: the opinions; with what labels say; with all scores; the
-mean of that and of boosted trees on the same columns, which see where one score matters more beside
-another. Each step is kept where it is better than the one before, on users that it was not fitted
-on, by more than chance gives in nine of ten cases.
+has a negative weight. There are four steps: the opinions; these and what labels say; these and all
+scores; the mean of that and of boosted trees on the same columns, which see where one score matters
+more beside another. Each step is kept where it is better than what was kept before, on users that
+it was not fitted on, by more than chance gives in nine of ten cases.
 
 Letters: N rows, P opinions and scores.
 """

@@ -31,7 +31,7 @@ from mtrec_ray.stages.list_model import ensure_list_model
 from mtrec_ray.stages.lists import measure_lists
 from mtrec_ray.stages.predictions import ModelByScenario, predict_split, read_predictions
 from mtrec_ray.stages.run_folder import Record, RunFolder, with_search_choice
-from mtrec_ray.stages.second_opinion import ensure_opinions
+from mtrec_ray.stages.second_opinion import ensure_opinions, summary
 
 PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
 OF_NETWORK = ("auc", "gauc", "ne", "rmse")  # metrics that the network has alone, too
@@ -150,6 +150,8 @@ def measure_models(
     ranked = project.model.layout != "pair" and project.recommend.ranking_users > 0
     inputs = collect_inputs(models, project) if ranked or project.opinions.sources else {}
     opinions = ensure_opinions(joint_run, asked, inputs, project, log)
+    for line in summary(scenarios, opinions.get(predictions, {})):
+        log(line)
     predict_split(asked, project.run, opinions=opinions)
     metrics = {n: measure_predictions(predictions, f) for n, f in scenarios.items()}
     blends = {

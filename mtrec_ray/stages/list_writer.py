@@ -22,10 +22,11 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s, Floats, Ints
 from mtrec_ray.data.end_states import items_at_end, users_at_end
 from mtrec_ray.data.interactions import END, Moments
-from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot, blocks, new_users
+from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot, blocks, new_users, rows_of_pairs
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.list_inputs import ListInputs, ask, open_sources, users_per_block
+from mtrec_ray.stages.predictions import Beside, SecondOpinion
 from mtrec_ray.stages.ranker import Ranker
 
 NEW_USERS = "new"  # in place of a partition: users without a row
@@ -41,7 +42,11 @@ class ItemRules:
 
 @dataclass(frozen=True)
 class ListMaker:
-    """Handles of what every worker needs to make a scenario's lists."""
+    """Handles of what every worker needs to make a scenario's lists.
+
+    Attributes:
+        opinion: what stands beside the network in predictions of listed items; None: nothing.
+    """
 
     inputs: ListInputs
     sources: ray.ObjectRef
@@ -51,6 +56,13 @@ class ListMaker:
     list_model: ray.ObjectRef
     wanted: ray.ObjectRef
     folder: str
+    opinion: SecondOpinion | None = None
+
+    def wait(self) -> None:
+        """Wait for the tasks that make what the handles stand for."""
+        ray.wait([self.sources, self.index], num_returns=2, fetch_local=False)
+        if self.opinion is not None:
+            self.opinion.wait()
 
 
 def list_maker(
@@ -60,6 +72,7 @@ def list_maker(
     project: Project,
     folder: str,
     wanted: Sequence[str] | None,
+    opinion: SecondOpinion | None = None,
 ) -> ListMaker:
     """Returns what workers need for the lists of a scenario at the end of the data.
 
@@ -79,6 +92,7 @@ def list_maker(
         list_model=ray.put(list_model),
         wanted=ray.put(None if wanted is None else frozenset(wanted)),
         folder=folder,
+        opinion=opinion,
     )
 
 
@@ -129,6 +143,9 @@ class Writer:
         self.wanted: frozenset[str] | None = ray.get(maker.wanted)
         self.texts: Float32s = ray.get(inputs.texts[inputs.name])
         self.folder, self.name = maker.folder, inputs.name
+        self.beside = None
+        if maker.opinion is not None and maker.opinion.blends:
+            self.beside = Beside.of(maker.opinion, inputs.model, inputs.name)
         self.held: tuple[str, UserSnapshot] | None = None
 
     def write(self, unit: dict[str, Any]) -> tuple[int, int]:
@@ -192,7 +209,7 @@ class Writer:
     def table(
         self, users: UserSnapshot, candidates: Candidates, predicted: Float32s, lists: Lists
     ) -> pa.Table:
-        """Returns lists as rows: user, rank, item, score, predictions of f32[M, T]."""
+        """Returns lists as rows: user, rank, item, score, predictions (the network's f32[M, T])."""
         ranker = self.ranker
         user, rank = np.nonzero(lists.items >= 0)
         item = lists.items[user, rank]
@@ -203,14 +220,25 @@ class Writer:
             "score": lists.scores[user, rank],
         }
         pair = pairs_of(candidates, user, item, len(ranker.items.ids))
+        told = self.told(users, user, item, predicted[pair])
         for i, (task, kind) in enumerate(ranker.facts.kinds.items()):
             word = "probability" if kind == "binary" else "prediction"
-            columns[f"{word}.{task}"] = predicted[pair, i]
+            columns[f"{word}.{task}"] = told[:, i]
         columns["new_user"] = users.user[user] == 0  # no training row
         columns["new_item"] = ~ranker.items.in_training[item]
         if ranker.options.explore.way != "none":
             columns["propensity"] = lists.propensities[user, rank]
         return pa.table(columns)
+
+    def told(self, users: UserSnapshot, user: Ints, item: Ints, network: Float32s) -> Float32s:
+        """Returns f32[m, T]: predictions of pairs, blended as those of an evaluation."""
+        if self.beside is None:
+            return network
+        layout = self.ranker.layout
+        rows = rows_of_pairs(layout, users, self.ranker.items, user, item)
+        if layout.timed:
+            rows["time"] = np.full(len(item), self.sources.crowd.end)
+        return self.beside.values(rows, network, END)["score"]
 
 
 def pairs_of(candidates: Candidates, user: Ints, item: Ints, num_items: int) -> Ints:

@@ -24,7 +24,7 @@ from mtrec_ray.evaluation.blend import LABELS, OPINIONS, Blend
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.project import Run
 from mtrec_ray.stages.row_labels import OpenLabels, RowLabels
-from mtrec_ray.stages.row_sources import RowSources, scores_of_rows, with_logarithms
+from mtrec_ray.stages.row_sources import FITTED_BEFORE, RowSources, scores_of_rows, with_logarithms
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 from mtrec_ray.training.item_vectors import ItemVectors
 from mtrec_ray.training.second_opinion import TreeModel, load_tree_model
@@ -78,6 +78,13 @@ class Beside:
     timed: bool
 
     @classmethod
+    def of(cls, opinion: SecondOpinion, model: TrainedModel, name: str) -> "Beside":
+        """Returns what stands beside a model of a scenario, all of it opened."""
+        sources = None if opinion.sources is None else opinion.sources.open()
+        labels = None if opinion.labels is None else opinion.labels.open()
+        return cls.open(opinion, model, name, sources, labels)
+
+    @classmethod
     def open(
         cls,
         opinion: SecondOpinion,
@@ -93,18 +100,23 @@ class Beside:
         timed = model.project.scenarios[name].events.time is not None
         return cls(opinion, prepared.scenarios[name], trees, sources, labels, timed)
 
-    def values(self, rows: Arrays, network: Float32s) -> dict[str, Float32s]:
-        """Returns f32[N, T] or f32[N] by column: the blended score, and what it is made from."""
+    def values(
+        self, rows: Arrays, network: Float32s, known: int = FITTED_BEFORE
+    ) -> dict[str, Float32s]:
+        """Returns f32[N, T] or f32[N] by column: the blended score, and what it is made from.
+
+        Where rows have no time users are known by the splits before `known`.
+        """
         said: dict[str, Float32s] = {"network": network}
         if self.trees is not None:
             trees = self.trees.predict(rows)
             none = np.full(len(network), np.nan, np.float32)
             said["trees"] = np.stack([trees.get(task, none) for task in self.facts.tasks], 1)
         if self.sources is not None:
-            of_rows = scores_of_rows(self.sources, rows, timed=self.timed)
+            of_rows = scores_of_rows(self.sources, rows, timed=self.timed, known=known)
             said |= {SOURCE + name: scores for name, scores in of_rows.items()}
         if self.labels is not None:
-            said |= {LABELS + name: told for name, told in self.labels.of_rows(rows).items()}
+            said |= {LABELS + name: told for name, told in self.labels.of_rows(rows, known).items()}
         score = network.copy()
         for i, task in enumerate(self.facts.tasks):
             if task in self.opinion.blends:

@@ -40,6 +40,7 @@ from mtrec_ray.stages.list_model import ensure_list_model
 from mtrec_ray.stages.list_writer import NEW_USERS, ListMaker, Writers, list_maker
 from mtrec_ray.stages.prepare import with_sample_world
 from mtrec_ray.stages.run_folder import RunFolder, Stage, with_search_choice
+from mtrec_ray.stages.second_opinion import ensure_opinions
 
 USERS_PER_UNIT = 4096
 
@@ -70,8 +71,8 @@ def recommend_scenarios(
     The same actors write all of them, one scenario after another: to start one takes seconds.
     """
     run = project.run
-    ready = [ref for maker in makers.values() for ref in (maker.sources, maker.index)]
-    ray.wait(ready, num_returns=len(ready))  # actors that wait for tasks may hold all CPUs
+    for maker in makers.values():
+        maker.wait()  # actors that wait for tasks may hold all CPUs
     units = [
         {"scenario": name, **unit}
         for name, maker in makers.items()
@@ -236,6 +237,7 @@ class Recommending:
         for name in stages:  # rules that do not fit are refused before a folder is emptied
             listed_items(self.resolved, name, read_catalogue(layout_of(models[name], name)).ids)
         inputs = collect_inputs(models, project)
+        opinions = ensure_opinions(joint_run, {"": models}, inputs, project, log).get("", {})
         list_model = ensure_list_model(joint_run, models, inputs, project, log)
         crowds, k, makers = fit_crowds(inputs, project.run, END), project.recommend.k, {}
         begin_stage(log, f"recommend: the best {k} items of every user of {', '.join(stages)}")
@@ -243,8 +245,9 @@ class Recommending:
             stage.start_anew(made_from[name])
             tell_short_lists(inputs[name], k, log)
             makers[name] = list_maker(
-                inputs[name], crowds[name], list_model, self.resolved, stage.folder, wanted
-            )
+                inputs[name], crowds[name], list_model, self.resolved, stage.folder, wanted,
+                opinions.get(name),
+            )  # fmt: skip
         found = recommend_scenarios(makers, project, wanted, log)
         return {name: stage.finish(found[name]) for name, stage in stages.items()}
 
@@ -303,5 +306,6 @@ def recommendations_depend_on(
             "at_most_per": options.at_most_per.get(name, {}),
         },
         "precision": project.evaluation.precision,
+        "opinions": project.opinions.model_dump(mode="json"),
         "users": fingerprint(sorted(wanted)) if wanted is not None else "all",
     }  # fmt: skip

@@ -6,7 +6,7 @@ have a task of that name.
 Letters: N rows, T tasks, B users who ask, M pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,17 +62,20 @@ class OpenLabels:
     """
 
     name: str
-    tasks: tuple[str, ...]
+    tasks: Sequence[str]
     own: LabelSources
     of_crowd: LabelSources
     timed: bool
     counted: int
 
-    def of_rows(self, rows: Arrays) -> dict[str, Float32s]:
-        """Returns f32[N, T] by name, for rows in any order; NaN for a task that has no source."""
+    def of_rows(self, rows: Arrays, known: int = FITTED_BEFORE) -> dict[str, Float32s]:
+        """Returns f32[N, T] by name, for rows in any order; NaN for a task that has no source.
+
+        Where rows have no time users are known by the splits before `known`.
+        """
         found: dict[str, Float32s] = {}
         shape = (len(rows["item"]), len(self.tasks))
-        for moments, user, row in askers(rows, timed=self.timed):
+        for moments, user, row in askers(rows, timed=self.timed, known=known):
             item = rows["item"][row].astype(np.int64)
             for i, task in enumerate(self.tasks):
                 for name, values in self.of_pairs(task, moments, user, item).items():

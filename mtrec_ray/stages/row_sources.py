@@ -72,13 +72,15 @@ def fit_own(inputs: ListInputs) -> Taken:
     return Taken.fit(ray.get(inputs.crowd).only(inputs.name), FITTED_BEFORE)
 
 
-def scores_of_rows(sources: Sources, rows: Arrays, *, timed: bool) -> dict[str, Float32s]:
+def scores_of_rows(
+    sources: Sources, rows: Arrays, *, timed: bool, known: int = FITTED_BEFORE
+) -> dict[str, Float32s]:
     """Returns f32[N] by source, for rows in any order.
 
-    `timed`: whether rows have a time.
+    `timed`: whether rows have a time; without one users are known by the splits before `known`.
     """
     found = {name: np.zeros(len(rows["item"]), np.float32) for name in sources.by_name}
-    for moments, user, row in askers(rows, timed=timed):
+    for moments, user, row in askers(rows, timed=timed, known=known):
         asked = sources.crowd.ask(sources.name, moments, HISTORY)
         item = rows["item"][row].astype(np.int64)
         for name, scores in sources.scores(asked).items():
@@ -95,7 +97,9 @@ def with_logarithms(scores: Mapping[str, Floats]) -> dict[str, Floats]:
     return {**scores, **logs}
 
 
-def askers(rows: Arrays, *, timed: bool) -> Iterator[tuple[Moments, Ints, Ints]]:
+def askers(
+    rows: Arrays, *, timed: bool, known: int = FITTED_BEFORE
+) -> Iterator[tuple[Moments, Ints, Ints]]:
     """Yields users i64[B] who ask at a moment, and their pairs: user i64[M] of these, row i64[M].
 
     Rows of a user that are of one moment are asked for together.
@@ -111,4 +115,4 @@ def askers(rows: Arrays, *, timed: bool) -> Iterator[tuple[Moments, Ints, Ints]]
         own = first[start : start + ASK_AT_ONCE]
         low, high = np.searchsorted(asker, [start, start + len(own)])
         times = time[own] if timed else None
-        yield Moments(person[own], times, FITTED_BEFORE), asker[low:high] - start, order[low:high]
+        yield Moments(person[own], times, known), asker[low:high] - start, order[low:high]

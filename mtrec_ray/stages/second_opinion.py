@@ -12,7 +12,8 @@ import numpy as np
 import ray
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.arrays import Float32s
+from mtrec_ray.data.arrays import Bools, Float32s, Ints
+from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.prepared import PreparedScenario, load_prepared
 from mtrec_ray.evaluation.blend import Blend, Judged, fit_blend
 from mtrec_ray.progress import Log
@@ -36,6 +37,7 @@ from mtrec_ray.stages.run_folder import Record, Stage
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, pretrained_texts
 from mtrec_ray.training.second_opinion import fit_tree_model, stops
 
+MOST_ROWS = 100_000  # of valid, on which a blend is fitted
 FITTING = "_fitting"  # folder of the predictions of valid, while weights are fitted
 
 
@@ -91,8 +93,6 @@ def ensure_opinions(
     for one in asked:
         blends = {task: Blend(**tree) for task, tree in (one.blends or {}).items()}
         found[one.folder][one.name] = replace(beside[one.name], blends=blends)
-    for line in summary(joint_run.facts, found[next(iter(models))]):
-        log(line)
     return found
 
 
@@ -232,6 +232,7 @@ def blends_of(rows: Mapping[str, np.ndarray], facts: PreparedScenario) -> Record
     """Returns by task the blend that pays, as plain values; `rows`: predictions of valid.
 
     Users who said how many trees are best do not judge what a task that has trees gains by them.
+    Of more than 100,000 labelled rows those of some users are taken.
     """
     found = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
@@ -241,11 +242,23 @@ def blends_of(rows: Mapping[str, np.ndarray], facts: PreparedScenario) -> Record
             said.pop("trees", None)
         elif "trees" in said:
             judges = ~stops(rows["person"])
+        known &= of_some_users(rows["person"], known, MOST_ROWS)
         judged = Judged(said, label, rows["person"]).take(known)
         blend = fit_blend(kind, judged, judges[known])
         if blend is not None:
             found[task] = asdict(blend)
     return found
+
+
+def of_some_users(user: Ints, known: Bools, most: int) -> Bools:
+    """Returns bool[N]: rows of users by chance, so many that about `most` of their rows are known.
+
+    All rows where no more are known.
+    """
+    draw = hash_ints(user.astype(np.int64), 13)
+    if known.sum() <= most:
+        return np.ones(len(user), bool)
+    return draw <= np.sort(draw[known])[most - 1]
 
 
 def has_say(what: str, blend: Blend) -> bool:

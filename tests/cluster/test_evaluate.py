@@ -27,6 +27,8 @@ from tests.cluster.runs import changed, prepared_folder, say_nothing
 pytestmark = pytest.mark.cluster
 
 TASKS = {"shop": ("click", "buy"), "video": ("like", "rating")}
+MEANS = ("item_mean", "item_count", "user_mean", "user_count", "neighbours")
+LABELS = [f"labels.{name}" for name in MEANS]
 BINARY = [("shop", "click"), ("shop", "buy"), ("video", "like")]
 
 
@@ -93,7 +95,7 @@ def test_prediction_columns(trained, predictions, name):
     found = predictions[name].sort_values("row")
     assert set(found) == {
         "row", "user", "person", "item", "scenario", "label", "score", "popularity",
-        "network", "trees", *sources_of(found),
+        "network", "trees", *sources_of(found), *LABELS,
     }  # fmt: skip
     assert {"source.popularity", "source.ease", "source.text_mean"} <= set(sources_of(found))
     assert set(found["scenario"]) == {name}

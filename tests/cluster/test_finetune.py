@@ -272,8 +272,10 @@ def test_comparison(tuned):
 
 @pytest.fixture(scope="module")
 def recommended(tuned):
-    """What was recommended to all users."""
-    found = run_recommend(tuned.project, str(tuned.storage), say_nothing)
+    """What was recommended to all users, with the network's own predictions."""
+    nothing = {"trees": False, "sources": False, "labels": False}
+    alone = changed(tuned.project, opinions=nothing)
+    found = run_recommend(alone, str(tuned.storage), say_nothing)
     return found["scenarios"], {
         name: pq.read_table(tuned.folder / "recommendations" / name).to_pandas()
         for name in ("shop", "video")

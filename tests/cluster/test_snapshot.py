@@ -9,7 +9,7 @@ from mtrec_ray.data.end_states import items_at_end, seen_pairs, user_parts, user
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.data.shards import read_rows
-from mtrec_ray.data.snapshot import SnapshotColumns, new_users, overlay
+from mtrec_ray.data.snapshot import SnapshotColumns, new_users, overlay, rows_of_pairs
 from mtrec_ray.project.load import parse_project
 from tests.cluster.logs import scenario_tree
 from tests.cluster.runs import prepare_in_partitions, prepared_folder, world_tree
@@ -82,6 +82,10 @@ def test_state_is_the_next_rows_features(worlds):
             np.testing.assert_array_equal(state.history[at], wanted["history"][i])
             np.testing.assert_array_equal(state.ages[at], wanted["history_age"][i])
             assert state.user[at] == wanted["user"][i]
+            row = rows_of_pairs(layout, state, catalogue, np.array([at]), np.array([number]))
+            assert set(wanted) - set(row) == {"row", "labels"}
+            for name, values in row.items():
+                np.testing.assert_array_equal(values[0], wanted[name][i], err_msg=name)
             checked += 1
     assert checked == 3
     assert layout.end == wanted["time"][0]

@@ -9,7 +9,7 @@ import pytest
 from mtrec_ray.evaluation.blend import Blend
 from mtrec_ray.project.training import Opinions
 from mtrec_ray.stages.predictions import Beside, SecondOpinion
-from mtrec_ray.stages.second_opinion import blends_of
+from mtrec_ray.stages.second_opinion import blends_of, of_some_users
 from mtrec_ray.training.second_opinion import fit_tree_model, load_tree_model, stops
 from tests.builders import FACTS, make_catalogues, make_rows, write_prepared
 
@@ -90,7 +90,7 @@ def test_a_score_is_the_blend_where_there_is_one():
     blend = Blend("binary", {"network": 0.5, "trees": 0.5}, 0.1, gain=1, error=0)
     own = SecondOpinion(blends={SHOP.tasks[0]: blend})
     model: Any = SimpleNamespace(predict=lambda _: trees)
-    found = Beside(own, SHOP, model, None, timed=True).values({}, network)
+    found = Beside(own, SHOP, model, None, None, timed=True).values({}, network)
     pair = {"network": network[:, 0], "trees": trees[SHOP.tasks[0]]}
     wanted = blend.of({name: said.astype(np.float64) for name, said in pair.items()})
     np.testing.assert_allclose(found["score"][:, 0], wanted, rtol=1e-6)
@@ -114,3 +114,13 @@ def test_the_other_half_judges(all_know):
     rows = {k: np.stack([v, np.full(num, np.nan)], 1) for k, v in (said | {"label": label}).items()}
     found = blends_of(rows | {"person": person}, SHOP)
     assert set(found) == ({SHOP.tasks[0]} if all_know else set())
+
+
+def test_blends_of_many_rows_rest_on_some_users():
+    """Whole users are taken, about as many rows as asked for, and all where there are fewer."""
+    user = np.random.default_rng(0).integers(0, 400, 5000)
+    known = np.arange(5000) % 2 == 0
+    taken = of_some_users(user, known, 1000)
+    assert 1000 <= (taken & known).sum() < 1020
+    assert not set(user[taken]) & set(user[~taken])
+    assert of_some_users(user, known, 2500).all()
