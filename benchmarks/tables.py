@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.beside import LEFT_OUT, RIVALS
 from benchmarks.common import RESULTS, TOP
 from mtrec_ray.report.fields import fields_table
 from mtrec_ray.report.tables import markdown_table
@@ -31,25 +32,30 @@ def without(rows: Sequence[Row], columns: Sequence[str]) -> Sequence[Row]:
 
 
 def headline(result: Result) -> Sequence[Row]:
-    """The first task of each scenario: the joint model and the best of our own baselines."""
-    firsts = {row["task"].partition(".")[0]: row for row in reversed(result["table"])}
-    return [headline_row(row) for row in reversed(firsts.values())]
+    """The first task of each scenario of real4: the joint model and the best LightGBM."""
+    firsts = first_tasks([row for row in result["table"] if row["data"] == "real4"])
+    return [headline_row(row["task"], result["figures"]) for row in firsts]
 
 
-def headline_row(row: Mapping[str, str]) -> Row:
+def headline_row(task: str, figures: Mapping[str, float]) -> Row:
     """A row of `headline`."""
-    gap, _, best = row["joint less best of ours"].rpartition(" ")
+    own = {key: figures[f"{task}.{key}"] for key in ("joint", "rival", "reference")}
+    low, high = (figures[f"{task}.less_rival_{end}"] for end in ("low", "high"))
+    name = RIVALS[int(figures[f"{task}.rival_number"])]
+    gap = own["joint"] - own["rival"]
     return {
-        "first task": row["task"],
-        "joint": auc(row["joint"]),
-        "best baseline of ours": f"{auc(row[best])} (`{best}`)",
-        "joint less baseline [95 % interval]": gap,
+        "first task": task,
+        "joint": f"{own['joint']:.4f}",
+        "best LightGBM": f"{own['rival']:.4f} (`{name}`)",
+        "joint less LightGBM [95 % interval]": f"{gap:+.4f} [{low:+.4f}, {high:+.4f}]",
+        "B0-B4": f"{own['reference']:.4f}",
     }
 
 
-def auc(cell: str) -> str:
-    """A cell's first number: no bold, no GAUC in brackets."""
-    return cell.strip("*").partition(" ")[0]
+def first_tasks(table: Sequence[Row]) -> Sequence[Row]:
+    """The rows of each scenario's first task."""
+    firsts = {str(row["task"]).partition(".")[0]: row for row in reversed(table)}
+    return list(reversed(firsts.values()))
 
 
 def real4(result: Result) -> Sequence[Row]:
@@ -174,10 +180,26 @@ def chosen(result: Result) -> Sequence[Row]:
     ]
 
 
+def of_real4(result: Result) -> Sequence[Row]:
+    """All tasks of real4; without `lightgbm_all` and `alone_all`, whose scenarios share nobody."""
+    rows = [row for row in result["table"] if row["data"] == "real4"]
+    return without(rows, ("data", "test rows", "alone_all", "lightgbm_all"))
+
+
 def shared_users(result: Result) -> Sequence[Row]:
-    """The first task of each scenario."""
-    firsts = {row["task"].partition(".")[0]: row for row in reversed(result["table"])}
-    return list(reversed(firsts.values()))
+    """The first task of each scenario whose people are in others, too."""
+    rows = [row for row in result["table"] if row["data"] != "real4"]
+    return without(first_tasks(rows), ("data", "B0-B4"))
+
+
+def left_out(result: Result) -> Sequence[Row]:
+    """Mean AUC of the first tasks, of the first seed, without each part that stands beside."""
+    figures = result["figures"]
+    names = {"joint_first": "joint"} | {f"without_{w}": f"without {w}" for w in LEFT_OUT}
+    return [
+        {"data": data} | {told: f"{figures[f'{data}.all.{m}']:.4f}" for m, told in names.items()}
+        for data in dict.fromkeys(row["data"] for row in result["table"])
+    ]
 
 
 def recommend(result: Result) -> Sequence[Row]:
@@ -206,7 +228,9 @@ def recommend_row(size: str, short: str, figures: Mapping[str, float]) -> Row:
 
 # The name of a block, with its result and what makes the table's rows.
 BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
-    "headline": ("real4", headline),
+    "headline": ("shared_users", headline),
+    "of_real4": ("shared_users", of_real4),
+    "left_out": ("shared_users", left_out),
     "quickstart": ("quickstart", plain),
     "quickstart_ranking": ("quickstart", ranking),
     "lists": ("ranking", plain),

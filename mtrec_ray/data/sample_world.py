@@ -7,6 +7,8 @@ and the user's generosity, which no column shows. So a model that reads the text
 than popularity, also on items that it has never seen, and what it learns in one scenario helps in
 the others.
 
+Four dials ask when one model for all scenarios is better than one for each (`Dials`).
+
 Only numpy and pyarrow: the world can be written without Ray and torch.
 """
 
@@ -20,6 +22,9 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.columns import DAY_MS
 from mtrec_ray.data.sample_texts import BRANDS, NEWS, SHOP, TOPICS, VIDEO, Phrases, item_text
 from mtrec_ray.project.base import ProjectError
+
+SMALL = "news"  # the scenario that may have fewer events
+
 
 MAX_TOPICS_PER_USER = 3
 
@@ -88,27 +93,60 @@ RATING_NOISE = 0.6
 
 
 @dataclass(frozen=True)
+class Dials:
+    """What decides whether scenarios can learn from one another; by default they can.
+
+    Attributes:
+        common_users: share of users who are the same people in all scenarios; the others are
+            different people in each.
+        small_events: events of `news`; None: as many as the others have.
+        in_text: share of taste that lies in the text; the rest lies in groups of items that no
+            column shows.
+        conflict: share of users whose preferred topics differ from scenario to scenario.
+    """
+
+    common_users: float = 1.0
+    small_events: int | None = None
+    in_text: float = 1.0
+    conflict: float = 0.0
+
+
+SHARED = Dials()  # every scenario can learn from the others
+
+
+@dataclass(frozen=True)
 class WorldUsers:
-    """Hidden taste of the users, shared by the scenarios: `preference` is 0/1, (users, topics)."""
+    """Hidden taste of the users: `preference` is 0/1, (users, topics).
+
+    `common`: bool (users), whether a user is the same person in all scenarios.
+    """
 
     preference: np.ndarray
     generosity: np.ndarray
+    common: np.ndarray
 
 
 @dataclass(frozen=True)
 class WorldItems:
-    """Hidden traits of one scenario's items: topic, shares (items, topics), quality, birth time."""
+    """Hidden traits of one scenario's items: topic, shares (items, topics), quality, birth time.
+
+    `group` holds shares of topics that the text does not tell.
+    """
 
     topic: np.ndarray
     second: np.ndarray
     shares: np.ndarray
+    group: np.ndarray
     quality: np.ndarray
     published_ms: np.ndarray
 
 
 @dataclass(frozen=True)
 class WorldPairs:
-    """Distinct (user, item) pairs, the time of each, and the hidden traits behind its labels."""
+    """Distinct (user, item) pairs, the time of each, and the hidden traits behind its labels.
+
+    `common`: whether the pair's user is the same person in all scenarios.
+    """
 
     user: np.ndarray
     item: np.ndarray
@@ -116,6 +154,7 @@ class WorldPairs:
     match: np.ndarray
     quality: np.ndarray
     generosity: np.ndarray
+    common: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -128,15 +167,18 @@ class WorldScenario:
     lifetime_days: int | None = None
 
 
-def write_sample_world(root: str, *, seed: int, users: int, items: int, events: int) -> None:
+def write_sample_world(
+    root: str, *, seed: int, users: int, items: int, events: int, dials: Dials = SHARED
+) -> None:
     """`root/{shop,news,video}/{items,events}.parquet`; the same seed and sizes, the same rows.
 
     Args:
         root: Folder or URI, made if missing; files of an earlier world are overwritten.
         seed: Seed of all random choices.
-        users: Number of users; the scenarios share them.
+        users: Number of users of each scenario; by default all share them.
         items: Number of items of each scenario.
         events: Number of events of each scenario, sorted by time, no user-item pair twice.
+        dials: What scenarios have in common.
 
     Raises:
         ProjectError: fewer items than topics, no user, no event, or events over half of the pairs.
@@ -145,8 +187,11 @@ def write_sample_world(root: str, *, seed: int, users: int, items: int, events: 
     people = _draw_users(np.random.default_rng([seed, 0]), users)
     for number, (name, scenario) in enumerate(SCENARIOS.items(), start=1):
         rng = np.random.default_rng([seed, number])
-        catalogue = _draw_items(rng, items, scenario.lifetime_days)
-        pairs = _draw_pairs(rng, people, catalogue, events, scenario.lifetime_days)
+        more = np.random.default_rng([seed, number, 1])  # of the dials: they move no other draw
+        catalogue = _draw_items(rng, more, items, scenario.lifetime_days)
+        own = _people_of(more, people, dials)
+        own_events = dials.small_events if name == SMALL and dials.small_events else events
+        pairs = _draw_pairs(rng, own, catalogue, own_events, scenario.lifetime_days, dials.in_text)
         for kind, table in (
             ("items", _items_table(rng, name, scenario, catalogue)),
             ("events", _events_table(rng, name, scenario, pairs)),
@@ -176,10 +221,23 @@ def _check_sizes(users: int, items: int, events: int) -> None:
 def _draw_users(rng: np.random.Generator, users: int) -> WorldUsers:
     order = rng.random((users, len(TOPICS))).argsort(axis=1).argsort(axis=1)
     num_preferred = rng.integers(1, MAX_TOPICS_PER_USER + 1, size=(users, 1))
-    return WorldUsers((order < num_preferred).astype(np.float64), rng.standard_normal(users))
+    preference = (order < num_preferred).astype(np.float64)
+    return WorldUsers(preference, rng.standard_normal(users), np.ones(users, bool))
 
 
-def _draw_items(rng: np.random.Generator, items: int, lifetime_days: int | None) -> WorldItems:
+def _people_of(rng: np.random.Generator, people: WorldUsers, dials: Dials) -> WorldUsers:
+    """Returns the users of a scenario: some are other people, some have other tastes there."""
+    others = _draw_users(rng, len(people.generosity))
+    differs = rng.random(len(people.generosity)) < dials.conflict
+    common = np.arange(len(differs)) < round(dials.common_users * len(differs))
+    preference = np.where((common & ~differs)[:, None], people.preference, others.preference)
+    generosity = np.where(common, people.generosity, others.generosity)
+    return WorldUsers(preference, generosity, common)
+
+
+def _draw_items(
+    rng: np.random.Generator, more: np.random.Generator, items: int, lifetime_days: int | None
+) -> WorldItems:
     topic = rng.permutation(np.arange(items) % len(TOPICS))
     other = (topic + rng.integers(1, len(TOPICS), size=items)) % len(TOPICS)
     second = np.where(rng.random(items) < SECOND_TOPIC_CHANCE, other, topic)
@@ -190,7 +248,8 @@ def _draw_items(rng: np.random.Generator, items: int, lifetime_days: int | None)
     published_ms = rng.integers(first_ms, last_ms, size=items)
     if lifetime_days is None:
         published_ms = np.zeros(items, dtype=np.int64)
-    return WorldItems(topic, second, shares, rng.standard_normal(items), published_ms)
+    group = np.eye(len(TOPICS))[more.permutation(np.arange(items) % len(TOPICS))]
+    return WorldItems(topic, second, shares, group, rng.standard_normal(items), published_ms)
 
 
 def _draw_pairs(
@@ -199,6 +258,7 @@ def _draw_pairs(
     items: WorldItems,
     events: int,
     lifetime_days: int | None,
+    in_text: float,
 ) -> WorldPairs:
     user_order = rng.permutation(len(users.generosity))
     item_order = rng.permutation(len(items.topic))
@@ -215,8 +275,11 @@ def _draw_pairs(
     time_ms = _event_times(rng, items.published_ms[item], lifetime_days)
     order = np.argsort(time_ms, kind="stable")
     user, item, time_ms = user[order], item[order], time_ms[order]
-    match = (users.preference[user] * items.shares[item]).sum(axis=1)
-    return WorldPairs(user, item, time_ms, match, items.quality[item], users.generosity[user])
+    shares = in_text * items.shares[item] + (1 - in_text) * items.group[item]
+    match = (users.preference[user] * shares).sum(axis=1)
+    return WorldPairs(
+        user, item, time_ms, match, items.quality[item], users.generosity[user], users.common[user]
+    )
 
 
 def _skewed_ranks(rng: np.random.Generator, size: int, num: int, skew: float) -> np.ndarray:
@@ -332,8 +395,10 @@ def _items_table(
 def _events_table(
     rng: np.random.Generator, name: str, scenario: WorldScenario, pairs: WorldPairs
 ) -> pa.Table:
+    common = np.asarray(_ids("user", pairs.user))
+    own = np.asarray(_ids(f"{name}_user", pairs.user))
     columns = {
-        "user_id": _ids("user", pairs.user),
+        "user_id": pa.array(np.where(pairs.common, common, own).tolist(), pa.string()),
         "item_id": _ids(name, pairs.item),
         "time": _timestamps(pairs.time_ms),
     }

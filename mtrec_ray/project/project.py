@@ -139,6 +139,18 @@ class SampleWorld(Section):
     users: PositiveInt = Field(default=1500, description="Users of all scenarios together.")
     items: PositiveInt = Field(default=240, description="Items of each scenario.")
     events: PositiveInt = Field(default=30000, description="Events of each scenario.")
+    common_users: Share = Field(
+        default=1.0, description="Share of users who are the same people in all scenarios."
+    )
+    small_events: PositiveInt | None = Field(
+        default=None, description="Events of `news`. null: as many as the other scenarios have."
+    )
+    in_text: Share = Field(
+        default=1.0, description="Share of taste that lies in the text of the items."
+    )
+    conflict: Share = Field(
+        default=0.0, description="Share of users whose taste differs from scenario to scenario."
+    )
 
 
 class Project(Section):

@@ -9,7 +9,7 @@ from mtrec_ray.data.prepared import MANIFEST, Prepared, load_prepared, parse_sce
 from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
-from mtrec_ray.data.sample_world import write_sample_world
+from mtrec_ray.data.sample_world import Dials, write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log, begin_stage, warn
 from mtrec_ray.project.base import ProjectError, refuse
@@ -53,9 +53,9 @@ def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
     marker = storage.join(root, "sample_world.json")
     if not storage.exists(marker):
         begin_stage(log, f"data: writing the GENERATED sample world (not real data) to {root}")
-        write_sample_world(
-            root, seed=world.seed, users=world.users, items=world.items, events=world.events
-        )
+        sizes = {"seed", "users", "items", "events"}
+        dials = Dials(**world.model_dump(exclude=sizes))
+        write_sample_world(root, **world.model_dump(include=sizes), dials=dials)
         storage.write_json(marker, world.model_dump())
     return project.model_copy(update={"root": root})
 

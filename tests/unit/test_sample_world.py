@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.data.sample_world import write_sample_world
+from mtrec_ray.data.sample_world import Dials, write_sample_world
 
 NAMES = ("shop", "news", "video")
 SIZES = {"users": 60, "items": 24, "events": 500}
@@ -150,3 +150,38 @@ def test_the_fullest_world_can_be_written(tmp_path):
     """Half of all pairs, the most that is allowed, can be drawn."""
     tables = write(tmp_path, events=720)
     assert all(len(set(pairs_of(tables[f"{n}/events"]))) == 720 for n in NAMES)
+
+
+def users_of(world, name):
+    """The distinct users of a scenario's events."""
+    return set(world[f"{name}/events"].column("user_id").to_pylist())
+
+
+def test_some_users_are_other_people_in_each_scenario(world, tmp_path):
+    """A share of the users is common to the scenarios; a user who is not has a name of his own."""
+    found = write(tmp_path, dials=Dials(common_users=0.5))
+    for name, other in zip(NAMES, NAMES[1:] + NAMES[:1], strict=True):
+        own, others = users_of(found, name), users_of(found, other)
+        assert own & others <= {f"user_{number:05d}" for number in range(30)}
+        assert {u for u in own if u.startswith("user_")} == own - {
+            u for u in own if u.startswith(f"{name}_user_")
+        }
+        assert len(own & others) > 20
+        assert len(users_of(world, name)) == len(own)
+
+
+def test_the_small_scenario_has_fewer_events(tmp_path):
+    """News alone; the others stay what they are."""
+    found = write(tmp_path, dials=Dials(small_events=100))
+    assert [found[f"{name}/events"].num_rows for name in NAMES] == [500, 100, 500]
+
+
+def test_dials_move_no_other_draw(world, tmp_path):
+    """Users, items and times of the events stay; labels follow the taste."""
+    found = write(tmp_path, dials=Dials(in_text=0.0))
+    for name in NAMES:
+        assert found[f"{name}/items"].equals(world[f"{name}/items"])
+        for key in ("user_id", "item_id", "time"):
+            first, other = (w[f"{name}/events"].column(key) for w in (world, found))
+            assert first.equals(other)
+    assert not found["shop/events"].equals(world["shop/events"])
