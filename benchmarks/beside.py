@@ -19,6 +19,7 @@ from mtrec_ray.data import storage as files
 from mtrec_ray.data.arrays import Float32s
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, load_prepared
 from mtrec_ray.evaluation.blend import LABELS, Blend, log_odds
+from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
@@ -60,7 +61,10 @@ def with_opinions(project: Project) -> Project:
 def predict(project: Project, folder: str) -> None:
     """Prepare, train jointly, and write what all opinions say of valid and test."""
     done = files.join(folder, project.run.name, "shared_users", "finished.json")
+    made_from = {"project": fingerprint(project.dump())}
     if files.exists(done):
+        if files.read_json(done) != made_from:
+            raise ValueError(f"{done}: found another project's; allowed: another --storage")
         return
     for stage in (run_prepare, run_train):
         stage(project, folder, teller())
@@ -73,7 +77,7 @@ def predict(project: Project, folder: str) -> None:
         target = predictions_of(project, folder, split)
         predict_split({target: models}, project.run, split, {target: own})
     ray.shutdown()
-    files.write_json(done, {})
+    files.write_json(done, made_from)
 
 
 def predictions_of(project: Project, folder: str, split: str) -> str:
@@ -89,10 +93,12 @@ def fit_alone(cell: Cell, prepared: Prepared, path: str) -> None:
     print(f"{cell.key}: {found.seconds:.0f} s", flush=True)
 
 
-def all_alone(project: Project, prepared: Prepared, folder: str) -> dict[str, Rows]:
-    """Scores of each scenario's own network, by scenario and split."""
+def all_alone(
+    project: Project, prepared: Prepared, folder: str, names: Sequence[str] = ()
+) -> dict[str, Rows]:
+    """Scores of each scenario's own network (of those named), by scenario and split."""
     seed = project.training.seed
-    cells = {name: alone(project, prepared, name, seed) for name in prepared.scenarios}
+    cells = {n: alone(project, prepared, n, seed) for n in names or prepared.scenarios}
     paths = {n: files.join(folder, project.run.name, "shared_users", f"{n}.npz") for n in cells}
     missing = [n for n in cells if not Path(paths[n]).exists()]
     side_by_side([(fit_alone, (cells[n], prepared, paths[n])) for n in missing])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array, csr_matrix, vstack
 
 from mtrec_ray.candidates.scores import is_among
-from mtrec_ray.data.arrays import Float32s, Ints
+from mtrec_ray.data.arrays import Float32s, Floats, Ints
 
 NEIGHBOURS = 100  # of an item
 SHRINKAGE = 10.0  # added to a cosine's denominator: few common users prove little
@@ -97,13 +97,15 @@ class Ease:
     num_items: int
 
     @classmethod
-    def fit(cls, taken: csr_array, ridge: float = RIDGE, most_items: int = EASE_ITEMS) -> "Ease":
+    def fit(cls, taken: csr_array) -> "Ease":
         """Returns the model of the most frequent columns of `taken` f32[U, m]."""
         columns = csc_array(taken)
-        count = np.diff(columns.indptr)
-        frequent = np.argsort(-count, kind="stable")[:most_items]
-        inputs = np.sort(frequent[count[frequent] > 0])
-        return cls(inputs, inputs, ease_weights(columns[:, inputs], ridge), len(count))
+        return cls.between(columns, most_frequent(np.diff(columns.indptr), EASE_ITEMS), RIDGE)
+
+    @classmethod
+    def between(cls, taken: csc_array, inputs: Ints, ridge: float) -> "Ease":
+        """Returns the model of some columns of `taken` f32[U, m]."""
+        return cls(inputs, inputs, ease_weights(taken[:, inputs], ridge), taken.shape[1])
 
     def only(self, output: slice) -> "Ease":
         """Returns what scores some of the items."""
@@ -125,6 +127,12 @@ class Ease:
             of_inputs, user[known], place, lambda own, other: self.weights[own, other]
         )
         return found
+
+
+def most_frequent(count: Ints | Floats, most: int) -> Ints:
+    """Returns the places of the largest counts, sorted; none of those that are 0."""
+    frequent = np.argsort(-count, kind="stable")[:most]
+    return np.sort(frequent[count[frequent] > 0])
 
 
 def sums_over_taken(

@@ -6,26 +6,26 @@
                                on who took what
 
 The model is fitted once; what a user gave counts as of his moment. Scenarios of the same people
-that have a task of one name have a model of their labels together, too: who is generous in one of
-them often is in others.
+that have a task of one name have a model of their labels together, too, each read in its own
+deviations from its own mean: who is generous in one of them often is in others.
 
 Letters: N rows, n items, B users who ask, K labels that are known of them, M pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 
-from mtrec_ray.candidates.item_item import Ease
+from mtrec_ray.candidates.item_item import Ease, most_frequent
 from mtrec_ray.data.arrays import Float32s, Floats, Ints
 from mtrec_ray.data.interactions import Moments
 from mtrec_ray.data.labels import Labels
 
 DAMPING = 5.0  # rows' worth of pull of a mean to 0
 RIDGE = 2000.0  # of the neighbours, in variances of what labels are above the baseline
-MOST_ITEMS = 4096  # of the neighbours, the most frequent: a matrix for each task
+MOST_ITEMS = 4096  # of the neighbours, the most frequent of each scenario: a matrix for each task
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class LabelModel:
     neighbours: Ease
 
     @classmethod
-    def fit(cls, given: Given, num_items: int) -> "LabelModel":
-        """Returns the model of labels."""
+    def fit(cls, given: Given, sizes: Sequence[int]) -> "LabelModel":
+        """Returns the model of labels; `sizes`: how many items each scenario has."""
+        num_items = sum(sizes)
         mean = float(given.label.mean())
         above = given.label - mean
         of_item, count = damped_means(given.item, above, num_items)
@@ -64,7 +65,8 @@ class LabelModel:
         above = above - of_user[given.user]
         rest = matrix_of_labels(given, above, num_items)
         ridge = RIDGE * max(float(above.var()), 1e-9)
-        return cls(mean, of_item, count, Ease.fit(rest, ridge, MOST_ITEMS))
+        inputs = frequent_of_each(count, sizes, MOST_ITEMS // len(sizes))
+        return cls(mean, of_item, count, Ease.between(csc_array(rest), inputs, ridge))
 
     def columns(self, given: Given, user: Ints, item: Ints) -> dict[str, Float32s]:
         """Returns f32[M] by name: what labels `given` by then say of pairs of users and items."""
@@ -79,6 +81,16 @@ class LabelModel:
             "neighbours": self.neighbours.of_pairs(rest, user, item),
         }
         return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def frequent_of_each(count: Floats, sizes: Sequence[int], most: int) -> Ints:
+    """Returns the most frequent items of each scenario, whose items lie one after another."""
+    starts = np.cumsum([0, *sizes])
+    parts = [
+        start + most_frequent(count[start : start + size], most)
+        for start, size in zip(starts, sizes, strict=False)
+    ]
+    return np.concatenate(parts)
 
 
 def damped_means(group: Ints, values: Floats, num_groups: int) -> tuple[Floats, Floats]:
@@ -99,24 +111,29 @@ class LabelSource:
 
     Attributes:
         labels: by scenario; their items are numbered one scenario after another.
+        scales: by scenario, the mean and the deviation of its labels.
         model: of the labels of the splits before one.
     """
 
     labels: Mapping[str, Labels]
+    scales: Mapping[str, tuple[float, float]]
     model: LabelModel
 
     @classmethod
     def fit(cls, labels: Mapping[str, Labels], split: int) -> "LabelSource":
         """Returns the source, fitted on the splits before one."""
         known = {name: one.before(split) for name, one in labels.items()}
+        scales = {
+            n: (float(one.values.mean()), float(one.values.std())) for n, one in known.items()
+        }
         starts = starts_of(labels)
         person = np.concatenate([one.rows.person for one in known.values()])
         item = np.concatenate([one.rows.item + starts[name] for name, one in known.items()])
-        value = np.concatenate([one.values for one in known.values()])
+        value = np.concatenate([scaled(one.values, scales[n]) for n, one in known.items()])
         persons, user = np.unique(person, return_inverse=True)
         given = Given(user, item, value, len(persons))
-        num_items = sum(one.rows.num_items for one in labels.values())
-        return cls(labels, LabelModel.fit(given, num_items))
+        sizes = [one.rows.num_items for one in labels.values()]
+        return cls(labels, scales, LabelModel.fit(given, sizes))
 
     def columns(
         self, name: str, moments: Moments, counted: int, user: Ints, item: Ints
@@ -131,11 +148,17 @@ class LabelSource:
             who, row = labels.known_to(moments, counted)
             users.append(who)
             items.append(labels.rows.item[row] + starts[other])
-            values.append(labels.values[row])
+            values.append(scaled(labels.values[row], self.scales[other]))
         given = Given(
             np.concatenate(users), np.concatenate(items), np.concatenate(values), len(moments)
         )
         return self.model.columns(given, user, item + starts[name])
+
+
+def scaled(values: Floats, scale: tuple[float, float]) -> Floats:
+    """Returns f64[K]: how many deviations labels are above the mean."""
+    mean, deviation = scale
+    return (values - mean) / max(deviation, 1e-9)
 
 
 def starts_of(labels: Mapping[str, Labels]) -> dict[str, int]:

@@ -9,6 +9,7 @@ Letters: N rows, B users, n items.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,21 +85,41 @@ class Interactions:
         """Returns the rows of the splits before this one."""
         return self.of(self.split < split)
 
-    def known_to(self, asking: Moments) -> tuple[Ints, Ints]:
+    @cached_property
+    def timed(self) -> bool:
+        """Whether rows have a time."""
+        return bool(self.time.any())
+
+    def known_to(self, asking: Moments, last: int | None = None) -> tuple[Ints, Ints]:
         """Returns places among the asking users, and rows, that these users had before they asked.
 
-        Each user's rows in the order of time.
+        Each user's rows in the order of time; of those with a time only the `last` ones. Rows
+        without a time are known by their split, whoever asks.
         """
         start = np.searchsorted(self.person, asking.persons, side="left")
         stop = np.searchsorted(self.person, asking.persons, side="right")
+        by_time = asking.times is not None and self.timed
+        if by_time and asking.times is not None:
+            stop = first_not_before(self.time, start, stop, asking.times)
+            start = start if last is None else np.maximum(start, stop - last)
         size = stop - start
         user = np.repeat(np.arange(len(asking)), size)
         row = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size - start, size)
-        if asking.times is not None:
-            known = self.time[row] < asking.times[user]
-        else:
-            known = self.split[row] < asking.split
+        if by_time:
+            return user, row
+        known = self.split[row] < asking.split
         return user[known], row[known]
+
+
+def first_not_before(time: Ints, start: Ints, stop: Ints, moment: Ints) -> Ints:
+    """Returns i64[B]: the first of the rows start..stop, sorted by time, at or after a moment."""
+    low, high = start.copy(), stop.copy()
+    while (low < high).any():
+        middle = (low + high) // 2
+        open_, before = low < high, time[np.minimum(middle, len(time) - 1)] < moment
+        low, high = np.where(open_ & before, middle + 1, low), np.where(before, high, middle)
+        high = np.maximum(high, low)
+    return low
 
 
 def read_interactions(layout: SnapshotColumns, task: str) -> Interactions:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtrec_ray.data.arrays import Float32s, Floats, Ints
+from mtrec_ray.data.arrays import Bools, Float32s, Floats, Ints
 from mtrec_ray.data.interactions import Interactions, Moments, is_met
 from mtrec_ray.data.shards import Arrays, read_columns
 from mtrec_ray.data.snapshot import SnapshotColumns
 from mtrec_ray.project.scenario import SPLITS
 
 COLUMNS = ("row", "person", "item", "time", "labels")
+LATEST = 1000  # labels of a user that count
 
 
 @dataclass(frozen=True)
@@ -23,25 +24,40 @@ class Labels:
     Attributes:
         rows: N of them, each at the moment when its label is known.
         values: f64[N].
+        sort: what kind of label it is; those of one sort are comparable.
     """
 
     rows: Interactions
     values: Floats
+    sort: str = "regression"
+
+    def take(self, rows: Bools | Ints) -> "Labels":
+        """Returns some of the rows."""
+        return Labels(self.rows.of(rows), self.values[rows], self.sort)
 
     def before(self, split: int) -> "Labels":
-        """Returns those of the splits before one."""
-        return Labels(self.rows.before(split), self.values[self.rows.split < split])
+        """Returns those of the splits before one, of each user and item the latest."""
+        own = self.take(self.rows.split < split)
+        _, user = np.unique(own.rows.person, return_inverse=True)
+        return own.take(latest_of_pairs(user, own.rows.item, own.rows.num_items))
 
     def known_to(self, asking: Moments, counted: int) -> tuple[Ints, Ints]:
         """Returns places i64[M] among the asking users, and rows i64[M] known when they ask.
 
-        Of an item with several rows of a user the latest one, of the splits before `counted`.
+        The latest 1,000 of a user, of each item the latest, of the splits before `counted`.
         """
-        user, row = self.rows.known_to(asking)
+        user, row = self.rows.known_to(asking, LATEST)
         kept = self.rows.split[row] < counted
-        user, row = user[kept][::-1], row[kept][::-1]
-        _, first = np.unique(user * self.rows.num_items + self.rows.item[row], return_index=True)
-        return user[first], row[first]
+        user, row = user[kept], row[kept]
+        latest = latest_of_pairs(user, self.rows.item[row], self.rows.num_items)
+        return user[latest], row[latest]
+
+
+def latest_of_pairs(user: Ints, item: Ints, num_items: int) -> Ints:
+    """Returns i64[M]: the last place of each pair of a user and an item."""
+    pair = (user * num_items + item)[::-1]
+    _, first = np.unique(pair, return_index=True)
+    return len(pair) - 1 - first
 
 
 def read_labels(layout: SnapshotColumns) -> dict[str, Labels]:
@@ -74,11 +90,14 @@ def met_labels(layout: SnapshotColumns, code: int) -> list[Arrays]:
 def labels_of(layout: SnapshotColumns, rows: Arrays, column: int) -> Labels:
     """Returns the labels of a task, each at the moment when it is known."""
     values: Float32s = rows["labels"][:, column]
-    time = rows["time"].astype(np.int64) + layout.delays_ms[column]
+    delay = layout.delays_ms[column] if layout.timed else 0
+    time = rows["time"].astype(np.int64) + delay
     known = np.flatnonzero(np.isfinite(values))
     order = known[np.lexsort([rows["row"][known], time[known], rows["person"][known]])]
     interactions = Interactions(
         rows["person"][order], rows["item"][order].astype(np.int64), time[order],
         rows["split"][order], np.ones(len(order), bool), layout.facts.num_items,
     )  # fmt: skip
-    return Labels(interactions, values[order].astype(np.float64))
+    task = list(layout.scenario.tasks.values())[column]
+    sort = f"{task.kind} given another" if task.given else str(task.kind)
+    return Labels(interactions, values[order].astype(np.float64), sort)

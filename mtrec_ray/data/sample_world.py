@@ -38,6 +38,9 @@ SECOND_TOPIC_SHARE = 0.35
 CHOSEN_EXPOSURE = 0.15  # share of events where the user was shown a preferred topic on purpose
 
 
+GOLDEN = 0.6180339887498949  # its multiples are spread evenly over 0..1
+
+
 USER_ACTIVITY_SKEW = 1.5  # rank = uniform ** skew: 1 is uniform, more favours the first ranks
 
 
@@ -101,8 +104,8 @@ class Dials:
             different people in each.
         small_events: events of `news`; None: as many as the others have.
         in_text: share of taste that lies in the text; the rest lies in groups of items that no
-            column shows.
-        conflict: share of users whose preferred topics differ from scenario to scenario.
+            column shows. (What users are shown follows the topics of the text in any case.)
+        conflict: share of users whose preferred topics are others in each scenario.
     """
 
     common_users: float = 1.0
@@ -183,7 +186,7 @@ def write_sample_world(
     Raises:
         ProjectError: fewer items than topics, no user, no event, or events over half of the pairs.
     """
-    _check_sizes(users, items, events)
+    _check_sizes(users, items, max(events, dials.small_events or 0))
     people = _draw_users(np.random.default_rng([seed, 0]), users)
     for number, (name, scenario) in enumerate(SCENARIOS.items(), start=1):
         rng = np.random.default_rng([seed, number])
@@ -227,9 +230,9 @@ def _draw_users(rng: np.random.Generator, users: int) -> WorldUsers:
 
 def _people_of(rng: np.random.Generator, people: WorldUsers, dials: Dials) -> WorldUsers:
     """Returns the users of a scenario: some are other people, some have other tastes there."""
-    others = _draw_users(rng, len(people.generosity))
-    differs = rng.random(len(people.generosity)) < dials.conflict
-    common = np.arange(len(differs)) < round(dials.common_users * len(differs))
+    others, number = _draw_users(rng, len(people.generosity)), np.arange(len(people.generosity))
+    common = number < round(dials.common_users * len(number))
+    differs = number * GOLDEN % 1 < dials.conflict  # the same users in all scenarios
     preference = np.where((common & ~differs)[:, None], people.preference, others.preference)
     generosity = np.where(common, people.generosity, others.generosity)
     return WorldUsers(preference, generosity, common)

@@ -240,7 +240,10 @@ def rows_of_pairs(
 def category_statistics(
     items: ItemSnapshot, column: str, own: UserCategoryStatistics, user: Ints, item: Ints
 ) -> Float32s:
-    """Returns f32[m, F]: what users did before with the items' values of a column."""
+    """Returns f32[m, F]: what users did before with the items' values of a column.
+
+    NaN for an item without a value, as in a row.
+    """
     code = items.codes[column][item]
     found = np.repeat(items.default[column][None], len(item), 0)
     size = max(int(code.max(initial=0)), int(own.category.max(initial=0))) + 1
@@ -250,6 +253,7 @@ def category_statistics(
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         there = (keys[place] == wanted) & (code >= 0)
         found[there] = own.numeric[order[place[there]]]
+    found[code < 0] = np.nan
     return found
 
 

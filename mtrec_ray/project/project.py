@@ -136,7 +136,7 @@ class SampleWorld(Section):
     """Sizes of the generated sample world (`shop/`, `news/`, `video/`)."""
 
     seed: int = Field(default=7, description="Seed of the world.")
-    users: PositiveInt = Field(default=1500, description="Users of all scenarios together.")
+    users: PositiveInt = Field(default=1500, description="Users of each scenario.")
     items: PositiveInt = Field(default=240, description="Items of each scenario.")
     events: PositiveInt = Field(default=30000, description="Events of each scenario.")
     common_users: Share = Field(

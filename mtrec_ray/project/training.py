@@ -44,17 +44,18 @@ class Opinions(Section):
 
     trees: bool = Field(
         default=True,
-        description="Boosted trees on the prepared columns give a second opinion in evaluation.",
+        description="Boosted trees on the prepared columns give a second opinion of rows, and of "
+        "listed items.",
     )
     sources: bool = Field(
         default=True,
         description="The sources of candidates (neighbours, EASE, popularity, texts; of all "
-        "scenarios with the same people) say what they hold of a row in evaluation.",
+        "scenarios with the same people) say what they hold of a row.",
     )
     labels: bool = Field(
         default=True,
         description="What the user gave other items (means and neighbours of each task's labels; "
-        "of all scenarios with the same people) says of a row in evaluation.",
+        "of all scenarios with the same people) says of a row.",
     )
     rows: PositiveInt = Field(
         default=300_000, description="Rows of a scenario that the trees are fitted on, at most."

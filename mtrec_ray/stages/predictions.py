@@ -6,7 +6,7 @@ user's other labels say of each task, and `source.NAME` what a source of candida
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +51,18 @@ class SecondOpinion:
     sources: RowSources | None = None
     labels: RowLabels | None = None
     blends: Mapping[str, Blend] = field(default_factory=dict)
+
+    @property
+    def named(self) -> "SecondOpinion":
+        """This, without what no blend names."""
+        names = {name for blend in self.blends.values() for name in blend.weights}
+        of_sources = {name for name in names - set(OPINIONS) if not name.startswith(LABELS)}
+        return replace(
+            self,
+            trees=self.trees if "trees" in names else None,
+            sources=self.sources if of_sources else None,
+            labels=self.labels if any(name.startswith(LABELS) for name in names) else None,
+        )
 
     def wait(self) -> None:
         """Wait for the tasks that make what the handles stand for."""

@@ -246,7 +246,7 @@ class Recommending:
             tell_short_lists(inputs[name], k, log)
             makers[name] = list_maker(
                 inputs[name], crowds[name], list_model, self.resolved, stage.folder, wanted,
-                opinions.get(name),
+                opinions[name].named if name in opinions else None,
             )  # fmt: skip
         found = recommend_scenarios(makers, project, wanted, log)
         return {name: stage.finish(found[name]) for name, stage in stages.items()}

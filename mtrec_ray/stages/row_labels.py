@@ -127,13 +127,20 @@ def fit_own_labels(name: str, labels: Mapping[str, Labels]) -> LabelSources:
 
 
 def fit_crowd_labels(names: list[str], *labels: Mapping[str, Labels]) -> LabelSources:
-    """Returns by task the source of all scenarios that have it, where several do; in a Ray task."""
+    """Returns by task the source of all scenarios that have it, where several do; in a Ray task.
+
+    Of a task that has labels of different sorts, those of the sort that most scenarios have.
+    """
     by_task: dict[str, dict[str, Labels]] = {}
     for name, own in zip(names, labels, strict=True):
         for task, one in own.items():
             by_task.setdefault(task, {})[name] = one
-    return {
-        task: LabelSource.fit(shared, FITTED_BEFORE)
-        for task, shared in by_task.items()
-        if len(shared) > 1
-    }
+    shared = {task: of_one_sort(own) for task, own in by_task.items()}
+    return {t: LabelSource.fit(own, FITTED_BEFORE) for t, own in shared.items() if len(own) > 1}
+
+
+def of_one_sort(labels: Mapping[str, Labels]) -> dict[str, Labels]:
+    """Returns the labels of the scenarios whose sort most of them have."""
+    sorts = [one.sort for one in labels.values()]
+    most = max(sorts, key=sorts.count)
+    return {name: one for name, one in labels.items() if one.sort == most}

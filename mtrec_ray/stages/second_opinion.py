@@ -15,7 +15,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.prepared import PreparedScenario, load_prepared
-from mtrec_ray.evaluation.blend import Blend, Judged, fit_blend
+from mtrec_ray.evaluation.blend import LABELS, Blend, Judged, fit_blend
 from mtrec_ray.progress import Log
 from mtrec_ray.project.depends_on import Fields
 from mtrec_ray.project.project import Project, Run
@@ -262,8 +262,9 @@ def of_some_users(user: Ints, known: Bools, most: int) -> Bools:
 
 
 def has_say(what: str, blend: Blend) -> bool:
-    """Returns whether an opinion or a score changes what a blend says."""
-    return what in blend.weights and (bool(blend.boosted) or blend.weights[what] != 0)
+    """Returns whether an opinion, or a score whose name begins so, changes what a blend says."""
+    weights = [weight for name, weight in blend.weights.items() if name.startswith(what)]
+    return bool(weights) and (bool(blend.boosted) or any(weights))
 
 
 def summary(
@@ -272,9 +273,9 @@ def summary(
     """Returns lines that say which tasks are blended."""
     total = sum(len(facts[name].tasks) for name in opinions)
     lines = []
-    of = ("trees", "popularity", "labels.neighbours")
+    of = ("trees", "popularity", LABELS)
     said = ("trees", "sources of candidates", "labels of other items")
-    for what, told in zip(of, said, strict=True):
+    for what, told in zip(of, said, strict=True) if opinions else ():
         tasks = {
             name: [task for task, blend in own.blends.items() if has_say(what, blend)]
             for name, own in opinions.items()

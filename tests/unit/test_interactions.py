@@ -39,6 +39,28 @@ def test_rows_known_to_users_are_those_before_their_moments(seed, timed):
         assert row[user == place].tolist() == wanted.tolist()
 
 
+@given(st.integers(0, 10**6), st.integers(1, 4))
+def test_the_last_rows_are_the_latest_of_all(seed, last):
+    """With a limit each user has the end of what he has without one."""
+    rows = random_rows(seed)
+    asking = Moments(np.array([2, 0, 7]), np.array([9, 15, 9]), 2)
+    user, row = rows.known_to(asking)
+    some_user, some_row = rows.known_to(asking, last)
+    for place in range(3):
+        assert some_row[some_user == place].tolist() == row[user == place][-last:].tolist()
+
+
+def test_rows_without_a_time_are_known_by_their_split():
+    """Who asks at a moment knows no row of valid or test of a log that has no time."""
+    rows = random_rows(0)
+    rows = Interactions(
+        rows.person, rows.item, np.zeros(30, int), rows.split, rows.taken, NUM_ITEMS
+    )
+    _, row = rows.known_to(Moments(np.arange(4), np.full(4, 15), 1))
+    assert set(rows.split[row].tolist()) == {0}
+    assert len(row) == (rows.split == 0).sum()
+
+
 def test_a_label_counts_when_it_is_known():
     """A taken item enters a history only when its label's delay has passed."""
     rows = Interactions(

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from mtrec_ray.candidates.label_model import DAMPING, Given, LabelModel, LabelSource
+from mtrec_ray.candidates.label_model import (
+    DAMPING,
+    Given,
+    LabelModel,
+    LabelSource,
+    frequent_of_each,
+)
 from mtrec_ray.data.interactions import END, Interactions, Moments
 from mtrec_ray.data.labels import Labels
 from mtrec_ray.stages import row_sources
@@ -48,7 +54,7 @@ def rows_of_test(rng, num=90):
 def test_means_are_those_of_the_paper():
     """Damped means of what items, and then users, are above the mean of all labels."""
     given = Given(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 2]), np.array([5.0, 3, 4, 1]), 2)
-    model = LabelModel.fit(given, 4)
+    model = LabelModel.fit(given, [4])
     assert model.mean == 3.25
     wanted = [1.75 / (1 + DAMPING), 0.5 / (2 + DAMPING), -2.25 / (1 + DAMPING), 0]
     np.testing.assert_allclose(model.of_item, wanted)
@@ -151,3 +157,34 @@ def test_a_model_of_one_label_of_each_user_says_nothing_odd():
     found = open_labels(given).of_rows(rows)
     for name in ("user_mean", "user_count", "neighbours"):
         assert (found[name][:, 0] == 0).all()
+
+
+def test_labels_given_again_weigh_once():
+    """Rows of one user and item that are repeated change neither fit nor what users are told."""
+    given = labels(0)
+    again = np.sort(np.repeat(np.arange(len(given.values)), 1 + 4 * (given.rows.person < 20)))
+    rows = rows_of_test(np.random.default_rng(1))
+    once, often = (open_labels({"video": own}).of_rows(rows) for own in (given, given.take(again)))
+    for name, values in once.items():
+        np.testing.assert_allclose(often[name], values, atol=1e-5, err_msg=name)
+
+
+def test_a_scenario_is_read_in_its_own_units():
+    """Labels of another unit, mean and spread, of the same people, tell as much."""
+    given = {"video": labels(0, generous=1.0), "books": labels(1, generous=1.0)}
+    percent = Labels(given["books"].rows, given["books"].values * 20 + 500)
+    rows = rows_of_test(np.random.default_rng(1))
+    found, other = (open_labels(own).of_rows(rows) for own in (given, given | {"books": percent}))
+    for name, values in found.items():
+        np.testing.assert_allclose(other[name], values, atol=1e-4, err_msg=name)
+
+
+def test_a_small_scenario_has_neighbours_beside_a_large_one():
+    """Its most frequent items are among those that have neighbours, however many others have."""
+    rows = {"large": labels(0, num_rows=3000), "small": labels(1, num_rows=300)}
+    count = np.bincount(rows["small"].rows.before(1).item, minlength=NUM_ITEMS)
+    sizes = [NUM_ITEMS, NUM_ITEMS]
+    counts = np.concatenate([np.full(NUM_ITEMS, 99.0), count.astype(float)])
+    found = frequent_of_each(counts, sizes, 10)
+    assert (found < NUM_ITEMS).sum() == 10
+    assert set(found[10:] - NUM_ITEMS) <= set(np.argsort(-count, kind="stable")[:10])
