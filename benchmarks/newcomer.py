@@ -32,6 +32,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
 from mtrec_ray.training.boosted_trees import (
+    MIN_DATA_IN_LEAF,
     Columns,
     Examples,
     examples,
@@ -80,11 +81,16 @@ def trees_of(
         if min(num_rarer_labels(kind, part.of_task(i)[1]) for part in splits):
             trees = fit_trees(
                 kind, train.of_task(i), valid.of_task(i), columns.num_categorical,
-                seed=0, num_threads=2,
+                seed=0, num_threads=2, min_data_in_leaf=least_rows(len(train.of_task(i)[1])),
             )  # fmt: skip
             inputs, label = test.of_task(i)
             found[task] = roc_auc(label, np.asarray(trees.predict(inputs)))
     return found
+
+
+def least_rows(num: int) -> int:
+    """Rows of a leaf at least: few where there are few rows, or no tree would split."""
+    return min(MIN_DATA_IN_LEAF, max(num // 20, 2))
 
 
 def popularity_of(prepared: Prepared, name: str) -> dict[str, float]:

@@ -105,7 +105,8 @@ class Ease:
     @classmethod
     def between(cls, taken: csc_array, inputs: Ints, ridge: float) -> "Ease":
         """Returns the model of some columns of `taken` f32[U, m]."""
-        return cls(inputs, inputs, ease_weights(taken[:, inputs], ridge), taken.shape[1])
+        num_items = len(taken.indptr) - 1
+        return cls(inputs, inputs, ease_weights(taken[:, inputs], ridge), num_items)
 
     def only(self, output: slice) -> "Ease":
         """Returns what scores some of the items."""

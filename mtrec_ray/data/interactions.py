@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from mtrec_ray.data.arrays import Ints
+from mtrec_ray.data.arrays import Bools, Ints
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.shards import read_columns
 from mtrec_ray.data.snapshot import SnapshotColumns
@@ -68,7 +68,7 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.person)
 
-    def of(self, rows: NDArray[np.bool_]) -> "Interactions":
+    def of(self, rows: Bools | Ints) -> "Interactions":
         """Returns some of the rows."""
         return Interactions(
             self.person[rows], self.item[rows], self.time[rows], self.split[rows],

@@ -13,7 +13,7 @@ Only numpy and pyarrow: the world can be written without Ray and torch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -103,6 +103,7 @@ class Dials:
         common_users: share of users who are the same people in all scenarios; the others are
             different people in each.
         small_events: events of `news`; None: as many as the others have.
+        small_days: how long before the end `news` begins; None: as long as the others.
         in_text: share of taste that lies in the text; the rest lies in groups of items that no
             column shows. (What users are shown follows the topics of the text in any case.)
         conflict: share of users whose preferred topics are others in each scenario.
@@ -110,6 +111,7 @@ class Dials:
 
     common_users: float = 1.0
     small_events: int | None = None
+    small_days: float | None = None
     in_text: float = 1.0
     conflict: float = 0.0
 
@@ -195,11 +197,21 @@ def write_sample_world(
         own = _people_of(more, people, dials)
         own_events = dials.small_events if name == SMALL and dials.small_events else events
         pairs = _draw_pairs(rng, own, catalogue, own_events, scenario.lifetime_days, dials.in_text)
+        if name == SMALL and dials.small_days is not None:
+            late = _later(catalogue.published_ms, dials.small_days)
+            catalogue = replace(catalogue, published_ms=late)
+            pairs = replace(pairs, time_ms=_later(pairs.time_ms, dials.small_days))
         for kind, table in (
             ("items", _items_table(rng, name, scenario, catalogue)),
             ("events", _events_table(rng, name, scenario, pairs)),
         ):
             storage.write_table(storage.join(root, name, f"{kind}.parquet"), table)
+
+
+def _later(time_ms: np.ndarray, days: float) -> np.ndarray:
+    """Returns times since the start, pressed into the last days of the world."""
+    start = (WORLD_DAYS - days) * DAY_MS
+    return (start + time_ms * (days / WORLD_DAYS)).astype(np.int64)
 
 
 def _check_sizes(users: int, items: int, events: int) -> None:

@@ -4,7 +4,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from mtrec_ray.project.assortment import Explore, Filter
 from mtrec_ray.project.base import Name, Section, Share, check_workers, split_query
@@ -144,6 +151,10 @@ class SampleWorld(Section):
     )
     small_events: PositiveInt | None = Field(
         default=None, description="Events of `news`. null: as many as the other scenarios have."
+    )
+    small_days: PositiveFloat | None = Field(
+        default=None,
+        description="Days before the end at which `news` begins. null: with the others.",
     )
     in_text: Share = Field(
         default=1.0, description="Share of taste that lies in the text of the items."

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 NUM_COMPONENTS = 32
 PATIENCE = 50  # rounds without a lower loss on valid
 BATCH_ROWS = 65_536
+MIN_DATA_IN_LEAF = 50
 PARAMETERS = {
-    "learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 50, "lambda_l2": 1.0,
+    "learning_rate": 0.05, "num_leaves": 31, "lambda_l2": 1.0,
     "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "verbosity": -1,
 }  # fmt: skip
 
@@ -146,12 +147,14 @@ def fit_trees(
     seed: int,
     num_threads: int,
     rounds: int = 1500,
+    min_data_in_leaf: int = MIN_DATA_IN_LEAF,
 ) -> "lightgbm.Booster":
     """Returns trees for a task, as many as give the lowest loss on the valid rows."""
     parameters = PARAMETERS | {
         "objective": "binary" if kind == "binary" else "regression",
         "seed": seed,
         "num_threads": num_threads,
+        "min_data_in_leaf": min_data_in_leaf,
     }
     codes = list(range(num_categorical))
     import lightgbm

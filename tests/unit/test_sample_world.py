@@ -176,6 +176,24 @@ def test_the_small_scenario_has_fewer_events(tmp_path):
     assert [found[f"{name}/events"].num_rows for name in NAMES] == [500, 100, 500]
 
 
+def test_the_small_scenario_may_begin_late(world, tmp_path):
+    """News of the last days alone, published no later than read; the others stay."""
+    found = write(tmp_path, dials=Dials(small_days=30))
+    events = found["news/events"]
+    assert column(events, "time").min() >= np.datetime64("2025-03-02")
+    published = dict(
+        zip(*(column_list(found["news/items"], k) for k in ("item_id", "published")), strict=True)
+    )
+    times = zip(*(column_list(events, key) for key in ("item_id", "time")), strict=True)
+    assert all(published[item] <= time for item, time in times)
+    assert found["shop/events"].equals(world["shop/events"])
+
+
+def column_list(table: pa.Table, name: str) -> list:
+    """A column as a list."""
+    return table.column(name).to_pylist()
+
+
 def test_dials_move_no_other_draw(world, tmp_path):
     """Users, items and times of the events stay; labels follow the taste."""
     found = write(tmp_path, dials=Dials(in_text=0.0))
