@@ -256,7 +256,7 @@ def main(
     for own in data or DATA:
         found, rows = measure_data(own, base, folder, numbers, quick=quick)
         figures, table = figures | found, table + rows
-    Console().print(markdown_table(table), soft_wrap=True)
+        Console().print(markdown_table(rows), soft_wrap=True)
     write_result("shared_users", figures, out, table=table, seeds=len(numbers), quick=quick)
 
 
