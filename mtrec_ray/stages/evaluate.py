@@ -152,6 +152,7 @@ def measure_models(
     opinions = ensure_opinions(joint_run, asked, inputs, project, log)
     for line in summary(scenarios, opinions.get(predictions, {})):
         log(line)
+    log("predicting the rows of test")
     predict_split(asked, project.run, opinions=opinions)
     metrics = {n: measure_predictions(predictions, f) for n, f in scenarios.items()}
     blends = {

@@ -216,6 +216,7 @@ def fit_model_of(
 def fit_lists(inputs: Mapping[str, ListInputs], project: Project, log: Log) -> ListModel:
     """Returns the list model, fitted on users of valid."""
     run = project.run
+    log("lists: asking users of valid, whose choices give the order of candidates")
     asking = ask_everywhere(inputs, project, "valid", project.recommend.fit_users)
     first: Logit = result_of(task_of(fit_first_of, run, gpu=False).remote(asking))
     scored = score_everywhere(inputs, asking, first, project)

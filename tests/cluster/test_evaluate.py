@@ -159,15 +159,16 @@ def test_labels_of_other_items_are_those_of_the_rows_before(trained, predictions
         for split in ("train", "valid", "test")
     }
     train = parts["train"].dropna()
-    mean = train["rating"].mean()
-    of_item = (train["rating"] - mean).groupby(train["item"]).agg(lambda v: v.sum() / (len(v) + 5))
+    mean, deviation = train["rating"].mean(), train["rating"].std(ddof=0)
+    above = (train["rating"] - mean) / deviation
+    of_item = above.groupby(train["item"]).agg(lambda v: v.sum() / (len(v) + 5))
     everything = pd.concat(parts.values()).dropna()
     asked = parts["test"].set_index("row")
     for row in found["row"][::17]:
         one = asked.loc[row]
         known = everything[(everything.person == one.person) & (everything.time < one.time)]
         known = known.sort_values("time").drop_duplicates("item", keep="last")
-        above = known["rating"] - mean - known["item"].map(of_item).fillna(0)
+        above = (known["rating"] - mean) / deviation - known["item"].map(of_item).fillna(0)
         place, i = found.index[found["row"] == row][0], facts.tasks.index("rating")
         told = {k: column(found, f"labels.{k}", i)[place] for k in ("user_mean", "user_count")}
         assert told["user_count"] == pytest.approx(np.log1p(len(known)), rel=1e-5)

@@ -270,12 +270,15 @@ def test_comparison(tuned):
     assert not [line for line in told if "alone" in line]
 
 
+def without_opinions(tuned):
+    """The project, whose predictions are the network's own."""
+    return changed(tuned.project, opinions={"trees": False, "sources": False, "labels": False})
+
+
 @pytest.fixture(scope="module")
 def recommended(tuned):
     """What was recommended to all users, with the network's own predictions."""
-    nothing = {"trees": False, "sources": False, "labels": False}
-    alone = changed(tuned.project, opinions=nothing)
-    found = run_recommend(alone, str(tuned.storage), say_nothing)
+    found = run_recommend(without_opinions(tuned), str(tuned.storage), say_nothing)
     return found["scenarios"], {
         name: pq.read_table(tuned.folder / "recommendations" / name).to_pandas()
         for name in ("shop", "video")
@@ -338,13 +341,14 @@ def test_interrupted_recommendations_go_on(tuned, recommended, tmp_path):
     before = {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
     files[0].unlink()
     (folder / "_finished.json").unlink()
-    found = run_recommend(tuned.project, str(tmp_path), say_nothing, ("shop",))["scenarios"]["shop"]
+    project = without_opinions(tuned)
+    found = run_recommend(project, str(tmp_path), say_nothing, ("shop",))["scenarios"]["shop"]
     assert (found["users"], found["rows"]) == tuple(
         recommended[0]["shop"][k] for k in ("users", "rows")
     )
     assert {f.name: f.read_bytes() for f in files} == {n: data for n, (_, data) in before.items()}
     assert all(f.stat().st_mtime_ns == before[f.name][0] for f in files[1:])
-    other = changed(tuned.project, recommend={"k": 3})
+    other = changed(project, recommend={"k": 3})
     run_recommend(other, str(tmp_path), say_nothing, ("shop",))
     assert pq.read_table(folder).to_pandas()["rank"].max() == 3
 
