@@ -14,7 +14,7 @@ from mtrec_ray.data.shards import read_rows
 from mtrec_ray.stages.recommend import run_recommend
 from tests.cluster.runs import changed, say_nothing
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # three times all lists
 
 WEIGHTS = {"network": 0.5, "popularity": 0.25, "labels.user_count": 0.125}
 

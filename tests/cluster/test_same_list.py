@@ -89,6 +89,7 @@ def lists_of(world: Mapping[str, np.ndarray], way: str, folder) -> dict[str, lis
             },
             "training": {"epochs": 2, "batch_size": 512, "teacher": {"share": 0}},
             "recommend": {"k": K},
+            "opinions": {"trees": False, "sources": False, "labels": False},
             "run": {"name": way, "num_workers": 1},
         }
     )  # fmt: skip
