@@ -12,7 +12,7 @@ Four dials ask when one model for all scenarios is better than one for each (`Di
 Only numpy and pyarrow: the world can be written without Ray and torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,14 @@ import pyarrow as pa
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import DAY_MS
-from mtrec_ray.data.sample_texts import BRANDS, NEWS, SHOP, TOPICS, VIDEO, Phrases, item_text
+from mtrec_ray.data.sample_scenarios import (
+    SCENARIOS,
+    WorldItems,
+    WorldPairs,
+    WorldScenario,
+    timestamps,
+)
+from mtrec_ray.data.sample_texts import TOPICS, item_text
 from mtrec_ray.project.base import ProjectError
 
 SMALL = "news"  # the scenario that may have fewer events
@@ -50,12 +57,6 @@ ITEM_POPULARITY_SKEW = 1.7
 MAX_FILL = 0.5  # of all user-item pairs; above, distinct pairs become hard to draw
 
 
-NO_RATING_CHANCE = 0.15
-
-
-START = np.datetime64("2025-01-01T00:00:00", "ms")
-
-
 MINUTE_MS = 60_000
 
 
@@ -66,33 +67,6 @@ PUBLISHED_BEFORE_START_DAYS = 10
 
 
 PUBLISHED_UNTIL_DAY = 85
-
-
-NEWS_LIFETIME_DAYS = 20
-
-
-@dataclass(frozen=True)
-class Effects:
-    """Weights of a label's score: constant, topic match, item quality, user generosity."""
-
-    constant: float
-    match: float
-    quality: float
-    generosity: float
-
-
-POSITIVE = Effects(constant=-2.2, match=3.4, quality=0.45, generosity=0.35)
-
-
-FOLLOW_UP = Effects(
-    constant=-1.95, match=1.1, quality=0.6, generosity=0.4
-)  # buy, like after a click
-
-
-RATING = Effects(constant=2.4, match=1.8, quality=0.35, generosity=0.3)
-
-
-RATING_NOISE = 0.6
 
 
 @dataclass(frozen=True)
@@ -131,47 +105,6 @@ class WorldUsers:
     common: np.ndarray
 
 
-@dataclass(frozen=True)
-class WorldItems:
-    """Hidden traits of one scenario's items: topic, shares (items, topics), quality, birth time.
-
-    `group` holds shares of topics that the text does not tell.
-    """
-
-    topic: np.ndarray
-    second: np.ndarray
-    shares: np.ndarray
-    group: np.ndarray
-    quality: np.ndarray
-    published_ms: np.ndarray
-
-
-@dataclass(frozen=True)
-class WorldPairs:
-    """Distinct (user, item) pairs, the time of each, and the hidden traits behind its labels.
-
-    `common`: whether the pair's user is the same person in all scenarios.
-    """
-
-    user: np.ndarray
-    item: np.ndarray
-    time_ms: np.ndarray
-    match: np.ndarray
-    quality: np.ndarray
-    generosity: np.ndarray
-    common: np.ndarray
-
-
-@dataclass(frozen=True)
-class WorldScenario:
-    """What differs between scenarios: phrases, further item columns, labels, item lifetime."""
-
-    phrases: Phrases
-    extra_columns: Callable[[np.random.Generator, WorldItems, np.ndarray], dict[str, pa.Array]]
-    labels: Callable[[np.random.Generator, WorldPairs], dict[str, pa.Array]]
-    lifetime_days: int | None = None
-
-
 def write_sample_world(
     root: str, *, seed: int, users: int, items: int, events: int, dials: Dials = SHARED
 ) -> None:
@@ -188,7 +121,7 @@ def write_sample_world(
     Raises:
         ProjectError: fewer items than topics, no user, no event, or events over half of the pairs.
     """
-    _check_sizes(users, items, max(events, dials.small_events or 0))
+    _check_sizes(users, items, {"events": events, "small_events": dials.small_events or 1})
     people = _draw_users(np.random.default_rng([seed, 0]), users)
     for number, (name, scenario) in enumerate(SCENARIOS.items(), start=1):
         rng = np.random.default_rng([seed, number])
@@ -214,23 +147,23 @@ def _later(time_ms: np.ndarray, days: float) -> np.ndarray:
     return (start + time_ms * (days / WORLD_DAYS)).astype(np.int64)
 
 
-def _check_sizes(users: int, items: int, events: int) -> None:
+def _check_sizes(users: int, items: int, events: Mapping[str, int]) -> None:
     if items < len(TOPICS):
         raise ProjectError(
             [f"sample_world.items: found {items}; allowed: {len(TOPICS)} (one a topic) or more"]
         )
-    if users < 1 or events < 1:
-        raise ProjectError(
-            [f"sample_world: found users {users}, events {events}; allowed: 1 or more"]
-        )
+    if users < 1 or min(events.values()) < 1:
+        found = ", ".join(f"{field} {num}" for field, num in {"users": users, **events}.items())
+        raise ProjectError([f"sample_world: found {found}; allowed: 1 or more"])
     most = int(MAX_FILL * users * items)
-    if events > most:
-        raise ProjectError(
-            [
-                f"sample_world.events: found {events}; allowed: up to {most} "
-                f"({MAX_FILL:.0%} of users x items)"
-            ]
-        )
+    allowed = f"allowed: up to {most} ({MAX_FILL:.0%} of users x items)"
+    lines = [
+        f"sample_world.{field}: found {num}; {allowed}"
+        for field, num in events.items()
+        if num > most
+    ]
+    if lines:
+        raise ProjectError(lines)
 
 
 def _draw_users(rng: np.random.Generator, users: int) -> WorldUsers:
@@ -323,73 +256,6 @@ def _event_times(
     return first + ((last - first) * rng.beta(1, 4, size=len(first))).astype(np.int64)
 
 
-def _score(pairs: WorldPairs, effects: Effects) -> np.ndarray:
-    return (
-        effects.constant
-        + effects.match * pairs.match
-        + effects.quality * pairs.quality
-        + effects.generosity * pairs.generosity
-    )
-
-
-def _binary(rng: np.random.Generator, pairs: WorldPairs, effects: Effects) -> np.ndarray:
-    return rng.random(len(pairs.user)) < 1 / (1 + np.exp(-_score(pairs, effects)))
-
-
-def _label(values: np.ndarray, *, missing: np.ndarray | None = None) -> pa.Array:
-    return pa.array(values.astype(np.float32), mask=missing)
-
-
-def _shop_labels(rng: np.random.Generator, pairs: WorldPairs) -> dict[str, pa.Array]:
-    click, buy = _binary(rng, pairs, POSITIVE), _binary(rng, pairs, FOLLOW_UP)
-    return {"click": _label(click), "buy": _label(buy, missing=~click)}
-
-
-def _news_labels(rng: np.random.Generator, pairs: WorldPairs) -> dict[str, pa.Array]:
-    click, like = _binary(rng, pairs, POSITIVE), _binary(rng, pairs, FOLLOW_UP)
-    return {"click": _label(click), "like": _label(like, missing=~click)}
-
-
-def _video_labels(rng: np.random.Generator, pairs: WorldPairs) -> dict[str, pa.Array]:
-    like = _binary(rng, pairs, POSITIVE)
-    noise = RATING_NOISE * rng.standard_normal(len(like))
-    stars = np.round(2 * (_score(pairs, RATING) + noise)) / 2
-    not_rated = rng.random(len(like)) < NO_RATING_CHANCE
-    return {"like": _label(like), "rating": _label(stars.clip(1, 5), missing=not_rated)}
-
-
-def _shop_columns(
-    rng: np.random.Generator, items: WorldItems, kind: np.ndarray
-) -> dict[str, pa.Array]:
-    brand = np.array(BRANDS)[rng.integers(0, len(BRANDS), size=len(kind))]
-    price = np.round(np.exp(3 + 0.8 * rng.standard_normal(len(kind))), 2)
-    return {"brand": pa.array(brand.tolist()), "price": pa.array(price.astype(np.float32))}
-
-
-def _news_columns(
-    rng: np.random.Generator, items: WorldItems, kind: np.ndarray
-) -> dict[str, pa.Array]:
-    return {"published": _timestamps(items.published_ms)}
-
-
-def _video_columns(
-    rng: np.random.Generator, items: WorldItems, kind: np.ndarray
-) -> dict[str, pa.Array]:
-    year = rng.integers(1975, 2025, size=len(kind))
-    return {"genre": pa.array(kind.tolist()), "year": pa.array(year.astype(np.int32))}
-
-
-SCENARIOS: dict[str, WorldScenario] = {
-    "shop": WorldScenario(SHOP, _shop_columns, _shop_labels),
-    "news": WorldScenario(NEWS, _news_columns, _news_labels, NEWS_LIFETIME_DAYS),
-    "video": WorldScenario(VIDEO, _video_columns, _video_labels),
-}
-
-
-def _timestamps(since_start_ms: np.ndarray) -> pa.Array:
-    return pa.array(START + since_start_ms.astype("timedelta64[ms]"), pa.timestamp("ms"))
-
-
 def _items_table(
     rng: np.random.Generator, name: str, scenario: WorldScenario, items: WorldItems
 ) -> pa.Table:
@@ -415,7 +281,7 @@ def _events_table(
     columns = {
         "user_id": pa.array(np.where(pairs.common, common, own).tolist(), pa.string()),
         "item_id": _ids(name, pairs.item),
-        "time": _timestamps(pairs.time_ms),
+        "time": timestamps(pairs.time_ms),
     }
     return pa.table(columns | scenario.labels(rng, pairs))
 

@@ -232,7 +232,7 @@ class Writer:
 
     def told(self, users: UserSnapshot, user: Ints, item: Ints, network: Float32s) -> Float32s:
         """Returns f32[m, T]: predictions of pairs, blended as those of an evaluation."""
-        if self.beside is None:
+        if self.beside is None or not len(item):
             return network
         layout = self.ranker.layout
         rows = rows_of_pairs(layout, users, self.ranker.items, user, item)

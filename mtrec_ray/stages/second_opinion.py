@@ -38,6 +38,9 @@ from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, pretrai
 from mtrec_ray.training.second_opinion import fit_tree_model, stops
 
 MOST_ROWS = 100_000  # of valid, on which a blend is fitted
+SAYERS = (  # beginnings of names, and what the terminal calls them
+    ("trees", "trees"), ("popularity", "sources of candidates"), (LABELS, "labels of other items")
+)  # fmt: skip
 FITTING = "_fitting"  # folder of the predictions of valid, while weights are fitted
 
 
@@ -270,12 +273,12 @@ def has_say(what: str, blend: Blend) -> bool:
 def summary(
     facts: Mapping[str, PreparedScenario], opinions: Mapping[str, SecondOpinion]
 ) -> list[str]:
-    """Returns lines that say which tasks are blended."""
+    """Returns lines that say which tasks are blended; none where nothing stands beside."""
+    if not opinions:
+        return []
     total = sum(len(facts[name].tasks) for name in opinions)
     lines = []
-    of = ("trees", "popularity", LABELS)
-    said = ("trees", "sources of candidates", "labels of other items")
-    for what, told in zip(of, said, strict=True) if opinions else ():
+    for what, told in SAYERS:
         tasks = {
             name: [task for task, blend in own.blends.items() if has_say(what, blend)]
             for name, own in opinions.items()

@@ -23,6 +23,7 @@ def writer_of(caps=(), **options):
     found.ranker = SimpleNamespace(facts=SHOP, items=items, options=fields)
     found.rules = ItemRules(np.ones(3, bool), list(caps))
     found.texts = np.eye(3, dtype=np.float32)
+    found.beside = None
     return found
 
 

@@ -176,6 +176,14 @@ def test_the_small_scenario_has_fewer_events(tmp_path):
     assert [found[f"{name}/events"].num_rows for name in NAMES] == [500, 100, 500]
 
 
+def test_too_many_events_of_the_small_scenario_are_refused(tmp_path):
+    """More than half of the pairs of users and items: one line that names the dial."""
+    with pytest.raises(
+        ValueError, match=r"sample_world\.small_events: found 900; allowed: up to 720"
+    ):
+        write(tmp_path, dials=Dials(small_events=900))
+
+
 def test_the_small_scenario_may_begin_late(world, tmp_path):
     """News of the last days alone, published no later than read; the others stay."""
     found = write(tmp_path, dials=Dials(small_days=30))

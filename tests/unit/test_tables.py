@@ -37,11 +37,19 @@ def test_bold_is_the_winner_of_this_table():
 
 
 def test_headline_has_the_first_task_of_each_scenario():
-    """One row a scenario, in their order, with the baseline that the gap is to."""
-    rows = headline(RESULT)
+    """One row a scenario of real4, in their order, with the difference to LightGBM."""
+    own = {
+        "joint": 0.7, "trees": 0.69, "lightgbm_here": 0.71, "reference": 0.68,
+        "less_trees_low": 0.005, "less_trees_high": 0.015,
+    }  # fmt: skip
+    figures = {f"{task}.{key}": value for task in ("a.x", "b.z") for key, value in own.items()}
+    tasks = (("real4", "a.x"), ("real4", "a.y"), ("real4", "b.z"), ("anime", "c.x"))
+    table = [{"data": data, "task": task} for data, task in tasks]
+    rows = headline({"figures": figures, "table": table})
     assert [row["first task"] for row in rows] == ["a.x", "b.z"]
     assert rows[0]["joint"] == "0.7000"
-    assert rows[0]["best baseline of ours"] == "0.6900 (`lightgbm`)"
+    assert rows[0]["LightGBM"] == "0.6900"
+    assert rows[0]["joint less LightGBM [95 % interval]"] == "+0.0100 [+0.0050, +0.0150]"
 
 
 def test_source_names_command_commit_and_date():
