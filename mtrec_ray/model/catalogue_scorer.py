@@ -101,15 +101,18 @@ class CatalogueScorer:
         numbers = self.item_numbers[items] if numeric is None else numeric
         histories = self._histories(users)
         similarity = self._similarity(histories, items)
+        common = numbers
+        if self.model.use_general_head or self.model.starts_from_general:
+            common = self._common_numbers(users, numbers)
         if self.model.use_general_head:
-            numbers = self._common_numbers(users, numbers)
-            logits = self.model.general_logits(self.name, similarity, numbers)
+            logits = self.model.general_logits(self.name, similarity, common)
         else:
             columns = (
                 self.item_columns[items] if numeric is None else self._item_columns(numbers, items)
             )
             pairs = self._pair_inputs(users, items, columns, histories, similarity)
             logits = self.model.assemble(self.name, pairs)
+            logits = self.model.from_general(self.name, logits, similarity, common)
         return logits.view(*items.shape, -1)
 
     def _histories(self, users: UserSnapshot) -> Histories:

@@ -84,6 +84,8 @@ class Recommender(nn.Module):
         has_main = any(f.main for f in scenarios.values())
         self.general = GeneralHead() if options.general and has_main else None
         self.use_general_head = False
+        # Whether main tasks add what the general head says: a new scenario's own layers start at 0.
+        self.starts_from_general = False
         self.retrieval: Retrieval | None = None
         if options.retrieves and has_main:
             with torch.random.fork_rng([]):  # the others' random numbers stay the same
@@ -126,7 +128,8 @@ class Recommender(nn.Module):
     def _logits(self, name: str, samples: Samples, vectors: Tensor, similarity: Tensor) -> Tensor:
         if self.use_general_head:
             return self.general_logits(name, similarity, samples.numeric)
-        return self.assemble(name, self._pair_inputs(name, samples, vectors, similarity))
+        logits = self.assemble(name, self._pair_inputs(name, samples, vectors, similarity))
+        return self.from_general(name, logits, similarity, samples.numeric)
 
     def assemble(self, name: str, pairs: PairInputs) -> Tensor:
         """Returns the logits f32[N, T] of a scenario's pairs: shared layers, then heads.
@@ -210,17 +213,33 @@ class Recommender(nn.Module):
         """Whether the general head learns."""
         return self.general is not None and next(self.general.parameters()).requires_grad
 
-    def main_task_logits(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
-        """Returns the general head's logits f32[N] of a scenario's main task.
+    def from_general(self, name: str, logits: Tensor, similarity: Tensor, numeric: Tensor) -> Tensor:
+        """Returns logits f32[N, T], the main task's on top of what the general head says of it.
+
+        Where the model does not start from the general head, they stay as they are.
+        """
+        facts = self.facts[name]
+        if not self.starts_from_general or not facts.main:
+            return logits
+        is_main = torch.tensor([task == facts.main for task in facts.tasks], device=logits.device)
+        return logits + self.general_says(name, similarity, numeric)[:, None] * is_main
+
+    def general_says(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
+        """Returns f32[N], by how much the general head moves the main task's base rate.
 
         From similarity kernels f32[N, 4 K] and numeric columns f32[N, F].
         """
         inputs, facts = self.scenario_inputs(name), self.facts[name]
         assert self.general is not None
-        assert facts.main
         visible = inputs.visible_columns(numeric)
-        logits = self.general(similarity, inputs.columns, visible, common_columns(facts))
-        return logits + base_rate_logit(facts, facts.main)
+        return self.general(similarity, inputs.columns, visible, common_columns(facts))
+
+    def main_task_logits(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
+        """Returns the general head's logits f32[N] of a scenario's main task."""
+        facts = self.facts[name]
+        assert facts.main
+        says = self.general_says(name, similarity, numeric)
+        return says + base_rate_logit(facts, facts.main)
 
     def general_logits(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
         """Returns logits f32[N, T] without a model of the scenario.

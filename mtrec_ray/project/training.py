@@ -147,6 +147,10 @@ class FineTuning(Section):
         "own layers; or all that learned in joint training.",
     )
     lr: PositiveFloat = Field(default=5e-4, description="Peak learning rate above the encoder.")
+    lr_new: PositiveFloat = Field(
+        default=3e-3,
+        description="The same of a scenario that the joint model lacks: its own layers are new.",
+    )
     lr_encoder: PositiveFloat = Field(
         default=1e-4, description="Peak learning rate of the encoder."
     )

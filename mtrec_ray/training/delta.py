@@ -44,6 +44,7 @@ class FineTuneStart:
         mode: lora, head or full.
         rank, alpha: of the low-rank maps; `shared`: whether shared layers get such maps.
         is_new: whether the joint model lacks the scenario.
+        from_general: whether its main task starts from what the general head says.
         l2_sp: strength of the pull towards the joint weights.
     """
 
@@ -54,6 +55,7 @@ class FineTuneStart:
     alpha: float = 16.0
     shared: bool = True
     is_new: bool = False
+    from_general: bool = False
     l2_sp: float = 0.0
 
 
@@ -84,6 +86,7 @@ def load_joint_weights(model: Recommender, start: FineTuneStart) -> "PeftModel |
         ProjectError: the joint weights belong to another build.
     """
     state, _ = read_base(start.base)
+    model.starts_from_general = start.from_general
     layers = scenario_parameters(model, start.name)
     new = [*layers, "general", "retrieval"] if start.is_new else []
     if start.mode == "full":
@@ -177,6 +180,7 @@ def save_delta(
             "base": base_fingerprint(start.base),
             "scenario": start.name,
             "mode": start.mode,
+            "from_general": start.from_general,
             "bytes": sum(f.stat().st_size for f in files),
             "fingerprint": bytes_fingerprint(*(f.read_bytes() for f in files)),
             **facts,

@@ -111,19 +111,20 @@ def model_and_vectors(**fields):
     return model.eval(), torch.randn(NUM_ITEMS, model.encoder.width, generator=generator)
 
 
-@pytest.mark.parametrize("general", [False, True], ids=["towers", "general"])
+@pytest.mark.parametrize("general", ["towers", "general", "from_general"])
 @pytest.mark.parametrize("fields", OPTIONS, ids=lambda f: "-".join(n for n, v in f.items() if v))
 @torch.no_grad()
 def test_scores_of_all_pairs(world, fields, general):
     """A block of users has the scores that each pair has as a sample by itself.
 
-    By the towers and by the general head, with and without texts, histories and statistics.
+    By the towers, by the general head and by both, with and without texts, histories, statistics.
     """
     model, vectors = model_and_vectors(**fields)
-    model.use_general_head = general
+    model.use_general_head = general == "general"
+    model.starts_from_general = general == "from_general"
     found = CatalogueScorer(model, "shop", vectors, world[0]).logits(world[1])
     wanted = brute_force(model, vectors, world)
-    if not general or fields["statistics"] or (fields["text"] and fields["history"]):
+    if general != "general" or fields["statistics"] or (fields["text"] and fields["history"]):
         assert wanted[..., 0].std() > 0.01
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 

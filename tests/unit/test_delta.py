@@ -244,6 +244,25 @@ def test_new_scenario_keeps_its_initial_layers(tmp_path):
         assert torch.equal(value, wanted), name
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_new_scenario_starts_from_the_general_head(tmp_path, mode):
+    """Before its first step a new scenario says of its main task what the general head says."""
+    options = options_of()
+    model, _ = build(options, CATALOGUES, {"video": FACTS["video"]})
+    stir(model)
+    save_model(tmp_path / "joint", model, {})
+    start = start_of(str(tmp_path / "joint"), mode, is_new=True, from_general=True)
+    found, general = (scenario_model(options) for _ in range(2))
+    load_joint_weights(found, start)
+    load_joint_weights(general, start)
+    general.use_general_head = True
+    main = list(FACTS["shop"].tasks).index(FACTS["shop"].main)
+    started = logits_of(found)[:, main]
+    assert started.std() > 0.01
+    torch.testing.assert_close(started, logits_of(general)[:, main])
+    assert not any(p.requires_grad for p in found.general.parameters())
+
+
 def test_pull_towards_the_start():
     """Without a gradient the pull takes weights back by lr * strength of the way a step."""
     layer = torch.nn.Linear(3, 2)

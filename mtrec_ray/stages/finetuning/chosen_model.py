@@ -66,12 +66,13 @@ def finetuned_model_in(
     own = scenario_project(joint_run, name, tuned, project)
     frozen = (own.model.encoder.trainable, project.model.encoder.trainable) == ("none", "none")
     shared = frozen and not joint_run.is_new(name)  # its items have the joint model's vectors
+    start = replace(start_of(joint_run, name, tuned), from_general=facts.get("from_general", False))
     return TrainedModel(
         project=own,
         prepared=joint_run.data(name).folder,
         weights=joint_run.weights,
         vectors=joint_run.weights if shared else delta,
-        start=start_of(joint_run, name, tuned),
+        start=start,
         delta=delta,
         rows=item_rows(joint_run.prepared, name) if shared else None,
     )

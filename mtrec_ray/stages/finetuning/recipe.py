@@ -66,6 +66,8 @@ def scenario_project(
     """
     fields = ("lr", "lr_encoder", "epochs", "patience", "rows_per_epoch")
     overrides = {f"training.{field}": getattr(tuned, field) for field in fields}
+    if joint_run.is_new(name):
+        overrides["training.lr"] = tuned.lr_new
     overrides["training.batch_size"] = tuned.batch_size or project.training.batch_size
     if tuned.l2_sp:  # it stands in place of weight decay
         overrides |= {"training.weight_decay": 0.0, "training.id_weight_decay": 0.0}
@@ -87,6 +89,7 @@ def start_of(joint_run: JointRun, name: str, tuned: FineTuning) -> FineTuneStart
         alpha=lora.alpha,
         shared=lora.shared,
         is_new=joint_run.is_new(name),
+        from_general=joint_run.is_new(name) and joint_run.project.model.general,
         l2_sp=tuned.l2_sp,
     )
 
