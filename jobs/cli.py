@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from jobs import check, evaluate, finetune, pipeline, prepare, recommend, train, tune
+from jobs import check, evaluate, finetune, init, pipeline, prepare, recommend, train, tune
 from jobs.common import program
 
 EXAMPLES = {
+    init: ("ml-latest-small", "logs/events catalogue.csv --out mine.yaml"),
     check: ("--config mine.yaml", "--config mine.yaml --set run.num_workers=8"),
     pipeline: (
         "--config jobs/quickstart.yaml",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS
 
 UNITS_PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
+UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 LARGEST_MS = 2**62
@@ -73,8 +74,8 @@ def clipped_ms(values: NDArray[np.float64]) -> pa.ChunkedArray:
 def plausible_unit(value: float) -> str | None:
     """Returns the unit in which a number is a moment from 1990 to 2100, or None."""
     low, high = PLAUSIBLE_SECONDS
-    sizes = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-    return next((u for u, size in sizes.items() if low <= value / size < high), None)
+    sizes = UNITS_PER_SECOND.items()
+    return next((u for u, size in sizes if low <= value / size < high), None)
 
 
 def fixed_list(values: np.ndarray, width: int | None = None) -> pa.FixedSizeListArray:

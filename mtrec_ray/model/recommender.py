@@ -213,7 +213,9 @@ class Recommender(nn.Module):
         """Whether the general head learns."""
         return self.general is not None and next(self.general.parameters()).requires_grad
 
-    def from_general(self, name: str, logits: Tensor, similarity: Tensor, numeric: Tensor) -> Tensor:
+    def from_general(
+        self, name: str, logits: Tensor, similarity: Tensor, numeric: Tensor
+    ) -> Tensor:
         """Returns logits f32[N, T], the main task's on top of what the general head says of it.
 
         Where the model does not start from the general head, they stay as they are.

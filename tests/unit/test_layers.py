@@ -10,7 +10,7 @@ import pytest
 TOP = Path(__file__).parents[2]
 FLOORS = {
     "jobs": 5, "stages": 4, "search": 3, "training": 3, "model": 2, "evaluation": 2,
-    "candidates": 2, "data": 1,
+    "candidates": 2, "sources": 2, "data": 1,
     "project": 0, "progress": 0,
 }  # fmt: skip
 RAY_DATA_MODULES = {

@@ -1,0 +1,160 @@
+"""What a column of a table may be, by its name and its values: an id, a time, a label, a text."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mtrec_ray.data.columns import plausible_unit
+from mtrec_ray.sources.tables import Table, Tables, quoted
+
+ITEM = (
+    "item", "product", "movie", "film", "book", "isbn", "article", "news", "content", "video",
+    "song", "track", "asin", "sku", "business", "game", "anime", "recipe", "goods", "stock", "post",
+    "document", "doc", "ad", "listing", "course", "show", "artist", "place", "poi", "iid",
+)  # fmt: skip
+USER = (
+    "user", "customer", "person", "reviewer", "member", "visitor", "account", "client", "uid",
+    "viewer", "reader", "buyer", "player", "student", "session", "cookie", "device",
+)  # fmt: skip
+TIME = ("time", "timestamp", "date", "datetime", "ts", "created", "at", "day", "when")
+RATING = ("rating", "score", "stars", "star", "overall", "feedback", "grade", "preference", "rate")
+EVENT = ("event", "action", "behavior", "behaviour", "interaction", "type", "kind")
+TITLE = ("title", "name", "headline", "caption", "label")
+TEXT = ("description", "desc", "text", "summary", "abstract", "body", "overview", "content")
+PUBLISHED = ("published", "released", "release", "publication", "shared", "upload", "uploaded")
+# What stands in a catalogue and was counted over the whole log: it tells the future.
+FUTURE = (
+    "rating", "ratings", "score", "popularity", "count", "views", "likes", "sales", "sold",
+    "members", "reviews", "review", "rank", "votes", "vote", "average", "total", "num",
+)  # fmt: skip
+
+COUNTER = r"column\d+|unnamed.*|index|__index_level_\d+__|row(_?(id|number|num))?"
+
+NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL",
+           "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")  # fmt: skip
+
+
+def words_of(name: str) -> list[str]:
+    """Returns the words of a column's name, in lower case: `userId` is user and id."""
+    parts = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
+    return [word.lower() for word in re.split(r"[^A-Za-z0-9]+", parts) if word]
+
+
+def says(name: str, hints: Iterable[str]) -> bool:
+    """Returns whether a word of a name, or the whole of it, is one of some hints."""
+    words = words_of(name)
+    joined = "".join(words)
+    known = set(hints)
+    return bool(known & {*words, *(w.removesuffix("s") for w in words)}) or any(
+        joined == f"{hint}{end}" for hint in known for end in ("", "id", "ids", "code", "no")
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is known of a column.
+
+    Attributes:
+        name, kind: in the table; the type as DuckDB names it.
+        rows, known, distinct: rows of the table, those that are not null, and about how many
+            values they have.
+        low, high: the least and the greatest value, as text.
+        width: mean characters of a text, else 0.
+        values: up to a dozen of its most frequent values, as text.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    known: int
+    distinct: int
+    low: str
+    high: str
+    width: float
+    values: tuple[str, ...]
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds numbers."""
+        return self.kind.startswith(NUMBERS)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds whole numbers."""
+        return "INT" in self.kind
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds text."""
+        return self.kind.startswith(("VARCHAR", "ENUM"))
+
+    @property
+    def is_stamp(self) -> bool:
+        """Whether it holds time stamps or dates."""
+        return self.kind.startswith(("TIMESTAMP", "DATE"))
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it holds lists, structures or maps."""
+        return self.kind.endswith("]") or self.kind.startswith(("STRUCT", "MAP", "JSON"))
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether no value stands twice, as far as an estimate of 3 % tells."""
+        return self.known == self.rows > 0 and self.distinct >= 0.97 * self.rows
+
+    @property
+    def unit(self) -> str | None:
+        """The unit in which its numbers are moments from 1990 to 2100; None if they are not."""
+        if not self.is_number or self.distinct < 2:
+            return None
+        low, high = plausible_unit(float(self.low)), plausible_unit(float(self.high))
+        return low if low == high else None
+
+    @property
+    def is_moment(self) -> bool:
+        """Whether it can be the time of a row."""
+        return self.is_stamp or self.unit is not None
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it holds nothing but 0 and 1."""
+        return self.kind == "BOOLEAN" or (
+            self.is_number and set(self.values) <= {"0", "1", "0.0", "1.0"}
+        )
+
+
+def columns_of(tables: Tables, table: Table) -> list[Column]:
+    """Returns what is known of each column of a table, without those that number its rows."""
+    plain = [
+        n for n, kind in table.types.items() if not kind.endswith("]") and "STRUCT" not in kind
+    ]
+    lists = [n for n in table.types if n not in plain]
+    found = [Column(n, table.types[n], table.rows, table.rows, 0, "", "", 0.0, ()) for n in lists]
+    if not plain:
+        return found
+    parts = [
+        f"count({c}), approx_count_distinct({c}), min({c})::VARCHAR, max({c})::VARCHAR, "
+        f"avg(length({c}::VARCHAR)), approx_top_k({c}::VARCHAR, 12)"
+        for c in map(quoted, plain)
+    ]
+    row = tables.rows(f"SELECT {', '.join(parts)} FROM {table.sql}")[0]
+    each = len(row) // len(plain)
+    for i, name in enumerate(plain):
+        found.append(column_of(name, table, row[i * each : (i + 1) * each]))
+    order = list(table.types)
+    own = [c for c in found if not (c.is_whole and re.fullmatch(COUNTER, c.name.lower()))]
+    return sorted(own, key=lambda c: order.index(c.name))
+
+
+def column_of(name: str, table: Table, facts: tuple[Any, ...]) -> Column:
+    """Returns a column of its facts, as `columns_of` asks for them."""
+    known, distinct, low, high, width, values = facts
+    kind = table.types[name]
+    wide = float(width or 0) if kind.startswith("VARCHAR") else 0.0
+    distinct = min(int(distinct), int(known))
+    return Column(
+        name, kind, table.rows, int(known), distinct, low or "", high or "", wide,
+        tuple(values or ()),
+    )  # fmt: skip

@@ -1,0 +1,125 @@
+"""Which tables are logs, and which table is whose catalogue: by names and by ids in common."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mtrec_ray.sources.columns import ITEM, TITLE, USER, Column, says
+from mtrec_ray.sources.tables import Table, Tables, quoted
+
+SAMPLED_IDS = 10_000
+LEAST_SHARED = 0.5  # of the log's ids must be in the catalogue
+EXACT_SHARED = 0.1  # ... or so many where both columns have the same name
+
+Columns = Mapping[str, Sequence[Column]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A log and its catalogue.
+
+    Attributes:
+        user, item: columns of the log.
+        catalogue, id: None where items are known from the log alone.
+        shared: share of the log's items that the catalogue has.
+    """
+
+    log: Table
+    user: Column
+    item: Column
+    catalogue: Table | None = None
+    id: Column | None = None
+    shared: float = 1.0
+
+
+def is_id(column: Column) -> bool:
+    """Returns whether a column can hold ids: text or whole numbers, no moments, no long texts."""
+    short = column.is_text and column.width <= 64
+    number = column.is_whole or (column.is_number and says(column.name, ("id", *USER, *ITEM)))
+    return (short or number) and column.unit is None and not column.is_flag
+
+
+def is_key(column: Column) -> bool:
+    """Returns whether a column can be a catalogue's id: hardly any value stands twice."""
+    return (
+        is_id(column)
+        and column.distinct >= 0.9 * column.rows
+        and column.known >= 0.99 * column.rows
+    )
+
+
+def user_of(columns: Sequence[Column]) -> Column | None:
+    """Returns the column of users of a log: by its name, or the ids that repeat most."""
+    ids = [c for c in columns if is_id(c) and c.known and not is_key(c)]
+    named = [c for c in ids if says(c.name, USER)]
+    order = {word: place for place, word in enumerate(USER)}
+    if named:
+        return min(named, key=lambda c: min(order[w] for w in USER if says(c.name, (w,))))
+    others = [
+        c for c in ids if c.distinct > 12 and says(c.name, ("id",)) and not says(c.name, ITEM)
+    ]
+    return max(others, key=lambda c: c.distinct, default=None)
+
+
+def pairs_of(tables: Tables, opened: Sequence[Table], columns: Columns) -> list[Pair]:
+    """Returns a pair for each log; of logs with the same catalogue only the one with most rows."""
+    logs = [t for t in opened if user_of(columns[t.name]) is not None]
+    found = [pair for log in logs if (pair := pair_of(tables, log, opened, columns))]
+    best: dict[str, Pair] = {}
+    for pair in found:
+        key = pair.catalogue.name if pair.catalogue else pair.log.name
+        if key not in best or pair.log.rows > best[key].log.rows:
+            best[key] = pair
+    catalogues = {p.catalogue.name for p in best.values() if p.catalogue}
+    return [p for p in best.values() if p.log.name not in catalogues]
+
+
+def pair_of(tables: Tables, log: Table, opened: Iterable[Table], columns: Columns) -> Pair | None:
+    """Returns a log with the catalogue that fits it best; None where nothing names an item."""
+    user = user_of(columns[log.name])
+    assert user is not None
+    candidates = [
+        c for c in columns[log.name] if is_id(c) and c is not user and not says(c.name, USER)
+    ]
+    scored: list[tuple[float, Pair]] = []
+    for other in opened:
+        keys = [] if other is log else [c for c in columns[other.name] if is_key(c)]
+        for column in candidates:
+            for key in keys:
+                shared = shared_ids(tables, log, column, other, key)
+                least = EXACT_SHARED if column.name == key.name else LEAST_SHARED
+                if shared >= least:
+                    bonus = fitness(log, column, other, key, columns[other.name])
+                    scored.append((shared + bonus, Pair(log, user, column, other, key, shared)))
+    if scored:
+        return max(scored, key=lambda s: s[0])[1]
+    named = [c for c in candidates if says(c.name, ITEM) and not is_key(c)]
+    return Pair(log, user, named[0]) if named else None
+
+
+def fitness(
+    log: Table, column: Column, other: Table, key: Column, columns: Sequence[Column]
+) -> float:
+    """Returns how much names and texts speak for a catalogue, beside the share of common ids."""
+    near = log.files[0].parent == other.files[0].parent
+    same_start = log.name.split("_")[0].lower() == other.name.split("_")[0].lower()
+    titled = any(c.is_text and says(c.name, TITLE) for c in columns)
+    item = says(column.name, ITEM) + (column.name == key.name)
+    return 0.5 * titled + 0.5 * item + 0.3 * near + 0.3 * same_start
+
+
+def shared_ids(tables: Tables, log: Table, column: Column, other: Table, key: Column) -> float:
+    """Returns the share of a sample of the log's distinct ids that are keys of the other table."""
+    ids = (
+        f"SELECT DISTINCT {as_id(column)} AS id FROM {log.sql} WHERE {quoted(column.name)} "
+        f"IS NOT NULL LIMIT {SAMPLED_IDS}"
+    )
+    keys = f"SELECT {as_id(key)} FROM {other.sql}"
+    return float(tables.value(f"SELECT avg((id IN ({keys}))::INT) FROM ({ids})") or 0.0)
+
+
+def as_id(column: Column) -> str:
+    """Returns a column as ids in SQL: text; numbers with a fraction of zero without it."""
+    name = quoted(column.name)
+    if column.is_number and not column.is_whole:
+        return f"try_cast({name} AS BIGINT)::VARCHAR"
+    return f"{name}::VARCHAR"

@@ -1,0 +1,193 @@
+"""Files of any usual kind as tables of one DuckDB: Parquet, CSV in its dialects, JSON lines."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from mtrec_ray.project.base import ProjectError
+
+PARQUET = (".parquet", ".pq", ".parq")
+JSON = (".json", ".jsonl", ".ndjson")
+CSV = (".csv", ".tsv", ".txt", ".tab", ".dat", ".data", ".item", ".user")
+COMPRESSED = (".gz", ".zst")
+
+# What is tried in turn: the first rows tell the types, or all of them.
+SAMPLES = ("100000", "-1")
+ENCODINGS = ("utf-8", "latin-1")
+
+NULLS = "['', 'NULL', 'null', '\\N', 'NaN', 'nan']"
+
+ALLOWED = "Parquet, CSV or JSON lines, plain or .gz or .zst"
+
+
+def quoted(name: str) -> str:
+    """Returns a name as SQL reads it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Returns a text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def kind_of(file: Path) -> str:
+    """Returns `parquet`, `json` or `csv` by a file's name, or an empty text for any other."""
+    endings = [e.lower() for e in file.suffixes if e.lower() not in COMPRESSED]
+    last = endings[-1] if endings else ""
+    kinds = {"parquet": PARQUET, "json": JSON, "csv": CSV}
+    found = next((kind for kind, known in kinds.items() if last in known), "")
+    return found or ("parquet" if is_parquet(file) else "")
+
+
+def is_parquet(file: Path) -> bool:
+    """Returns whether a file begins as Parquet files do, whatever its name."""
+    with file.open("rb") as handle:
+        return handle.read(4) == b"PAR1"
+
+
+def stem_of(file: Path) -> str:
+    """Returns a file's name without its endings."""
+    name = file.name
+    while Path(name).suffix.lower() in (*PARQUET, *JSON, *CSV, *COMPRESSED):
+        name = Path(name).stem
+    return name
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the database.
+
+    Attributes:
+        name: in the database.
+        files: that it was read from.
+        types: DuckDB's type by column.
+        rows: how many.
+        whole: the folder of which they are all files, or the only file; None for neither.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    types: dict[str, str]
+    rows: int
+    whole: Path | None = None
+
+    @property
+    def sql(self) -> str:
+        """The name as SQL reads it."""
+        return quoted(self.name)
+
+    @property
+    def label(self) -> str:
+        """The files for a person."""
+        more = f" and {len(self.files) - 1} more files" if self.files[1:] else ""
+        return f"{self.files[0].name}{more}"
+
+
+class Tables:
+    """Files as tables of a database in a folder, which holds more rows than memory does."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.connection = duckdb.connect(str(folder / "tables.duckdb"))
+        self.connection.execute(
+            "SET enable_progress_bar = false; SET preserve_insertion_order = true"
+        )
+        self.connection.execute("SET TimeZone = 'UTC'")
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query."""
+        return self.connection.execute(sql).fetchall()
+
+    def value(self, sql: str) -> Any:
+        """Returns the first value of a query's first row."""
+        return self.rows(sql)[0][0]
+
+    def types_of(self, sql: str) -> dict[str, str]:
+        """Returns DuckDB's type of each column of a query."""
+        return {row[0]: str(row[1]) for row in self.rows(f"DESCRIBE {sql}")}
+
+    def write(self, sql: str, path: Path) -> int:
+        """Write a query's rows as Parquet; returns how many."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = "FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 500000"
+        self.connection.execute(f"COPY ({sql}) TO {literal(str(path))} ({options})")
+        return int(self.value(f"SELECT count(*) FROM read_parquet({literal(str(path))})"))
+
+    def open(
+        self, name: str, files: Sequence[Path], whole: Path | None = None, **options: str
+    ) -> Table:
+        """Returns files of one kind as one table; Parquet is not copied.
+
+        `options` are those of DuckDB's `read_csv`, as SQL writes them.
+
+        Raises:
+            ProjectError: files that cannot be read.
+        """
+        try:
+            self._load(name, files, options)
+            types = self.types_of(f"FROM {quoted(name)}")
+            rows = self.value(f"SELECT count(*) FROM {quoted(name)}")
+        except duckdb.Error as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ProjectError([f"{files[0]}: {reason}; allowed: {ALLOWED}"]) from None
+        return Table(name, tuple(files), types, rows, whole)
+
+    def _load(self, name: str, files: Sequence[Path], options: dict[str, str]) -> None:
+        match kind_of(files[0]):
+            case "parquet":
+                told = {"union_by_name": "true", "hive_partitioning": "true"} | options
+                sql = f"FROM {reader('read_parquet', files, **told)}"
+                self.connection.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS {sql}")
+            case "json":
+                self._copy(name, files, [{"sample_size": n} for n in SAMPLES], "read_json_auto")
+            case "csv":
+                told = {"union_by_name": "true", "nullstr": NULLS} | options
+                tries = [
+                    told | {"encoding": literal(e), "sample_size": n}
+                    for e in ENCODINGS
+                    for n in SAMPLES
+                ]
+                self._copy(name, files, tries, "read_csv")
+            case _:
+                line = f"{files[0]}: found a file of an unknown kind; allowed: {ALLOWED}"
+                raise ProjectError([line])
+
+    def _copy(
+        self, name: str, files: Sequence[Path], tries: Sequence[dict[str, str]], function: str
+    ) -> None:
+        """Copy rows into a table by the first options that read all of them."""
+        for told in tries:
+            try:
+                options = told | self._padded(files, told) if function == "read_csv" else told
+                sql = f"FROM {reader(function, files, **options)}"
+                self.connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS {sql}")
+                return
+            except duckdb.Error:
+                if told is tries[-1]:
+                    raise
+
+    def _padded(self, files: Sequence[Path], told: dict[str, str]) -> dict[str, str]:
+        """Returns the option that reads whole numbers of which some begin with a zero as text."""
+        if "names" in told:
+            return {}
+        types = self.types_of("FROM " + reader("read_csv", files, **told))
+        whole = [name for name, kind in types.items() if "INT" in kind]
+        if not whole:
+            return {}
+        tests = ", ".join(f"bool_or(regexp_matches({quoted(n)}, '^0[0-9]'))" for n in whole)
+        sample = f"FROM {reader('read_csv', files, **told, all_varchar='true')} LIMIT 100000"
+        found = self.rows(f"SELECT {tests} FROM ({sample})")[0]
+        pairs = [
+            f"{literal(n)}: 'VARCHAR'" for n, padded in zip(whole, found, strict=True) if padded
+        ]
+        return {"types": "{" + ", ".join(pairs) + "}"} if pairs else {}
+
+
+def reader(function: str, files: Iterable[Path], **options: str) -> str:
+    """Returns the call of one of DuckDB's readers."""
+    listed = ", ".join(literal(str(file)) for file in files)
+    told = "".join(f", {name} = {value}" for name, value in options.items())
+    return f"{function}([{listed}]{told})"
