@@ -23,8 +23,8 @@ def feature(number: int) -> str:
 def rows_of(tables: Tables, samples: Path, people: list[Path]) -> str:
     """Returns the query of the products that one file of samples shows."""
     name = plain_name(samples)
-    shown = tables.open(f"samples of {name}", [samples], **FORM, columns=SAMPLES).sql
-    known = tables.open(f"people of {name}", people, **FORM, columns=PEOPLE).sql
+    shown = tables.open(f"samples of {name}", [samples], FORM | {"columns": SAMPLES}).sql
+    known = tables.open(f"people of {name}", people, FORM | {"columns": PEOPLE}).sql
     own = ", ".join(f"{feature(number)} AS {column}" for column, number in ITEM.items())
     return f"""
         SELECT user_id, click::FLOAT AS click, buy::FLOAT AS buy, {own}

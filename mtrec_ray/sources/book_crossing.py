@@ -20,8 +20,8 @@ def plain_text(column: str) -> str:
 
 def drafts(tables: Tables, files: Files) -> list[Draft]:
     """Returns the scenario: a rating of 0 says that a book was there, not how it was liked."""
-    books = tables.open("books", files["books"], **FORM).sql
-    ratings = tables.open("ratings", files["ratings"], **FORM).sql
+    books = tables.open("books", files["books"], FORM).sql
+    ratings = tables.open("ratings", files["ratings"], FORM).sql
     title, author = plain_text('"Book-Title"'), plain_text('"Book-Author"')
     year = 'try_cast("Year-Of-Publication" AS INT)'
     draft = Draft(

@@ -13,8 +13,8 @@ BEHAVIORS = text_columns("impression_id", "user_id", "time", "history", "impress
 
 def drafts(tables: Tables, files: Files) -> list[Draft]:
     """Returns the scenario: a row for each news of an impression."""
-    news = tables.open("news", files["news"], **FORM, columns=NEWS).sql
-    log = tables.open("behaviors", files["behaviors"], **FORM, columns=BEHAVIORS)
+    news = tables.open("news", files["news"], FORM | {"columns": NEWS}).sql
+    log = tables.open("behaviors", files["behaviors"], FORM | {"columns": BEHAVIORS})
     draft = Draft(
         name="news",
         items=f"""

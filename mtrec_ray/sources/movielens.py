@@ -62,9 +62,9 @@ def from_dat(tables: Tables, files: Files) -> list[Draft]:
     """Returns the scenario of ml-1m and ml-10m: `::` between the fields, no first line."""
     form = LATIN | {"delim": "'::'"}
     of_movies = text_columns("item_id", "title", "genres")
-    movies = tables.open("movies", files["movies"], **form, columns=of_movies)
+    movies = tables.open("movies", files["movies"], form | {"columns": of_movies})
     of_ratings = text_columns(*RATING_COLUMNS)
-    ratings = tables.open("ratings", files["ratings"], **form, columns=of_ratings)
+    ratings = tables.open("ratings", files["ratings"], form | {"columns": of_ratings})
     return scenario(tables, f"FROM {movies.sql}", f"FROM {ratings.sql}")
 
 
@@ -72,9 +72,10 @@ def from_100k(tables: Tables, files: Files) -> list[Draft]:
     """Returns the scenario of ml-100k: tabs and `|`, a flag for each genre."""
     flags = {f"g{i}": genre for i, genre in enumerate(GENRES)}
     of_movies = text_columns("item_id", "title", "released", "video", "url", *flags)
-    movies = tables.open("movies", files["movies"], **LATIN, delim="'|'", columns=of_movies)
-    of_ratings = text_columns(*RATING_COLUMNS)
-    ratings = tables.open("ratings", files["ratings"], **LATIN, delim="'\t'", columns=of_ratings)
+    form = LATIN | {"delim": "'|'", "columns": of_movies}
+    movies = tables.open("movies", files["movies"], form)
+    form = LATIN | {"delim": "'\t'", "columns": text_columns(*RATING_COLUMNS)}
+    ratings = tables.open("ratings", files["ratings"], form)
     named = ", ".join(f"CASE {flag} WHEN '1' THEN '{genre}' END" for flag, genre in flags.items())
     return scenario(
         tables,

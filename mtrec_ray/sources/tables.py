@@ -1,6 +1,6 @@
 """Files of any usual kind as tables of one DuckDB: Parquet, CSV in its dialects, JSON lines."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ COMPRESSED = (".gz", ".zst")
 SAMPLES = ("100000", "-1")
 ENCODINGS = ("utf-8", "latin-1")
 
+NO_OPTIONS: Mapping[str, str] = {}
 NULLS = "['', 'NULL', 'null', '\\N', 'NaN', 'nan']"
 
 ALLOWED = "Parquet, CSV or JSON lines, plain or .gz or .zst"
@@ -117,7 +118,11 @@ class Tables:
         return int(self.value(f"SELECT count(*) FROM read_parquet({literal(str(path))})"))
 
     def open(
-        self, name: str, files: Sequence[Path], whole: Path | None = None, **options: str
+        self,
+        name: str,
+        files: Sequence[Path],
+        options: Mapping[str, str] = NO_OPTIONS,
+        whole: Path | None = None,
     ) -> Table:
         """Returns files of one kind as one table; Parquet is not copied.
 
@@ -135,16 +140,16 @@ class Tables:
             raise ProjectError([f"{files[0]}: {reason}; allowed: {ALLOWED}"]) from None
         return Table(name, tuple(files), types, rows, whole)
 
-    def _load(self, name: str, files: Sequence[Path], options: dict[str, str]) -> None:
+    def _load(self, name: str, files: Sequence[Path], options: Mapping[str, str]) -> None:
         match kind_of(files[0]):
             case "parquet":
-                told = {"union_by_name": "true", "hive_partitioning": "true"} | options
+                told = {"union_by_name": "true", "hive_partitioning": "true", **options}
                 sql = f"FROM {reader('read_parquet', files, **told)}"
                 self.connection.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS {sql}")
             case "json":
                 self._copy(name, files, [{"sample_size": n} for n in SAMPLES], "read_json_auto")
             case "csv":
-                told = {"union_by_name": "true", "nullstr": NULLS} | options
+                told = {"union_by_name": "true", "nullstr": NULLS, **options}
                 tries = [
                     told | {"encoding": literal(e), "sample_size": n}
                     for e in ENCODINGS

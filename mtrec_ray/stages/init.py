@@ -85,7 +85,7 @@ def drafts_of(tables: Tables, groups: Sequence[FileGroup], log: Log) -> list[Dra
     opened = []
     for group, name in zip(groups, table_names(groups), strict=True):
         options = {"filename": "true"} if splits_of(group.files) else {}
-        table = tables.open(name, group.files, group.whole, **options)
+        table = tables.open(name, group.files, options, group.whole)
         log(f"read {table.label}: {table.rows:,} rows")
         opened.append(table)
     columns = {table.name: columns_of(tables, table) for table in opened}
