@@ -38,7 +38,8 @@ def template_columns(template: str) -> tuple[str, ...]:
     if not parts:
         raise ValueError(f"no column name in braces; {allowed}")
     for _, name, form, conversion in parts:
-        if form or conversion or not re.fullmatch(r"\w+", name or "") or str(name).isdigit():
+        plain = re.fullmatch(r"[\w-]+( [\w-]+)*", name or "") and not str(name).isdigit()
+        if form or conversion or not plain:
             tail = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
             raise ValueError(f"{{{name}{tail}}} is no column name; {allowed}")
     return tuple(dict.fromkeys(str(name) for _, name, _, _ in parts))
@@ -48,6 +49,17 @@ def check_template(template: str) -> str:
     """Returns the text template itself, refused where it names no columns."""
     template_columns(template)
     return template
+
+
+def values_by_column(value: object) -> object:
+    """Returns the values of each column as a list; one alone stands for a list of it."""
+    if not isinstance(value, dict):
+        return value
+    return {k: v if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
+
+
+# Values that mean that nothing is known, by column.
+Missing = Annotated[dict[str, tuple[str | int | float, ...]], BeforeValidator(values_by_column)]
 
 
 def check_moments(value: object) -> object:
@@ -115,6 +127,10 @@ class Items(Section):
         description="Categorical columns whose values have past counts and rates. null: all of "
         "them.",
     )
+    missing: Missing = Field(
+        default={},
+        description="Values that are read as null, by column, such as `{price: [-1]}`.",
+    )
 
     def check_statistics(self) -> Iterator[str]:
         """Yields a line for each column with statistics that is not categorical."""
@@ -156,6 +172,11 @@ class Events(Section):
     )
     numeric: tuple[str, ...] = Field(
         default=(), description="Columns of numbers that are known when the row happens."
+    )
+    missing: Missing = Field(
+        default={},
+        description='Values that are read as null, by column, such as `{user_id: [""], stars: '
+        "[-1]}`.",
     )
 
 
