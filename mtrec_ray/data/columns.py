@@ -41,12 +41,20 @@ def as_text(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def blank(column: pa.ChunkedArray, values: Sequence[str | float]) -> pa.ChunkedArray:
-    """Returns a column with null in place of some values, which are compared as text."""
+    """Returns a column with null in place of some values, which are read in the column's type."""
     kind = plain_type(column.type)
     plain = pc.cast(column, pa.float64() if pa.types.is_decimal(kind) else kind)
-    words = pa.chunked_array([as_text(pa.array([v])).chunk(0) for v in values], pa.string())
-    found = pc.is_in(as_text(plain), words)  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = [scalar for value in values if (scalar := _scalar(value, plain.type)) is not None]
+    found = pc.is_in(plain, pa.array(wanted, plain.type))  # pyright: ignore[reportAttributeAccessIssue]
     return pc.if_else(found, pa.scalar(None, plain.type), plain)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _scalar(value: str | float, kind: pa.DataType) -> pa.Scalar | None:
+    """Returns a value in a type; None where the type has no such value."""
+    try:
+        return pa.scalar(value).cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
 
 
 def is_bytes(kind: pa.DataType) -> bool:

@@ -23,8 +23,8 @@ PARQUET_ENDINGS = (".parquet", ".pq", ".parq")
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive writes for null
 
 
-# Folders of table formats whose files may hold rows that were deleted since.
-TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
+# What marks the tables of formats whose files may hold rows that were deleted since.
+TABLES = {"/_delta_log/": "Delta", "/.hoodie/": "Hudi", ".metadata.json": "Iceberg"}
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def parquet_versions(path: str) -> list[FileVersion]:
         return [_version(path, info)]
     listed = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
     below = {f.path[len(inner) :].strip("/"): f for f in listed if f.type == pafs.FileType.File}
-    for folder in TABLES.keys() & {part for n in below for part in n.split("/")[:-1]}:
-        raise FileNotFoundError(f"{path}: a {TABLES[folder]} table, whose deleted rows lie there")
+    for mark, table in TABLES.items():
+        if any(mark in f"/{name}" for name in below):
+            raise FileNotFoundError(f"{path}: a {table} table, where deleted rows lie, too")
     shown = [n for n in sorted(below) if not any(p[0] in "_." for p in n.split("/"))]
     names = [n for n in shown if n.endswith(PARQUET_ENDINGS)]
     names = names or [n for n in shown if "." not in n.rsplit("/", 1)[-1]]

@@ -52,10 +52,13 @@ def check_template(template: str) -> str:
 
 
 def values_by_column(value: object) -> object:
-    """Returns the values of each column as a list; one alone stands for a list of it."""
-    if not isinstance(value, dict):
-        return value
-    return {k: v if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
+    """Returns texts and numbers by column; one alone stands for a list of it."""
+    columns = value if isinstance(value, dict) else {None: value}
+    lists = {k: v if isinstance(v, list | tuple) else (v,) for k, v in columns.items()}
+    plain = all(isinstance(v, str | int | float) for values in lists.values() for v in values)
+    if not plain or not all(isinstance(name, str) for name in lists):
+        raise ValueError("allowed: texts and numbers by column, such as {stars: [-1, 0]}")
+    return lists
 
 
 # Values that mean that nothing is known, by column.

@@ -19,7 +19,8 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.run_folder import Record, RunFolder, Stage
 
-LARGEST_USER = 0.1  # a user with a larger share of a log's rows is told
+# A user is told with more than this share of a log's rows, and than so many equal shares.
+LARGEST_USER, EQUAL_SHARES = 0.1, 3
 
 
 def open_prepared(project: Project, run: RunFolder) -> Prepared:
@@ -141,9 +142,9 @@ def suspicious(name: str, report: Record) -> list[str]:
 
 def peculiar(report: Record) -> Iterator[str]:
     """Yields a line for each thing in a scenario's data that a person may not have meant."""
-    largest, rows = report["largest_user"], report["rows_in_log"]
-    if largest["rows"] > LARGEST_USER * rows:
-        share = largest["rows"] / rows
+    largest = report["largest_user"]
+    share = largest["rows"] / report["rows_in_log"]
+    if share > max(LARGEST_USER, EQUAL_SHARES / max(report["users_in_train"], 1)):
         yield f"{share:.0%} of the rows are of the user {largest['user']!r} (see events.missing)"
     for column, known in report["known_values"].items():
         if not known:

@@ -135,6 +135,7 @@ def raw_nulls(table: pa.Table, missing: Mapping[str, Sequence[str | float]]) -> 
             continue
         column = table.column(name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        kind = pa.float64() if pa.types.is_decimal(kind) else kind
         column = column.cast(kind)
         for value in values:
             try:

@@ -171,7 +171,7 @@ def data_report(
     """Returns rows, nulls, duplicates, label rates, and rows dropped and why."""
     counts = dict(scan.findings.counts)
     known = scan.label_sums[0].astype(int)
-    largest = max(written, key=lambda w: w["largest_rows"])
+    largest = min(written, key=lambda w: (-w["largest_rows"], w["largest_user"]))
     report = {
         "rows_in_log": counts.pop("rows", 0),
         "samples": {split: sum(s["rows"] for s in shards[split]) for split in SPLITS},

@@ -296,9 +296,10 @@ def count_duplicates(table: pa.Table) -> int:
 def largest_user(table: pa.Table) -> dict[str, Any]:
     """Returns the user with the most logged rows of a partition, and how many they are."""
     logged = table.filter(pa.array(~table.column("sampled").to_numpy()))
-    rows = logged.group_by("user_id").aggregate([([], "count_all")]).sort_by("count_all")
-    last = rows.slice(rows.num_rows - 1).to_pylist()[0]
-    return {"largest_user": last["user_id"], "largest_rows": last["count_all"]}
+    rows = logged.group_by("user_id").aggregate([([], "count_all")])
+    order = [("count_all", "descending"), ("user_id", "ascending")]
+    first = rows.sort_by(order).slice(0, 1).to_pylist()[0]
+    return {"largest_user": first["user_id"], "largest_rows": first["count_all"]}
 
 
 def write_samples(finished: pa.Table, folder: str, name: str, index: int) -> list[dict[str, Any]]:

@@ -39,6 +39,8 @@ class Values:
         hashes, place = np.unique(np.concatenate([self.hashes, other.hashes]), return_inverse=True)
         counts = np.concatenate([self.rows, other.rows])
         rows = np.bincount(place, counts, len(hashes)).astype(np.int64)
+        if len(hashes) <= MAX_VALUES:
+            return Values(hashes, rows)
         kept = np.sort(np.argsort(-rows, kind="stable")[:MAX_VALUES])
         return Values(hashes[kept], rows[kept])
 
