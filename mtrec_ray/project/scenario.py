@@ -15,7 +15,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from mtrec_ray.project.base import Duration, Name, Section, Share, none_word
+from mtrec_ray.project.base import Duration, Name, Section, Share, none_word, shorten
 
 SPLITS = ("train", "valid", "test")
 
@@ -53,11 +53,13 @@ def check_template(template: str) -> str:
 
 def values_by_column(value: object) -> object:
     """Returns texts and numbers by column; one alone stands for a list of it."""
-    columns = value if isinstance(value, dict) else {None: value}
-    lists = {k: v if isinstance(v, list | tuple) else (v,) for k, v in columns.items()}
-    plain = all(isinstance(v, str | int | float) for values in lists.values() for v in values)
-    if not plain or not all(isinstance(name, str) for name in lists):
-        raise ValueError("allowed: texts and numbers by column, such as {stars: [-1, 0]}")
+    if not isinstance(value, dict):
+        return value
+    lists = {k: v if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
+    for column, values in lists.items():
+        if not all(isinstance(v, str | int | float) for v in values):
+            allowed = "allowed: texts and numbers, such as {stars: [-1, 0]}"
+            raise ValueError(f"{column}: found {shorten(values)}; {allowed}")
     return lists
 
 

@@ -125,7 +125,7 @@ def prepare_into(
 def suspicious(name: str, report: Record) -> list[str]:
     """Returns a line for each thing in a scenario's rows that was left out, or that looks wrong."""
     left_out = {"dropped": "rows dropped", "missing_values": "values read as null"}
-    ignored = ("ignored_labels", "ignored_numbers", "ignored_item_numbers")
+    ignored = ("ignored_labels", "ignored_numbers", "ignored_item_values")
     left_out |= dict.fromkeys(ignored, "values ignored")
     lines = [
         f"{name}: {number:,} {what} ({why})"

@@ -143,11 +143,11 @@ CASES = {
     ),
     "1 infinite number of an item": Case(
         priced(np.where(ITEM == 3, -np.inf, ITEM)), long=True,
-        report={"ignored_item_numbers": {"number of price that is infinite": 1}},
+        report={"ignored_item_values": {"number of price that is infinite": 1}},
     ),
     "1 number beyond 32 bits": Case(
         priced(np.where(ITEM == 3, 1.7e308, ITEM)), long=True,
-        report={"ignored_item_numbers": {"number of price that is infinite": 1}},
+        report={"ignored_item_values": {"number of price that is infinite": 1}},
     ),
     "1 number of the log beyond 32 bits": Case(
         numeric(np.where(EIGHTEEN, -1e300, 0.5)), report=INFINITE, long=True
@@ -216,6 +216,7 @@ CASES = {
             catalogue(published=pa.array([-(10**10), 253_402_214_400, *[START] * 10], SECOND)),
             fields(items={"published": "published"}),
         ),
+        report={"ignored_item_values": {"time of publication that is impossible": 2}},
         check=lambda p: published_unknown(p, 2), long=True,
     ),
     "11 left-over and hidden files": Case(with_left_overs, report={"rows_in_log": NUM_ROWS}),

@@ -20,8 +20,8 @@ import pyarrow as pa
 import ray.data
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.catalogue import TOKENS, assemble, category_codes, published_ms
-from mtrec_ray.data.columns import floats
+from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, published_ms
+from mtrec_ray.data.columns import floats, milliseconds
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
@@ -159,13 +159,19 @@ def prepare(
 
 def item_facts(project: Project, name: str, table: pa.Table) -> dict[str, Any]:
     """Returns what of a catalogue was merged or ignored, by its name in the report."""
-    infinite = {
+    scenario = project.scenarios[name]
+    items, unit = scenario.items, scenario.events.time_unit
+    ignored = {
         f"number of {column} that is infinite": int(np.isinf(floats(table.column(column))).sum())
-        for column in project.scenarios[name].items.numeric
+        for column in items.numeric
     }
+    if items.published:
+        times = milliseconds(table.column(items.published), unit)
+        known = int((published_ms(table, items, unit) != NO_TIME).sum())
+        ignored["time of publication that is impossible"] = len(times) - times.null_count - known
     return {
         "merged_items": inputs.num_items_read(project, name) - table.num_rows,
-        "ignored_item_numbers": {what: number for what, number in infinite.items() if number},
+        "ignored_item_values": {what: number for what, number in ignored.items() if number},
     }
 
 
