@@ -95,7 +95,7 @@ def parquet_versions(path: str) -> list[FileVersion]:
         if any(mark in f"/{name}" for name in below):
             raise FileNotFoundError(f"{path}: a {table} table, where deleted rows lie, too")
     shown = [n for n in sorted(below) if not any(p[0] in "_." for p in n.split("/"))]
-    names = [n for n in shown if n.endswith(PARQUET_ENDINGS)]
+    names = [n for n in shown if n.lower().endswith(PARQUET_ENDINGS)]
     names = names or [n for n in shown if "." not in n.rsplit("/", 1)[-1]]
     if not names:
         raise FileNotFoundError(f"{path}: {len(shown)} files, none of them named *.parquet")

@@ -38,7 +38,9 @@ def template_columns(template: str) -> tuple[str, ...]:
     if not parts:
         raise ValueError(f"no column name in braces; {allowed}")
     for _, name, form, conversion in parts:
-        plain = re.fullmatch(r"[\w-]+( [\w-]+)*", name or "") and not str(name).isdigit()
+        plain = (
+            re.fullmatch(r"[^\s.[\]]([^.[\]]*[^\s.[\]])?", name or "") and not str(name).isdigit()
+        )
         if form or conversion or not plain:
             tail = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
             raise ValueError(f"{{{name}{tail}}} is no column name; {allowed}")

@@ -23,6 +23,10 @@ from mtrec_ray.stages.run_folder import Record, RunFolder, Stage
 LARGEST_USER, EQUAL_SHARES = 0.1, 3
 
 
+# A year with a smaller share of the rows is told where no year beside it has any.
+LONELY_YEAR = 0.01
+
+
 def open_prepared(project: Project, run: RunFolder) -> Prepared:
     """Returns the finished prepared data of a run.
 
@@ -146,6 +150,8 @@ def peculiar(report: Record) -> Iterator[str]:
     share = largest["rows"] / report["rows_in_log"]
     if share > max(LARGEST_USER, EQUAL_SHARES / max(report["users_in_train"], 1)):
         yield f"{share:.0%} of the rows are of the user {largest['user']!r} (see events.missing)"
+    for year, number in lonely_years(report["rows_by_year"]).items():
+        yield f"{number:,} rows are of {year}, far from the others in time"
     for column, known in report["known_values"].items():
         if not known:
             yield f"no value of {column} has {MIN_ROWS} training rows, so that it says nothing"
@@ -155,6 +161,17 @@ def peculiar(report: Record) -> Iterator[str]:
                 yield f"no label of {task} in {split}, where it has no score"
     if late := report["train_after_test"]:
         yield f"{late:.1%} of the training rows are later than the first row of test"
+
+
+def lonely_years(rows: Mapping[str, int]) -> dict[str, int]:
+    """Returns the years with few of the rows, and with none in the years beside them."""
+    total = sum(rows.values())
+    return {
+        year: number
+        for year, number in rows.items()
+        if number < LONELY_YEAR * total
+        and not rows.keys() & {str(int(year) - 1), str(int(year) + 1)}
+    }
 
 
 def check_leakage(project: Project, folder: str, manifest: Record, log: Log) -> None:

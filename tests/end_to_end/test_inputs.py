@@ -211,6 +211,10 @@ CASES = {
         log(time=first_stamps("9999-12-31", "0001-01-01")),
         report={"dropped": {"impossible time": 2}}, long=True,
     ),
+    "10 a day far in the future": Case(
+        log(time=first_stamps("2099-12-31")), report={"rows_by_year": {"2025": 299, "2099": 1}},
+        told=(r"1 rows are of 2099, far from the others in time",), long=True,
+    ),
     "10 item that was published in the year 9999": Case(
         both(
             catalogue(published=pa.array([-(10**10), 253_402_214_400, *[START] * 10], SECOND)),
@@ -269,6 +273,17 @@ CASES = {
         both(
             catalogue(tokens=ITEM, index=ITEM, known=ITEM),
             fields(items={"numeric": ["tokens", "known"], "categorical": ["index"]}),
+        ),
+        long=True,
+    ),
+    "18 the project's own names as tasks": Case(
+        fields(
+            tasks={
+                "time": {"kind": "regression", "label": "stars"},
+                "user": {"kind": "binary", "label": "click"},
+                "split": {"kind": "regression", "label": "stars", "given": "user"},
+            },
+            history={"of": "user"},
         ),
         long=True,
     ),

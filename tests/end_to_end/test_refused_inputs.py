@@ -283,7 +283,11 @@ IN_THE_ROWS = {
     ),
     "12 mostly no users": Case(
         log(user_id=np.where(ROW % 6, np.nan, USER)),
-        (rf"{SHOP}events\.user: found 250 nulls in 300 rows; allowed: a user in most of them",),
+        (rf"{SHOP}events\.user: found 250 nulls in 300 rows; allowed: one in most of them",),
+    ),
+    "12 no items": Case(
+        log(item_id=pa.nulls(NUM_ROWS, pa.string())),
+        (rf"{SHOP}events\.item: found 300 nulls in 300 rows; allowed: one in most of them",),
     ),
     "13 no label in valid": Case(
         log(click=LATE),

@@ -203,7 +203,7 @@ def test_a_label_is_known_after_its_parents():
     none = np.zeros(0, np.uint64)
     spec = FeatureSpec(scenario, (0.1,) * 4, 0, np.zeros(0, np.int64), none, (), 0)
     assert spec.delays_ms == [1000 * wanted[t] for t in FUNNEL]
-    same = pd.DataFrame({"time": [0.0], "click": [1.0], "buy": [1.0], "back": [1.0], "late": [1.0]})
+    same = pd.DataFrame({"time": [0.0]} | {f"label.{task}": [1.0] for task in FUNNEL})
     past = AuditPast(scenario, dict.fromkeys(FUNNEL, 0.5), 1000.0 * 3 * day, 1.0)
     counts = {t: np.expm1(past.statistics("item", same)[f"item.log_known.{t}"]) for t in FUNNEL}
     assert counts == pytest.approx({"click": 1, "buy": 0, "back": 0, "late": 1})

@@ -36,8 +36,8 @@ class AuditLog:
     """Raw rows of some users, items and categories, by row number.
 
     Attributes:
-        rows: columns user, item (text), time (ms), split, one for each task, and one for
-            each category with statistics.
+        rows: columns user, item (text), time (ms), split, `label.TASK` of each task, and
+            `category.COLUMN` of each category with statistics.
         item_row: catalogue row of each item id.
         audited: categories with statistics whose values are all rare enough to be read whole.
         seed: of the folds of data without time.
@@ -210,12 +210,12 @@ def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
     if events.time:
         frame["time"] = raw_milliseconds(table.column(events.time), events.time_unit)
     for task in scenario.tasks:
-        frame[task] = raw_label(table.column(scenario.label_column(task)))
+        frame[f"label.{task}"] = raw_label(table.column(scenario.label_column(task)))
     if scenario.split.column:
         frame["split"] = raw_text(table.column(scenario.split.column)).to_numpy()
     for task, spec in scenario.tasks.items():
         if spec.given:
-            frame.loc[frame[spec.given] != 1, task] = np.nan
+            frame.loc[frame[f"label.{spec.given}"] != 1, f"label.{task}"] = np.nan
     return frame
 
 

@@ -169,6 +169,10 @@ def read_times(
     possible = is_possible(time)
     findings.note("null time", ~known)
     findings.note("impossible time", known & ~possible, column)
+    years, rows = np.unique(
+        time[known & possible].astype("M8[ms]").astype("M8[Y]"), return_counts=True
+    )
+    findings.counts.update({f"year {y}": int(n) for y, n in zip(years, rows, strict=True)})
     if events.time_unit is None and is_plain_number(column.type):
         low, high = (1000 * seconds for seconds in PLAUSIBLE_SECONDS)
         findings.counts["plain time"] += int(known.sum())

@@ -187,6 +187,7 @@ def data_report(
             split: dict(zip(scenario.tasks, row.tolist(), strict=True))
             for split, row in zip(SPLITS, scan.num_labels, strict=True)
         },
+        "rows_by_year": {k[5:]: v for k, v in sorted(counts.items()) if k.startswith("year ")},
         "dropped": {k: counts[k] for k in DROPPED if k in counts},
         "ignored_labels": {k: v for k, v in counts.items() if k.startswith("label of")},
         "ignored_numbers": {k: v for k, v in counts.items() if k.startswith("number of")},

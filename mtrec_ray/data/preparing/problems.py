@@ -94,11 +94,12 @@ def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]
     counts, examples = scan.findings.counts, scan.findings.examples
     rows = max(counts["rows"], 1)
     yield from _time_problems(where, scan)
-    if 2 * counts["null user"] > rows:
-        yield (
-            f"{where}.events.user: found {counts['null user']} nulls in {rows} rows; allowed: a "
-            "user in most of them"
-        )
+    for what in ("user", "item"):
+        if 2 * counts[f"null {what}"] > rows:
+            yield (
+                f"{where}.events.{what}: found {counts[f'null {what}']} nulls in {rows} rows; "
+                "allowed: one in most of them"
+            )
     unknown = counts["unknown item"]
     if unknown / rows > scenario.max_unknown_items:
         yield (
