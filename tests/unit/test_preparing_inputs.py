@@ -1,6 +1,5 @@
 """What users' files may hold: times in units, schemas that change, templates, numbers, splits."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, ItemLookup
-from mtrec_ray.data.columns import as_text, blank, matrix, milliseconds
+from mtrec_ray.data.columns import matrix, milliseconds
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import inputs, samples
 from mtrec_ray.data.preparing.audit import AuditPast, known_after
@@ -21,8 +20,6 @@ from mtrec_ray.data.preparing.audit_log import (
     raw_batches,
     raw_label,
     raw_milliseconds,
-    raw_nulls,
-    raw_text,
     read_audit_log,
     users_of_raw_rows,
 )
@@ -30,10 +27,10 @@ from mtrec_ray.data.preparing.events import Findings, canonical
 from mtrec_ray.data.preparing.features import FeatureSpec, NumericColumns
 from mtrec_ray.data.preparing.manifest import scales
 from mtrec_ray.data.preparing.problems import category_problems, item_problems, scan_problems
-from mtrec_ray.data.preparing.scan import LogSource, Scan, Values, merge_scans, scan_rows
+from mtrec_ray.data.preparing.scan import LogSource, Scan, merge_scans, scan_rows
 from mtrec_ray.data.tokens import item_texts
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.project.load import load_project, parse_project
+from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from tests.builders import project_tree, scenario_tree
 
@@ -457,58 +454,3 @@ def test_columns_stand_where_their_names_say():
         assert names
         assert all(name.startswith(f"{group}.") for name in names)
     assert columns.names[columns.num_of_items] == "user.log_count"
-
-
-# --- what means missing, and what is text ----------------------------------------------------
-
-SENTINELS = [
-    (pa.array([-1, 2, None]), [-1, "x", 0.5]),
-    (pa.array([-1.0, 2.0, math.nan]), [-1]),
-    (pa.array(["-1", "a", ""]), [-1, ""]),
-    (pa.array(["guest", "a"]).dictionary_encode(), ["guest"]),
-    (pa.array([1, 2], pa.decimal128(5, 2)), [1.0]),
-    (pa.array([0, 10**9], pa.timestamp("s")), ["1970-01-01"]),
-    (pa.array([b"", b"a"]), [""]),
-]
-
-
-@pytest.mark.parametrize(("values", "missing"), SENTINELS)
-def test_values_that_mean_missing_are_null_for_both(values, missing):
-    """The preparation and the audit see null in the same rows, whatever type the column has."""
-    column = pa.chunked_array([values])
-    found = blank(column, missing)
-    table = raw_nulls(pa.table({"a": column}), {"a": missing})
-    assert found.is_null().to_pylist() == table.column("a").is_null().to_pylist()
-    assert found.null_count > values.null_count
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        (pa.array([b"caf\xc3\xa9", b"caf\xe9", None]), ["caf\u00e9", "636166e9", None]),
-        (pa.array([bytes(16)], pa.binary(16)), ["00000000-0000-0000-0000-000000000000"]),
-        (pa.array([b"abc", b"ab\xff"], pa.binary(3)), ["abc", "6162ff"]),
-        (pa.array([1.0, math.nan, 2.5]), ["1", None, "2.5"]),
-        (pa.array([b"a", None]).dictionary_encode(), ["a", None]),
-    ],
-)
-def test_ids_are_the_same_text_for_both(values, words):
-    """Ids of any type are text; the audit's own reader agrees."""
-    column = pa.chunked_array([values])
-    assert as_text(column).to_pylist() == raw_text(column).to_pylist() == words
-
-
-def test_values_of_categories_are_bounded(monkeypatch):
-    """Counts of two parts are added; above the bound the most frequent values stay."""
-    first = Values(np.array([1, 5, 7], np.uint64), np.array([4, 1, 2]))
-    second = Values(np.array([1, 6], np.uint64), np.array([1, 3]))
-    assert first.add(second).rows.tolist() == [5, 1, 3, 2]
-    monkeypatch.setattr("mtrec_ray.data.preparing.scan.MAX_VALUES", 2)
-    assert first.add(second).hashes.tolist() == [1, 6]
-
-
-def test_a_key_twice_in_an_override_is_refused(tmp_path):
-    """YAML would take the last one of `--set`, too."""
-    (tmp_path / "p.yaml").write_text(json.dumps(project_tree({"shop": scenario_tree(CLICK)})))
-    with pytest.raises(ProjectError, match="--set training: line 1: found the key lr for a second"):
-        load_project(tmp_path / "p.yaml", ["training={lr: 1.0, lr: 2.0}"])
