@@ -93,7 +93,7 @@ def parquet_versions(path: str) -> list[FileVersion]:
     below = {f.path[len(inner) :].strip("/"): f for f in listed if f.type == pafs.FileType.File}
     for mark, table in TABLES.items():
         if any(mark in f"/{name}" for name in below):
-            raise FileNotFoundError(f"{path}: a {table} table, where deleted rows lie, too")
+            raise FileNotFoundError(f"{path}: a table of {table}, where deleted rows lie, too")
     shown = [n for n in sorted(below) if not any(p[0] in "_." for p in n.split("/"))]
     names = [n for n in shown if n.lower().endswith(PARQUET_ENDINGS)]
     names = names or [n for n in shown if "." not in n.rsplit("/", 1)[-1]]

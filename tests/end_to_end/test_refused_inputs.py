@@ -153,7 +153,14 @@ IN_THE_FILES = {
     ),
     "11 folder of a Delta table": Case(
         delta_table,
-        (rf"{SHOP}events\.path: found nothing at .*/ev \(a Delta table, .*\); allowed: a Parquet",),
+        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Delta, .*\); allowed: a",),
+    ),
+    "11 folder of an Iceberg table": Case(
+        both(
+            in_files("data/a.parquet"),
+            lambda p: p.files.update({"ev/metadata/v1.metadata.json": p.events}),
+        ),
+        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Iceberg, .*\); allowed: a",),
     ),
     "14 more tokens than positions": Case(
         both(model(encoder={"max_tokens": 1024}), catalogue(title=["word " * 2000] * NUM_ITEMS)),
