@@ -12,10 +12,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import finite_floats, hash_strings, milliseconds
+from mtrec_ray.data.columns import as_text, finite_floats, hash_strings, is_possible, milliseconds
 from mtrec_ray.project.scenario import Items, Scenario
 
 NO_TIME = np.iinfo(np.int64).min
+
+
+# Training rows that a value of a categorical column needs for an embedding of its own.
+MIN_ROWS = 5
 
 
 # The column of token ids; no column of a user has such a name.
@@ -54,14 +58,14 @@ class Catalogue:
 
 
 def encode_categories(
-    column: pa.ChunkedArray, train_rows: NDArray[np.int64], min_rows: int = 5
+    column: pa.ChunkedArray, train_rows: NDArray[np.int64], min_rows: int = MIN_ROWS
 ) -> tuple[NDArray[np.int32], list[str]]:
     """Returns codes of a column by a vocabulary fitted on training rows.
 
     A value whose items have at least `min_rows` training rows gets a code from 1 on; code 0 is
     everything else.
     """
-    series = pd.Series(pc.cast(column, pa.string()).to_pandas())
+    series = pd.Series(as_text(column).to_pandas())
     rows = pd.Series(train_rows).groupby(series).sum()
     vocabulary = sorted(str(v) for v in rows[rows >= min_rows].index)
     codes = pd.Index(vocabulary).get_indexer(pd.Index(series)) + 1
@@ -77,11 +81,12 @@ def category_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def published_ms(table: pa.Table, items: Items, unit: str | None = None) -> NDArray[np.int64]:
     """Returns i64[n]: when each item was published, ms, NO_TIME where that is not known.
 
-    `unit` is that of plain numbers, as `milliseconds` takes it.
+    `unit` is that of plain numbers, as `milliseconds` takes it. A time that no log has is unknown.
     """
     if items.published is None:
         return np.full(table.num_rows, NO_TIME)
-    return pc.fill_null(milliseconds(table.column(items.published), unit), NO_TIME).to_numpy()
+    ms = pc.fill_null(milliseconds(table.column(items.published), unit), NO_TIME).to_numpy()
+    return np.where(is_possible(ms), ms, NO_TIME)
 
 
 def assemble(
@@ -94,7 +99,7 @@ def assemble(
     items = scenario.items
     vocabularies: dict[str, list[str]] = {}
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "item_id": pc.cast(table.column(items.id), pa.string()),
+        "item_id": as_text(table.column(items.id)),
         "tokens": table.column(TOKENS),
         "known": pa.array(train_rows > 0),
         "train_rows": pa.array(train_rows),

@@ -1,5 +1,7 @@
 """Arrow columns to arrays and back, hashes, and times."""
 
+import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -17,10 +19,63 @@ UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 LARGEST_MS = 2**62
 
 
+# Times from 1900 to 2100 are possible: logs write an unknown time as year 1 or year 9999.
+EARLIEST_MS, LATEST_MS = -2_208_988_800_000, 4_102_444_800_000
+
+
 def hash_strings(values: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """Returns u64[N]: a fixed 64-bit hash of each value as a string."""
-    text = pc.cast(values, pa.string())
-    return pd.util.hash_array(np.asarray(text.to_numpy(zero_copy_only=False), object))
+    """Returns u64[N]: a fixed 64-bit hash of each value as text."""
+    return pd.util.hash_array(np.asarray(as_text(values).to_numpy(zero_copy_only=False), object))
+
+
+def as_text(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns ids, categories and words as text; null for null and NaN, bytes by `bytes_text`."""
+    column = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
+    kind = plain_type(column.type)
+    if not is_bytes(kind):
+        missing = column.is_null(nan_is_null=True)
+        text = pc.cast(column, pa.string())
+        return pc.if_else(missing, pa.scalar(None, pa.string()), text)  # pyright: ignore[reportAttributeAccessIssue]
+    encoded = pc.cast(column, kind).combine_chunks().dictionary_encode()
+    known = pa.array([bytes_text(v, kind) for v in encoded.dictionary.to_pylist()], pa.string())
+    return pa.chunked_array([known.take(encoded.indices)])
+
+
+def blank(column: pa.ChunkedArray, values: Sequence[str | float]) -> pa.ChunkedArray:
+    """Returns a column with null in place of some values, which are read in the column's type."""
+    kind = plain_type(column.type)
+    plain = pc.cast(column, pa.float64() if pa.types.is_decimal(kind) else kind)
+    wanted = [scalar for value in values if (scalar := _scalar(value, plain.type)) is not None]
+    found = pc.is_in(plain, pa.array(wanted, plain.type))  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.if_else(found, pa.scalar(None, plain.type), plain)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _scalar(value: str | float, kind: pa.DataType) -> pa.Scalar | None:
+    """Returns a value in a type; None where the type has no such value."""
+    try:
+        return pa.scalar(value).cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are bytes that the file does not say to be text."""
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def bytes_text(value: bytes, kind: pa.DataType) -> str:
+    """Returns bytes as text: a UUID for 16 of fixed size, UTF-8, or else hexadecimal digits."""
+    if kind == pa.binary(16):
+        return str(uuid.UUID(bytes=value))
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
 
 
 def floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
@@ -69,6 +124,11 @@ def clipped_ms(values: NDArray[np.float64]) -> pa.ChunkedArray:
     known = np.isfinite(values)
     whole_ms = np.clip(np.where(known, values, 0), -LARGEST_MS, LARGEST_MS).astype(np.int64)
     return pa.chunked_array([pa.array(whole_ms, mask=~known)])
+
+
+def is_possible(ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Returns bool[N]: whether milliseconds since 1970 are a time that a log may have."""
+    return (ms >= EARLIEST_MS) & (ms < LATEST_MS)
 
 
 def plausible_unit(value: float) -> str | None:

@@ -5,9 +5,10 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,15 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.project.base import ProjectError, split_query
+
+PARQUET_ENDINGS = (".parquet", ".pq", ".parq")
+
+
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive writes for null
+
+
+# What marks the tables of formats whose files may hold rows that were deleted since.
+TABLES = {"/_delta_log/": "Delta", "/.hoodie/": "Hudi", ".metadata.json": "Iceberg"}
 
 
 @dataclass(frozen=True)
@@ -66,21 +76,27 @@ def parquet_versions(path: str) -> list[FileVersion]:
     """Returns a path's Parquet files, sorted by name: itself, or those anywhere in the folder.
 
     Files and folders whose name begins with `_` or `.` are passed over: they hold what a job left
-    unfinished, checksums, and logs of table formats.
+    unfinished, checksums, and logs of table formats. Where no name has an ending of Parquet, files
+    without any ending are taken, as Hive writes them.
 
     Raises:
         FileNotFoundError: nothing is there.
+        OSError: the file system cannot be reached.
     """
     fs, inner = filesystem(path)
-    info = fs.get_file_info(inner)
+    info = _info(fs, inner)
     if info.type == pafs.FileType.NotFound:
         raise FileNotFoundError(path)
     if info.type == pafs.FileType.File:
         return [_version(path, info)]
     listed = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
     below = {f.path[len(inner) :].strip("/"): f for f in listed if f.type == pafs.FileType.File}
+    for mark, table in TABLES.items():
+        if any(mark in f"/{name}" for name in below):
+            raise FileNotFoundError(f"{path}: a table of {table}, where deleted rows lie, too")
     shown = [n for n in sorted(below) if not any(p[0] in "_." for p in n.split("/"))]
-    names = [n for n in shown if n.endswith(".parquet")]
+    names = [n for n in shown if n.lower().endswith(PARQUET_ENDINGS)]
+    names = names or [n for n in shown if "." not in n.rsplit("/", 1)[-1]]
     if not names:
         raise FileNotFoundError(f"{path}: {len(shown)} files, none of them named *.parquet")
     return [_version(join(path, _escaped(path, n)), below[n]) for n in names]
@@ -93,6 +109,29 @@ def parquet_files(path: str) -> list[str]:
         FileNotFoundError: nothing is there.
     """
     return [version.path for version in parquet_versions(path)]
+
+
+def _info(fs: pafs.FileSystem, inner: str) -> pafs.FileInfo:
+    try:
+        return fs.get_file_info(inner)
+    except Exception as error:  # another library's, such as the hub's, is no OSError
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def partition_keys(path: str) -> dict[str, pa.Scalar]:
+    """Returns the `key=value` folders of a file's path, as Hive writes them: dates, text, null."""
+    plain = unquote(split_query(path)[0]) if "://" in path else path
+    parts = [part.partition("=") for part in plain.split("/")[:-1]]
+    return {unquote(key): _partition_value(unquote(value)) for key, mark, value in parts if mark}
+
+
+def _partition_value(value: str) -> pa.Scalar:
+    if value == NO_PARTITION:
+        return pa.scalar(None)
+    try:
+        return pa.scalar(date.fromisoformat(value)) if "-" in value else pa.scalar(value)
+    except ValueError:
+        return pa.scalar(value)
 
 
 def files(path: str) -> list[str]:
@@ -130,18 +169,41 @@ def write_table(path: str, table: pa.Table) -> None:
 
 
 def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Returns the rows of one Parquet file; all columns, or those named."""
+    """Returns the rows of one Parquet file; all columns, or those named.
+
+    A named column that the file lacks may stand in its path, as `key=value`.
+    """
     fs, inner = filesystem(path)
     with fs.open_input_file(inner) as handle:
-        return pq.ParquetFile(handle).read(None if columns is None else list(columns))
+        file = pq.ParquetFile(handle)
+        return _with_partitions(file.read(_inside(file, columns)), path, columns)
 
 
 def read_row_group(path: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Returns the rows of one row group of a Parquet file; all columns, or those named."""
+    """Returns the rows of one row group of a Parquet file, with the columns of `read_table`."""
     fs, inner = filesystem(path)
     with fs.open_input_file(inner) as handle:
-        names = None if columns is None else list(columns)
-        return pq.ParquetFile(handle).read_row_group(number, columns=names)
+        file = pq.ParquetFile(handle)
+        table = file.read_row_group(number, columns=_inside(file, columns))
+        return _with_partitions(table, path, columns)
+
+
+def _inside(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
+    """Returns the named columns that stand in the file; None is all."""
+    return None if columns is None else [c for c in columns if c in file.schema_arrow.names]
+
+
+def _with_partitions(table: pa.Table, path: str, columns: Sequence[str] | None) -> pa.Table:
+    """Returns the rows with named columns of the path, and what is stored of extension types."""
+    for i, field in enumerate(table.schema):
+        if isinstance(field.type, pa.BaseExtensionType):
+            chunks = [chunk.storage for chunk in table.column(i).chunks]
+            stored = pa.chunked_array(chunks, field.type.storage_type)
+            table = table.set_column(i, field.name, stored)
+    keys = partition_keys(path)
+    for name in set(columns or ()) & set(keys) - set(table.column_names):
+        table = table.append_column(name, pa.repeat(keys[name], table.num_rows))
+    return table
 
 
 def read_footer(path: str) -> pq.FileMetaData:

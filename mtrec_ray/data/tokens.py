@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import plain_type
+from mtrec_ray.data.columns import is_bytes, plain_type
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.scenario import Items
 
@@ -113,12 +113,10 @@ def item_texts(table: pa.Table, items: Items) -> list[str]:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    kind = plain_type(column.type)
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return [
-        value.decode(errors="replace") if is_bytes and value is not None else value
-        for value in column.to_pylist()
-    ]
+    values = column.to_pylist()
+    if not is_bytes(plain_type(column.type)):
+        return values
+    return [v if v is None else v.decode(errors="replace") for v in values]
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:

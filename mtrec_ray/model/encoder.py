@@ -23,10 +23,12 @@ from mtrec_ray.model.layers import (
     slice_layers,
 )
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.project.model import Encoder
+from mtrec_ray.project.model import Encoder, Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
 
 
 def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> "PreTrainedModel":
@@ -61,11 +63,12 @@ def load_backbone(encoder: Encoder, *, with_pooler: bool = False) -> "PreTrained
     return model
 
 
-def encoder_problems(encoder: Encoder) -> list[str]:
-    """Returns an error line if the encoder cannot be loaded or cut as asked.
+def encoder_problems(model: Model) -> list[str]:
+    """Returns a line for each reason why the encoder cannot be loaded, cut or read as asked.
 
     Its weights are not loaded.
     """
+    encoder = model.encoder
     if encoder.source == TINY:
         return []
     try:
@@ -78,10 +81,60 @@ def encoder_problems(encoder: Encoder) -> list[str]:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         return [_cannot_load(encoder.source, error)]
+    if other := _other_kind(config):
+        allowed = "a model that reads text alone, an encoder or a decoder"
+        return [f"model.encoder.source: found {encoder.source!r}, {other}; allowed: {allowed}"]
     num_trainable, depth = trainable_layers(encoder), config.num_hidden_layers
-    if num_trainable <= depth:
-        return _unknown_build(encoder, config) if num_trainable else []
-    return [_too_many_layers(encoder, depth)]
+    if num_trainable > depth:
+        return [_too_many_layers(encoder, depth)]
+    skeleton = _skeleton(config)
+    unknown = _unknown_build(encoder, skeleton) if num_trainable else []
+    return unknown + _too_many_tokens(model, num_positions(skeleton))
+
+
+def _other_kind(config: Any) -> str | None:
+    """Returns what a model is that is neither an encoder nor a decoder of text alone."""
+    if getattr(config, "is_encoder_decoder", False):
+        return f"an encoder with a decoder ({config.model_type})"
+    wanted = ("vocab_size", "hidden_size", "num_hidden_layers")
+    if not all(isinstance(getattr(config, name, None), int) for name in wanted):
+        return f"which is no model of text alone ({config.model_type})"
+    return None
+
+
+def _skeleton(config: Any) -> nn.Module:
+    """Returns a model without weights."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Returns how many tokens a model has positions for; None where they are not in a table.
+
+    RoBERTa's begin after the place of the padding.
+    """
+    tables = [
+        part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITION_TABLES
+    ]
+    rows = [t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables]
+    most: Any = getattr(model.config, "max_position_embeddings", None)
+    return min([*rows, most or rows[0]]) if rows else None
+
+
+def _too_many_tokens(model: Model, most: int | None) -> list[str]:
+    found = {"encoder.max_tokens": model.encoder.max_tokens}
+    if model.layout == "pair":
+        found["pair_tokens"] = model.pair_tokens
+    return [
+        f"model.{field}: found {tokens}; allowed: at most {most}, the positions of "
+        f"{model.encoder.source}"
+        for field, tokens in found.items()
+        if most is not None and tokens > most
+    ]
 
 
 def trainable_layers(encoder: Encoder) -> int:
@@ -97,11 +150,7 @@ def _too_many_layers(encoder: Encoder, depth: int) -> str:
     )
 
 
-def _unknown_build(encoder: Encoder, config: Any) -> list[str]:
-    from transformers import AutoModel
-
-    with torch.device("meta"):
-        skeleton = AutoModel.from_config(config)
+def _unknown_build(encoder: Encoder, skeleton: nn.Module) -> list[str]:
     try:
         layers_of(skeleton)
         if encoder.trainable == "lora":

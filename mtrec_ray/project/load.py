@@ -11,7 +11,7 @@ from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.mistakes import mistakes_of
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.search import Search
-from mtrec_ray.project.yaml_tree import read_tree
+from mtrec_ray.project.yaml_tree import key_mistakes, read_tree
 
 
 def load_project(path: str | Path, overrides: Sequence[str] = ()) -> Project:
@@ -63,11 +63,11 @@ def apply_override(tree: dict[str, Any], override: str) -> list[str]:
     if not sep or not key:
         return [f"--set: found {override!r}; allowed: section.field=value"]
     try:
-        value = yaml.safe_load(text)
+        value, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError):
         return [f"--set {key}: found {text!r}; allowed: a value in YAML"]
     parts = path_of(key)
-    problems = list(unknown_names(tree, parts))
+    problems = [*unknown_names(tree, parts), *(key_mistakes(root) if root else ())]
     if problems:
         return [f"--set {key}: {line}" for line in problems]
     node = tree

@@ -15,7 +15,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from mtrec_ray.project.base import Duration, Name, Section, Share, none_word
+from mtrec_ray.project.base import Duration, Name, Section, Share, none_word, shorten
 
 SPLITS = ("train", "valid", "test")
 
@@ -38,7 +38,10 @@ def template_columns(template: str) -> tuple[str, ...]:
     if not parts:
         raise ValueError(f"no column name in braces; {allowed}")
     for _, name, form, conversion in parts:
-        if form or conversion or not re.fullmatch(r"\w+", name or "") or str(name).isdigit():
+        plain = (
+            re.fullmatch(r"[^\s.[\]]([^.[\]]*[^\s.[\]])?", name or "") and not str(name).isdigit()
+        )
+        if form or conversion or not plain:
             tail = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
             raise ValueError(f"{{{name}{tail}}} is no column name; {allowed}")
     return tuple(dict.fromkeys(str(name) for _, name, _, _ in parts))
@@ -48,6 +51,22 @@ def check_template(template: str) -> str:
     """Returns the text template itself, refused where it names no columns."""
     template_columns(template)
     return template
+
+
+def values_by_column(value: object) -> object:
+    """Returns texts and numbers by column; one alone stands for a list of it."""
+    if not isinstance(value, dict):
+        return value
+    lists = {k: v if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
+    for column, values in lists.items():
+        if not all(isinstance(v, str | int | float) for v in values):
+            allowed = "allowed: texts and numbers, such as {stars: [-1, 0]}"
+            raise ValueError(f"{column}: found {shorten(values)}; {allowed}")
+    return lists
+
+
+# Values that mean that nothing is known, by column.
+Missing = Annotated[dict[str, tuple[str | int | float, ...]], BeforeValidator(values_by_column)]
 
 
 def check_moments(value: object) -> object:
@@ -115,6 +134,10 @@ class Items(Section):
         description="Categorical columns whose values have past counts and rates. null: all of "
         "them.",
     )
+    missing: Missing = Field(
+        default={},
+        description="Values that are read as null, by column, such as `{price: [-1]}`.",
+    )
 
     def check_statistics(self) -> Iterator[str]:
         """Yields a line for each column with statistics that is not categorical."""
@@ -156,6 +179,11 @@ class Events(Section):
     )
     numeric: tuple[str, ...] = Field(
         default=(), description="Columns of numbers that are known when the row happens."
+    )
+    missing: Missing = Field(
+        default={},
+        description='Values that are read as null, by column, such as `{user_id: [""], stars: '
+        "[-1]}`.",
     )
 
 

@@ -23,6 +23,7 @@ WORDS = {
     "read_positive_ends": "`[low, high]`, low > 0",
     "read_whole_ends": "`[low, high]`, integers",
     "read_alternatives": "list of different values",
+    "values_by_column": "values by column",
     "read_value": "text, a number, `true` or `false`",
 }
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}

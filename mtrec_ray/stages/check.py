@@ -91,7 +91,7 @@ def check_problems(project: Project, storage_path: str) -> list[str]:
     """Returns a line for each thing that would stop a run."""
     here = with_world_root(project, storage_path)
     problems = [] if here is None else input_problems(here)
-    problems += encoder_problems(project.model.encoder)
+    problems += encoder_problems(project.model)
     problems += storage_problems(storage_path) + resource_problems(project.run)
     if project.search.pipeline_trials:
         problems += space_problems(project)

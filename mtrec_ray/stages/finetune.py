@@ -190,10 +190,11 @@ def run_problems(joint_run: JointRun, names: Sequence[str], project: Project) ->
             )
         options = single.model.encoder
         if options.source == project.model.encoder.source:
-            problems += encoder_problems(options)
+            problems += encoder_problems(single.model)
         else:  # it is written below the run's folder later, and has the same build
             source = project.model.encoder.source
-            problems += encoder_problems(options.model_copy(update={"source": source}))
+            options = options.model_copy(update={"source": source})
+            problems += encoder_problems(single.model.model_copy(update={"encoder": options}))
     return list(dict.fromkeys(p.replace("model.encoder.lora", "finetune.lora") for p in problems))
 
 

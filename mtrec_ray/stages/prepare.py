@@ -1,10 +1,11 @@
 """The prepare stage: samples, catalogues and states from a project's logs, audited."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.catalogue import MIN_ROWS
 from mtrec_ray.data.prepared import MANIFEST, Prepared, load_prepared, parse_scenario
 from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
@@ -17,6 +18,13 @@ from mtrec_ray.project.depends_on import Fields, fingerprint, prepared_data_depe
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.run_folder import Record, RunFolder, Stage
+
+# A user is told with more than this share of a log's rows, and than so many equal shares.
+LARGEST_USER, EQUAL_SHARES = 0.1, 3
+
+
+# A year with a smaller share of the rows is told where no year beside it has any.
+LONELY_YEAR = 0.01
 
 
 def open_prepared(project: Project, run: RunFolder) -> Prepared:
@@ -68,7 +76,7 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> Record:
     """
     storage.check_writable(storage_path)
     project = with_sample_world(project, storage_path, log)
-    refuse(input_problems(project) + encoder_problems(project.model.encoder))
+    refuse(input_problems(project) + encoder_problems(project.model))
     stage = RunFolder.of(project, storage_path).prepare
     inputs = input_fingerprint(project)
     report = stage.finished(prepared_data_depends_on(project))
@@ -119,12 +127,51 @@ def prepare_into(
 
 
 def suspicious(name: str, report: Record) -> list[str]:
-    """Returns a line for rows of a scenario that were dropped, and for those that repeat others."""
-    lines = [f"{name}: {n:,} rows dropped ({why})" for why, n in report["dropped"].items() if n]
-    repeated = report.get("duplicates", 0)
-    if repeated:
+    """Returns a line for each thing in a scenario's rows that was left out, or that looks wrong."""
+    left_out = {"dropped": "rows dropped", "missing_values": "values read as null"}
+    ignored = ("ignored_labels", "ignored_numbers", "ignored_item_values")
+    left_out |= dict.fromkeys(ignored, "values ignored")
+    lines = [
+        f"{name}: {number:,} {what} ({why})"
+        for part, what in left_out.items()
+        for why, number in report[part].items()
+        if number
+    ]
+    if repeated := report["duplicates"]:
         lines.append(f"{name}: {repeated:,} rows repeat the user, item and time of another")
-    return lines
+    if merged := report["merged_items"]:
+        lines.append(f"{name}: {merged:,} rows of the catalogue are copies of another, and merged")
+    return lines + [f"{name}: {line}" for line in peculiar(report)]
+
+
+def peculiar(report: Record) -> Iterator[str]:
+    """Yields a line for each thing in a scenario's data that a person may not have meant."""
+    largest = report["largest_user"]
+    share = largest["rows"] / report["rows_in_log"]
+    if share > max(LARGEST_USER, EQUAL_SHARES / max(report["users_in_train"], 1)):
+        yield f"{share:.0%} of the rows are of the user {largest['user']!r} (see events.missing)"
+    for year, number in lonely_years(report["rows_by_year"]).items():
+        yield f"{number:,} rows are of {year}, far from the others in time"
+    for column, known in report["known_values"].items():
+        if not known:
+            yield f"no value of {column} has {MIN_ROWS} training rows, so that it says nothing"
+    for split in ("valid", "test"):
+        for task, known in report["labels"][split].items():
+            if not known:
+                yield f"no label of {task} in {split}, where it has no score"
+    if late := report["train_after_test"]:
+        yield f"{late:.1%} of the training rows are later than the first row of test"
+
+
+def lonely_years(rows: Mapping[str, int]) -> dict[str, int]:
+    """Returns the years with few of the rows, and with none in the years beside them."""
+    total = sum(rows.values())
+    return {
+        year: number
+        for year, number in rows.items()
+        if number < LONELY_YEAR * total
+        and not rows.keys() & {str(int(year) - 1), str(int(year) + 1)}
+    }
 
 
 def check_leakage(project: Project, folder: str, manifest: Record, log: Log) -> None:

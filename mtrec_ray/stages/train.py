@@ -127,7 +127,7 @@ def run_train(project: Project, storage_path: str, log: Log) -> Record:
     if finished:
         begin_stage(log, "train: already done")
         return finished
-    refuse([*encoder_problems(project.model.encoder), *score_problems(project, prepared)])
+    refuse([*encoder_problems(project.model), *score_problems(project, prepared)])
     make_plan(project, prepared, project.run.most_workers)
     run.train.start(made_from)
     begin_stage(log, f"train: joint training with {project.run.workers_text} workers")

@@ -65,7 +65,7 @@ def run_tune(project: Project, storage_path: str, log: Log) -> Record:
     if finished and finished["asked"] == asked:
         begin_stage(log, "tune: already done")
         return finished
-    refuse(encoder_problems(project.model.encoder))
+    refuse(encoder_problems(project.model))
     refuse(score_problems(project, prepared))
     make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
     run.tune.start(made_from)

@@ -200,7 +200,7 @@ def test_a_label_is_known_after_its_parents():
     none = np.zeros(0, np.uint64)
     spec = FeatureSpec(scenario, (0.1,) * 4, 0, np.zeros(0, np.int64), none, (), 0)
     assert spec.delays_ms == [1000 * wanted[t] for t in FUNNEL]
-    same = pd.DataFrame({"time": [0.0], "click": [1.0], "buy": [1.0], "back": [1.0], "late": [1.0]})
+    same = pd.DataFrame({"time": [0.0]} | {f"label.{task}": [1.0] for task in FUNNEL})
     past = AuditPast(scenario, dict.fromkeys(FUNNEL, 0.5), 1000.0 * 3 * day, 1.0)
     counts = {t: np.expm1(past.statistics("item", same)[f"item.log_known.{t}"]) for t in FUNNEL}
     assert counts == pytest.approx({"click": 1, "buy": 0, "back": 0, "late": 1})
@@ -294,7 +294,7 @@ def test_only_named_columns_of_a_log_are_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["an item", "", "{0}", "{}", "{a b}", "{title", "title}", "{title:.20}", "{title!r}",
+    "text", ["an item", "", "{0}", "{}", "{ a}", "{title", "title}", "{title:.20}", "{title!r}",
              "{title.x}", "{title[0]}", "{title} {0}"],
 )  # fmt: skip
 def test_a_template_without_plain_column_names_is_refused(text):
@@ -308,9 +308,10 @@ def test_a_template_without_plain_column_names_is_refused(text):
 
 def test_braces_of_a_template_can_be_written():
     """Doubled braces are text, not columns; bytes are read as UTF-8."""
-    items = project_of(items={"path": "i", "text": "{{x}} {title} {price}"}).scenarios["shop"].items
-    assert items.text_columns == ("title", "price")
-    table = pa.table({"title": pa.array(["caf\u00e9".encode(), None]), "price": [1, 2]})
+    text = "{{x}} {title} {the price}"
+    items = project_of(items={"path": "i", "text": text}).scenarios["shop"].items
+    assert items.text_columns == ("title", "the price")
+    table = pa.table({"title": pa.array(["caf\u00e9".encode(), None]), "the price": [1, 2]})
     assert item_texts(table, items) == ["{x} caf\u00e9 1", "{x} 2"]
 
 

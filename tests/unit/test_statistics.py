@@ -413,17 +413,19 @@ def test_order_of_rows_in_a_partition_does_not_matter(scenario):
 
 
 def test_event_categories_have_codes_of_their_own():
-    """Every category that training has seen gets its own code from 1 on, any other the code 0."""
+    """A category with five training rows gets its own code from 1 on, any other the code 0."""
     events = {"path": "e", "time": "time", "categorical": ["color"]}
     scenario = scenario_of(events=events)
     raw = raw_events(400)
     table = canonical_rows(raw, scenario)
     lookup, published = ItemLookup.of(pa.chunked_array([[0]])), np.full(NUM_ITEMS, NO_TIME)
     found = scan_rows(table, Findings(), LogSource(scenario, lookup, 3, NUM_ITEMS, published))
-    layout = layout_of(raw, scenario, vocabularies=tuple(found.categories))
+    layout = layout_of(raw, scenario, vocabularies=tuple(found.vocabularies))
     codes = features.event_categories(table, layout)[:, 0]
     train = raw["split"] == "train"
-    seen = set(raw["color"][train])
+    values, rows = np.unique(raw["color"][train], return_counts=True)
+    seen = set(values[rows >= 5])
+    assert len(seen) < len(set(raw["color"]))
     pairs = set(zip(raw["color"].tolist(), codes.tolist(), strict=True))
     assert len(pairs) == len(set(raw["color"]))
     assert sorted(c for _, c in pairs if c) == list(range(1, len(seen) + 1))

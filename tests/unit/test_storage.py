@@ -72,9 +72,29 @@ def test_hidden_and_left_over_files_are_no_data(tmp_path):
 
 def test_a_folder_without_parquet_says_what_it_has(tmp_path):
     """Files of other names are counted in the error."""
-    (tmp_path / "000000_0").write_text("")
+    (tmp_path / "log.csv").write_text("")
     with pytest.raises(FileNotFoundError, match=r"1 files, none of them named \*\.parquet"):
         storage.parquet_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("names", [["000000_0", "000001_0"], ["a.parquet", "b.pq", "c.parq"]])
+def test_files_are_known_by_their_endings(tmp_path, names):
+    """All endings of Parquet are listed, and files without any where there is none of these."""
+    for name in [*names, "notes.txt"]:
+        storage.write_table(str(tmp_path / name), TABLE)
+    assert storage.parquet_files(str(tmp_path)) == [str(tmp_path / name) for name in names]
+
+
+def test_keys_of_the_path_are_columns(tmp_path):
+    """A named column that a file lacks is the value in its path; one of the file is the file's."""
+    path = str(tmp_path / "a=9" / "day=1%2F2" / "of=__HIVE_DEFAULT_PARTITION__" / "p.parquet")
+    storage.write_table(path, TABLE)
+    for found in (
+        storage.read_table(path, ["a", "day", "of"]),
+        storage.read_row_group(path, 0, ["a", "day", "of"]),
+    ):
+        assert found.to_pydict() == {"a": [1, 2, 3], "day": ["1/2"] * 3, "of": [None] * 3}
+    assert storage.read_table(path).equals(TABLE)
 
 
 def test_only_named_columns_are_read(tmp_path):

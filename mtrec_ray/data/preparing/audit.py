@@ -131,12 +131,13 @@ class AuditPast:
             expected |= expected_times(before, self.time, key, windows)
         for task in self.scenario.tasks:
             prior, until = self.priors[task], self.time - 1000 * known_after(self.scenario, task)
-            known = (same[same["time"] < until] if timed else same)[["time", task]].dropna()
+            known = (same[same["time"] < until] if timed else same)[["time", f"label.{task}"]]
+            known = known.dropna()
             expected[f"{key}.log_known.{task}"] = float(np.log(1 + self.scale * len(known)))
-            expected[f"{key}.rate.{task}"] = smoothed(known[task], prior)
+            expected[f"{key}.rate.{task}"] = smoothed(known[f"label.{task}"], prior)
             for days in windows if timed else ():
                 recent = known[known["time"] >= until - days * AUDIT_DAY_MS]
-                expected[f"{key}.rate_{days}d.{task}"] = smoothed(recent[task], prior)
+                expected[f"{key}.rate_{days}d.{task}"] = smoothed(recent[f"label.{task}"], prior)
         return expected
 
 
@@ -183,7 +184,7 @@ def check_history(
     """Returns how a history differs from the last positives before a time (without time: any)."""
     delay = 0
     if scenario.history.of != "any":
-        of_user = of_user[of_user[scenario.history.of] == 1]
+        of_user = of_user[of_user[f"label.{scenario.history.of}"] == 1]
         delay = 1000 * known_after(scenario, scenario.history.of)
     if scenario.events.time is not None:
         of_user = of_user[of_user["time"] < time - delay]

@@ -4,7 +4,7 @@ The audit reads them by code of its own, which shares only the opening of files 
 preparation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,8 @@ class AuditLog:
     """Raw rows of some users, items and categories, by row number.
 
     Attributes:
-        rows: columns user, item (text), time (ms), split, one for each task, and one for
-            each category with statistics.
+        rows: columns user, item (text), time (ms), split, `label.TASK` of each task, and
+            `category.COLUMN` of each category with statistics.
         item_row: catalogue row of each item id.
         audited: categories with statistics whose values are all rare enough to be read whole.
         seed: of the folds of data without time.
@@ -104,16 +104,56 @@ def users_of_raw_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[s
             places = [n - first for n in numbers if first <= n < first + num_rows]
             first += num_rows
             if places:
-                column = storage.read_row_group(file, group, [scenario.events.user]).column(0)
-                users |= {u for u in as_text(column.take(places)).to_pylist() if u is not None}
+                rows = storage.read_row_group(file, group, [scenario.events.user])
+                column = raw_nulls(rows, scenario.events.missing).column(0)
+                users |= {u for u in raw_text(column.take(places)).to_pylist() if u is not None}
     return users
 
 
-def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns ids as text, null for null and for NaN."""
+def raw_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns ids and words as text, null for null and for NaN; bytes as a reader would.
+
+    Written on its own, as `raw_milliseconds` is.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if "binary" in str(kind):
+        fixed = pa.types.is_fixed_size_binary(kind) and kind.byte_width == 16
+        words = [v if v is None else raw_word(v, fixed) for v in column.to_pylist()]
+        return pa.chunked_array([words], pa.string())
     missing = column.is_null(nan_is_null=True)
     text = pc.cast(column, pa.string())
     return pc.if_else(missing, pa.scalar(None, pa.string()), text)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def raw_nulls(table: pa.Table, missing: Mapping[str, Sequence[str | float]]) -> pa.Table:
+    """Returns rows with null in place of values that mean missing, compared in the column's type.
+
+    Written on its own, as `raw_milliseconds` is.
+    """
+    for name, values in missing.items():
+        if name not in table.column_names:
+            continue
+        column = table.column(name)
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        kind = pa.float64() if pa.types.is_decimal(kind) else kind
+        column = column.cast(kind)
+        for value in values:
+            try:
+                same = pc.equal(column, pa.scalar(value).cast(kind))  # pyright: ignore[reportAttributeAccessIssue]
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                continue  # no value of this type
+            column = pc.if_else(pc.fill_null(same, False), pa.scalar(None, kind), column)  # pyright: ignore[reportAttributeAccessIssue]
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def raw_word(value: bytes, is_uuid: bool) -> str:
+    """Returns bytes as UTF-8 or as hexadecimal digits, those of a UUID with its dashes."""
+    digits = value.hex()
+    if is_uuid:
+        return "-".join(digits[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
+    word = value.decode(errors="replace")
+    return word if word.encode() == value else digits
 
 
 def read_categories(project: Project, name: str) -> pd.DataFrame:
@@ -124,9 +164,11 @@ def read_categories(project: Project, name: str) -> pd.DataFrame:
     table = pa.concat_tables(
         [storage.read_table(file, columns) for file in files], promote_options="permissive"
     )
-    ids = pc.cast(table.column(items.id), pa.string()).to_pylist()
-    text = {c: pc.cast(table.column(c), pa.string()).to_pylist() for c in items.statistics_columns}
-    return pd.DataFrame(text, index=pd.Index(ids), dtype=object)
+    table = raw_nulls(table, items.missing)
+    ids = raw_text(table.column(items.id)).to_pylist()
+    text = {c: raw_text(table.column(c)).to_pylist() for c in items.statistics_columns}
+    frame = pd.DataFrame(text, index=pd.Index(ids), dtype=object)
+    return frame[~frame.index.duplicated()]  # copies of an item are one
 
 
 def small(values: pd.Series, catalogue: str) -> bool:
@@ -147,7 +189,8 @@ def raw_batches(
     for file in storage.parquet_files(path):
         for group in range(storage.read_footer(file).num_row_groups):
             table = storage.read_row_group(file, group, sorted(columns))
-            user, item = (as_text(table.column(c)) for c in (events.user, events.item))
+            table = raw_nulls(table, events.missing)
+            user, item = (raw_text(table.column(c)) for c in (events.user, events.item))
             of_user = pc.is_in(user, wanted_users)  # pyright: ignore[reportAttributeAccessIssue]
             of_item = pc.is_in(item, wanted_items)  # pyright: ignore[reportAttributeAccessIssue]
             keep = pc.or_(of_user, of_item)  # pyright: ignore[reportAttributeAccessIssue]
@@ -167,13 +210,12 @@ def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
     if events.time:
         frame["time"] = raw_milliseconds(table.column(events.time), events.time_unit)
     for task in scenario.tasks:
-        frame[task] = raw_label(table.column(scenario.label_column(task)))
+        frame[f"label.{task}"] = raw_label(table.column(scenario.label_column(task)))
     if scenario.split.column:
-        words = pc.cast(table.column(scenario.split.column), pa.string())
-        frame["split"] = words.to_numpy()
+        frame["split"] = raw_text(table.column(scenario.split.column)).to_numpy()
     for task, spec in scenario.tasks.items():
         if spec.given:
-            frame.loc[frame[spec.given] != 1, task] = np.nan
+            frame.loc[frame[f"label.{spec.given}"] != 1, f"label.{task}"] = np.nan
     return frame
 
 

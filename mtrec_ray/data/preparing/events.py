@@ -6,6 +6,7 @@ event_numeric f32[width], event_categorical i64[width] (hashes).
 """
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +17,19 @@ from numpy.typing import NDArray
 
 from mtrec_ray.data.catalogue import ItemLookup
 from mtrec_ray.data.columns import (
+    as_text,
+    blank,
     fixed_list,
     floats,
     hash_strings,
     is_plain_number,
+    is_possible,
     milliseconds,
     to_ms,
 )
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
-
-
-# Rows from 1900 to 2100 are kept: logs write an unknown time as year 1 or year 9999.
-EARLIEST_MS, LATEST_MS = -2_208_988_800_000, 4_102_444_800_000
 
 
 @dataclass
@@ -43,14 +43,21 @@ class Findings:
         """Count the rows of a mask under `what`, keeping one value as an example."""
         if mask.any():
             self.counts[what] += int(mask.sum())
-            if values is not None:
-                self.examples.setdefault(what, str(values[int(mask.argmax())]))
+            if values is not None and what not in self.examples:
+                self.examples[what] = _value_text(values, int(mask.argmax()))
 
     def add(self, other: "Findings") -> None:
         """Merge the findings of another part."""
         self.counts.update(other.counts)
         for what, example in other.examples.items():
             self.examples.setdefault(what, example)
+
+
+def _value_text(values: Any, place: int) -> str:
+    """Returns a value of an array or a column as text; Python has no dates beyond the year 9999."""
+    if isinstance(values, pa.ChunkedArray):
+        return str(as_text(values.slice(place, 1))[0].as_py())
+    return str(values[place])
 
 
 def _splits(
@@ -63,7 +70,7 @@ def _splits(
     if split.fractions:
         return np.full(table.num_rows, UNSPLIT, np.int8)
     assert split.column
-    words = np.asarray(pc.cast(table.column(split.column), pa.string()).to_pylist(), object)
+    words = np.asarray(as_text(table.column(split.column)).to_pylist(), object)
     codes = np.select([words == name for name in SPLITS], [0, 1, 2], -1).astype(np.int8)
     findings.note("unknown split", codes < 0, words)
     return codes
@@ -100,6 +107,7 @@ def canonical(
     events = scenario.events
     num = table.num_rows
     findings.counts["rows"] = num
+    table = without_missing(table, events.missing, findings)
     time, has_time = read_times(table, scenario, findings)
     item = lookup.find(table.column(events.item))
     keep = has_time & (item >= 0) & read_nulls(table, scenario, item, findings)
@@ -108,7 +116,7 @@ def canonical(
         {
             "row": first_row + np.arange(num),
             "user": hash_strings(table.column(events.user)).view(np.int64),
-            "user_id": pc.cast(table.column(events.user), pa.string()),
+            "user_id": as_text(table.column(events.user)),
             "item": item,
             "time": time,
             "split": _splits(table, scenario, time, findings),
@@ -119,6 +127,18 @@ def canonical(
         }
     )
     return rows.filter(pa.array(keep & (rows["split"].to_numpy() >= 0))), findings
+
+
+def without_missing(
+    table: pa.Table, missing: Mapping[str, Sequence[str | float]], findings: Findings
+) -> pa.Table:
+    """Returns rows with null in place of the values that mean missing, by column; counts them."""
+    for name, values in missing.items():
+        column = blank(table.column(name), values)
+        blanked = column.is_null().to_numpy() & ~table.column(name).is_null().to_numpy()
+        findings.note(f"value of {name} that means missing", blanked)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
 
 
 def read_nulls(
@@ -146,9 +166,13 @@ def read_times(
     column = table.column(events.time)
     ms = milliseconds(column, events.time_unit)
     time, known = pc.fill_null(ms, 0).to_numpy(), ms.is_valid().to_numpy()
-    possible = (time >= EARLIEST_MS) & (time < LATEST_MS)
+    possible = is_possible(time)
     findings.note("null time", ~known)
     findings.note("impossible time", known & ~possible, column)
+    years, rows = np.unique(
+        time[known & possible].astype("M8[ms]").astype("M8[Y]"), return_counts=True
+    )
+    findings.counts.update({f"year {y}": int(n) for y, n in zip(years, rows, strict=True)})
     if events.time_unit is None and is_plain_number(column.type):
         low, high = (1000 * seconds for seconds in PLAUSIBLE_SECONDS)
         findings.counts["plain time"] += int(known.sum())

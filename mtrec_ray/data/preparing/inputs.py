@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import plain_type
+from mtrec_ray.data.columns import as_text, blank, plain_type
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
@@ -86,18 +87,28 @@ def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -
         yield f"{where}: found nothing at {path}{more}; allowed: a Parquet file or a folder of them"
         return
     except (pa.ArrowException, OSError) as error:
-        yield f"{where}: {_broken(path, error)}"
+        yield f"{where}: {_unreadable(path, error)}"
         return
     if not sum(footer.num_rows for footer in found):
         yield f"{where}: found no rows in {path}; allowed: at least one"
-    for column, field in wanted_columns(scenario)[kind].items():
+    wanted = wanted_columns(scenario)[kind]
+    for column, field in wanted.items():
         yield from _column_problems(f"scenarios.{name}.{field}", column, field, found)
+    missing = scenario.items.missing if kind == "items" else scenario.events.missing
+    for column in missing.keys() - wanted.keys():
+        yield (
+            f"scenarios.{name}.{kind}.missing: found column {column!r}, which no field names; "
+            f"allowed: {', '.join(wanted)}"
+        )
 
 
-def _broken(path: str, error: Exception) -> str:
+def _unreadable(path: str, error: Exception) -> str:
     notes = getattr(error, "__notes__", [])
     reason = " ".join(str(error).split())[:120]
-    return f"{notes[-1] if notes else path} is not a whole Parquet file ({reason})"
+    if notes:
+        return f"{notes[-1]} is not a whole Parquet file ({reason})"
+    allowed = "allowed: a Parquet file or a folder of them"
+    return f"found {path}, which cannot be reached ({reason}); {allowed}"
 
 
 def _column_problems(
@@ -151,6 +162,8 @@ TIMES = ("events.time", "items.published")
 def fits(kind: pa.DataType, field: str) -> bool:
     """Returns whether a column of the type can hold what a field of the project file names."""
     kind = plain_type(kind)
+    if isinstance(kind, pa.BaseExtensionType):
+        return fits(kind.storage_type, field)
     if pa.types.is_null(kind):
         return True
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
@@ -158,8 +171,7 @@ def fits(kind: pa.DataType, field: str) -> bool:
         return is_number or pa.types.is_boolean(kind)
     if field in TIMES:
         return is_number or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-    is_opaque = isinstance(kind, pa.BaseExtensionType) or pa.types.is_fixed_size_binary(kind)
-    return not pa.types.is_nested(kind) and not is_opaque
+    return not pa.types.is_nested(kind)
 
 
 def allowed_types(field: str) -> str:
@@ -188,6 +200,9 @@ def _footer(version: FileVersion) -> Footer:
     except (pa.ArrowException, OSError) as error:
         error.add_note(version.path)
         raise
+    for key, value in storage.partition_keys(version.path).items():
+        if key not in schema.names:
+            schema = schema.append(pa.field(key, value.type))
     rows = (found.row_group(i).num_rows for i in range(found.num_row_groups))
     return Footer(version.path, schema.remove_metadata(), tuple(rows))
 
@@ -219,13 +234,32 @@ def read_log(fragment: Fragment, scenario: Scenario) -> pa.Table:
 
 
 def read_items(project: Project, name: str) -> pa.Table:
-    """Returns the columns of a scenario's items that the project file names."""
+    """Returns the columns of a scenario's items that the project file names.
+
+    Rows that are equal in all of them are one item.
+    """
     items = project.scenarios[name].items
     columns = list(wanted_columns(project.scenarios[name])["items"])
     paths = storage.parquet_files(project.path(items.path))
     read: Callable[[str], pa.Table] = lambda path: storage.read_table(path, columns)  # noqa: E731
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return pa.concat_tables(pool.map(read, paths), promote_options="permissive")
+        table = pa.concat_tables(pool.map(read, paths), promote_options="permissive")
+    for column, values in items.missing.items():
+        number = table.column_names.index(column)
+        table = table.set_column(number, column, blank(table.column(column), values))
+    return without_copies(table, items.id)
+
+
+def without_copies(table: pa.Table, key: str) -> pa.Table:
+    """Returns the rows without those that are equal to an earlier one, in the same order."""
+    if pc.count_distinct(as_text(table.column(key))).as_py() == table.num_rows:  # pyright: ignore[reportAttributeAccessIssue]
+        return table
+    return table.filter(pa.array(~table.to_pandas().duplicated().to_numpy()))
+
+
+def num_items_read(project: Project, name: str) -> int:
+    """Returns the rows of a scenario's catalogue files, copies of others too."""
+    return sum(f.num_rows for f in footers(project.path(project.scenarios[name].items.path)))
 
 
 def input_fingerprint(project: Project) -> str:

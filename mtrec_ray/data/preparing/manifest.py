@@ -28,9 +28,10 @@ def manifest_of(
     specs: Mapping[str, FeatureSpec],
     vocabularies: Mapping[str, dict[str, list[str]]],
     written: list[dict[str, Any]],
+    item_facts: Mapping[str, dict[str, Any]],
     folder: str,
 ) -> dict[str, Any]:
-    """Returns the manifest's `scenarios` and `report`."""
+    """Returns the manifest's `scenarios` and `report`; `item_facts` are part of the report."""
     scenarios, report = {}, {}
     for name, scenario in project.scenarios.items():
         shards = shard_lists(written, name)
@@ -50,10 +51,31 @@ def manifest_of(
             "end_ms": scans[name].last_ms + 1,
             "shards": shards,
         }
-        report[name] = data_report(
-            scenario, scans[name], [w for w in written if w["scenario"] == name], shards
-        )
+        report[name] = {
+            **data_report(
+                scenario, scans[name], [w for w in written if w["scenario"] == name], shards
+            ),
+            **item_facts[name],
+            "known_values": {c: len(v) for c, v in vocabularies[name].items()}
+            | known_event_values(scenario, specs[name]),
+            "train_after_test": share_after(folder, shards["train"], scans[name].test_ms),
+        }
     return {"scenarios": scenarios, "report": report}
+
+
+def known_event_values(scenario: Scenario, spec: FeatureSpec) -> dict[str, int]:
+    """Returns how many values of each categorical column of the log have an embedding."""
+    known = map(len, spec.event_vocabularies)
+    return dict(zip(scenario.events.categorical, known, strict=True))
+
+
+def share_after(folder: str, shards: list[dict[str, Any]], test_ms: int) -> float:
+    """Returns the share of training rows that are later than the first row of test.
+
+    Over the rows that `fit_numeric` reads.
+    """
+    time = first_rows(folder, shards, "time")
+    return round(float((time > test_ms).mean()), 4)
 
 
 def shard_lists(written: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
@@ -100,13 +122,19 @@ def fit_numeric(folder: str, shards: list[dict[str, Any]]) -> dict[str, Any]:
     Over the first rows of each training shard, 200,000 in all: shards hold rows in a
     pseudo-random order.
     """
+    values = first_rows(folder, shards, "numeric").astype(np.float64)
+    return {f"numeric_{k}": v for k, v in scales(values).items()}
+
+
+def first_rows(folder: str, shards: list[dict[str, Any]], column: str) -> np.ndarray:
+    """Returns a column of the first rows of each shard, some `SAMPLE_ROWS` in all."""
     each = -(-SAMPLE_ROWS // max(len(shards), 1))
     parts = [
-        batch["numeric"]
+        batch[column]
         for shard in shards
         for batch in read_rows([storage.join(folder, shard["path"])], each, 0, each)
     ]
-    return {f"numeric_{k}": v for k, v in scales(np.concatenate(parts).astype(np.float64)).items()}
+    return np.concatenate(parts)
 
 
 def scales(values: np.ndarray) -> dict[str, Any]:
@@ -143,6 +171,7 @@ def data_report(
     """Returns rows, nulls, duplicates, label rates, and rows dropped and why."""
     counts = dict(scan.findings.counts)
     known = scan.label_sums[0].astype(int)
+    largest = min(written, key=lambda w: (-w["largest_rows"], w["largest_user"]))
     report = {
         "rows_in_log": counts.pop("rows", 0),
         "samples": {split: sum(s["rows"] for s in shards[split]) for split in SPLITS},
@@ -150,11 +179,19 @@ def data_report(
         "items": len(scan.item_rows),
         "items_in_train": int((scan.item_rows > 0).sum()),
         "users_in_train": len(scan.users),
+        "largest_user": {"user": largest["largest_user"], "rows": int(largest["largest_rows"])},
         "train_labels": dict(zip(scenario.tasks, known.tolist(), strict=True)),
         "train_label_means": dict(zip(scenario.tasks, scan.priors.round(4).tolist(), strict=True)),
+        "train_label_ranges": dict(zip(scenario.tasks, scan.label_ranges.T.tolist(), strict=True)),
+        "labels": {
+            split: dict(zip(scenario.tasks, row.tolist(), strict=True))
+            for split, row in zip(SPLITS, scan.num_labels, strict=True)
+        },
+        "rows_by_year": {k[5:]: v for k, v in sorted(counts.items()) if k.startswith("year ")},
         "dropped": {k: counts[k] for k in DROPPED if k in counts},
         "ignored_labels": {k: v for k, v in counts.items() if k.startswith("label of")},
         "ignored_numbers": {k: v for k, v in counts.items() if k.startswith("number of")},
+        "missing_values": {k: v for k, v in counts.items() if k.startswith("value of")},
     }
     if scenario.events.time is None:
         report["note"] = "no time: out-of-fold statistics, history of other training folds"

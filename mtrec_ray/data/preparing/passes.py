@@ -262,8 +262,8 @@ class FeaturePasses:
         for kind, state in states.items():
             self.write_state(state, name, kind, index)
         shards = write_samples(finished, self.folder, name, index)
-        duplicates = count_duplicates(table)
-        return pa.table({"scenario": [name], "duplicates": [duplicates], "shards": [shards]})
+        facts = {"scenario": name, "duplicates": count_duplicates(table), **largest_user(table)}
+        return pa.Table.from_pylist([facts | {"shards": shards}])
 
     def write_state(self, state: pa.Table, name: str, kind: str, index: int) -> None:
         """Write the end states of a partition's keys."""
@@ -277,8 +277,8 @@ def build_shards(
     """Write samples and end states.
 
     Returns:
-        For each partition of users: `scenario`, `duplicates`, and its `shards` (`split`, `path`,
-        `rows`).
+        For each partition of users: `scenario`, `duplicates`, `largest_user` and `largest_rows`,
+        and its `shards` (`split`, `path`, `rows`).
     """
     width = max(spec.columns.num_of_items for spec in specs.values())
     partitions = Partitions.of(fragments)
@@ -291,6 +291,15 @@ def count_duplicates(table: pa.Table) -> int:
     logged = table.filter(pa.array(~table.column("sampled").to_numpy()))
     groups = logged.group_by(["user", "item", "time"]).aggregate([])
     return logged.num_rows - groups.num_rows
+
+
+def largest_user(table: pa.Table) -> dict[str, Any]:
+    """Returns the user with the most logged rows of a partition, and how many they are."""
+    logged = table.filter(pa.array(~table.column("sampled").to_numpy()))
+    rows = logged.group_by("user_id").aggregate([([], "count_all")])
+    order = [("count_all", "descending"), ("user_id", "ascending")]
+    first = rows.sort_by(order).slice(0, 1).to_pylist()[0]
+    return {"largest_user": first["user_id"], "largest_rows": first["count_all"]}
 
 
 def write_samples(finished: pa.Table, folder: str, name: str, index: int) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ import pyarrow as pa
 import ray.data
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.catalogue import TOKENS, assemble, category_codes, published_ms
+from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, published_ms
+from mtrec_ray.data.columns import floats, milliseconds
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
@@ -93,7 +94,7 @@ def spec_of(
         end_ms=scan.last_ms + 1,
         published=published_ms(items, scenario.items, scenario.events.time_unit),
         users=users,
-        event_vocabularies=tuple(scan.categories),
+        event_vocabularies=tuple(scan.vocabularies),
         seed=project.data_seed,
         categories={
             column: category_codes(items.column(column))
@@ -152,7 +153,26 @@ def prepare(
     specs = {n: spec_of(project, n, scans[n], users[n], items[n]) for n in items}
     log("statistics, histories and shards")
     written = build_shards(fragments, sources, specs, folder)
-    return manifest_of(project, scans, specs, vocabularies, written, folder)
+    facts = {name: item_facts(project, name, table) for name, table in tables.items()}
+    return manifest_of(project, scans, specs, vocabularies, written, facts, folder)
+
+
+def item_facts(project: Project, name: str, table: pa.Table) -> dict[str, Any]:
+    """Returns what of a catalogue was merged or ignored, by its name in the report."""
+    scenario = project.scenarios[name]
+    items, unit = scenario.items, scenario.events.time_unit
+    ignored = {
+        f"number of {column} that is infinite": int(np.isinf(floats(table.column(column))).sum())
+        for column in items.numeric
+    }
+    if items.published:
+        times = milliseconds(table.column(items.published), unit)
+        known = int((published_ms(table, items, unit) != NO_TIME).sum())
+        ignored["time of publication that is impossible"] = len(times) - times.null_count - known
+    return {
+        "merged_items": inputs.num_items_read(project, name) - table.num_rows,
+        "ignored_item_values": {what: number for what, number in ignored.items() if number},
+    }
 
 
 def expanded_log(

@@ -8,8 +8,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtrec_ray.data.catalogue import NO_TIME, published_ms
-from mtrec_ray.data.columns import is_plain_number, plausible_unit
+from mtrec_ray.data.catalogue import NO_TIME
+from mtrec_ray.data.columns import as_text, is_plain_number, milliseconds, plausible_unit
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 
@@ -36,7 +36,7 @@ def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Itera
     where = f"scenarios.{name}.items"
     if nulls := int(ids.is_null(nan_is_null=True).to_numpy().sum()):
         yield f"{where}.id: found {nulls} nulls; allowed: none"
-    text = pc.cast(ids.drop_null(), pa.string())
+    text = as_text(ids).drop_null()
     counts = text.value_counts()
     repeated = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
     if len(repeated):
@@ -46,7 +46,7 @@ def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Itera
         )
     column = scenario.items.published
     if column and scenario.events.time_unit is None and is_plain_number(table[column].type):
-        ms = published_ms(table, scenario.items)
+        ms = pc.fill_null(milliseconds(table[column]), NO_TIME).to_numpy()
         low, high = (1000 * seconds for seconds in PLAUSIBLE_SECONDS)
         known = np.flatnonzero(ms != NO_TIME)
         wrong = known[(ms[known] < low) | (ms[known] >= high)]
@@ -79,7 +79,8 @@ def scan_problems(
         of_rows = list(_row_problems(f"scenarios.{name}", scenario, scans[name]))
         if not any(_hides_others(line) for line in of_rows):
             of_rows += _split_problems(f"scenarios.{name}", scans[name])
-            of_rows += _label_problems(f"scenarios.{name}", scenario, scans[name], expanded)
+            of_labels = list(_label_problems(f"scenarios.{name}", scenario, scans[name], expanded))
+            of_rows += of_labels or _valid_problems(f"scenarios.{name}", scenario, scans[name])
         lines += of_rows
     return lines
 
@@ -93,8 +94,12 @@ def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]
     counts, examples = scan.findings.counts, scan.findings.examples
     rows = max(counts["rows"], 1)
     yield from _time_problems(where, scan)
-    if counts["null user"] == rows:
-        yield f"{where}.events.user: found {rows} nulls in {rows} rows; allowed: some users"
+    for what in ("user", "item"):
+        if 2 * counts[f"null {what}"] > rows:
+            yield (
+                f"{where}.events.{what}: found {counts[f'null {what}']} nulls in {rows} rows; "
+                "allowed: one in most of them"
+            )
     unknown = counts["unknown item"]
     if unknown / rows > scenario.max_unknown_items:
         yield (
@@ -156,6 +161,16 @@ def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool
             yield (
                 f"{where}.tasks.{task}: found only the label {low:g} in train; allowed: two values "
                 f"or more{hint}"
+            )
+
+
+def _valid_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]:
+    """Yields a line for each task where none has labels in valid, by which models are chosen."""
+    if scan.split_rows[1] and not scan.num_labels[1].any():
+        for task in scenario.tasks:
+            yield (
+                f"{where}.tasks.{task}: found no labels in valid; allowed: labels of a task, by "
+                "which models are compared"
             )
 
 

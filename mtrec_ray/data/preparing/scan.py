@@ -12,15 +12,37 @@ import pyarrow as pa
 import ray
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.catalogue import NO_TIME, ItemLookup, published_ms
-from mtrec_ray.data.columns import matrix
+from mtrec_ray.data.catalogue import MIN_ROWS, NO_TIME, ItemLookup, published_ms
+from mtrec_ray.data.columns import LARGEST_MS, matrix
 from mtrec_ray.data.preparing import inputs
-from mtrec_ray.data.preparing.events import TRAIN, UNSPLIT, Findings, canonical
+from mtrec_ray.data.preparing.events import TEST, TRAIN, UNSPLIT, Findings, canonical
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.scenario import SPLITS, Scenario
 
 MAX_TASKS = 256
+
+
+# Values of a column that are counted at once: of more, those with the fewest rows are given up.
+MAX_VALUES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of a categorical column: sorted hashes u64[V], and the rows i64[V] of each."""
+
+    hashes: np.ndarray
+    rows: np.ndarray
+
+    def add(self, other: "Values") -> "Values":
+        """Returns the values of two parts; at most `MAX_VALUES` of them, the most frequent."""
+        hashes, place = np.unique(np.concatenate([self.hashes, other.hashes]), return_inverse=True)
+        counts = np.concatenate([self.rows, other.rows])
+        rows = np.bincount(place, counts, len(hashes)).astype(np.int64)
+        if len(hashes) <= MAX_VALUES:
+            return Values(hashes, rows)
+        kept = np.sort(np.argsort(-rows, kind="stable")[:MAX_VALUES])
+        return Values(hashes[kept], rows[kept])
 
 
 @dataclass
@@ -35,28 +57,37 @@ class Scan:
         split_rows: i64[4], rows of train, valid, test, and without a split yet.
         label_sums: f64[3, T], number, sum and sum of squares of the known labels.
         label_ranges: f64[2, T], the least and the greatest label.
+        num_labels: i64[3, T], the known labels of train, valid and test.
         item_rows: i64[n].
         all_item_rows: i64[n], of all splits.
         users: sorted hashes.
-        categories: sorted hashes of the values of each categorical column of the log.
+        categories: of each categorical column of the log, its values' hashes and their rows.
         last_ms: the latest time; NO_TIME without rows.
+        test_ms: the earliest time of test; LARGEST_MS without rows.
     """
 
     findings: Findings = field(default_factory=Findings)
     split_rows: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
     label_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, 1)))
     label_ranges: np.ndarray = field(default_factory=lambda: np.zeros((2, 1)))
+    num_labels: np.ndarray = field(default_factory=lambda: np.zeros((3, 1), np.int64))
     item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     all_item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     users: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
-    categories: list[np.ndarray] = field(default_factory=list)
+    categories: list[Values] = field(default_factory=list)
     last_ms: int = NO_TIME
+    test_ms: int = LARGEST_MS
 
     @property
     def priors(self) -> np.ndarray:
         """f64[T]: mean of each task's known training labels."""
         known, total, _ = self.label_sums
         return total / np.maximum(known, 1)
+
+    @property
+    def vocabularies(self) -> list[np.ndarray]:
+        """Sorted u64 hashes of the values of each categorical column that have enough rows."""
+        return [values.hashes[values.rows >= MIN_ROWS] for values in self.categories]
 
 
 @dataclass(frozen=True)
@@ -102,20 +133,24 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource) -> Scan:
     split = table.column("split").to_numpy()
     train = split == (TRAIN if (split < UNSPLIT).any() else UNSPLIT)
     sums, ranges = label_facts(matrix(table.column("labels"))[train], len(source.scenario.tasks))
-    items = table.column("item").to_numpy()
+    known = np.isfinite(matrix(table.column("labels"))[:, : len(source.scenario.tasks)])
+    items, time = table.column("item").to_numpy(), table.column("time").to_numpy()
     hashes = matrix(table.column("event_categorical"))[train].view(np.uint64)
     return Scan(
         findings=findings,
         split_rows=np.bincount(split, minlength=4)[:4],
         label_sums=sums,
         label_ranges=ranges,
+        num_labels=np.stack([known[split == code].sum(0) for code in range(len(SPLITS))]),
         item_rows=np.bincount(items[train], minlength=source.num_items),
         all_item_rows=np.bincount(items, minlength=source.num_items),
         users=np.unique(table.column("user").to_numpy()[train].view(np.uint64)),
         categories=[
-            np.unique(hashes[:, i]) for i in range(len(source.scenario.events.categorical))
+            Values(*np.unique(hashes[:, i], return_counts=True))
+            for i in range(len(source.scenario.events.categorical))
         ],
-        last_ms=int(table.column("time").to_numpy().max(initial=NO_TIME)),
+        last_ms=int(time.max(initial=NO_TIME)),
+        test_ms=int(time[split == TEST].min(initial=LARGEST_MS)),
     )
 
 
@@ -140,11 +175,13 @@ def merge_scans(first: Scan | None, second: Scan) -> Scan:
         split_rows=first.split_rows + second.split_rows,
         label_sums=first.label_sums + second.label_sums,
         label_ranges=np.stack([np.minimum(low, other_low), np.maximum(high, other_high)]),
+        num_labels=first.num_labels + second.num_labels,
         item_rows=first.item_rows + second.item_rows,
         all_item_rows=first.all_item_rows + second.all_item_rows,
         users=np.union1d(first.users, second.users),
-        categories=list(map(np.union1d, first.categories, second.categories)),
+        categories=[a.add(b) for a, b in zip(first.categories, second.categories, strict=True)],
         last_ms=max(first.last_ms, second.last_ms),
+        test_ms=min(first.test_ms, second.test_ms),
     )
 
 

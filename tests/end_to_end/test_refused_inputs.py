@@ -1,0 +1,360 @@
+"""Logs, catalogues and project files as users have them that are refused: by one clear line.
+
+The number before a name is that of a kind of input, as in `test_inputs.py`. What files and project
+file show is refused by `check` and by `prepare`; what only rows show by `prepare`.
+"""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from tests.end_to_end.small_project import (
+    CLICK,
+    ITEM,
+    NUM_ITEMS,
+    NUM_ROWS,
+    OF_ITEM,
+    ROW,
+    SECOND,
+    SECONDS,
+    USER,
+    Case,
+    Make,
+    SmallProject,
+    both,
+    catalogue,
+    check_refused,
+    fields,
+    in_files,
+    job_here,
+    log,
+    model,
+    params,
+    parts,
+    small_project,
+)
+from tests.end_to_end.test_inputs import CASES as PREPARED
+from tests.end_to_end.test_inputs import WITH_STARS, hive
+
+pytestmark = pytest.mark.end_to_end
+
+LATE = np.where(ROW < 210, CLICK, np.nan)  # no label in valid and test
+SHOP = r"scenarios\.shop\."
+NO_TEXT = r"allowed: column names in braces, such as \{title\}"
+NO_ITEM = (rf"{SHOP}events\.item: found 300 of 300 rows \(100\.0%\) whose item",)
+FRACTIONS = fields(split={"fractions": [0.8, 0.1, 0.1]})
+
+
+def encoder_folder(**config) -> Make:
+    """An encoder of which there is a configuration only, in a local folder."""
+
+    def make(project: SmallProject) -> None:
+        folder = project.folder / "encoder"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        model(encoder={"source": str(folder), "trainable": "none"})(project)
+
+    return make
+
+
+def twice(key: str) -> Make:
+    """A project file in which a key below the scenario's stands a second time."""
+
+    def make(project: SmallProject) -> None:
+        text = yaml.safe_dump(project.tree, default_flow_style=False, sort_keys=False)
+        lines = text.splitlines()
+        place = next(i for i, line in enumerate(lines) if line.strip() == f"{key}:")
+        depth = len(lines[place]) - len(lines[place].lstrip())
+        rest = enumerate(lines[place + 1 :], place + 1)
+        end = next(i for i, x in rest if len(x) - len(x.lstrip()) <= depth)
+        project.text = "\n".join([*lines[:end], *lines[place:]])
+
+    return make
+
+
+def address(uri: str) -> Make:
+    """A log at an address."""
+    return fields(events={"path": uri})
+
+
+def other_items(project: SmallProject) -> None:
+    """Items that stand twice and differ."""
+    project.shop["items"]["path"] = "items"
+    second = project.items.set_column(1, "title", pa.array(["another thing"] * NUM_ITEMS))
+    project.files |= {"items/a.parquet": project.items, "items/b.parquet": second}
+
+
+def delta_table(project: SmallProject) -> None:
+    """A folder as Delta writes it."""
+    in_files("part-0.parquet")(project)
+    project.files["ev/_delta_log/0.checkpoint.parquet"] = pa.table({"add": [1]})
+
+
+def second_scenario(project: SmallProject) -> None:
+    """A whole scenario beside one that has no labels in valid."""
+    whole = yaml.safe_load(yaml.safe_dump(project.shop))
+    whole["events"]["path"] = "whole.parquet"
+    project.tree["scenarios"]["video"] = whole
+    project.files["whole.parquet"] = project.events
+    log(click=LATE)(project)
+
+
+def lacking(column: str) -> object:
+    """The later file of a log without a column."""
+    return parts(lambda t: t.drop_columns(column))
+
+
+def with_column(column: str, values) -> object:
+    """The later file of a log with another column."""
+    half = NUM_ROWS // 2
+    return parts(
+        lambda t: t.set_column(t.column_names.index(column), column, pa.array(values[:half]))
+    )
+
+
+ROBERTA = {
+    "model_type": "roberta", "vocab_size": 99, "hidden_size": 8, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 514,
+    "pad_token_id": 1,
+}  # fmt: skip
+
+IN_THE_FILES = {
+    "4 later file without a label": Case(
+        lacking("click"),
+        (rf"{SHOP}tasks\.click: found no column 'click' in .*/ev/b\.parquet; allowed: .*",),
+    ),
+    "4 later file without a category": Case(
+        both(
+            log(device=["a"] * NUM_ROWS),
+            fields(events={"categorical": ["device"]}),
+            lacking("device"),
+        ),
+        (rf"{SHOP}events\.categorical: found no column 'device' in .*/ev/b\.parquet",),
+    ),
+    "4 later file with another name of a column": Case(
+        parts(lambda t: t.rename_columns({"user_id": "uid"})),
+        (rf"{SHOP}events\.user: found no column 'user_id' in .*/ev/b\.parquet; allowed: uid,",),
+    ),
+    "4 later file with words as labels": Case(
+        with_column("click", ["yes", "no"] * NUM_ROWS),
+        (rf"{SHOP}tasks\.click: found column 'click' of .*/ev/b\.parquet with type string",),
+    ),
+    "4 later file with words as times": Case(
+        with_column("time", ["Monday"] * NUM_ROWS),
+        (rf"{SHOP}events\.time: found column 'time' of .*/ev/b\.parquet with type string",),
+    ),
+    "9 days as numbers in a split": Case(
+        fields(split={"time": [20250101, 20250201]}),
+        (rf"{SHOP}split\.time: found .*; 20250101 would be read as seconds; allowed: dates",),
+    ),
+    "11 folder of a Delta table": Case(
+        delta_table,
+        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Delta, .*\); allowed: a",),
+    ),
+    "11 folder of an Iceberg table": Case(
+        both(
+            in_files("data/a.parquet"),
+            lambda p: p.files.update({"ev/metadata/v1.metadata.json": p.events}),
+        ),
+        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Iceberg, .*\); allowed: a",),
+    ),
+    "14 more tokens than positions": Case(
+        both(model(encoder={"max_tokens": 1024}), catalogue(title=["word " * 2000] * NUM_ITEMS)),
+        (r"model\.encoder\.max_tokens: found 1024; allowed: at most 512, the positions of pack",),
+    ),
+    "14 more tokens of a pair than positions": Case(
+        model(layout="pair", pair_tokens=1024, retrieval={"enabled": False}),
+        (r"model\.pair_tokens: found 1024; allowed: at most 512, the positions of package:",),
+    ),
+    "14 positions behind the padding": Case(
+        both(encoder_folder(**ROBERTA), model(encoder={"max_tokens": 513})),
+        (r"model\.encoder\.max_tokens: found 513; allowed: at most 512, the positions of /",),
+    ),
+    "15 model of text and pictures": Case(
+        encoder_folder(model_type="clip"),
+        (r"model\.encoder\.source: found .*, which is no model of text alone \(clip\); allowed",),
+    ),
+    "15 encoder with a decoder": Case(
+        encoder_folder(model_type="t5"),
+        (r"model\.encoder\.source: found .*, an encoder with a decoder \(t5\); allowed",),
+    ),
+    "15 model of pictures": Case(
+        encoder_folder(model_type="vit"),
+        (r"model\.encoder\.source: found .*, which is no model of text alone \(vit\); allowed",),
+    ),
+    "15 another encoder with a decoder": Case(
+        both(encoder_folder(model_type="bart"), model(encoder={"trainable": "top_k"})),
+        (r"model\.encoder\.source: found .*, an encoder with a decoder \(bart\); allowed",),
+    ),
+    "16 scenario twice": Case(
+        twice("shop"), (r".*project\.yaml: line \d+: found the key shop for a second time",)
+    ),
+    "16 task twice": Case(
+        twice("click"), (r".*project\.yaml: line \d+: found the key click for a second time",)
+    ),
+    "16 section twice": Case(
+        twice("items"), (r".*project\.yaml: line \d+: found the key items for a second time",)
+    ),
+    "17 text with a form": Case(
+        fields(items={"text": "{title:.20}"}),
+        (rf"{SHOP}items\.text: found .*; {{title:\.20}} is no column name; {NO_TEXT}",),
+    ),
+    "17 text with one brace": Case(
+        fields(items={"text": "{title"}), (rf"{SHOP}items\.text: found .*; {NO_TEXT}",)
+    ),
+    "17 text without a column": Case(
+        fields(items={"text": "an item"}),
+        (rf"{SHOP}items\.text: found 'an item'; no column name in braces; {NO_TEXT}",),
+    ),
+    "17 no text": Case(
+        fields(items={"text": ""}),
+        (rf"{SHOP}items\.text: found ''; no column name in braces; {NO_TEXT}",),
+    ),
+    "19 files of another format": Case(
+        in_files("a.orc"),
+        (rf"{SHOP}events\.path: found nothing at .*/ev \(1 files, none .* \*\.parquet\); allow",),
+    ),
+    "20 words in the path as times": Case(
+        hive("time", ["today" if i % 2 else "yesterday" for i in ROW]),
+        (rf"{SHOP}events\.time: found column 'time' of .* and 1 more files with type string",),
+    ),
+    "22 missing values of a column that nobody named": Case(
+        fields(events={"missing": {"price": [-1]}}),
+        (rf"{SHOP}events\.missing: found column 'price', which no field names; allowed: user_id",),
+    ),
+    "29 an address without a network": Case(
+        address("hf://datasets/no-such-user/no-such-data/log.parquet"),
+        (rf"{SHOP}events\.path: found (nothing at )?hf://.*; allowed: a Parquet file or a folder",),
+    ),
+    "29 an address of no file system": Case(
+        address("https://example.org/log.parquet"),
+        (rf"{SHOP}events\.path: found https://.*, which cannot be reached .*; allowed: a Parquet",),
+    ),
+    "29 an address of a file system that is not known": Case(
+        address("dbfs://log"),
+        (rf"{SHOP}events\.path: found dbfs://log, which cannot be reached .*; allowed: a Parquet",),
+    ),
+}  # fmt: skip
+
+IN_THE_ROWS = {
+    "5 ids that differ, with fractions": Case(
+        both(log(item_id=OF_ITEM), catalogue(item_id=[f"{i:05}" for i in ITEM]), FRACTIONS),
+        NO_ITEM,
+    ),
+    "5 ids that differ, with negatives": Case(
+        both(log(item_id=[f"I{i}" for i in OF_ITEM]), fields(negatives={"of": "click"})), NO_ITEM
+    ),
+    "5 ids that differ": Case(log(item_id=[f"i{i}.0" for i in OF_ITEM]), NO_ITEM),
+    "6 no row in train, popularity": Case(
+        fields(
+            split={"time": ["2020-01-01", "2020-02-01"]},
+            negatives={"of": "click", "from": "popularity"},
+        ),
+        (rf"{SHOP}split: found no rows in train; allow", rf"{SHOP}split: found no rows in valid"),
+    ),
+    "6 no row in train, uniform": Case(
+        both(log(split=["valid", "test"] * (NUM_ROWS // 2)), fields(negatives={"of": "click"})),
+        (rf"{SHOP}split: found no rows in train; allowed: at least one",),
+    ),
+    "6 no row in train": Case(
+        log(split=["valid", "test"] * (NUM_ROWS // 2)),
+        (rf"{SHOP}split: found no rows in train; allowed: at least one",),
+    ),
+    "9 milliseconds": Case(
+        log(time=SECONDS * 1000),
+        (rf"{SHOP}events\.time: found numbers such as 17\d+, .*allowed: .*time_unit: ms",),
+    ),
+    "9 microseconds": Case(
+        log(time=SECONDS * 10**6),
+        (rf"{SHOP}events\.time: found numbers such as 17\d+, .*allowed: .*time_unit: us",),
+    ),
+    "9 nanoseconds": Case(
+        log(time=SECONDS * 10**9),
+        (rf"{SHOP}events\.time: found numbers such as 17\d+, .*allowed: .*time_unit: ns",),
+    ),
+    "9 days as numbers": Case(
+        log(time=20250101 + ROW * 12 // NUM_ROWS),
+        (rf"{SHOP}events\.time: found numbers such as 202501\d\d, .*allowed: a time stamp",),
+    ),
+    "9 years of publication": Case(
+        both(catalogue(published=[1999] * NUM_ITEMS), fields(items={"published": "published"})),
+        (rf"{SHOP}items\.published: found numbers such as 1999, .*allowed: a time stamp",),
+    ),
+    "10 no possible time": Case(
+        log(time=pa.array([-(10**11)] * NUM_ROWS, pa.timestamp("s"))),
+        (rf"{SHOP}events\.time: found 300 of 300 times such as .*; allowed: times from 1900",),
+    ),
+    "12 mostly no users": Case(
+        log(user_id=np.where(ROW % 6, np.nan, USER)),
+        (rf"{SHOP}events\.user: found 250 nulls in 300 rows; allowed: one in most of them",),
+    ),
+    "12 no items": Case(
+        log(item_id=pa.nulls(NUM_ROWS, pa.string())),
+        (rf"{SHOP}events\.item: found 300 nulls in 300 rows; allowed: one in most of them",),
+    ),
+    "13 no label in valid": Case(
+        log(click=LATE),
+        (rf"{SHOP}tasks\.click: found no labels in valid; allowed: labels of a task, by which",),
+    ),
+    "13 no label in valid of one of two scenarios": Case(
+        second_scenario,
+        (rf"{SHOP}tasks\.click: found no labels in valid; allowed: labels of a task, by which",),
+    ),
+    "13 no label in valid of two tasks": Case(
+        both(WITH_STARS, log(click=LATE, stars=LATE)),
+        (rf"{SHOP}tasks\.click: found no labels in valid", rf"{SHOP}tasks\.stars: found no labels"),
+    ),
+    "21 mostly no times": Case(
+        log(time=pa.array(SECONDS, SECOND, mask=ROW >= 49)),
+        (rf"{SHOP}events\.time: found 251 nulls in 300 rows; allowed: a time in most of them",),
+    ),
+    "21 no times": Case(
+        log(time=pa.nulls(NUM_ROWS, pa.timestamp("s"))),
+        (rf"{SHOP}events\.time: found 300 nulls in 300 rows; allowed: a time in most of them",),
+    ),
+    "22 clicks of -1": Case(
+        log(click=np.where(CLICK == 1, 1, -1)),
+        (rf"{SHOP}tasks\.click: found \d+ labels of a binary task .*such as -1\.0; allowed: 0",),
+    ),
+    "23 items twice that differ": Case(
+        other_items, (rf"{SHOP}items\.id: found 12 duplicate ids, such as 'i\d+'; allowed: none",)
+    ),
+    "24 positives alone": Case(
+        log(click=np.ones(NUM_ROWS)),
+        (rf"{SHOP}tasks\.click: found only the label 1 in train; .*or negatives: \{{of: click\}}",),
+    ),
+    "24 positives alone, split by fractions": Case(
+        both(log(click=np.ones(NUM_ROWS)), FRACTIONS),
+        (rf"{SHOP}tasks\.click: found only the label 1 in train; .*or negatives: \{{of: click\}}",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("job", ["check", "prepare"])
+@pytest.mark.parametrize("case", params(IN_THE_FILES))
+def test_an_input_that_files_show(tmp_path, capsys, case, job):
+    """The check and the preparation refuse it with the same lines, before anything is made."""
+    project = small_project(tmp_path)
+    case.make(project)
+    check_refused(project, case, job, job_here(project, job, capsys))
+
+
+@pytest.mark.usefixtures("session_ray")
+@pytest.mark.parametrize("case", params(IN_THE_ROWS))
+def test_an_input_that_rows_show(tmp_path, capsys, case):
+    """The preparation refuses it, and leaves nothing half written."""
+    project = small_project(tmp_path)
+    case.make(project)
+    check_refused(project, case, "prepare", job_here(project, "prepare", capsys))
+
+
+def test_each_kind_has_three_inputs():
+    """Of each of the 31 kinds there are three inputs or more."""
+    names = [*PREPARED, *IN_THE_FILES, *IN_THE_ROWS]
+    found = Counter(int(name.split()[0]) for name in names)
+    assert sorted(found) == list(range(1, 32))
+    assert [kind for kind, number in found.items() if number < 3] == []
