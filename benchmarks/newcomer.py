@@ -10,6 +10,7 @@ are the rows that are learned from. Test AUC of each task, beside
     popularity    the item's past count, which needs no learning
     alone         the same network of this scenario only, from as many rows, two epochs like joined
     trees         LightGBM on the same columns and texts, from as many rows, stopped on valid
+    evaluated     from all rows: what `evaluate` says, with trees, labels and sources beside it
 
 One seed. With `--quick`: one department, one epoch. An interrupted run goes on.
 """
@@ -23,13 +24,15 @@ from rich.console import Console
 
 from benchmarks.common import TOP, write_result
 from benchmarks.joining import SHOTS, leave_out
+from jobs.common import teller
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import read_columns
 from mtrec_ray.evaluation.metrics import roc_auc
-from mtrec_ray.project.load import load_project
+from mtrec_ray.project.load import load_project, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
+from mtrec_ray.stages.evaluate import run_evaluate
 from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
 from mtrec_ray.training.boosted_trees import (
     MIN_DATA_IN_LEAF,
@@ -117,14 +120,24 @@ def measure(base: Project, storage: str, name: str) -> dict[str, dict[str, float
     for label, tasks in curve.items():
         shots, _, way = label.partition(" rows, ")
         found[f"{shots}.{way}"] = {task: m["auc"] for task, m in tasks.items() if "auc" in m}
+    found["all.evaluated"] = evaluated(base, storage, name)
     trees = trees_by_shots(base, prepared, name)
     return found | {f"{shots}.trees": own for shots, own in trees.items()}
+
+
+def evaluated(base: Project, storage: str, name: str) -> dict[str, float]:
+    """Test AUC by task of the predictions that a user gets of the scenario that joined."""
+    words = {"run.name": f"without-{name}", "training.teacher.share": 0.0, "finetune.epochs": 2}
+    words |= {"recommend.ranking_users": 0}
+    found = run_evaluate(with_overrides(base, words), storage, teller())
+    return {task: m["auc"] for task, m in found["metrics"][name].items() if "auc" in m}
 
 
 def row_of(name: str, task: str, found: dict[str, dict[str, float]]) -> dict[str, str]:
     """A row of the table."""
     ways = ["popularity", "0.joined"]
     ways += [f"{shots}.{way}" for shots in SHOTS[1:] for way in ("joined", "alone", "trees")]
+    ways.append("all.evaluated")
     row = {"task": f"{name}.{task}"}
     for way in ways:
         value = found.get(way, {}).get(task)
