@@ -108,7 +108,8 @@ def draw(ax: Axes, gains: np.ndarray, rows: Sequence[float]) -> None:
     ax.set_ylabel("users who are the same people everywhere")
     ax.set_title("test AUC, joint less alone")
     for (row, column), gain in np.ndenumerate(gains):
-        ax.text(column, row, f"{gain:+.3f}", ha="center", va="center")
+        colour = "white" if abs(gain) > most / 2 else "black"
+        ax.text(column, row, f"{gain:+.3f}", ha="center", va="center", color=colour)
     ax.figure.colorbar(image, ax=ax)
 
 

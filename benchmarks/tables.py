@@ -237,6 +237,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "lists": ("ranking", plain),
     "recommend": ("recommend", recommend),
     "shared_users": ("shared_users", shared_users),
+    "dials": ("dials", plain),
+    "newcomer": ("newcomer", plain),
     "real4": ("real4", real4),
     "real4_slices": ("real4", lambda result: result["slices"]),
     "real4_alone": ("real4", alone),

@@ -23,6 +23,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.project.training import FineTuning
 from mtrec_ray.stages.channel import Sender, open_channel
 from mtrec_ray.stages.cluster import connect, task_of
+from mtrec_ray.stages.common_people import advice, common_people
 from mtrec_ray.stages.finetuning.chosen_model import (
     ZERO_SHOT,
     base_model,
@@ -91,6 +92,8 @@ def run_finetune(
     summary = summary_of(joint_run, fine_tune(joint_run, names, project, log))
     if options.compare:
         summary["comparison"] = compare_models(joint_run, names, project, log)
+        for line in advice(common_people(joint_run.prepared)):
+            log(line)
     if options.shots:
         summary["shots"] = {n: draw_curve(joint_run, n, project, options.shots, log) for n in new}
     return summary

@@ -26,6 +26,7 @@ from mtrec_ray.search.problems import space_problems
 from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.search.space import Overrides, Point, Space, references, space_of
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.common_people import advice, common_people
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
 from mtrec_ray.stages.run_folder import Record, RunFolder
 from mtrec_ray.stages.teacher import add_teacher_labels
@@ -82,6 +83,8 @@ def search_and_confirm(project: Project, inputs: TrialInputs, folder: str, log: 
     trials = search(project, folder, train_trial, inputs, log)
     outcome = outcome_of(project, trials)
     log(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
+    for line in advice(common_people(inputs.prepared)):
+        log(line)
     confirmed = confirm(project, outcome, folder, inputs, log)
     storage.remove_folder(inputs.folder)
     return write_outcome(project, outcome, confirmed, folder)
