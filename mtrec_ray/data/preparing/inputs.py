@@ -16,6 +16,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
 
 READ_THREADS = 16
+ALLOWED_FILES = "allowed: Parquet files (mtrec init makes them of CSV and JSON lines)"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -
     except FileNotFoundError as error:
         reason = str(error).removeprefix(path).removeprefix(": ")
         more = f" ({reason})" if reason else ""
-        yield f"{where}: found nothing at {path}{more}; allowed: a Parquet file or a folder of them"
+        yield f"{where}: found nothing at {path}{more}; {ALLOWED_FILES}"
         return
     except (pa.ArrowException, OSError) as error:
         yield f"{where}: {_unreadable(path, error)}"
@@ -106,9 +107,8 @@ def _unreadable(path: str, error: Exception) -> str:
     notes = getattr(error, "__notes__", [])
     reason = " ".join(str(error).split())[:120]
     if notes:
-        return f"{notes[-1]} is not a whole Parquet file ({reason})"
-    allowed = "allowed: a Parquet file or a folder of them"
-    return f"found {path}, which cannot be reached ({reason}); {allowed}"
+        return f"{notes[-1]} is not a whole Parquet file ({reason}); {ALLOWED_FILES}"
+    return f"found {path}, which cannot be reached ({reason}); {ALLOWED_FILES}"
 
 
 def _column_problems(
