@@ -158,11 +158,11 @@ def with_end_rows(
     _, first, code = np.unique(key, return_index=True, return_inverse=True)
     num_keys = len(first)
     fold = folds(table, spec)
-    labels = label_matrix(table, spec).astype(np.float64)
+    labels = label_matrix(table, spec)
     rows = KeyedRows(
         key=np.concatenate([code, np.arange(num_keys)]),
         time=np.concatenate([table.column("time").to_numpy(), np.full(num_keys, spec.end_ms)]),
-        labels=np.concatenate([labels, np.full((num_keys, labels.shape[1]), np.nan)]),
+        labels=np.concatenate([labels, np.full((num_keys, labels.shape[1]), np.nan, np.float32)]),
         counts=np.concatenate([counting(table, spec), np.zeros(num_keys, bool)]),
         fold=None if fold is None else np.concatenate([fold, np.full(num_keys, -1)]),
     )
@@ -171,8 +171,7 @@ def with_end_rows(
 
 def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Float32s:
     """Returns f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
-    columns = statistics.statistics(rows, spec.delays_ms, spec.priors, windows)
-    return columns.astype(np.float32)
+    return statistics.statistics(rows, spec.delays_ms, spec.priors, windows, np.float32)
 
 
 def without_statistics(table: pa.Table, width: int) -> pa.Table:
@@ -324,14 +323,14 @@ def row_numbers(table: pa.Table, of_users: list[Float32s], spec: FeatureSpec) ->
     parts = [of_items, *of_users]
     time = table.column("time").to_numpy()
     if spec.timed:
-        parts.append(statistics.calendar(time).astype(np.float32))
+        parts.append(statistics.calendar(time))
         if spec.scenario.items.published:
             published = spec.published[table.column("item").to_numpy()]
             seconds = np.maximum(time - published, 0) / 1000
             parts.append(np.where(published == NO_TIME, np.nan, np.log1p(seconds))[:, None])
     num_numeric = len(spec.scenario.events.numeric)
     parts.append(matrix(table.column("event_numeric"))[:, :num_numeric])
-    return np.concatenate(parts, 1).astype(np.float32)
+    return np.concatenate(parts, 1, dtype=np.float32, casting="same_kind")
 
 
 def event_categories(table: pa.Table, spec: FeatureSpec) -> NDArray[np.int32]:

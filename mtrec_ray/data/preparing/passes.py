@@ -288,8 +288,9 @@ def build_shards(
 
 def count_duplicates(table: pa.Table) -> int:
     """Returns the number of rows that repeat the user, item and time of another."""
-    logged = table.filter(pa.array(~table.column("sampled").to_numpy()))
-    groups = logged.group_by(["user", "item", "time"]).aggregate([])
+    keys = ["user", "item", "time"]
+    logged = table.select(keys).filter(pa.array(~table.column("sampled").to_numpy()))
+    groups = logged.group_by(keys).aggregate([])
     return logged.num_rows - groups.num_rows
 
 
