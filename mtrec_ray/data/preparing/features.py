@@ -1,7 +1,7 @@
 """What each pass adds to the rows of its partition: statistics, and histories.
 
 Each function takes all canonical rows (`events.py`) of some users, items or categories. Their
-column `statistics` carries what earlier passes computed.
+columns `statistics.GROUP` carry what earlier passes computed.
 
 Letters: N rows, K distinct keys, T tasks, H history length, F features, C categorical columns.
 """
@@ -174,18 +174,28 @@ def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS
     return statistics.statistics(rows, spec.delays_ms, spec.priors, windows, np.float32)
 
 
-def without_statistics(table: pa.Table, width: int) -> pa.Table:
-    """Returns the rows with a column `statistics` of `width` numbers, all NaN."""
-    empty = np.full((table.num_rows, width), np.nan, np.float32)
-    return table.append_column("statistics", fixed_list(empty))
+def without_padding(table: pa.Table, scenario: Scenario) -> pa.Table:
+    """Returns canonical rows whose list columns are no wider than this scenario needs."""
+    widths = {
+        "labels": len(scenario.tasks),
+        "event_numeric": len(scenario.events.numeric),
+        "event_categorical": len(scenario.events.categorical),
+    }
+    for name, width in widths.items():
+        values = np.ascontiguousarray(matrix(table.column(name))[:, : max(width, 1)])
+        table = table.set_column(table.column_names.index(name), name, fixed_list(values))
+    return table
 
 
-def add_statistics(table: pa.Table, values: Float32s, place: slice) -> pa.Table:
-    """Returns the rows with some of their statistics written in."""
-    known = matrix(table.column("statistics")).copy()
-    known[:, place] = values
-    index = table.column_names.index("statistics")
-    return table.set_column(index, "statistics", fixed_list(known))
+def add_statistics(table: pa.Table, group: str, values: Float32s) -> pa.Table:
+    """Returns the rows with a group of statistics f32[N, F] as a further column."""
+    return table.append_column(f"statistics.{group}", fixed_list(values))
+
+
+def statistics_of_items(table: pa.Table, spec: FeatureSpec) -> list[Float32s]:
+    """Returns f32[N, F] of each group that earlier passes have added, as a row has them."""
+    groups = [g for g in spec.columns.places if f"statistics.{g}" in table.column_names]
+    return [matrix(table.column(f"statistics.{group}")) for group in groups]
 
 
 def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Table]:
@@ -193,7 +203,7 @@ def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Tabl
     rows, first = with_end_rows(table, table.column("item").to_numpy().astype(np.int64), spec)
     values = statistics_of(rows, spec)
     num = table.num_rows
-    out = add_statistics(table, values[:num], spec.columns.places["item"])
+    out = add_statistics(table, "item", values[:num])
     items = table.column("item").take(pa.array(first))
     return out, pa.table({"item": items, "numeric": fixed_list(values[num:])})
 
@@ -205,7 +215,7 @@ def category_features(table: pa.Table, spec: FeatureSpec, column: str) -> tuple[
     """
     code = spec.categories[column][table.column("item").to_numpy()]
     values, first, state = category_statistics(table, code, spec)
-    out = add_statistics(table, values, spec.columns.places[f"category.{column}"])
+    out = add_statistics(table, f"category.{column}", values)
     return out, pa.table({"category": code[first], "numeric": fixed_list(state)})
 
 
@@ -319,8 +329,7 @@ def vocabulary_numbers(
 
 def row_numbers(table: pa.Table, of_users: list[Float32s], spec: FeatureSpec) -> Float32s:
     """Returns f32[N, F]: the numeric columns of a row, as `NumericColumns` lists them."""
-    of_items = matrix(table.column("statistics"))[:, : spec.columns.num_of_items]
-    parts = [of_items, *of_users]
+    parts = [*statistics_of_items(table, spec), *of_users]
     time = table.column("time").to_numpy()
     if spec.timed:
         parts.append(statistics.calendar(time))
