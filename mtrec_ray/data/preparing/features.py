@@ -232,19 +232,17 @@ def category_statistics(
     values = statistics_of(rows, spec, NO_WINDOWS)
     num = len(key)
     has_key = key[first] >= 0
-    of_rows = np.where(key[:, None] >= 0, values[:num], np.float32(np.nan))
-    return of_rows, first[has_key], values[num:][has_key]
+    values[:num][key < 0] = np.nan
+    return values[:num], first[has_key], values[num:][has_key]
 
 
-def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[KeyedRows, int]:
-    """Returns the rows, those of histories marked, and the label's delay in ms."""
+def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[NDArray[np.bool_] | None, int]:
+    """Returns which rows histories list (None: all), and the label's delay in ms."""
     of = spec.scenario.history.of
     if of == "any":
-        return rows, 0
+        return None, 0
     index = spec.tasks.index(of)
-    positive = rows.labels[:, index] == 1
-    marked = KeyedRows(rows.key, rows.time, rows.labels, rows.counts & positive, rows.fold)
-    return marked, spec.delays_ms[index]
+    return rows.labels[:, index] == 1, spec.delays_ms[index]
 
 
 def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[str, pa.Table]]:
@@ -259,7 +257,7 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
     values = statistics_of(rows, spec)
     history, age = histories_of(rows, table, spec)
     user = vocabulary_numbers(table.column("user").to_numpy(), spec.users)
-    by_category, states = user_categories(table, user, spec)
+    by_category, states = user_categories(table, user, rows.key[: table.num_rows], spec)
     num = table.num_rows
     parts = {"history": history, "history_age": age}
     states["users"] = pa.table(
@@ -289,18 +287,20 @@ def histories_of(
     rows: KeyedRows, table: pa.Table, spec: FeatureSpec
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Returns histories before each row and at the end: items i32[N + K, H], ages u8[N + K, H]."""
-    marked, delay = history_rows(rows, spec)
+    listed, delay = history_rows(rows, spec)
     at_the_end = np.full(len(rows.key) - table.num_rows, -1, np.int32)
     item = np.concatenate([table.column("item").to_numpy(), at_the_end])
-    return statistics.histories(marked, item, spec.scenario.history.last, delay)
+    return statistics.histories(rows, item, spec.scenario.history.last, delay, listed)
 
 
 def user_categories(
-    table: pa.Table, user: NDArray[np.int32], spec: FeatureSpec
+    table: pa.Table, user: NDArray[np.int32], number: NDArray[np.int64], spec: FeatureSpec
 ) -> tuple[list[Float32s], dict[str, pa.Table]]:
-    """Returns statistics of users' rows with each row's category, and the states at the end."""
+    """Returns statistics of users' rows with each row's category, and the states at the end.
+
+    `number` i64[N] tells the users of the partition apart; `user` are those of the vocabulary.
+    """
     parts, states = [], {}
-    _, number = np.unique(table.column("user").to_numpy(), return_inverse=True)
     for column, codes in spec.categories.items():
         code = codes[table.column("item").to_numpy()]
         key = np.where(code >= 0, number * (int(codes.max(initial=0)) + 1) + code, -1)

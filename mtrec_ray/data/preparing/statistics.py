@@ -10,6 +10,7 @@ rows only), so that no row's feature holds its own label.
 """
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,11 @@ class KeyedRows:
     counts: Bools
     fold: Ints | None = None
 
+    @functools.cached_property
+    def past(self) -> "Past":
+        """The rows by key and time, sorted once for statistics and histories."""
+        return Past(self.key, self.time, self.counts)
+
 
 class Past:
     """Rows that count, by key and time, and questions: a key and a moment each.
@@ -73,9 +79,19 @@ class Past:
         self.time = time
         code = self.codes_of(key, time)
         self.order = np.argsort(code, kind="stable")
+        self.code = code
+        self._count(counts)
+
+    def _count(self, counts: Bools) -> None:
         self.rows = self.order[np.flatnonzero(counts[self.order])]
-        self.codes = code[self.rows]
-        self.times = time[self.rows]
+        self.codes = self.code[self.rows]
+        self.times = self.time[self.rows]
+
+    def only(self, counts: Bools) -> "Past":
+        """Returns the same questions about other rows that count; nothing is sorted again."""
+        other = copy.copy(self)
+        other._count(counts)
+        return other
 
     def codes_of(self, key: Ints, time: Ints) -> Ints:
         """Returns i64[N]: the codes of keys at times, which may lie outside those of the rows."""
@@ -87,7 +103,8 @@ class Past:
         """Returns the same rows, asked for other keys and times; the rows are not sorted again."""
         other = copy.copy(self)
         other.key, other.time = key, time
-        other.order = np.argsort(self.codes_of(key, time), kind="stable")
+        other.code = self.codes_of(key, time)
+        other.order = np.argsort(other.code, kind="stable")
         return other
 
     def questions(self) -> Iterator["Questions"]:
@@ -154,9 +171,8 @@ def statistics(
     in 64 bits and rounded to `dtype`.
     """
     if rows.fold is None:
-        past = Past(rows.key, rows.time, rows.counts)
-        known = running_labels(past, rows.labels)
-        return past_statistics(past, known, delays_ms, priors, windows, dtype)
+        known = running_labels(rows.past, rows.labels)
+        return past_statistics(rows.past, known, delays_ms, priors, windows, dtype)
     return _fold_statistics(rows, rows.fold, priors).astype(dtype, copy=False)
 
 
@@ -250,19 +266,21 @@ def _smoothed(known: Floats, total: Floats, prior: float) -> list[Floats]:
 
 
 def histories(
-    rows: KeyedRows, item: NDArray[np.int32], last: int, delay_ms: int
+    rows: KeyedRows, item: NDArray[np.int32], last: int, delay_ms: int, listed: Bools | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Returns the user's last items before each row.
 
-    `rows.counts` marks the rows that may stand in a history (positives of the history's task).
+    `listed` bool[N] marks the rows that may stand in a history (positives of the history's task,
+    if they count); without it all that count may.
 
     Returns:
         i32[N, H] catalogue rows, newest first, -1 where there is none, and
         u8[N, H] ages, floor(log2(1 + seconds)); without time 0.
     """
+    counts = rows.counts if listed is None else rows.counts & listed
     if rows.fold is None:
-        return _timed_histories(Past(rows.key, rows.time, rows.counts), item, last, delay_ms)
-    index = _fold_history(rows, rows.fold, last)
+        return _timed_histories(rows.past.only(counts), item, last, delay_ms)
+    index = _fold_history(rows, rows.fold, counts, last)
     history = np.where(index >= 0, item[index], -1).astype(np.int32)
     return history, np.zeros(index.shape, np.uint8)
 
@@ -286,7 +304,7 @@ def _timed_histories(
     return history, ages
 
 
-def _fold_history(rows: KeyedRows, fold: Ints, last: int) -> Ints:
+def _fold_history(rows: KeyedRows, fold: Ints, counts: Bools, last: int) -> Ints:
     """Returns i64[N, H]: the first rows (in the order given) of the key in other folds.
 
     For each fold f the counting rows outside f are laid out by key; rows of fold f (and the
@@ -296,7 +314,7 @@ def _fold_history(rows: KeyedRows, fold: Ints, last: int) -> Ints:
     num_keys = int(rows.key.max()) + 1 if len(rows.key) else 0
     for f in range(-1, NUM_FOLDS):
         asking = np.flatnonzero(fold == f)
-        source = np.flatnonzero(rows.counts & ((fold != f) if f >= 0 else True))
+        source = np.flatnonzero(counts & ((fold != f) if f >= 0 else True))
         source = source[np.argsort(rows.key[source], kind="stable")]
         bounds = np.searchsorted(rows.key[source], np.arange(num_keys + 1))
         taken = bounds[rows.key[asking]][:, None] + np.arange(last)
