@@ -18,10 +18,16 @@ LAST = 20
 Frame = Any  # a polars.DataFrame: polars is no dependency of the project
 
 
+def library() -> Any:
+    """Returns polars, which is no dependency of the project (`pip install '.[benchmarks]'`)."""
+    import polars  # pyright: ignore[reportMissingImports]
+
+    return polars
+
+
 def write(log: str, items: str, priors: Mapping[str, float], out: str) -> None:
     """Read the log, add all columns, write them."""
-    import polars as pl
-
+    pl = library()
     brands = pl.read_parquet(items, columns=["item_id", "brand"])
     rows = pl.read_parquet(log).join(brands, on="item_id", how="left", maintain_order="left")
     rows = rows.with_row_index("row").with_columns(pl.col("time").cast(pl.Int64))
@@ -40,8 +46,7 @@ def statistics(
     rows: Frame, keys: Sequence[str], kind: str, windows: Sequence[str], priors: Mapping[str, float]
 ) -> Frame:
     """The statistics of a key, in the order of the rows."""
-    import polars as pl
-
+    pl = library()
     ordered = rows.select("row", *keys, "time", *DELAYS).sort(*keys, "time")
     found: dict[str, Any] = {}
     for window in windows:
@@ -66,8 +71,7 @@ def statistics(
 
 def sums(ordered: Frame, keys: Sequence[str], window: str, delay: int, days: int) -> dict[str, Any]:
     """Counts and sums of a window that ends `delay` days before each row, as columns."""
-    import polars as pl
-
+    pl = library()
     wanted = [
         column
         for task in DELAYS
@@ -93,8 +97,7 @@ def sums(ordered: Frame, keys: Sequence[str], window: str, delay: int, days: int
 
 def calendar(rows: Frame) -> Frame:
     """Sine and cosine of the hour of the day and of the day of the week."""
-    import polars as pl
-
+    pl = library()
     columns = []
     for word, period in (("hour", DAY_MS), ("week", 7 * DAY_MS)):
         angle = pl.col("time") % period * (2 * math.pi / period)
@@ -104,8 +107,7 @@ def calendar(rows: Frame) -> Frame:
 
 def histories(rows: Frame) -> Frame:
     """The last items that the user clicked before each row, newest first, and their ages."""
-    import polars as pl
-
+    pl = library()
     clicks = rows.filter(pl.col("click") == 1).select("user_id", "item_id", "time")
     clicks = clicks.sort("user_id", "time").with_row_index("at").cast({"at": pl.Int64})
     ends = clicks.select("user_id", "time", "at", begin=pl.col("at").min().over("user_id"))

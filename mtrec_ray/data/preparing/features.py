@@ -329,7 +329,7 @@ def vocabulary_numbers(
 
 def row_numbers(table: pa.Table, of_users: list[Float32s], spec: FeatureSpec) -> Float32s:
     """Returns f32[N, F]: the numeric columns of a row, as `NumericColumns` lists them."""
-    parts = [*statistics_of_items(table, spec), *of_users]
+    parts: list[np.ndarray] = [*statistics_of_items(table, spec), *of_users]
     time = table.column("time").to_numpy()
     if spec.timed:
         parts.append(statistics.calendar(time))

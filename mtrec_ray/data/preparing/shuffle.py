@@ -58,7 +58,7 @@ def cut(table: pa.Table, number: Ints, k: int) -> list[pa.Table]:
 
 
 def _submit(function: Callable[..., Any], k: int, *args: Any) -> list["ray.ObjectRef[pa.Table]"]:
-    handles = ray.remote(function).options(num_returns=k).remote(*args)
+    handles: Any = ray.remote(function).options(num_returns=k).remote(*args)
     return handles if k > 1 else [handles]
 
 
