@@ -24,6 +24,7 @@ PACKAGES = (
     "scikit-learn",
     "lightgbm",
     "faiss-cpu",
+    "polars",
 )
 
 

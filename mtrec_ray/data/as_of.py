@@ -76,10 +76,10 @@ class KeyedPast:
     def at(self, key: Ints, moment: Ints) -> Float32s:
         """Returns f32[m, f]: statistics of the keys i64[m] as of the moments i64[m]."""
         layout = self.layout
-        values = past_statistics(
-            self.past.asked(key, moment), self.labels, layout.delays_ms, layout.priors, self.windows
+        asked = self.past.asked(key, moment)
+        return past_statistics(
+            asked, self.labels, layout.delays_ms, layout.priors, self.windows, np.float32
         )
-        return values.astype(np.float32)
 
 
 class CatalogueAsOf:

@@ -263,16 +263,16 @@ def equal_times_leak() -> Callable[..., object]:
 
         from mtrec_ray.data.preparing import features, statistics
 
-        def position(self, delay_ms=0):
-            cutoff = np.clip(self.time - self.low - delay_ms, 0, self.span - 1)
-            return np.searchsorted(self.codes, self.key * self.span + cutoff, side="right")
+        def end(self, delay_ms=0):
+            cutoff = self.past.codes_of(self.key, self.time - delay_ms)
+            return np.searchsorted(self.past.codes, cutoff, side="right")
 
-        honest = statistics.Past.position
-        statistics.Past.position = position
+        honest = statistics.Questions.end
+        statistics.Questions.end = end
         try:
             return features.user_features(table, layout)
         finally:
-            statistics.Past.position = honest
+            statistics.Questions.end = honest
 
     return user_features
 

@@ -134,7 +134,6 @@ def prepared_log(seed, case, folder):
 
 def write_passes(table, spec, folder):
     """Run the passes over one partition and write what they write; returns the shards."""
-    table = features.without_statistics(table, spec.columns.num_of_items)
     table, categories = features.category_features(table, spec, "brand")
     table, items = features.item_features(table, spec)
     finished, states = features.user_features(table, spec)

@@ -5,8 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import ablation, quality_speed, real4
+from benchmarks import ablation, prepare, quality_speed, real4
+from mtrec_ray.data.columns import matrix
 from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.preparing import features
+from mtrec_ray.data.preparing.inputs import log_fragments, read_items
+from mtrec_ray.data.preparing.prepare import spec_of
+from mtrec_ray.data.preparing.scan import read_canonical, scan_rows, source_of
 from tests.builders import SHOP, VIDEO
 
 LINES = """
@@ -90,3 +95,28 @@ def test_seconds_to_an_auc():
     assert quality_speed.seconds_to(curve, 0.65) == pytest.approx(15)
     assert quality_speed.seconds_to(curve, 0.71) == float("inf")
     assert quality_speed.seconds_to(curve, 0.49) == float("inf")
+
+
+def test_the_script_by_hand_computes_the_columns_of_prepare(tmp_path):
+    """All numbers and histories of a small log are those of the partition functions."""
+    pytest.importorskip("polars", reason="an extra: benchmarks")
+    prepare.write_log(tmp_path, 3_000)
+    project = prepare.project_of(tmp_path)
+    scenario = project.scenarios["shop"]
+    items = read_items(project, "shop")
+    source = source_of(project, "shop", items)
+    table, findings = read_canonical(log_fragments(project)[0], source)
+    scan = scan_rows(table, findings, source)
+    spec = spec_of(project, "shop", scan, scan.users, items)
+    table, _ = features.category_features(table, spec, "brand")
+    table, _ = features.item_features(table, spec)
+    rows = features.user_features(table, spec)[0].sort_by("row")
+    prepare.by_hand_here(str(tmp_path), dict(zip(spec.tasks, spec.priors, strict=True)))
+    names = features.numeric_names(scenario)
+    wanted = prepare.by_hand_columns(tmp_path / "by_hand.parquet", names)
+    numbers = np.stack([wanted[name] for name in names], 1)
+    np.testing.assert_allclose(matrix(rows.column("numeric")), numbers, rtol=1e-6, atol=1e-6)
+    assert np.isfinite(numbers).mean() > 0.5
+    for name in ("history", "history_age"):
+        np.testing.assert_array_equal(matrix(rows.column(name)), wanted[name])
+    assert (wanted["history"] >= 0).any()

@@ -17,6 +17,7 @@ RAY_DATA_MODULES = {
     "mtrec_ray.data.preparing.passes",
     "mtrec_ray.data.preparing.prepare",
     "mtrec_ray.data.preparing.scan",
+    "mtrec_ray.data.preparing.shuffle",
     "mtrec_ray.data.stream",
 }
 

@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from mtrec_ray.data.preparing.passes import FeaturePasses, Partitions
+from mtrec_ray.data.preparing.inputs import Fragment
+from mtrec_ray.data.preparing.passes import FeaturePasses, Partitions, by_item, read_tasks
+from mtrec_ray.data.preparing.shuffle import cut
 
 NUM_PARTITIONS, NUM_ITEMS = 8, 4000
+NOTHING: Any = None  # handles of Ray, which a key does not need
 
 
 def test_items_without_a_category_are_not_in_one_partition(monkeypatch):
@@ -16,15 +20,32 @@ def test_items_without_a_category_are_not_in_one_partition(monkeypatch):
     code = np.where(np.arange(NUM_ITEMS) % 10 == 0, np.arange(NUM_ITEMS) % 3, -1)
     spec = SimpleNamespace(categories={"brand": code})
     monkeypatch.setattr(FeaturePasses, "spec", lambda self, name: spec)
-    nothing: Any = None  # handles of Ray, which a key does not need
     partitions = Partitions({"shop": NUM_PARTITIONS})
-    passes = FeaturePasses(nothing, nothing, partitions, 1, "")
+    passes = FeaturePasses(NOTHING, NOTHING, partitions, "")
     table = pa.table({"item": np.arange(NUM_ITEMS, dtype=np.int32)})
-    part = partitions.assign("shop", table, passes.category_key(0)).column("part").to_numpy()
+    part = partitions.numbers("shop", passes.category_key(0), table)
     for value in range(3):
         assert len(np.unique(part[code == value])) == 1
     rows = np.bincount(part[code < 0], minlength=NUM_PARTITIONS)
     assert rows.max() < 2 * rows.mean()
-    for number in (1, 2):  # this scenario's last pass, and one that only others have
-        last = partitions.assign("shop", table, passes.category_key(number)).column("part")
-        assert np.bincount(last.to_numpy()).tolist() == [NUM_ITEMS // NUM_PARTITIONS] * 8
+    by_items = partitions.numbers("shop", by_item, table)
+    assert np.bincount(by_items).tolist() == [NUM_ITEMS // NUM_PARTITIONS] * 8
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_pieces_of_a_table_keep_the_order_of_its_rows(k):
+    """Each row is in the piece of its number, in the order given, also of a table in chunks."""
+    row = np.arange(100)
+    table = pa.concat_tables([pa.table({"row": row[:30]}), pa.table({"row": row[30:]})])
+    number = row * 7 % k
+    found = [piece.column("row").to_pylist() for piece in cut(table, number, k)]
+    assert found == [row[number == i].tolist() for i in range(k)]
+
+
+def test_a_task_reads_successive_row_groups_of_about_a_partition(monkeypatch):
+    """Small row groups are read together, a large one by a task of its own, none twice."""
+    monkeypatch.setattr("mtrec_ray.data.preparing.passes.ROWS_PER_PARTITION", 100)
+    rows = [40, 50, 30, 400, 10, 90]
+    fragments = [Fragment("shop", "e", i, 0, n) for i, n in enumerate(rows)]
+    groups = [[f.num_rows for f in task.args[0]] for task in read_tasks(fragments, NOTHING)]
+    assert groups == [[40, 50], [30], [400], [10, 90]]

@@ -16,7 +16,7 @@ from mtrec_ray.data.catalogue import NO_TIME, ItemLookup
 from mtrec_ray.data.columns import DAY_MS, hash_strings, matrix
 from mtrec_ray.data.preparing import features, statistics
 from mtrec_ray.data.preparing.events import Findings, canonical
-from mtrec_ray.data.preparing.features import FeatureSpec, NumericColumns
+from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.scan import LogSource, scan_rows
 from mtrec_ray.data.preparing.statistics import KeyedRows
 from mtrec_ray.project.load import parse_project
@@ -247,8 +247,7 @@ def raw_events(num_rows=120, seed=0) -> dict[str, np.ndarray]:
 def canonical_rows(raw, scenario) -> pa.Table:
     table = pa.table({k: pa.array(v.tolist()) for k, v in raw.items()})
     lookup = ItemLookup.of(pa.chunked_array([list(range(NUM_ITEMS))]))
-    rows = canonical(table, scenario, 0, lookup, width=3)[0]
-    return features.without_statistics(rows, NumericColumns.of(scenario).num_of_items)
+    return canonical(table, scenario, 0, lookup, width=3)[0]
 
 
 def layout_of(raw, scenario, end_ms=None, vocabularies=()) -> FeatureSpec:
@@ -441,7 +440,7 @@ def test_infinite_labels_are_unknown(scenario):
     layout = replace(layout_of(raw, rated), priors=(2.0,))
     table, _ = features.item_features(canonical_rows(raw, rated), layout)
     names = statistics.feature_names("item", ["rating"], layout.timed)
-    rates = matrix(table.column("statistics"))[:, names.index("item.rate.rating")]
+    rates = matrix(table.column("statistics.item"))[:, names.index("item.rate.rating")]
     np.testing.assert_allclose(rates, 2.0)
 
 

@@ -1,1 +1,1 @@
-"""Raw logs to samples, with Ray Data."""
+"""Raw logs to samples, in Ray tasks."""

@@ -1,7 +1,7 @@
 """What each pass adds to the rows of its partition: statistics, and histories.
 
 Each function takes all canonical rows (`events.py`) of some users, items or categories. Their
-column `statistics` carries what earlier passes computed.
+columns `statistics.GROUP` carry what earlier passes computed.
 
 Letters: N rows, K distinct keys, T tasks, H history length, F features, C categorical columns.
 """
@@ -158,11 +158,11 @@ def with_end_rows(
     _, first, code = np.unique(key, return_index=True, return_inverse=True)
     num_keys = len(first)
     fold = folds(table, spec)
-    labels = label_matrix(table, spec).astype(np.float64)
+    labels = label_matrix(table, spec)
     rows = KeyedRows(
         key=np.concatenate([code, np.arange(num_keys)]),
         time=np.concatenate([table.column("time").to_numpy(), np.full(num_keys, spec.end_ms)]),
-        labels=np.concatenate([labels, np.full((num_keys, labels.shape[1]), np.nan)]),
+        labels=np.concatenate([labels, np.full((num_keys, labels.shape[1]), np.nan, np.float32)]),
         counts=np.concatenate([counting(table, spec), np.zeros(num_keys, bool)]),
         fold=None if fold is None else np.concatenate([fold, np.full(num_keys, -1)]),
     )
@@ -171,22 +171,31 @@ def with_end_rows(
 
 def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Float32s:
     """Returns f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
-    columns = statistics.statistics(rows, spec.delays_ms, spec.priors, windows)
-    return columns.astype(np.float32)
+    return statistics.statistics(rows, spec.delays_ms, spec.priors, windows, np.float32)
 
 
-def without_statistics(table: pa.Table, width: int) -> pa.Table:
-    """Returns the rows with a column `statistics` of `width` numbers, all NaN."""
-    empty = np.full((table.num_rows, width), np.nan, np.float32)
-    return table.append_column("statistics", fixed_list(empty))
+def without_padding(table: pa.Table, scenario: Scenario) -> pa.Table:
+    """Returns canonical rows whose list columns are no wider than this scenario needs."""
+    widths = {
+        "labels": len(scenario.tasks),
+        "event_numeric": len(scenario.events.numeric),
+        "event_categorical": len(scenario.events.categorical),
+    }
+    for name, width in widths.items():
+        values = np.ascontiguousarray(matrix(table.column(name))[:, : max(width, 1)])
+        table = table.set_column(table.column_names.index(name), name, fixed_list(values))
+    return table
 
 
-def add_statistics(table: pa.Table, values: Float32s, place: slice) -> pa.Table:
-    """Returns the rows with some of their statistics written in."""
-    known = matrix(table.column("statistics")).copy()
-    known[:, place] = values
-    index = table.column_names.index("statistics")
-    return table.set_column(index, "statistics", fixed_list(known))
+def add_statistics(table: pa.Table, group: str, values: Float32s) -> pa.Table:
+    """Returns the rows with a group of statistics f32[N, F] as a further column."""
+    return table.append_column(f"statistics.{group}", fixed_list(values))
+
+
+def statistics_of_items(table: pa.Table, spec: FeatureSpec) -> list[Float32s]:
+    """Returns f32[N, F] of each group that earlier passes have added, as a row has them."""
+    groups = [g for g in spec.columns.places if f"statistics.{g}" in table.column_names]
+    return [matrix(table.column(f"statistics.{group}")) for group in groups]
 
 
 def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Table]:
@@ -194,7 +203,7 @@ def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Tabl
     rows, first = with_end_rows(table, table.column("item").to_numpy().astype(np.int64), spec)
     values = statistics_of(rows, spec)
     num = table.num_rows
-    out = add_statistics(table, values[:num], spec.columns.places["item"])
+    out = add_statistics(table, "item", values[:num])
     items = table.column("item").take(pa.array(first))
     return out, pa.table({"item": items, "numeric": fixed_list(values[num:])})
 
@@ -206,7 +215,7 @@ def category_features(table: pa.Table, spec: FeatureSpec, column: str) -> tuple[
     """
     code = spec.categories[column][table.column("item").to_numpy()]
     values, first, state = category_statistics(table, code, spec)
-    out = add_statistics(table, values, spec.columns.places[f"category.{column}"])
+    out = add_statistics(table, f"category.{column}", values)
     return out, pa.table({"category": code[first], "numeric": fixed_list(state)})
 
 
@@ -223,19 +232,17 @@ def category_statistics(
     values = statistics_of(rows, spec, NO_WINDOWS)
     num = len(key)
     has_key = key[first] >= 0
-    of_rows = np.where(key[:, None] >= 0, values[:num], np.float32(np.nan))
-    return of_rows, first[has_key], values[num:][has_key]
+    values[:num][key < 0] = np.nan
+    return values[:num], first[has_key], values[num:][has_key]
 
 
-def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[KeyedRows, int]:
-    """Returns the rows, those of histories marked, and the label's delay in ms."""
+def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[NDArray[np.bool_] | None, int]:
+    """Returns which rows histories list (None: all), and the label's delay in ms."""
     of = spec.scenario.history.of
     if of == "any":
-        return rows, 0
+        return None, 0
     index = spec.tasks.index(of)
-    positive = rows.labels[:, index] == 1
-    marked = KeyedRows(rows.key, rows.time, rows.labels, rows.counts & positive, rows.fold)
-    return marked, spec.delays_ms[index]
+    return rows.labels[:, index] == 1, spec.delays_ms[index]
 
 
 def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[str, pa.Table]]:
@@ -250,7 +257,7 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
     values = statistics_of(rows, spec)
     history, age = histories_of(rows, table, spec)
     user = vocabulary_numbers(table.column("user").to_numpy(), spec.users)
-    by_category, states = user_categories(table, user, spec)
+    by_category, states = user_categories(table, user, rows.key[: table.num_rows], spec)
     num = table.num_rows
     parts = {"history": history, "history_age": age}
     states["users"] = pa.table(
@@ -280,18 +287,20 @@ def histories_of(
     rows: KeyedRows, table: pa.Table, spec: FeatureSpec
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Returns histories before each row and at the end: items i32[N + K, H], ages u8[N + K, H]."""
-    marked, delay = history_rows(rows, spec)
+    listed, delay = history_rows(rows, spec)
     at_the_end = np.full(len(rows.key) - table.num_rows, -1, np.int32)
     item = np.concatenate([table.column("item").to_numpy(), at_the_end])
-    return statistics.histories(marked, item, spec.scenario.history.last, delay)
+    return statistics.histories(rows, item, spec.scenario.history.last, delay, listed)
 
 
 def user_categories(
-    table: pa.Table, user: NDArray[np.int32], spec: FeatureSpec
+    table: pa.Table, user: NDArray[np.int32], number: NDArray[np.int64], spec: FeatureSpec
 ) -> tuple[list[Float32s], dict[str, pa.Table]]:
-    """Returns statistics of users' rows with each row's category, and the states at the end."""
+    """Returns statistics of users' rows with each row's category, and the states at the end.
+
+    `number` i64[N] tells the users of the partition apart; `user` are those of the vocabulary.
+    """
     parts, states = [], {}
-    _, number = np.unique(table.column("user").to_numpy(), return_inverse=True)
     for column, codes in spec.categories.items():
         code = codes[table.column("item").to_numpy()]
         key = np.where(code >= 0, number * (int(codes.max(initial=0)) + 1) + code, -1)
@@ -320,18 +329,17 @@ def vocabulary_numbers(
 
 def row_numbers(table: pa.Table, of_users: list[Float32s], spec: FeatureSpec) -> Float32s:
     """Returns f32[N, F]: the numeric columns of a row, as `NumericColumns` lists them."""
-    of_items = matrix(table.column("statistics"))[:, : spec.columns.num_of_items]
-    parts = [of_items, *of_users]
+    parts: list[np.ndarray] = [*statistics_of_items(table, spec), *of_users]
     time = table.column("time").to_numpy()
     if spec.timed:
-        parts.append(statistics.calendar(time).astype(np.float32))
+        parts.append(statistics.calendar(time))
         if spec.scenario.items.published:
             published = spec.published[table.column("item").to_numpy()]
             seconds = np.maximum(time - published, 0) / 1000
             parts.append(np.where(published == NO_TIME, np.nan, np.log1p(seconds))[:, None])
     num_numeric = len(spec.scenario.events.numeric)
     parts.append(matrix(table.column("event_numeric"))[:, :num_numeric])
-    return np.concatenate(parts, 1).astype(np.float32)
+    return np.concatenate(parts, 1, dtype=np.float32, casting="same_kind")
 
 
 def event_categories(table: pa.Table, spec: FeatureSpec) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""The shuffles of preparing: rows partitioned by user, by category and by item, with Ray Data.
+"""The shuffles of preparing: rows partitioned by user, by category and by item, in Ray tasks.
 
 A partition holds all rows of some keys, about `ROWS_PER_PARTITION` of them, and one task holds a
 partition at a time. A key is never split: the rows of the most frequent item, user, or value of a
@@ -8,29 +8,27 @@ are refused (`problems.py`).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import ray.data
+import ray
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.preparing import features, inputs, samples
+from mtrec_ray.data.arrays import Ints
+from mtrec_ray.data.preparing import features, inputs, samples, shuffle
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.scan import LogSource, Sources, read_canonical
 from mtrec_ray.project.scenario import SPLITS
 
-ROWS_PER_PARTITION = 500_000
+# What a task holds at a time. It is a number of rows, not a share of the machine's cores: the order
+# of prepared rows follows from the partitions.
+ROWS_PER_PARTITION = 250_000
 
 
 ROWS_PER_SHARD = 32_768
-
-
-SCENARIO_STRIDE = 2**20
-
-
-READ_TASKS = 256
 
 
 Specs = dict[str, FeatureSpec]
@@ -40,8 +38,9 @@ Specs = dict[str, FeatureSpec]
 PartitionKey = Callable[[str, pa.Table], np.ndarray]
 
 
-# What is done with all rows of a partition: scenario's name, its number, its rows.
-PartitionWork = Callable[[str, int, pa.Table], pa.Table]
+# Of a partition of users: `scenario`, `duplicates`, `largest_user` and `largest_rows`, and its
+# `shards` (`split`, `path`, `rows`).
+Written = dict[str, Any]
 
 
 def by_user(_: str, table: pa.Table) -> np.ndarray:
@@ -59,7 +58,7 @@ class Partitions:
     """How rows are assigned to partitions: a hash of their key, by scenario.
 
     Attributes:
-        counts: how many partitions each scenario has; the order of the scenarios is part of it.
+        counts: how many partitions each scenario has.
     """
 
     counts: dict[str, int]
@@ -72,50 +71,34 @@ class Partitions:
             rows[fragment.scenario] = rows.get(fragment.scenario, 0) + fragment.num_rows
         return cls({name: max(-(-n // ROWS_PER_PARTITION), 1) for name, n in rows.items()})
 
-    def assign(self, name: str, table: pa.Table, key: PartitionKey) -> pa.Table:
-        """Returns the rows with their partition by a key in the column `part`."""
+    def numbers(self, name: str, key: PartitionKey, table: pa.Table) -> Ints:
+        """Returns i64[N]: the partition of each row."""
         hashes = key(name, table).astype(np.int64).view(np.uint64)
-        number = (hashes % np.uint64(self.counts[name])).astype(np.int64)
-        part = pa.array(list(self.counts).index(name) * SCENARIO_STRIDE + number)
-        if "part" in table.column_names:
-            return table.set_column(table.column_names.index("part"), "part", part)
-        return table.append_column("part", part)
-
-    def place(self, table: pa.Table) -> tuple[str, int]:
-        """Returns the scenario's name and the number of the partition that some rows are of."""
-        code, number = divmod(int(table.column("part")[0].as_py()), SCENARIO_STRIDE)
-        return list(self.counts)[code], number
-
-    def each(self, data: ray.data.Dataset, work: PartitionWork) -> ray.data.Dataset:
-        """Shuffle the rows to their partitions and do the work on each."""
-
-        def do(table: pa.Table) -> pa.Table:
-            return work(*self.place(table), table)
-
-        groups = data.groupby("part", num_partitions=sum(self.counts.values()))
-        return groups.map_groups(do, batch_format="pyarrow")
+        return (hashes % np.uint64(self.counts[name])).astype(np.int64)
 
 
-def read_partitioned(
-    fragments: list[Fragment],
-    sources: "ray.ObjectRef[Sources]",
-    partitions: Partitions,
-    key: PartitionKey,
-    width: int = 1,
-) -> ray.data.Dataset:
-    """Returns canonical rows with the partition of their key and room for `width` statistics."""
+def read_fragments(
+    fragments: list[Fragment], sources: "ray.ObjectRef[Sources]"
+) -> Iterator[pa.Table]:
+    """Yields canonical rows of row groups."""
+    known = ray.get(sources)
+    for fragment in fragments:
+        yield read_canonical(fragment, known[fragment.scenario])[0]
 
-    def read(block: pa.Table) -> Iterator[pa.Table]:
-        known = ray.get(sources)
-        for row in block.to_pylist():
-            fragment = Fragment(**row)
-            table, _ = read_canonical(fragment, known[fragment.scenario])
-            table = features.without_statistics(table, width)
-            yield partitions.assign(fragment.scenario, table, key)
 
-    rows = [f.__dict__ for f in fragments]
-    data = ray.data.from_items(rows, override_num_blocks=min(len(rows), READ_TASKS))
-    return data.map_batches(read, batch_size=1, batch_format="pyarrow")
+def read_tasks(
+    fragments: list[Fragment], sources: "ray.ObjectRef[Sources]"
+) -> list[Callable[[], Iterator[pa.Table]]]:
+    """Returns what each task reads: successive row groups, together as large as a partition."""
+    groups: list[list[Fragment]] = []
+    rows = ROWS_PER_PARTITION
+    for fragment in fragments:
+        if rows + fragment.num_rows > ROWS_PER_PARTITION:
+            groups.append([])
+            rows = 0
+        groups[-1].append(fragment)
+        rows += fragment.num_rows
+    return [partial(read_fragments, group, sources) for group in groups]
 
 
 def rewrite_log(
@@ -127,18 +110,21 @@ def rewrite_log(
     """Write canonical rows, changed with all rows of a user at hand; returns their row groups."""
     partitions = Partitions.of(fragments)
 
-    def write(name: str, index: int, table: pa.Table) -> pa.Table:
-        rows = table.drop_columns(["part", "statistics"])
+    def write(name: str, index: int, table: pa.Table) -> str:
         path = storage.join(folder, name, f"part-{index:05}.parquet")
-        storage.write_table(path, change(name, ray.get(sources)[name], rows))
-        return pa.table({"scenario": [name], "path": [path]})
+        storage.write_table(path, change(name, ray.get(sources)[name], table))
+        return path
 
-    rows = read_partitioned(fragments, sources, partitions, by_user)
-    written = partitions.each(rows, write).take_all()
+    written = {}
+    for name, count in partitions.counts.items():
+        tasks = read_tasks([f for f in fragments if f.scenario == name], sources)
+        pieces = shuffle.begin(tasks, partial(partitions.numbers, name, by_user), count)
+        written[name] = shuffle.end(pieces, partial(write, name))
     return [
         fragment
-        for name in partitions.counts
-        for path in sorted(row["path"] for row in written if row["scenario"] == name)
+        for name, paths in written.items()
+        for path in ray.get(paths)
+        if path
         for fragment in inputs.fragments(name, path, canonical=True)
     ]
 
@@ -178,92 +164,84 @@ class FeaturePasses:
 
     Attributes:
         sources, specs: handles of what reading and partition functions need, by scenario.
-        width: statistics that a row carries from pass to pass.
         folder: where states and shards are written.
     """
 
     sources: "ray.ObjectRef[Sources]"
     specs: "ray.ObjectRef[Specs]"
     partitions: Partitions
-    width: int
     folder: str
 
     def spec(self, name: str) -> FeatureSpec:
         """Returns what the partition functions need of a scenario."""
         return ray.get(self.specs)[name]
 
-    def run(self, fragments: list[Fragment], num_categories: dict[str, int]) -> ray.data.Dataset:
-        """Returns a row for each partition of users: the shards that `write_samples` wrote."""
-        plain = [f for f in fragments if not num_categories[f.scenario]]
-        others = [f for f in fragments if num_categories[f.scenario]]
-        data = [self.read(plain, by_item)] if plain else []
-        if others:
-            data.append(self.by_categories(others, num_categories))
-        joined = data[0].union(*data[1:]) if data[1:] else data[0]
-        with_items = self.partitions.each(joined, self.items)
-        return self.partitions.each(with_items, self.users)
+    def run(self, fragments: list[Fragment], categories: dict[str, list[str]]) -> list[Written]:
+        """Returns what was written of each partition of users.
 
-    def read(self, fragments: list[Fragment], key: PartitionKey) -> ray.data.Dataset:
-        """Returns the rows of some row groups by their first key."""
-        return read_partitioned(fragments, self.sources, self.partitions, key, self.width)
-
-    def by_categories(
-        self, fragments: list[Fragment], num_categories: dict[str, int]
-    ) -> ray.data.Dataset:
-        """Returns the rows with the statistics of their item's categories, partitioned by item.
-
-        One shuffle for each column; scenarios with fewer columns than others pass through the last
-        ones.
+        `categories` are the columns of each scenario whose values have statistics. All tasks are
+        handed to Ray at once: none waits for those of another scenario.
         """
-        data = self.read(fragments, self.category_key(0))
-        for number in range(max(num_categories[f.scenario] for f in fragments)):
-            data = self.partitions.each(data, self.category_work(number))
-        return data
+        written = []
+        for name in self.partitions.counts:
+            own = [f for f in fragments if f.scenario == name]
+            written += self.scenario(name, own, categories[name])
+        return [found for found in ray.get(written) if found]
+
+    def scenario(
+        self, name: str, fragments: list[Fragment], categories: list[str]
+    ) -> list["ray.ObjectRef[Written]"]:
+        """Pass the rows of a scenario by its categories, one after another, by item and by user."""
+        count = self.partitions.counts[name]
+        to = lambda key: partial(self.partitions.numbers, name, key)  # noqa: E731
+        tasks = [partial(self.read, name, task) for task in read_tasks(fragments, self.sources)]
+        keys = [*(self.category_key(i) for i in range(len(categories))), by_item, by_user]
+        pieces = shuffle.begin(tasks, to(keys[0]), count)
+        for column, following in zip(categories, keys[1:], strict=False):
+            work = partial(self.category, name, column)
+            pieces = shuffle.go_on(pieces, work, to(following), count)
+        pieces = shuffle.go_on(pieces, partial(self.items, name), to(by_user), count)
+        return shuffle.end(pieces, partial(self.users, name))
+
+    def read(self, name: str, task: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
+        """Yields a scenario's canonical rows, without columns that only others fill."""
+        scenario = self.spec(name).scenario
+        return (features.without_padding(table, scenario) for table in task())
 
     def category_key(self, number: int) -> PartitionKey:
-        """Returns a key: the value of the n-th categorical column, or the item after the last.
+        """Returns a key: the value of the n-th categorical column.
 
         Items without a value have no statistics of it: they lie where their own key says, not all
         in one partition.
         """
 
         def key(name: str, table: pa.Table) -> np.ndarray:
-            codes = list(self.spec(name).categories.values())
             item = table.column("item").to_numpy()
-            if number >= len(codes):
-                return item
-            code = codes[number][item]
+            code = list(self.spec(name).categories.values())[number][item]
             return np.where(code >= 0, code, item)
 
         return key
 
-    def category_work(self, number: int) -> PartitionWork:
-        """Add the statistics of a scenario's n-th categorical column, if it has so many."""
-
-        def work(name: str, index: int, table: pa.Table) -> pa.Table:
-            spec = self.spec(name)
-            if number < len(spec.categories):
-                column = list(spec.categories)[number]
-                table, state = features.category_features(table, spec, column)
-                self.write_state(state, name, f"category.{column}", index)
-            return self.partitions.assign(name, table, self.category_key(number + 1))
-
-        return work
+    def category(self, name: str, column: str, index: int, table: pa.Table) -> pa.Table:
+        """Add the statistics of a categorical column's values."""
+        table, state = features.category_features(table, self.spec(name), column)
+        self.write_state(state, name, f"category.{column}", index)
+        return table
 
     def items(self, name: str, index: int, table: pa.Table) -> pa.Table:
         """Add the statistics of items."""
         table, state = features.item_features(table, self.spec(name))
         self.write_state(state, name, "items", index)
-        return self.partitions.assign(name, table, by_user)
+        return table
 
-    def users(self, name: str, index: int, table: pa.Table) -> pa.Table:
+    def users(self, name: str, index: int, table: pa.Table) -> Written:
         """Finish the rows, and write them with the users' states."""
         finished, states = features.user_features(table, self.spec(name))
         for kind, state in states.items():
             self.write_state(state, name, kind, index)
         shards = write_samples(finished, self.folder, name, index)
         facts = {"scenario": name, "duplicates": count_duplicates(table), **largest_user(table)}
-        return pa.Table.from_pylist([facts | {"shards": shards}])
+        return facts | {"shards": shards}
 
     def write_state(self, state: pa.Table, name: str, kind: str, index: int) -> None:
         """Write the end states of a partition's keys."""
@@ -273,23 +251,17 @@ class FeaturePasses:
 
 def build_shards(
     fragments: list[Fragment], sources: "ray.ObjectRef[Sources]", specs: Specs, folder: str
-) -> list[dict[str, Any]]:
-    """Write samples and end states.
-
-    Returns:
-        For each partition of users: `scenario`, `duplicates`, `largest_user` and `largest_rows`,
-        and its `shards` (`split`, `path`, `rows`).
-    """
-    width = max(spec.columns.num_of_items for spec in specs.values())
-    partitions = Partitions.of(fragments)
-    passes = FeaturePasses(sources, ray.put(specs), partitions, width, folder)
-    return passes.run(fragments, {n: len(s.categories) for n, s in specs.items()}).take_all()
+) -> list[Written]:
+    """Write samples and end states; returns what was written of each partition of users."""
+    passes = FeaturePasses(sources, ray.put(specs), Partitions.of(fragments), folder)
+    return passes.run(fragments, {name: list(spec.categories) for name, spec in specs.items()})
 
 
 def count_duplicates(table: pa.Table) -> int:
     """Returns the number of rows that repeat the user, item and time of another."""
-    logged = table.filter(pa.array(~table.column("sampled").to_numpy()))
-    groups = logged.group_by(["user", "item", "time"]).aggregate([])
+    keys = ["user", "item", "time"]
+    logged = table.select(keys).filter(pa.array(~table.column("sampled").to_numpy()))
+    groups = logged.group_by(keys).aggregate([])
     return logged.num_rows - groups.num_rows
 
 

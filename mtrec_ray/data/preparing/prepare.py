@@ -1,4 +1,4 @@
-"""Events and items to training shards, with Ray Data.
+"""Events and items to training shards, in Ray tasks.
 
     catalogue   items -> token ids                          one pass over the items
     scan        log -> counts, label means, vocabularies    one pass over the row groups

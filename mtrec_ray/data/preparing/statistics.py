@@ -10,13 +10,14 @@ rows only), so that no row's feature holds its own label.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrec_ray.data.arrays import Bools, Floats, Ints
+from mtrec_ray.data.arrays import Bools, Float32s, Floats, Ints
 from mtrec_ray.data.columns import DAY_MS
 
 Windows = Mapping[str, int]
@@ -34,6 +35,10 @@ NUM_FOLDS = 5
 SMOOTHING = 10.0
 
 
+# Questions that are answered at a time: what is computed of them stays in a processor's cache.
+QUESTIONS = 8_192
+
+
 @dataclass(frozen=True)
 class KeyedRows:
     """Rows of a partition.
@@ -41,64 +46,101 @@ class KeyedRows:
     Attributes:
         key: i64[N], a number for each key.
         time: i64[N], milliseconds; ignored where `fold` is set.
-        labels: f64[N, T], NaN where unknown.
+        labels: f32 or f64[N, T], NaN where unknown.
         counts: bool[N], whether the row may enter the statistics and histories of others.
         fold: i64[N] fold of a training row, -1 for rows that only ask; None where time exists.
     """
 
     key: Ints
     time: Ints
-    labels: Floats
+    labels: Floats | Float32s
     counts: Bools
     fold: Ints | None = None
 
+    @functools.cached_property
+    def past(self) -> "Past":
+        """The rows by key and time, sorted once for statistics and histories."""
+        return Past(self.key, self.time, self.counts)
+
 
 class Past:
-    """Sums over the strictly earlier rows of the same key, by binary search.
+    """Rows that count, by key and time, and questions: a key and a moment each.
 
     Counting rows are sorted by (key, time) and coded into one increasing integer,
-    `key * span + time`, so that all N questions are answered by one `searchsorted`. The questions
-    are the rows' own keys and times, or those of `asked`.
+    `key * span + time`, so that one `searchsorted` says where the past of each question ends. The
+    questions are the rows' own keys and times, or those of `asked`; they are answered in the same
+    order, because a search for sorted values reads memory that it has just read.
     """
 
     def __init__(self, key: Ints, time: Ints, counts: Bools) -> None:
         self.low = int(time.min()) if len(time) else 0
         self.span = (int(time.max()) if len(time) else 0) - self.low + 2
-        code = self._first_code(key) + (time - self.low)
-        rows = np.flatnonzero(counts)
-        self.rows = rows[np.argsort(code[rows], kind="stable")]
-        self.codes = code[self.rows]
-        self.times = time[self.rows]
         self.key = key
         self.time = time
-        self.start = np.searchsorted(self.codes, self._first_code(key))
+        code = self.codes_of(key, time)
+        self.order = np.argsort(code, kind="stable")
+        self.code = code
+        self._count(counts)
 
-    def _first_code(self, key: Ints) -> Ints:
-        """Returns i64[N]: the code of the earliest time of each key."""
+    def _count(self, counts: Bools) -> None:
+        self.rows = self.order[np.flatnonzero(counts[self.order])]
+        self.codes = self.code[self.rows]
+        self.times = self.time[self.rows]
+
+    def only(self, counts: Bools) -> "Past":
+        """Returns the same questions about other rows that count; nothing is sorted again."""
+        other = copy.copy(self)
+        other._count(counts)
+        return other
+
+    def codes_of(self, key: Ints, time: Ints) -> Ints:
+        """Returns i64[N]: the codes of keys at times, which may lie outside those of the rows."""
         if len(key) and int(key.max()) >= (2**62) // self.span:
             raise ValueError(f"{int(key.max())} keys over {self.span} ms overflow 63 bits")
-        return key * self.span
+        return key * self.span + np.clip(time - self.low, 0, self.span - 1)
 
     def asked(self, key: Ints, time: Ints) -> "Past":
         """Returns the same rows, asked for other keys and times; the rows are not sorted again."""
         other = copy.copy(self)
         other.key, other.time = key, time
-        other.start = np.searchsorted(self.codes, self._first_code(key))
+        other.code = self.codes_of(key, time)
+        other.order = np.argsort(other.code, kind="stable")
         return other
 
-    def position(self, delay_ms: int = 0) -> Ints:
-        """Returns i64[N]: end (exclusive) of the rows with time < t - delay in the sorted order."""
-        cutoff = np.clip(self.time - self.low - delay_ms, 0, self.span - 1)
-        return np.searchsorted(self.codes, self.key * self.span + cutoff, side="left")
+    def questions(self) -> Iterator["Questions"]:
+        """Yields all questions by key and time, some at a time."""
+        for begin in range(0, len(self.order), QUESTIONS):
+            place = self.order[begin : begin + QUESTIONS]
+            yield Questions(self, place, self.key[place], self.time[place])
 
-    def running(self, values: Floats) -> Floats:
-        """Returns f64[C + 1]: sums of values f64[N] of the first 0..C rows in the sorted order."""
-        return np.concatenate([[0.0], np.cumsum(values[self.rows])])
+    def running(self, values: Floats | Float32s) -> Floats:
+        """Returns f64[C + 1]: sums of values [N] of the first 0..C rows in the sorted order."""
+        return np.concatenate([[0.0], np.cumsum(values[self.rows], dtype=np.float64)])
 
-    def sum(self, values: Floats, delay_ms: int = 0) -> Floats:
-        """Returns f64[N]: sum of `values` over the rows of the key with time < t - delay."""
-        total = self.running(values)
-        return total[self.position(delay_ms)] - total[self.start]
+
+class Questions:
+    """Some questions of a `Past`, sorted by key and time.
+
+    Attributes:
+        place: i64[B], where each stands among all.
+        key, time: i64[B].
+        start: i64[B], the first row of each one's key in the sorted order.
+    """
+
+    def __init__(self, past: Past, place: Ints, key: Ints, time: Ints) -> None:
+        self.past, self.place, self.key, self.time = past, place, key, time
+        self.start = np.searchsorted(past.codes, key * past.span)
+        self.ends: dict[int, Ints] = {}
+
+    def end(self, delay_ms: int = 0) -> Ints:
+        """Returns i64[B]: end (exclusive) of the rows with time < t - delay in the sorted order.
+
+        Tasks share delays, and delays windows: each is searched for once.
+        """
+        if delay_ms not in self.ends:
+            cutoff = self.past.codes_of(self.key, self.time - delay_ms)
+            self.ends[delay_ms] = np.searchsorted(self.past.codes, cutoff)
+        return self.ends[delay_ms]
 
 
 def feature_names(
@@ -120,30 +162,26 @@ def statistics(
     delays_ms: Sequence[int],
     priors: Sequence[float],
     windows: Windows = WINDOWS_MS,
-) -> Floats:
-    """Returns f64[N, F]: past counts and smoothed past label means, as `feature_names` lists them.
+    dtype: type = np.float64,
+) -> np.ndarray:
+    """Returns [N, F]: past counts and smoothed past label means, as `feature_names` lists them.
 
     Over the whole past, and over windows of it (of labels: windows that end when they are known).
-    A mean is `(sum + 10 prior) / (known + 10)`, with the training mean as prior.
+    A mean is `(sum + 10 prior) / (known + 10)`, with the training mean as prior. All is computed
+    in 64 bits and rounded to `dtype`.
     """
     if rows.fold is None:
-        return _timed_statistics(rows, delays_ms, priors, windows)
-    return _fold_statistics(rows, rows.fold, priors)
-
-
-def _timed_statistics(
-    rows: KeyedRows, delays_ms: Sequence[int], priors: Sequence[float], windows: Windows
-) -> Floats:
-    past = Past(rows.key, rows.time, rows.counts)
-    return past_statistics(past, running_labels(past, rows.labels), delays_ms, priors, windows)
+        known = running_labels(rows.past, rows.labels)
+        return past_statistics(rows.past, known, delays_ms, priors, windows, dtype)
+    return _fold_statistics(rows, rows.fold, priors).astype(dtype, copy=False)
 
 
 # By task: running sums f64[C + 1] of known labels, and of their values.
 RunningLabels = list[tuple[Floats, Floats]]
 
 
-def running_labels(past: Past, labels: Floats) -> RunningLabels:
-    """Returns running sums of the labels f64[N, T], NaN where unknown, in the sorted order."""
+def running_labels(past: Past, labels: Floats | Float32s) -> RunningLabels:
+    """Returns running sums of the labels [N, T], NaN where unknown, in the sorted order."""
     return [(past.running(known), past.running(value)) for known, value in map(_known, labels.T)]
 
 
@@ -153,28 +191,48 @@ def past_statistics(
     delays_ms: Sequence[int],
     priors: Sequence[float],
     windows: Windows = WINDOWS_MS,
-) -> Floats:
-    """Returns f64[N, F], the columns of `statistics` for the keys and times of `past`."""
-    end = past.position()
-    columns = [np.log1p(end - past.start)]
-    columns += [np.log1p(end - past.position(window)) for window in windows.values()]
-    columns += [_log_seconds_since(past, at, end) for at in (past.start, end - 1)]
-    for (known, value), delay, prior in zip(labels, delays_ms, priors, strict=True):
-        end = past.position(delay)
-        columns += _smoothed(known[end] - known[past.start], value[end] - value[past.start], prior)
-        for window in windows.values():
-            begin = past.position(delay + window)
-            recent = _smoothed(known[end] - known[begin], value[end] - value[begin], prior)
-            columns.append(recent[1])
-    return np.stack(columns, 1)
+    dtype: type = np.float64,
+) -> np.ndarray:
+    """Returns [N, F], the columns of `statistics` for the keys and times of `past`."""
+    width = 3 + len(windows) + len(labels) * (2 + len(windows))
+    values = np.empty((len(past.order), width), dtype)
+    for asked in past.questions():
+        columns = _counts(asked, windows)
+        for sums, delay, prior in zip(labels, delays_ms, priors, strict=True):
+            columns += _rates(asked, sums, delay, prior, windows)
+        values[asked.place] = np.stack(columns, 1, dtype=dtype, casting="same_kind")
+    return values
 
 
-def _log_seconds_since(past: Past, at: Ints, end: Ints) -> Floats:
-    """Returns f64[N]: log(1 + seconds since the row at a place of the order); NaN without one."""
-    if not len(past.rows):
-        return np.full(len(past.time), np.nan)
-    time = past.times[np.clip(at, 0, len(past.rows) - 1)]
-    return np.log1p(np.where(end > past.start, (past.time - time) / 1000, np.nan))
+def _counts(asked: Questions, windows: Windows) -> list[Floats]:
+    """Returns f64[B] each: rows in the past and in its windows, seconds since its ends."""
+    start, end = asked.start, asked.end()
+    columns = [np.log1p(end - start)]
+    columns += [np.log1p(end - asked.end(window)) for window in windows.values()]
+    return columns + [_log_seconds_since(asked, at) for at in (start, end - 1)]
+
+
+def _rates(
+    asked: Questions, sums: tuple[Floats, Floats], delay: int, prior: float, windows: Windows
+) -> list[Floats]:
+    """Returns f64[B] each: a task's known labels, their mean, and their mean in each window."""
+    known, value = sums
+    end = asked.end(delay)
+    until = known[end], value[end]
+
+    def since(begin: Ints) -> list[Floats]:
+        return _smoothed(until[0] - known[begin], until[1] - value[begin], prior)
+
+    return since(asked.start) + [since(asked.end(delay + w))[1] for w in windows.values()]
+
+
+def _log_seconds_since(asked: Questions, at: Ints) -> Floats:
+    """Returns f64[B]: log(1 + seconds since the row at a place of the order); NaN without one."""
+    times = asked.past.times
+    if not len(times):
+        return np.full(len(at), np.nan)
+    seconds = (asked.time - times[np.clip(at, 0, len(times) - 1)]) / 1000
+    return np.log1p(np.where(asked.end() > asked.start, seconds, np.nan))
 
 
 def _fold_statistics(rows: KeyedRows, fold: Ints, priors: Sequence[float]) -> Floats:
@@ -197,10 +255,10 @@ def _other_folds(rows: KeyedRows, fold: Ints, values: Floats) -> Floats:
     return whole[rows.key] - np.where(fold >= 0, own, 0.0)
 
 
-def _known(labels: Floats) -> tuple[Floats, Floats]:
+def _known(labels: Floats | Float32s) -> tuple[Floats, Floats]:
     """Returns f64[N] twice: 1 where a label is known, and the label, 0 where it is not."""
     known = np.isfinite(labels)
-    return known.astype(float), np.where(known, labels, 0.0)
+    return known.astype(float), np.where(known, labels, 0.0).astype(float, copy=False)
 
 
 def _smoothed(known: Floats, total: Floats, prior: float) -> list[Floats]:
@@ -208,36 +266,45 @@ def _smoothed(known: Floats, total: Floats, prior: float) -> list[Floats]:
 
 
 def histories(
-    rows: KeyedRows, item: NDArray[np.int32], last: int, delay_ms: int
+    rows: KeyedRows, item: NDArray[np.int32], last: int, delay_ms: int, listed: Bools | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Returns the user's last items before each row.
 
-    `rows.counts` marks the rows that may stand in a history (positives of the history's task).
+    `listed` bool[N] marks the rows that may stand in a history (positives of the history's task,
+    if they count); without it all that count may.
 
     Returns:
         i32[N, H] catalogue rows, newest first, -1 where there is none, and
         u8[N, H] ages, floor(log2(1 + seconds)); without time 0.
     """
+    counts = rows.counts if listed is None else rows.counts & listed
     if rows.fold is None:
-        past = Past(rows.key, rows.time, rows.counts)
-        taken = past.position(delay_ms)[:, None] - 1 - np.arange(last)
-        index = _rows_at(past.rows, taken, taken >= past.start[:, None])
-        age = (rows.time[:, None] - rows.time[index]) / 1000
-        buckets = np.floor(np.log2(1 + np.maximum(age, 0))).astype(np.uint8)
-    else:
-        index = _fold_history(rows, rows.fold, last)
-        buckets = np.zeros(index.shape, np.uint8)
-    exists = index >= 0
-    return np.where(exists, item[index], -1).astype(np.int32), np.where(exists, buckets, 0)
+        return _timed_histories(rows.past.only(counts), item, last, delay_ms)
+    index = _fold_history(rows, rows.fold, counts, last)
+    history = np.where(index >= 0, item[index], -1).astype(np.int32)
+    return history, np.zeros(index.shape, np.uint8)
 
 
-def _rows_at(order: Ints, position: Ints, valid: Bools) -> Ints:
-    if not len(order):
-        return np.full(position.shape, -1)
-    return np.where(valid, order[np.maximum(position, 0)], -1)
+def _timed_histories(
+    past: Past, item: NDArray[np.int32], last: int, delay_ms: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    history = np.full((len(past.order), last), -1, np.int32)
+    ages = np.zeros(history.shape, np.uint8)
+    items = item[past.rows]
+    for asked in past.questions():
+        taken = asked.end(delay_ms)[:, None] - 1 - np.arange(last)
+        exists = taken >= asked.start[:, None]
+        if not exists.any():
+            continue
+        taken = np.maximum(taken, 0)
+        age = np.maximum(asked.time[:, None] - past.times[taken], 0) / 1000
+        history[asked.place] = np.where(exists, items[taken], -1)
+        # 1 + age = m 2^e with 1/2 <= m < 1: e - 1 is the floor of its logarithm, without one.
+        ages[asked.place] = np.where(exists, np.frexp(1 + age)[1] - 1, 0)
+    return history, ages
 
 
-def _fold_history(rows: KeyedRows, fold: Ints, last: int) -> Ints:
+def _fold_history(rows: KeyedRows, fold: Ints, counts: Bools, last: int) -> Ints:
     """Returns i64[N, H]: the first rows (in the order given) of the key in other folds.
 
     For each fold f the counting rows outside f are laid out by key; rows of fold f (and the
@@ -247,7 +314,7 @@ def _fold_history(rows: KeyedRows, fold: Ints, last: int) -> Ints:
     num_keys = int(rows.key.max()) + 1 if len(rows.key) else 0
     for f in range(-1, NUM_FOLDS):
         asking = np.flatnonzero(fold == f)
-        source = np.flatnonzero(rows.counts & ((fold != f) if f >= 0 else True))
+        source = np.flatnonzero(counts & ((fold != f) if f >= 0 else True))
         source = source[np.argsort(rows.key[source], kind="stable")]
         bounds = np.searchsorted(rows.key[source], np.arange(num_keys + 1))
         taken = bounds[rows.key[asking]][:, None] + np.arange(last)

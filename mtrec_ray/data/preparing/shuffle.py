@@ -1,0 +1,87 @@
+"""A shuffle of rows between Ray tasks: each hands a table to every partition of the next ones.
+
+A task does the work on its partition and cuts the result for the partitions that follow; the pieces
+lie in the object store (which spills to disk) until the task of their partition reads them there.
+`groupby` of Ray Data would sort the rows of a partition and copy them on each of its steps; and it
+hashes the numbers of partitions, so that one task may get several of them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from mtrec_ray.data.arrays import Ints
+
+# By task, by partition: the rows that the task has for the partition.
+Pieces = list[list["ray.ObjectRef[pa.Table]"]]
+
+
+# Rows to the number of a partition for each, i64[N].
+Numbers = Callable[[pa.Table], Ints]
+
+
+# A partition's number and its rows to what becomes of them.
+Work = Callable[[int, pa.Table], Any]
+
+
+def begin(tasks: Sequence[Callable[[], Iterable[pa.Table]]], numbers: Numbers, k: int) -> Pieces:
+    """Returns rows that tasks read, for k partitions."""
+    return [_submit(_read, k, task, numbers, k) for task in tasks]
+
+
+def go_on(pieces: Pieces, work: Work, numbers: Numbers, k: int) -> Pieces:
+    """Do the work on every partition; returns the rows that it makes, for k partitions."""
+    return [
+        _submit(_work, k, work, numbers, k, number, *own)
+        for number, own in enumerate(zip(*pieces, strict=True))
+    ]
+
+
+def end(pieces: Pieces, work: Work) -> list["ray.ObjectRef[Any]"]:
+    """Do the work on every partition; returns handles of what it returns, None without rows."""
+    return [
+        ray.remote(_finish).remote(work, number, *own)
+        for number, own in enumerate(zip(*pieces, strict=True))
+    ]
+
+
+def cut(table: pa.Table, number: Ints, k: int) -> list[pa.Table]:
+    """Returns the rows of each of k partitions in the order given; `number` i64[N] is below k."""
+    table = table.combine_chunks()
+    order = np.argsort(number.astype(np.int32), kind="stable")
+    bounds = np.searchsorted(number[order], np.arange(k + 1))
+    return [table.take(pa.array(order[a:b])) for a, b in pairwise(bounds)]
+
+
+def _submit(function: Callable[..., Any], k: int, *args: Any) -> list["ray.ObjectRef[pa.Table]"]:
+    handles: Any = ray.remote(function).options(num_returns=k).remote(*args)
+    return handles if k > 1 else [handles]
+
+
+def _read(task: Callable[[], Iterable[pa.Table]], numbers: Numbers, k: int) -> Any:
+    parts: list[list[pa.Table]] = [[] for _ in range(k)]
+    for table in task():
+        for part, piece in zip(parts, cut(table, numbers(table), k), strict=True):
+            part.append(piece)
+    return _returned([pa.concat_tables(part) for part in parts])
+
+
+def _work(work: Work, numbers: Numbers, k: int, number: int, *pieces: pa.Table) -> Any:
+    table = pa.concat_tables(pieces)
+    if table.num_rows:
+        table = work(number, table)
+    return _returned(cut(table, numbers(table), k))
+
+
+def _finish(work: Work, number: int, *pieces: pa.Table) -> Any:
+    table = pa.concat_tables(pieces)
+    return work(number, table) if table.num_rows else None
+
+
+def _returned(tables: list[pa.Table]) -> Any:
+    """Returns the tables as a task must that returns as many values."""
+    return tables if len(tables) > 1 else tables[0]
