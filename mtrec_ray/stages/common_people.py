@@ -49,8 +49,8 @@ def advice(shares: Mapping[str, float]) -> list[str]:
         )
     if few := [name for name in shares if name not in some]:
         lines.append(
-            f"hardly a user of {listed(few)} is in another scenario: expect joint training to be as "
-            "good as training alone, no better"
+            f"hardly a user of {listed(few)} is in another scenario: expect joint training to be "
+            "as good as training alone, no better"
         )
     return lines
 
