@@ -40,10 +40,11 @@ PLAIN_NAME = r"(?!\d+$)[^\s.{}!:\[\]]([^.{}!:\[\]]*[^\s.{}!:\[\]])?"  # fits int
 SPLITS = {"train", "valid", "test"}
 MOST_EVENT_TYPES = 12
 MOST_RATINGS = 201
-# How times stand in text; the first that reads them is taken, the month before the day.
+# How times stand in text; the first that reads them is taken. The month comes before the day, and
+# years of two digits before those of four, whose form would read 10 as the year 10.
 DAYS = (
-    "%Y%m%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%d-%m-%Y", "%m-%d-%Y",
-    "%d.%m.%y", "%m/%d/%y", "%d/%m/%y",
+    "%Y%m%d", "%Y/%m/%d", "%d.%m.%y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y",
+    "%d-%m-%Y", "%m-%d-%Y",
 )  # fmt: skip
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", "%H%M%S")
 LEAST_READ = 0.98  # of the texts that are times

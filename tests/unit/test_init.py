@@ -427,6 +427,7 @@ def test_words_of_a_split(tmp_path):
     ("forms", "unit"),
     [
         ({"timestamp": "%m/%d/%Y %H:%M"}, "min"),
+        ({"timestamp": "%m/%d/%y %H:%M"}, "min"),
         ({"timestamp": "%d.%m.%Y"}, "D"),
         ({"timestamp": "%Y%m%d"}, "D"),
         ({"timestamp": "%Y-%m-%d %H:%M:%S UTC"}, "s"),
