@@ -1,33 +1,61 @@
 """What a column of a table may be, by its name and its values: an id, a time, a label, a text."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mtrec_ray.data.columns import plausible_unit
-from mtrec_ray.sources.tables import Table, Tables, quoted
+from mtrec_ray.sources.tables import Table, Tables, literal, quoted
 
+# Words of names in English, and the most usual in German, Spanish, French, Italian, Portuguese.
 ITEM = (
     "item", "product", "movie", "film", "book", "isbn", "article", "news", "content", "video",
     "song", "track", "asin", "sku", "business", "game", "anime", "recipe", "goods", "stock", "post",
     "document", "doc", "ad", "listing", "course", "show", "artist", "place", "poi", "iid",
+    "artikel", "produkt", "buch", "ware", "articulo", "producto", "libro", "pelicula", "produit",
+    "livre", "articolo", "prodotto", "artigo", "produto",
 )  # fmt: skip
+# The first of them that is there is taken: a person before a mailbox, a mailbox before a session.
 USER = (
     "user", "customer", "person", "reviewer", "member", "visitor", "account", "client", "uid",
-    "viewer", "reader", "buyer", "player", "student", "session", "cookie", "device",
+    "viewer", "reader", "buyer", "player", "student", "kunde", "kunden", "nutzer", "benutzer",
+    "usuario", "cliente", "utilisateur", "utente", "email", "mail", "session", "cookie", "device",
 )  # fmt: skip
-TIME = ("time", "timestamp", "date", "datetime", "ts", "created", "at", "day", "when")
-RATING = ("rating", "score", "stars", "star", "overall", "feedback", "grade", "preference", "rate")
-EVENT = ("event", "action", "behavior", "behaviour", "interaction", "type", "kind")
-TITLE = ("title", "name", "headline", "caption", "label")
-TEXT = ("description", "desc", "text", "summary", "abstract", "body", "overview", "content")
+TIME = (
+    "time", "timestamp", "date", "datetime", "ts", "created", "at", "day", "when", "datum", "zeit",
+    "zeitpunkt", "zeitstempel", "fecha", "hora", "heure", "ora",
+)  # fmt: skip
+RATING = (
+    "rating", "score", "stars", "star", "overall", "feedback", "grade", "preference", "rate",
+    "bewertung", "sterne", "valoracion", "note", "voto", "nota",
+)  # fmt: skip
+EVENT = ("event", "action", "behavior", "behaviour", "interaction", "type", "kind", "ereignis",
+         "evento", "accion")  # fmt: skip
+TITLE = ("title", "name", "headline", "caption", "label", "titel", "bezeichnung", "titulo",
+         "nombre", "titre", "nom", "titolo", "nome")  # fmt: skip
+TEXT = ("description", "desc", "text", "summary", "abstract", "body", "overview", "content",
+        "beschreibung", "descripcion", "descrizione", "descricao")  # fmt: skip
 PUBLISHED = ("published", "released", "release", "publication", "shared", "upload", "uploaded")
+# Dates of an item that are not its publication.
+CHANGED = ("updated", "modified", "changed", "valid", "until", "end", "ended", "expires", "last")
 # What stands in a catalogue and was counted over the whole log: it tells the future.
 FUTURE = (
     "rating", "ratings", "score", "popularity", "count", "views", "likes", "sales", "sold",
     "members", "reviews", "review", "rank", "votes", "vote", "average", "total", "num",
 )  # fmt: skip
+# What 0 and 1 say of the moment, not of what the user did.
+CONTEXT = (
+    "mobile", "desktop", "app", "weekend", "holiday", "new", "member", "premium", "promo",
+    "promotion", "discount", "logged", "guest", "bot", "test", "subscriber", "autoplay",
+)  # fmt: skip
+# Two values of which the first means 1.
+ANSWERS = [
+    {"y": "n"}, {"yes": "no"}, {"true": "false"}, {"t": "f"}, {"1": "-1"}, {"1.0": "-1.0"},
+    {"ja": "nein"}, {"si": "no"}, {"s\u00ed": "no"}, {"oui": "non"}, {"like": "dislike"},
+    {"up": "down"}, {"1": "0"}, {"1.0": "0.0"},
+]  # fmt: skip
 
 COUNTER = r"column\d+|unnamed.*|index|__index_level_\d+__|row(_?(id|number|num))?"
 
@@ -36,8 +64,9 @@ NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUB
 
 
 def words_of(name: str) -> list[str]:
-    """Returns the words of a column's name, in lower case: `userId` is user and id."""
-    parts = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
+    """Returns the words of a name, in lower case, without accents: `userId` is user and id."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    parts = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", plain)
     return [word.lower() for word in re.split(r"[^A-Za-z0-9]+", parts) if word]
 
 
@@ -119,10 +148,27 @@ class Column:
 
     @property
     def is_flag(self) -> bool:
-        """Whether it holds nothing but 0 and 1."""
-        return self.kind == "BOOLEAN" or (
-            self.is_number and set(self.values) <= {"0", "1", "0.0", "1.0"}
-        )
+        """Whether it holds nothing but 0 and 1, or two values that answer yes and no."""
+        plain = self.is_number and set(self.values) <= {"0", "1", "0.0", "1.0"}
+        return self.kind == "BOOLEAN" or plain or self.yes is not None
+
+    @property
+    def yes(self) -> str | None:
+        """The one of two values that means 1 (Y of Y and N, 1 of 1 and -1); None for 0 and 1."""
+        values = {value.lower() for value in self.values}
+        if self.is_number and values & {"0", "0.0"}:
+            return None
+        if not (self.is_text or self.is_number):
+            return None
+        return next((y for pair in ANSWERS for y, n in pair.items() if values == {y, n}), None)
+
+    @property
+    def label_sql(self) -> str:
+        """Its values as labels in SQL, where it is a flag: 1, 0 or null."""
+        name = quoted(self.name)
+        if self.yes is None:
+            return f"{name}::INT"
+        return f"(lower({name}::VARCHAR) = {literal(self.yes)})::INT"
 
 
 def columns_of(tables: Tables, table: Table) -> list[Column]:

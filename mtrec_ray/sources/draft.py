@@ -68,7 +68,8 @@ class Draft:
             paths[kind] = str(path or Path(self.name, f"{kind}.parquet"))
             if path is None:
                 rows = tables.write(query, folder / self.name / f"{kind}.parquet")
-                self.why[f"{kind}.path"] = f"{rows:,} rows; {self.why.get(f'{kind}.path', '')}"
+                count, why = f"{rows:,} rows", self.why.get(f"{kind}.path", "")
+                self.why[f"{kind}.path"] = why if why.startswith(count) else f"{count}; {why}"
         return {
             "items": {"path": paths["items"], **self.item_fields},
             "events": {"path": paths["events"], **self.event_fields},

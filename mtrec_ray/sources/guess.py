@@ -1,11 +1,14 @@
 """A scenario from a log and its catalogue: what each column is, and why."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mtrec_ray.project.scenario import template_columns
 from mtrec_ray.sources.columns import (
+    CHANGED,
+    CONTEXT,
     EVENT,
     FUTURE,
     PUBLISHED,
@@ -17,9 +20,9 @@ from mtrec_ray.sources.columns import (
     says,
     words_of,
 )  # fmt: skip
-from mtrec_ray.sources.draft import Draft
-from mtrec_ray.sources.files import splits_of
-from mtrec_ray.sources.pairing import Pair, as_id
+from mtrec_ray.sources.draft import Draft, moment
+from mtrec_ray.sources.files import SPLIT_WORDS, root_of, splits_of
+from mtrec_ray.sources.pairing import Pair
 from mtrec_ray.sources.tables import Table, Tables, literal, quoted
 
 ADDRESSES = ("url", "uri", "link", "image", "img", "imgs", "picture", "poster", "path", "icon")
@@ -27,10 +30,24 @@ GROUPS = (
     "category", "categories", "genre", "genres", "brand", "author", "authors", "type", "lang",
     "language", "department", "aisle", "publisher", "artist", "tag", "tags", "site", "city",
     "color", "store", "group", "subcategory", "topic", "source", "country", "format", "studio",
+    "kategorie", "marke", "gruppe", "farbe", "categoria", "marca", "genero", "categorie", "marque",
 )  # fmt: skip
+# Numbers that are names: nothing grows with them.
+CODES = ("id", "code", "key", "nr", "ean", "gtin", "upc", "sku", "isbn", "barcode", "zip", "plz")
+GENERIC = {"items", "item", "catalogue", "catalog", "meta", "metadata", "info", "data", "list",
+           "table", "dim"}  # fmt: skip
+PLAIN_NAME = r"(?!\d+$)[^\s.{}!:\[\]]([^.{}!:\[\]]*[^\s.{}!:\[\]])?"  # fits into a template
 SPLITS = {"train", "valid", "test"}
 MOST_EVENT_TYPES = 12
-MOST_RATINGS = 21
+MOST_RATINGS = 201
+# How times stand in text; the first that reads them is taken. The month comes before the day, and
+# years of two digits before those of four, whose form would read 10 as the year 10.
+DAYS = (
+    "%Y%m%d", "%Y/%m/%d", "%d.%m.%y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y",
+    "%d-%m-%Y", "%m-%d-%Y",
+)  # fmt: skip
+CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", "%H%M%S")
+LEAST_READ = 0.98  # of the texts that are times
 LEAST_POSITIVES = 20
 
 
@@ -39,7 +56,8 @@ class Log:
     """What the columns of a log are; `used` are all that have a place."""
 
     time: Column | None = None
-    time_sql: str | None = None  # of a text that is read as time stamps
+    time_sql: str | None = None  # of what is read as time stamps
+    clock: Column | None = None  # the time of day, where the time is a date
     split: Column | None = None
     event_type: Column | None = None
     rating: Column | None = None
@@ -51,9 +69,13 @@ def read_log(tables: Tables, pair: Pair, columns: Sequence[Column]) -> Log:
     others = [c for c in columns if c is not pair.user and c is not pair.item and c.distinct > 0]
     log = Log()
     log.time, log.time_sql = time_of(tables, pair.log, others)
-    others = [c for c in others if c is not log.time]
-    log.split = next((c for c in others if c.is_text and set(c.values) == SPLITS), None)
-    log.flags = [c for c in others if c.is_flag and (c.distinct == 2 or c.low in ("1", "1.0"))]
+    if log.time and log.time.kind == "DATE":
+        log.clock = next((c for c in others if c.kind == "TIME"), None)
+        log.time_sql = f"{quoted(log.time.name)} + {quoted(log.clock.name)}" if log.clock else None
+    others = [c for c in others if c not in (log.time, log.clock)]
+    log.split = next((c for c in others if c.is_text and split_words(c) == SPLITS), None)
+    flags = [c for c in others if c.is_flag and not says(c.name, CONTEXT)]
+    log.flags = [c for c in flags if c.distinct == 2 or c.low in ("1", "1.0")]
     named = [c for c in others if c.is_number and says(c.name, RATING) and c.distinct > 2]
     log.rating = next((c for c in named if c.distinct <= MOST_RATINGS), None)
     types = [c for c in others if c.is_text and 2 <= c.distinct <= MOST_EVENT_TYPES]
@@ -71,12 +93,31 @@ def time_of(
     for chosen in (named, stamps, moments):
         if chosen:
             return max(chosen, key=lambda c: c.distinct), None
-    for column in (c for c in columns if c.is_text and says(c.name, TIME)):
-        sql = f"try_cast({quoted(column.name)} AS TIMESTAMPTZ)"
-        share = tables.value(f"SELECT count({sql}) FROM {table.sql}") / max(column.known, 1)
-        if share > 0.98:
-            return column, sql
+    for column in columns:
+        whole_day = column.is_whole and len(column.low) == len(column.high) in (8, 14)
+        if (column.is_text or whole_day) and says(column.name, TIME):
+            for sql in readings_of(tables, table, column):
+                read = tables.value(f"SELECT count({sql}) FROM {table.sql}")
+                if read > LEAST_READ * max(column.known, 1):
+                    return column, sql
     return None, None
+
+
+def readings_of(tables: Tables, table: Table, column: Column) -> list[str]:
+    """Returns how a column can be read as time stamps in SQL, by a sample of its values."""
+    name = f"{quoted(column.name)}::VARCHAR"
+    iso = [f"try_cast({name} AS TIMESTAMPTZ)::TIMESTAMP"] if column.is_text else []
+    forms = [day + clock for clock in CLOCKS for day in DAYS]
+    every = iso + [f"try_strptime({name}, {literal(form)})" for form in forms]
+    sample = f"FROM {table.sql} WHERE {quoted(column.name)} IS NOT NULL LIMIT 10000"
+    counts = ", ".join(f"count({sql})" for sql in every)
+    known, *read = tables.rows(f"SELECT count(*), {counts} FROM (SELECT * {sample})")[0]
+    return [sql for sql, number in zip(every, read, strict=True) if number > LEAST_READ * known]
+
+
+def split_words(column: Column) -> set[str | None]:
+    """Returns the splits that a column's values name, such as valid for validation; else None."""
+    return {SPLIT_WORDS.get(value.lower()) for value in column.values}
 
 
 def guess(tables: Tables, pair: Pair, log: Sequence[Column], items: Sequence[Column]) -> Draft:
@@ -99,9 +140,8 @@ def name_of(pair: Pair) -> str:
     words = words_of(own)
     if pair.catalogue:
         common = [w for w in words if w in words_of(pair.catalogue.name)]
-        generic = {"items", "item", "catalogue", "catalog", "meta", "metadata", "info", "data"}
-        rest = [w for w in words_of(pair.catalogue.name) if w not in generic]
-        words = common or rest or [pair.log.files[0].parent.name]
+        rest = [w for w in words_of(pair.catalogue.name) if w not in GENERIC]
+        words = common or rest or [root_of(pair.log.files[0]).resolve().name]
     name = re.sub(r"[^a-z0-9_-]+", "_", "_".join(words).lower()).strip("_-")
     return name if name[:1].isalpha() else f"s_{name}"
 
@@ -116,9 +156,10 @@ def guess_items(tables: Tables, draft: Draft, pair: Pair, columns: Sequence[Colu
     assert key is not None
     others = [c for c in columns if c is not key and c.known]
     lists = [c for c in others if c.kind == "VARCHAR[]"]
-    distinct = tables.value(f"SELECT count(DISTINCT {quoted(key.name)}) FROM {table.sql}")
-    clean = distinct == table.rows == key.known and not lists
+    distinct = tables.value(f"SELECT count(DISTINCT {pair.id_sql}) FROM {table.sql}")
+    clean = distinct == table.rows == key.known and not lists and not pair.plain
     joined = [f"array_to_string({quoted(c.name)}, ', ') AS {quoted(c.name)}" for c in lists]
+    joined += [f"{pair.id_sql} AS {quoted(key.name)}"] if pair.plain else []
     replaced = f" REPLACE ({', '.join(joined)})" if joined else ""
     query = f"SELECT *{replaced} FROM {table.sql} WHERE {quoted(key.name)} IS NOT NULL"
     if distinct < table.rows:
@@ -129,8 +170,21 @@ def guess_items(tables: Tables, draft: Draft, pair: Pair, columns: Sequence[Colu
     draft.items = f"{query} ORDER BY {quoted(key.name)}"
     draft.items_path = own_path(table) if clean else None
     draft.why["items.path"] = f"{table.rows:,} rows of {table.label}"
-    draft.why["items.id"] = f"{pair.shared:.0%} of the log's {pair.item.name} are here"
+    draft.why["items.id"] = f"{pair.shared:.0%} of the log's {pair.item.name} are here" + (
+        ", as numbers without zeros around them" if pair.plain else ""
+    )
     draft.item_fields = {"id": key.name, **item_fields(draft, others)}
+    noted = [c for c in others if c.is_number and says(c.name, FUTURE)]
+    unused = [c.name for c in others if c.name not in used_of(draft) and c not in noted]
+    if unused:
+        draft.notes.append(f"not used of the catalogue: {', '.join(unused)}")
+
+
+def used_of(draft: Draft) -> set[str]:
+    """Returns the columns of the catalogue that have a place."""
+    fields = draft.item_fields
+    listed = [*fields.get("categorical", ()), *fields.get("numeric", ())]
+    return {*template_columns(fields["text"]), *listed, fields.get("published", fields["id"])}
 
 
 def item_fields(draft: Draft, columns: Sequence[Column]) -> dict[str, object]:
@@ -145,8 +199,9 @@ def item_fields(draft: Draft, columns: Sequence[Column]) -> dict[str, object]:
     plain = [c for c in plain if c not in future]
     texts = text_columns(plain)
     groups = [c for c in plain if is_group(c) and c not in texts[:1]]
-    numbers = [c for c in plain if c.is_number and not c.is_moment and not says(c.name, ("id",))]
-    published = [c for c in plain if c.is_moment and (c.is_stamp or says(c.name, PUBLISHED))]
+    numbers = [c for c in plain if c.is_number and not c.is_moment and not says(c.name, CODES)]
+    dates = [c for c in plain if c.is_moment and not says(c.name, CHANGED)]
+    published = [c for c in dates if c.is_stamp or says(c.name, PUBLISHED)]
     template = ". ".join(f"{{{c.name}}}" for c in texts) or "{" + draft_id(columns) + "}"
     draft.why["items.text"] = "what the language model reads" if texts else "there is no text"
     fields: dict[str, object] = {"text": template}
@@ -168,7 +223,7 @@ def text_columns(columns: Sequence[Column]) -> list[Column]:
     """Returns the columns that a person would read: title, groups in words, description."""
     fit = [
         c for c in columns
-        if (c.is_text or c.kind == "VARCHAR[]") and re.fullmatch(r"\w+", c.name)
+        if (c.is_text or c.kind == "VARCHAR[]") and re.fullmatch(PLAIN_NAME, c.name)
         and (not says(c.name, ("id",)) or " " in "".join(c.values))
     ]  # fmt: skip
     titles = [c for c in fit if says(c.name, TITLE)] or [c for c in fit if c.width > 12][:1]
@@ -215,7 +270,7 @@ def guess_events(tables: Tables, draft: Draft, pair: Pair, log: Log) -> None:
     replaced: dict[str, str] = {}
     added: dict[str, str] = {}
     if log.time:
-        add_time(draft, log, replaced)
+        add_time(tables, draft, table, log, replaced)
     if split := splits_of(table.files):
         draft.split_column = "split"
         cases = " ".join(f"WHEN {literal(str(f))} THEN '{s}'" for f, s in split.items())
@@ -223,6 +278,11 @@ def guess_events(tables: Tables, draft: Draft, pair: Pair, log: Log) -> None:
         draft.why["split"] = "by the names of the files"
     elif log.split:
         draft.split_column = log.split.name
+        if not set(log.split.values) <= SPLITS:
+            replaced[log.split.name] = split_sql(log.split)
+    if pair.plain:
+        replaced[pair.item.name] = pair.item_sql
+    replaced |= {c.name: f"({c.label_sql})::FLOAT" for c in log.flags if c.yes is not None}
     where = f"{quoted(pair.user.name)} IS NOT NULL"
     if log.event_type and not log.flags:
         tasks_of_events(tables, draft, pair, log, log.event_type)
@@ -232,16 +292,30 @@ def guess_events(tables: Tables, draft: Draft, pair: Pair, log: Log) -> None:
     draft.events_path = None if changed else own_path(table)
 
 
-def add_time(draft: Draft, log: Log, replaced: dict[str, str]) -> None:
-    """Add the time of a log; a text is read as time stamps."""
+def add_time(
+    tables: Tables, draft: Draft, table: Table, log: Log, replaced: dict[str, str]
+) -> None:
+    """Add the time of a log; a text, a date with a time of day are read as time stamps."""
     assert log.time is not None
-    name = log.time.name
+    name, unit = log.time.name, log.time.unit
     draft.event_fields["time"] = name
-    draft.why["events.time"] = f"from {log.time.low} to {log.time.high}"
+    sql = log.time_sql or quoted(name)
+    first, last = tables.rows(f"SELECT min({sql}), max({sql}) FROM {table.sql}")[0]
+    draft.why["events.time"] = f"from {moment(first, unit)} to {moment(last, unit)}"
     if log.time_sql:
-        replaced[name] = f"({log.time_sql})::TIMESTAMP"
-    elif log.time.unit and log.time.unit != "s":
-        draft.event_fields["time_unit"] = log.time.unit
+        replaced[name] = log.time_sql
+        form = re.search("'(.*%.*)'", log.time_sql)
+        draft.why["events.time"] += f", read as {form[1]}" if form else ""
+    elif unit and unit != "s":
+        draft.event_fields["time_unit"] = unit
+
+
+def split_sql(column: Column) -> str:
+    """Returns a column of words such as validation as train, valid and test, in SQL."""
+    cases = " ".join(
+        f"WHEN {literal(value)} THEN '{SPLIT_WORDS[value.lower()]}'" for value in column.values
+    )
+    return f"CASE {quoted(column.name)} {cases} END"
 
 
 def changed_query(
@@ -269,8 +343,10 @@ def add_tasks(tables: Tables, draft: Draft, table: Table, log: Log, added: dict[
         task = task_name(column.name)
         label = {} if task == column.name else {"label": column.name}
         draft.tasks[task] = {"kind": "binary", **label}
+        share = f"{column.yes or 1} in {counts[column] / column.known:.1%} of the rows"
+        draft.why[f"tasks.{task}"] = f"{share} where it is known"
     if flags:
-        add_parent(tables, draft, table)
+        add_parent(tables, draft, table, {c.name: c.label_sql for c in flags})
     if log.rating:
         rating = log.rating.name
         cut, share = best_cut(tables, table, rating)
@@ -289,14 +365,14 @@ def add_tasks(tables: Tables, draft: Draft, table: Table, log: Log, added: dict[
     draft.history = binary[0] if binary else "any"
 
 
-def add_parent(tables: Tables, draft: Draft, table: Table) -> None:
+def add_parent(tables: Tables, draft: Draft, table: Table, labels: Mapping[str, str]) -> None:
     """Make tasks that are known only where the first one is 1 conditional on it."""
     parent, *others = draft.tasks
-    first = quoted(draft.tasks[parent].get("label", parent))
+    first = labels[draft.tasks[parent].get("label", parent)]
     for task in others:
-        label = quoted(draft.tasks[task].get("label", task))
+        label = labels[draft.tasks[task].get("label", task)]
         known, elsewhere = tables.rows(
-            f"SELECT count({label}), count({label}) FILTER (WHERE {first}::INT IS DISTINCT FROM 1) "
+            f"SELECT count({label}), count({label}) FILTER (WHERE {first} IS DISTINCT FROM 1) "
             f"FROM {table.sql}"
         )[0]
         if not elsewhere and known < table.rows:
@@ -306,9 +382,7 @@ def add_parent(tables: Tables, draft: Draft, table: Table) -> None:
 
 def positives(tables: Tables, table: Table, column: Column) -> int:
     """Returns how many rows have a 1."""
-    return int(
-        tables.value(f"SELECT count(*) FROM {table.sql} WHERE {quoted(column.name)}::INT = 1")
-    )
+    return int(tables.value(f"SELECT count(*) FROM {table.sql} WHERE {column.label_sql} = 1"))
 
 
 def best_cut(tables: Tables, table: Table, rating: str) -> tuple[float, float]:
@@ -334,7 +408,8 @@ def task_name(column: str) -> str:
 def tasks_of_events(tables: Tables, draft: Draft, pair: Pair, log: Log, event_type: Column) -> None:
     """Add a log with a row for each user, item and day, and a task for each type of event."""
     table, kind = pair.log, quoted(event_type.name)
-    user, item = quoted(pair.user.name), quoted(pair.item.name)
+    user = quoted(pair.user.name)
+    item = pair.item_sql if pair.plain else quoted(pair.item.name)
     counts = tables.rows(
         f"SELECT {kind}, count(*) FROM {table.sql} WHERE {kind} IS NOT NULL GROUP BY 1 "
         f"HAVING count(*) >= {LEAST_POSITIVES} ORDER BY 2 DESC, 1"
@@ -350,10 +425,9 @@ def tasks_of_events(tables: Tables, draft: Draft, pair: Pair, log: Log, event_ty
         size = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}.get(log.time.unit or "")
         day = f", {time} // {86_400 * size}" if size else f", date_trunc('day', {time})"
         first = f", min({time}) AS {quoted(log.time.name)}"
-    draft.events = (
-        f"SELECT {user}, {item}{first}{labels} FROM {table.sql} WHERE {user} IS NOT NULL "
-        f"GROUP BY {user}, {item}{day}"
-    )
+    draft.events = f"""
+        SELECT {user}, {item} AS {quoted(pair.item.name)}{first}{labels}
+        FROM {table.sql} WHERE {user} IS NOT NULL GROUP BY {user}, {item}{day}"""
     delay = {"delay": "1d"} if day else {}
     for task in names:
         draft.tasks[task] = {"kind": "binary", **delay}
@@ -368,17 +442,19 @@ def allow_unknown_items(tables: Tables, draft: Draft, pair: Pair) -> None:
     """Allow for rows whose item the catalogue lacks, where they are more than the default."""
     if pair.catalogue is None or pair.id is None:
         return
-    ids = f"SELECT {as_id(pair.id)} FROM {pair.catalogue.sql}"
+    ids = f"SELECT {pair.id_sql} FROM {pair.catalogue.sql}"
     item = quoted(pair.item.name)
-    known = f"avg(({as_id(pair.item)} IN ({ids}))::INT)"
+    known = f"avg(({pair.item_sql} IN ({ids}))::INT)"
     share = 1 - float(tables.value(f"SELECT {known} FROM {pair.log.sql} WHERE {item} IS NOT NULL"))
     draft.allow_unknown_items(share)
 
 
 def tell_unused(draft: Draft, pair: Pair, log: Log, columns: Sequence[Column]) -> None:
     """Add a note of the log's columns that have no place."""
-    used = {pair.user, pair.item, log.time, log.split, log.event_type, log.rating, *log.flags}
-    named = [c.name for c in columns if c not in used and c.name != "filename"]
+    used = {pair.user, pair.item, log.time, log.clock, log.split, log.event_type, log.rating}
+    others = [c for c in columns if c not in {*used, *log.flags} and c.name != "filename"]
+    of_items = set() if pair.catalogue else used_of(draft)
+    named = [c.name for c in others if c.name not in of_items]
     if named:
         draft.notes.append(
             f"not used of the log: {', '.join(named)} (what is known when the row happens may "

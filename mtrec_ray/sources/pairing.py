@@ -1,7 +1,7 @@
 """Which tables are logs, and which table is whose catalogue: by names and by ids in common."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mtrec_ray.sources.columns import ITEM, TITLE, USER, Column, says
 from mtrec_ray.sources.tables import Table, Tables, quoted
@@ -21,6 +21,7 @@ class Pair:
         user, item: columns of the log.
         catalogue, id: None where items are known from the log alone.
         shared: share of the log's items that the catalogue has.
+        plain: whether ids are the same only without zeros around them: 12, `00012`, `12.0`.
     """
 
     log: Table
@@ -29,6 +30,18 @@ class Pair:
     catalogue: Table | None = None
     id: Column | None = None
     shared: float = 1.0
+    plain: bool = False
+
+    @property
+    def item_sql(self) -> str:
+        """The log's item as an id, in SQL."""
+        return as_id(self.item, self.plain)
+
+    @property
+    def id_sql(self) -> str:
+        """The catalogue's id, in SQL."""
+        assert self.id is not None
+        return as_id(self.id, self.plain)
 
 
 def is_id(column: Column) -> bool:
@@ -80,46 +93,64 @@ def pair_of(tables: Tables, log: Table, opened: Iterable[Table], columns: Column
     candidates = [
         c for c in columns[log.name] if is_id(c) and c is not user and not says(c.name, USER)
     ]
-    scored: list[tuple[float, Pair]] = []
-    for other in opened:
-        keys = [] if other is log else [c for c in columns[other.name] if is_key(c)]
-        for column in candidates:
-            for key in keys:
-                shared = shared_ids(tables, log, column, other, key)
-                least = EXACT_SHARED if column.name == key.name else LEAST_SHARED
-                if shared >= least:
-                    bonus = fitness(log, column, other, key, columns[other.name])
-                    scored.append((shared + bonus, Pair(log, user, column, other, key, shared)))
-    if scored:
-        return max(scored, key=lambda s: s[0])[1]
+    others = [other for other in opened if other is not log]
+    for plain, repeated in ((False, False), (True, False), (False, True)):
+        scored = [
+            (pair.shared + fitness(pair, columns[other.name]), pair)
+            for other in others
+            for column in candidates
+            for key in columns[other.name]
+            if (may_repeat(column, key, columns[other.name]) if repeated else is_key(key))
+            and (pair := shared_pair(tables, Pair(log, user, column, other, key, plain=plain)))
+        ]
+        if scored:
+            return max(scored, key=lambda s: s[0])[1]
     named = [c for c in candidates if says(c.name, ITEM) and not is_key(c)]
     return Pair(log, user, named[0]) if named else None
 
 
-def fitness(
-    log: Table, column: Column, other: Table, key: Column, columns: Sequence[Column]
-) -> float:
+def may_repeat(column: Column, key: Column, columns: Sequence[Column]) -> bool:
+    """Returns whether a column that repeats is a catalogue's id: by its name, without users."""
+    people = any(says(c.name, USER) for c in columns)
+    return is_id(key) and key.rows > 0 and key.name == column.name and not people
+
+
+def fitness(pair: Pair, columns: Sequence[Column]) -> float:
     """Returns how much names and texts speak for a catalogue, beside the share of common ids."""
+    log, other, key = pair.log, pair.catalogue, pair.id
+    assert other is not None
+    assert key is not None
     near = log.files[0].parent == other.files[0].parent
     same_start = log.name.split("_")[0].lower() == other.name.split("_")[0].lower()
     titled = any(c.is_text and says(c.name, TITLE) for c in columns)
-    item = says(column.name, ITEM) + (column.name == key.name)
+    item = says(pair.item.name, ITEM) + (pair.item.name == key.name)
     return 0.5 * titled + 0.5 * item + 0.3 * near + 0.3 * same_start
 
 
-def shared_ids(tables: Tables, log: Table, column: Column, other: Table, key: Column) -> float:
-    """Returns the share of a sample of the log's distinct ids that are keys of the other table."""
-    ids = (
-        f"SELECT DISTINCT {as_id(column)} AS id FROM {log.sql} WHERE {quoted(column.name)} "
-        f"IS NOT NULL LIMIT {SAMPLED_IDS}"
-    )
-    keys = f"SELECT {as_id(key)} FROM {other.sql}"
-    return float(tables.value(f"SELECT avg((id IN ({keys}))::INT) FROM ({ids})") or 0.0)
+def shared_pair(tables: Tables, pair: Pair) -> Pair | None:
+    """Returns a pair with its share of common ids, by a sample of the log's; None of too few."""
+    assert pair.catalogue is not None
+    assert pair.id is not None
+    if pair.plain and not (pair.item.is_text or pair.id.is_text):
+        return None
+    ids = f"""
+        SELECT DISTINCT {pair.item_sql} AS id FROM {pair.log.sql}
+        WHERE {quoted(pair.item.name)} IS NOT NULL LIMIT {SAMPLED_IDS}"""
+    keys = f"SELECT {pair.id_sql} FROM {pair.catalogue.sql}"
+    share = float(tables.value(f"SELECT avg((id IN ({keys}))::INT) FROM ({ids})") or 0.0)
+    least = EXACT_SHARED if pair.item.name == pair.id.name else LEAST_SHARED
+    return replace(pair, shared=share) if share >= least else None
 
 
-def as_id(column: Column) -> str:
-    """Returns a column as ids in SQL: text; numbers with a fraction of zero without it."""
+def as_id(column: Column, plain: bool = False) -> str:
+    """Returns a column as ids in SQL: text; numbers with a fraction of zero without it.
+
+    `plain`: whole numbers that are text without zeros before them and a fraction of zero, too.
+    """
     name = quoted(column.name)
+    if plain and column.is_text:
+        number = rf"regexp_extract({name}, '^0*(\d+?)(?:\.0+)?$', 1)"
+        return f"coalesce(nullif({number}, ''), {name})"
     if column.is_number and not column.is_whole:
         return f"try_cast({name} AS BIGINT)::VARCHAR"
     return f"{name}::VARCHAR"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtrec_ray.sources.draft import Draft
-from mtrec_ray.sources.tables import COMPRESSED, Tables
+from mtrec_ray.sources.tables import COMPRESSED, Tables, compression_of
 
 # By part of the data set: its files.
 Files = Mapping[str, Sequence[Path]]
@@ -58,11 +58,14 @@ def plain_name(file: Path) -> str:
 
 
 def first_line(file: Path) -> str:
-    """Returns the first line of a text file, plain or compressed."""
+    """Returns the first line of a text file, plain or compressed; empty if it is broken."""
     import pyarrow as pa
 
-    with pa.input_stream(str(file), compression="detect") as stream:
-        return stream.read(65_536).split(b"\n")[0].decode("utf-8", "replace")
+    try:
+        with pa.input_stream(str(file), compression=compression_of(file)) as stream:
+            return stream.read(65_536).split(b"\n")[0].decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def public_sets() -> list[PublicSet]:

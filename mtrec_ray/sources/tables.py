@@ -1,5 +1,6 @@
 """Files of any usual kind as tables of one DuckDB: Parquet, CSV in its dialects, JSON lines."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ PARQUET = (".parquet", ".pq", ".parq")
 JSON = (".json", ".jsonl", ".ndjson")
 CSV = (".csv", ".tsv", ".txt", ".tab", ".dat", ".data", ".item", ".user")
 COMPRESSED = (".gz", ".zst")
+MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 # What is tried in turn: the first rows tell the types, or all of them.
 SAMPLES = ("100000", "-1")
@@ -47,6 +49,20 @@ def is_parquet(file: Path) -> bool:
     """Returns whether a file begins as Parquet files do, whatever its name."""
     with file.open("rb") as handle:
         return handle.read(4) == b"PAR1"
+
+
+def compression_of(file: Path) -> str | None:
+    """Returns `gzip` or `zstd` by a file's first bytes, whatever its name; None if it is plain."""
+    with file.open("rb") as handle:
+        start = handle.read(4)
+    return next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
+
+
+def encodings_of(file: Path) -> tuple[str, ...]:
+    """Returns the encodings that are tried: a mark at the start says UTF-16."""
+    with file.open("rb") as handle:
+        marked = handle.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    return ("utf-16",) if marked else ENCODINGS
 
 
 def stem_of(file: Path) -> str:
@@ -136,23 +152,27 @@ class Tables:
             types = self.types_of(f"FROM {quoted(name)}")
             rows = self.value(f"SELECT count(*) FROM {quoted(name)}")
         except duckdb.Error as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = " ".join(re.split(r"\sLINE 1:", str(error))[0].split())[:160].rstrip(".")
             raise ProjectError([f"{files[0]}: {reason}; allowed: {ALLOWED}"]) from None
         return Table(name, tuple(files), types, rows, whole)
 
     def _load(self, name: str, files: Sequence[Path], options: Mapping[str, str]) -> None:
-        match kind_of(files[0]):
+        kind = kind_of(files[0])
+        packed = {"compression": literal(compression_of(files[0]) or "none")}
+        match kind:
             case "parquet":
                 told = {"union_by_name": "true", "hive_partitioning": "true", **options}
                 sql = f"FROM {reader('read_parquet', files, **told)}"
                 self.connection.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS {sql}")
             case "json":
-                self._copy(name, files, [{"sample_size": n} for n in SAMPLES], "read_json_auto")
+                self._copy(
+                    name, files, [packed | {"sample_size": n} for n in SAMPLES], "read_json_auto"
+                )
             case "csv":
-                told = {"union_by_name": "true", "nullstr": NULLS, **options}
+                told = {"union_by_name": "true", "nullstr": NULLS, **packed, **options}
                 tries = [
                     told | {"encoding": literal(e), "sample_size": n}
-                    for e in ENCODINGS
+                    for e in encodings_of(files[0])
                     for n in SAMPLES
                 ]
                 self._copy(name, files, tries, "read_csv")
@@ -166,7 +186,7 @@ class Tables:
         """Copy rows into a table by the first options that read all of them."""
         for told in tries:
             try:
-                options = told | self._padded(files, told) if function == "read_csv" else told
+                options = told | self._asked(files, told) if function == "read_csv" else told
                 sql = f"FROM {reader(function, files, **options)}"
                 self.connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS {sql}")
                 return
@@ -174,21 +194,31 @@ class Tables:
                 if told is tries[-1]:
                     raise
 
-    def _padded(self, files: Sequence[Path], told: dict[str, str]) -> dict[str, str]:
-        """Returns the option that reads whole numbers of which some begin with a zero as text."""
-        if "names" in told:
+    def _asked(self, files: Sequence[Path], told: dict[str, str]) -> dict[str, str]:
+        """Returns options that the text itself asks for.
+
+        Numbers with a comma (`12,5`) are numbers; whole numbers of which some begin with a zero
+        are text.
+        """
+        if {"names", "columns", "all_varchar"} & told.keys():
             return {}
         types = self.types_of("FROM " + reader("read_csv", files, **told))
         whole = [name for name, kind in types.items() if "INT" in kind]
-        if not whole:
+        texts = [name for name, kind in types.items() if kind == "VARCHAR"]
+        if not whole and not texts:
             return {}
-        tests = ", ".join(f"bool_or(regexp_matches({quoted(n)}, '^0[0-9]'))" for n in whole)
-        sample = f"FROM {reader('read_csv', files, **told, all_varchar='true')} LIMIT 100000"
-        found = self.rows(f"SELECT {tests} FROM ({sample})")[0]
-        pairs = [
-            f"{literal(n)}: 'VARCHAR'" for n, padded in zip(whole, found, strict=True) if padded
+        tests = [f"bool_or(regexp_matches({quoted(n)}, '^0[0-9]'))" for n in whole]
+        tests += [
+            f"bool_and(regexp_matches({c}, '^-?[0-9]+(,[0-9]+)?$')) AND bool_or(contains({c}, ','))"
+            for c in map(quoted, texts)
         ]
-        return {"types": "{" + ", ".join(pairs) + "}"} if pairs else {}
+        sample = f"FROM {reader('read_csv', files, **told, all_varchar='true')} LIMIT 100000"
+        found = self.rows(f"SELECT {', '.join(tests)} FROM ({sample})")[0]
+        padded = [n for n, is_padded in zip(whole, found, strict=False) if is_padded]
+        asked = {"decimal_separator": "','"} if any(found[len(whole) :]) else {}
+        if padded:
+            asked["types"] = "{" + ", ".join(f"{literal(n)}: 'VARCHAR'" for n in padded) + "}"
+        return asked
 
 
 def reader(function: str, files: Iterable[Path], **options: str) -> str:

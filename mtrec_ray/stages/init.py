@@ -2,19 +2,19 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
-from mtrec_ray.sources.columns import columns_of
+from mtrec_ray.sources.columns import Column, columns_of
 from mtrec_ray.sources.draft import Draft, project_file
 from mtrec_ray.sources.files import FileGroup, groups_of, splits_of
 from mtrec_ray.sources.guess import guess
-from mtrec_ray.sources.pairing import Pair, as_id, pairs_of
+from mtrec_ray.sources.pairing import Pair, as_id, pairs_of, user_of
 from mtrec_ray.sources.public import recognise
-from mtrec_ray.sources.tables import Tables
+from mtrec_ray.sources.tables import Table, Tables
 
 
 def run_init(paths: Sequence[str], out: str, log: Log) -> dict[str, Any]:
@@ -91,11 +91,15 @@ def drafts_of(tables: Tables, groups: Sequence[FileGroup], log: Log) -> list[Dra
     columns = {table.name: columns_of(tables, table) for table in opened}
     pairs = pairs_of(tables, opened, columns)
     if not pairs:
-        shown = "; ".join(f"{t.label}: {', '.join(t.types)}"[:120] for t in opened)
+        shown = "; ".join(
+            f"{t.label}{'' if t.rows else ' without rows'}: {', '.join(t.types)}"[:120]
+            for t in opened
+        )
         raise ProjectError(
             [
                 f"PATH: found no log of users and items ({shown}); allowed: a table with a column "
-                "of users and one of items, such as user_id and item_id"
+                "of users and one of items, such as user_id and item_id (in a CSV its first line "
+                "names them)"
             ]
         )
     drafts = [
@@ -104,11 +108,26 @@ def drafts_of(tables: Tables, groups: Sequence[FileGroup], log: Log) -> list[Dra
     ]
     tell_apart(drafts)
     tell_common_users(tables, pairs, drafts)
+    tell_unused_tables(opened, columns, pairs, drafts)
+    return drafts
+
+
+def tell_unused_tables(
+    opened: Sequence[Table],
+    columns: Mapping[str, Sequence[Column]],
+    pairs: Sequence[Pair],
+    drafts: Sequence[Draft],
+) -> None:
+    """Add a note of the tables that have no place, and why, to the first scenario."""
     used = {p.log.name for p in pairs} | {p.catalogue.name for p in pairs if p.catalogue}
     for table in opened:
         if table.name not in used:
-            log(f"not used: {table.label}")
-    return drafts
+            reason = "no log, and no catalogue of the items of one"
+            if not table.rows:
+                reason = "it has no rows"
+            elif user_of(columns[table.name]):
+                reason = "of logs of the same items that with most rows is the scenario's"
+            drafts[0].notes.append(f"{table.label} is not used: {reason}")
 
 
 def table_names(groups: Sequence[FileGroup]) -> list[str]:

@@ -1,5 +1,6 @@
 """`mtrec init`: files as tools write them become a project file that says what was guessed."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -367,3 +368,127 @@ def test_the_result_of_the_job(tmp_path, capsys):
         main([str(tmp_path / "gone")], str(tmp_path / "other.yaml"))
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("init: PATH: found nothing")
+
+
+def test_text_that_says_its_form(tmp_path):
+    """Decimal commas, UTF-16, and compression that the name does not tell are read."""
+    folder = data_folder(tmp_path)
+    items_frame().to_csv(folder / "products.csv", index=False, sep=";", decimal=",")
+    log_frame().to_csv(folder / "events.csv", index=False, encoding="utf-16")
+    [(_, scenario)] = init(tmp_path).items()
+    assert scenario["items"]["numeric"] == ["price"]
+    assert scenario["items"]["rows"]["price"].sum() == items_frame()["price"].sum()
+    packed = gzip.compress(log_frame().to_csv(index=False).encode())
+    (folder / "events.csv").write_bytes(packed)
+    [(_, scenario)] = init(tmp_path, out="packed.yaml").items()
+    assert len(scenario["events"]["rows"]) == ROWS
+
+
+def test_a_broken_file_is_no_traceback(tmp_path):
+    """A file that says .gz and is not, is read as it is, or refused in a line without SQL."""
+    folder = data_folder(tmp_path)
+    log_frame().to_csv(folder / "events.csv")
+    (folder / "events.csv").rename(folder / "events.csv.gz")
+    [(_, scenario)] = init(tmp_path).items()
+    assert len(scenario["events"]["rows"]) == ROWS
+    (folder / "events.csv.gz").write_bytes(b"\x1f\x8b\x08 and no more")
+    [line] = refused(str(folder), str(tmp_path / "other.yaml"))
+    assert "events.csv.gz: " in line
+    assert "LINE" not in line
+
+
+def test_words_that_answer_are_labels(tmp_path):
+    """Y and N, true and false, 1 and -1 are labels; what 0 and 1 say of the device is none."""
+    folder = data_folder(tmp_path)
+    items_frame().to_parquet(folder / "products.parquet", index=False)
+    log = log_frame().assign(is_mobile=np.arange(ROWS) % 2)
+    clicked = log["click"] == 1
+    log["bought"], log["kept"] = np.where(clicked, "Y", "N"), np.where(clicked, "True", "False")
+    log["click"] = np.where(clicked, 1, -1)
+    log.to_parquet(folder / "events.parquet", index=False)
+    [(_, scenario)] = init(tmp_path).items()
+    assert set(scenario["tasks"]) == {"click", "bought", "kept"}
+    rows = scenario["events"]["rows"]
+    assert rows["click"].sum() == rows["bought"].sum() == rows["kept"].sum() == clicked.sum()
+
+
+def test_words_of_a_split(tmp_path):
+    """A column of train, validation and test is the split."""
+    folder = data_folder(tmp_path)
+    items_frame().to_csv(folder / "products.csv", index=False)
+    words = np.repeat(["train", "validation", "test"], [400, 100, 100])
+    log_frame().assign(part=words).to_csv(folder / "events.csv", index=False)
+    [(_, scenario)] = init(tmp_path).items()
+    assert scenario["split"]["column"] == "part"
+    assert set(scenario["events"]["rows"]["part"]) == {"train", "valid", "test"}
+
+
+@pytest.mark.parametrize(
+    ("forms", "unit"),
+    [
+        ({"timestamp": "%m/%d/%Y %H:%M"}, "min"),
+        ({"timestamp": "%m/%d/%y %H:%M"}, "min"),
+        ({"timestamp": "%d.%m.%Y"}, "D"),
+        ({"timestamp": "%Y%m%d"}, "D"),
+        ({"timestamp": "%Y-%m-%d %H:%M:%S UTC"}, "s"),
+        ({"date": "%Y-%m-%d", "time": "%H:%M:%S"}, "s"),
+    ],
+)
+def test_times_as_text(tmp_path, forms, unit):
+    """Times in the usual forms, whole numbers of days, and a date beside a time of day are read."""
+    folder = data_folder(tmp_path)
+    items_frame().to_csv(folder / "products.csv", index=False)
+    log = log_frame()
+    moments = log.pop("timestamp")
+    for name, form in forms.items():
+        log[name] = moments.dt.strftime(form)
+    log.to_csv(folder / "events.csv", index=False)
+    [(_, scenario)] = init(tmp_path).items()
+    times = pd.to_datetime(scenario["events"]["rows"][scenario["events"]["time"]])
+    assert sorted(times) == sorted(moments.dt.floor(unit))
+
+
+@pytest.mark.parametrize("form", ["{:06}", "{}.0"])
+def test_numbers_that_differ_in_zeros(tmp_path, form):
+    """Numbers with zeros around them in one of two tables are the same ids."""
+    folder = data_folder(tmp_path)
+    items, log = items_frame(), log_frame()
+    items["product_id"] = [form.format(int(p[1:]) + 100) for p in items["product_id"]]
+    log["product_id"] = [int(p[1:]) + 100 for p in log["product_id"]]
+    items.to_parquet(folder / "products.parquet", index=False)
+    log.to_parquet(folder / "events.parquet", index=False)
+    [(_, scenario)] = init(tmp_path).items()
+    assert "{title}" in scenario["items"]["text"]
+    assert set(scenario["events"]["rows"]["product_id"]) <= set(
+        scenario["items"]["rows"]["product_id"]
+    )
+
+
+def test_a_catalogue_that_repeats_its_items(tmp_path):
+    """Each item has one row, the rest is counted; what is not used is told."""
+    folder = data_folder(tmp_path)
+    items = items_frame().assign(ean=np.arange(ITEMS) * 7, updated_at="2024-05-01")
+    pd.concat([items, items.assign(price=1)]).to_csv(folder / "products.csv", index=False)
+    log_frame().to_csv(folder / "events.csv", index=False)
+    log_frame(1).head(300).to_csv(folder / "returns.csv", index=False)
+    [(_, scenario)] = init(tmp_path).items()
+    assert len(scenario["items"]["rows"]) == ITEMS
+    assert scenario["items"]["numeric"] == ["price"]  # the ean is a name
+    told = " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
+    assert "40 rows repeat an item" in told
+    assert "not used of the catalogue: url, ean, updated_at" in told
+    assert scenario["items"]["published"] is None
+    assert "returns.csv is not used" in told
+
+
+def test_names_in_another_language(tmp_path):
+    """Users, items, times and titles are found by the usual words of other languages."""
+    folder = data_folder(tmp_path)
+    names = {"user_id": "usuario", "product_id": "artículo", "timestamp": "fecha"}
+    names |= {"title": "título del artículo", "brand": "marca"}
+    items_frame().rename(columns=names).to_csv(folder / "artículos.csv", index=False)
+    log_frame().rename(columns=names).to_csv(folder / "eventos.csv", index=False)
+    [(_, scenario)] = init(tmp_path).items()
+    assert scenario["events"]["user"] == "usuario"
+    assert (scenario["events"]["item"], scenario["events"]["time"]) == ("artículo", "fecha")
+    assert scenario["items"]["text"] == "{título del artículo}. {marca}"
