@@ -208,9 +208,10 @@ def finetune_one(
     tuned, stage = project.finetune.of(name), joint_run.stage(name)
     stage.start(finetune_depends_on(joint_run, name, project))
     counts = rare_label_counts(data, name)
-    if max(counts.values()) < tuned.least_labels:
+    least = least_labels(joint_run, name, project)
+    if max(counts.values()) < least:
         chosen = ZERO_SHOT if joint_run.is_new(name) else "joint"
-        reason = too_few(counts, tuned.least_labels)
+        reason = too_few(counts, least)
         decision: Record = {"labels": counts, "chosen": chosen, "reason": reason}
         return record_decision(stage, decision, name, log)
     log(f"{name}: fine-tuning ({tuned.mode})")
@@ -232,11 +233,22 @@ def choose(joint_run: JointRun, data: Prepared, name: str, project: Project) -> 
         finetuned_model(joint_run, name, project), name, "valid"
     )
     scores = {"finetuned": after, "joint": score_split_by_tasks(before, name, "valid")[2]}
-    least, keep = project.finetune.of(name).least_labels, project.finetune.keep
+    least = least_labels(joint_run, name, project)
+    keep = "better" if joint_run.is_new(name) else project.finetune.keep
     decision = choose_model(data.scenarios[name], ScoredRows(users, labels, scores), least, keep)
     if joint_run.is_new(name) and decision["chosen"] == "joint":
         decision["chosen"] = ZERO_SHOT
     return decision
+
+
+def least_labels(joint_run: JointRun, name: str, project: Project) -> int:
+    """Returns how many validation labels of the rarer kind a task needs to have a say.
+
+    A fifth for a new scenario: its model starts from the general head, and only adds to it.
+    """
+    least = project.finetune.of(name).least_labels
+    starts_there = joint_run.is_new(name) and joint_run.project.model.general
+    return max(least // 5, 1) if starts_there else least
 
 
 def rare_label_counts(prepared: Prepared, name: str) -> dict[str, int]:
