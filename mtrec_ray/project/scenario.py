@@ -3,7 +3,7 @@
 import re
 import string
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -75,6 +75,11 @@ def check_moments(value: object) -> object:
         if re.fullmatch(r"(19|20)\d\d(0\d|1[0-2])[0-3]\d", str(moment).strip()):
             raise ValueError(f"{moment} would be read as seconds; allowed: dates as 2025-01-31")
     return value
+
+
+def to_ms(moment: datetime) -> int:
+    """Returns milliseconds since 1970 of a date; one without zone is UTC."""
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 class Task(Section):
@@ -214,7 +219,7 @@ class Split(Section):
 
     def check_order(self) -> Iterator[str]:
         """Yields a line for cuts that are not in order."""
-        if self.time and self.time[0] >= self.time[1]:
+        if self.time and to_ms(self.time[0]) >= to_ms(self.time[1]):
             yield "time: found a first cut that is not before the second; allowed: an earlier one"
 
 
