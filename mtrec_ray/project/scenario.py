@@ -1,5 +1,6 @@
 """A scenario of a project file: its catalogue, its log, its split, its tasks and their weights."""
 
+import math
 import re
 import string
 from collections.abc import Iterator
@@ -59,8 +60,10 @@ def values_by_column(value: object) -> object:
         return value
     lists = {k: v if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
     for column, values in lists.items():
-        if not all(isinstance(v, str | int | float) for v in values):
-            allowed = "allowed: texts and numbers, such as {stars: [-1, 0]}"
+        if not all(
+            isinstance(v, str | int) or (isinstance(v, float) and math.isfinite(v)) for v in values
+        ):
+            allowed = "allowed: texts and finite numbers, such as {stars: [-1, 0]}"
             raise ValueError(f"{column}: found {shorten(values)}; {allowed}")
     return lists
 

@@ -102,10 +102,12 @@ IDS: dict[str, Kind] = {
 GOOD_IDS = ("string", "large_string", "dictionary", "int64", "bytes", "UUIDs", "float64", "int16")
 
 
+SIZES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
 def stamps(unit: str, zone: str | None = None) -> Kind:
     """Time stamps of a unit."""
-    size = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
-    return lambda v: pa.array(v * size, pa.timestamp(unit, zone))
+    return lambda v: pa.array(v * SIZES[unit], pa.timestamp(unit, zone))
 
 
 def scaled(size: int, dtype: str = "int64") -> Kind:
@@ -118,6 +120,11 @@ def days(values: Ints) -> Ints:
     return (values // 86_400).astype(np.int32)
 
 
+def iso(values: Ints) -> list[str]:
+    """Times as days in words, such as 2025-01-31."""
+    return [str(day) for day in days(values).astype("M8[D]")]
+
+
 TIMES: dict[str, Kind] = {
     **{f"stamps in {unit}": stamps(unit) for unit in ("s", "ms", "us", "ns")},
     "UTC": stamps("us", "UTC"),
@@ -126,15 +133,15 @@ TIMES: dict[str, Kind] = {
     "dictionary of stamps": lambda v: stamps("ms")(v).dictionary_encode(),
     "dates": lambda v: pa.array(days(v), pa.date32()),
     "date64": lambda v: pa.array(days(v), pa.date32()).cast(pa.date64()),
-    **{f"numbers in {u}": scaled(k) for u, k in zip(("s", "ms", "us", "ns"), (1, 10**3, 10**6, 10**9), strict=True)},
+    **{f"numbers in {unit}": scaled(size) for unit, size in SIZES.items()},
     "float seconds": lambda v: pa.array(v + 0.25),
     "float ms": lambda v: pa.array(v * 1000.0),
     "int32": scaled(1, "int32"),
     "uint64 in us": scaled(10**6, "uint64"),
     "float32": scaled(1, "float32"),
     "decimal": decimals,
-    "days as numbers": lambda v: pa.array([int(str(d).replace("-", "")) for d in days(v).astype("M8[D]")], pa.int64()),
-    "text": lambda v: pa.array([str(d) for d in days(v).astype("M8[D]")], pa.string()),
+    "days as numbers": lambda v: pa.array([int(d.replace("-", "")) for d in iso(v)], pa.int64()),
+    "text": lambda v: pa.array(iso(v), pa.string()),
     "null": lambda v: pa.nulls(len(v)),
     "time of day": lambda v: pa.array((v % 86_400).astype(np.int32), pa.time32("s")),
     "duration": lambda v: pa.array(v, pa.duration("s")),
@@ -176,7 +183,7 @@ LABELS: dict[str, Kind] = {
     "large": lambda v: pa.array((v % 2) * 1e20),
     "text": lambda v: pa.array(texts(v % 2)),
     "null": lambda v: pa.nulls(len(v)),
-    "dictionary of booleans": lambda v: pa.array((v % 2 == 1).tolist(), pa.bool_()).dictionary_encode(),
+    "dictionary of booleans": lambda v: pa.array(v % 2 == 1).dictionary_encode(),
     "list": IDS["list"],
 }  # fmt: skip
 GOOD_LABELS = ("int64", "float64", "boolean", "int8", "dictionary", "decimal", "NaN", "float16")
@@ -203,9 +210,10 @@ NUMBERS: dict[str, Kind] = {
 }
 GOOD_NUMBERS = tuple(NUMBERS)[:13]
 
+ODD_TEXTS = ("\x00 \u202e{x} <b>\U0001f600", "", "  ")
 TEXTS: dict[str, Kind] = {
     "string": lambda v: pa.array([f"thing number {i}" for i in v], pa.string()),
-    "odd text": lambda v: pa.array(["\x00 \u202e{x} <b>\U0001f600", "", "  "][: max(len(v), 1)] * len(v)).slice(0, len(v)),
+    "odd text": lambda v: pa.array([ODD_TEXTS[i % 3] for i in v], pa.string()),
     **{k: IDS[k] for k in IDS if k not in ("list", "struct")},
     "list": lambda v: pa.array([["a", "b"]] * len(v), pa.list_(pa.string())),
     "struct": IDS["struct"],
@@ -235,7 +243,7 @@ def seldom(draw: Random, one_in: int = 5) -> bool:
 
 def with_nulls(draw: Random, column: pa.Array, rng: np.random.Generator) -> pa.Array:
     """A column that may have nulls: few of them, or all."""
-    share = draw.choice((0.005, 0.1, 0.2, 1)) if seldom(draw, 6) else 0
+    share = draw.choice((0.005, 0.1, 0.2, 0.2, 1)) if seldom(draw, 8) else 0
     if not share or pa.types.is_null(column.type):
         return column
     nulls = rng.random(len(column)) < share
@@ -303,8 +311,8 @@ class Sizes:
 
 def drawn_sizes(draw: Random) -> Sizes:
     """Mostly enough rows for three splits, sometimes hardly any."""
-    rows = draw.choice((100, 40, 7, 1, 0) if seldom(draw, 8) else (300, 400))
-    items = draw.choice((3, 1, 0) if seldom(draw, 8) else (12, 60))
+    rows = draw.choice((100, 40, 7, 1, 0) if seldom(draw, 12) else (300, 400))
+    items = draw.choice((3, 1, 0) if seldom(draw, 12) else (12, 60))
     users = draw.choice((20, 90, 1))
     return Sizes(rows, items, users, np.random.default_rng(draw.randint(0, 999)))
 
@@ -312,7 +320,7 @@ def drawn_sizes(draw: Random) -> Sizes:
 def catalogue_of(draw: Random, size: Sizes, names: dict[str, str], ids: Kind) -> pa.Table:
     """The catalogue; ids may be null or twice."""
     row = np.arange(size.items)
-    if size.items > 1 and seldom(draw, 12):
+    if size.items > 1 and seldom(draw, 25):
         row[-1] = row[0]
     kinds = {
         "title": kind_of(draw, TEXTS, GOOD_TEXTS)(np.arange(size.items)),
@@ -321,7 +329,7 @@ def catalogue_of(draw: Random, size: Sizes, names: dict[str, str], ids: Kind) ->
         "published": kind_of(draw, TIMES, GOOD_TIMES[:9])(START - 86_400 * row),
     }
     item = ids(row)
-    item = with_nulls(draw, item, size.rng) if seldom(draw, 10) else item
+    item = with_nulls(draw, item, size.rng) if seldom(draw, 25) else item
     columns = {"item_id": item} | {k: with_nulls(draw, c, size.rng) for k, c in kinds.items()}
     return pa.table(list(columns.values()), [names[k] for k in columns])
 
@@ -330,7 +338,7 @@ def split_words(draw: Random, size: Sizes) -> pa.Array:
     """Words of the split by the order of rows; some unknown."""
     place = np.arange(size.rows) / max(size.rows, 1)
     words = np.select([place < 0.7, place < 0.85], ["train", "valid"], "test").astype(object)
-    if seldom(draw, 12):
+    if seldom(draw, 25):
         words[::9] = draw.choice(("Train", "", None, "dev", "all"))
     form = draw.choice(("string", "dictionary", "bytes", "large"))
     column = pa.array(words.tolist(), pa.string())
@@ -345,7 +353,7 @@ def log_of(draw: Random, size: Sizes, names: dict[str, str], ids: Kind, time: st
     """The log; items may be unknown, rows doubled and in any order."""
     seconds = START + np.sort(size.numbers(DAYS * 86_400))
     item = size.numbers(size.items + (size.items // 5 if seldom(draw, 8) else 0))
-    if seldom(draw, 10):
+    if seldom(draw, 25):
         ids = kind_of(draw, IDS, GOOD_IDS)
     columns = {
         "user_id": kind_of(draw, IDS, GOOD_IDS)(size.numbers(size.users)),
@@ -388,23 +396,22 @@ def drawn_tasks(draw: Random, names: Mapping[str, str]) -> dict[str, Any]:
         if seldom(draw, 3):
             task["delay"] = draw.choice(DURATIONS[: 8 if seldom(draw, 8) else 6])
         if seldom(draw, 4):
-            task["weight"] = draw.choice((0, 0.5, 2))
+            task["weight"] = draw.choice((0, 0.5, 2) if tasks else (0.5, 2))
         tasks[name] = task
     return tasks
 
 
-def drawn_split(draw: Random, names: Mapping[str, str]) -> dict[str, Any]:
-    """One of the ways to split, sometimes with no rows on a side."""
-    return draw.choice(
-        (
-            {"column": names["split"]},
+def drawn_split(draw: Random, names: Mapping[str, str], timed: bool) -> dict[str, Any]:
+    """One of the ways to split, sometimes none, or one with no rows on a side."""
+    ways: list[dict[str, Any]] = [{"column": names["split"]}, {"fractions": [0.8, 0.1, 0.1]}]
+    if timed or seldom(draw, 30):
+        ways += [
             {"time": ["2025-01-09", "2025-01-11"]},
-            {"fractions": [0.8, 0.1, 0.1]},
             {"time": ["2025-01-08T12:00:00+02:00", "2025-01-10"]},
-            {"fractions": [0.34, 0.33, 0.33]},
-            *([{"time": ["2024-01-01", "2026-01-01"]}, {}] if seldom(draw) else ()),
-        )
-    )
+        ]
+    if seldom(draw, 20):
+        ways = [{}, {"time": ["2024-01-01", "2026-01-01"]}, {"fractions": [0.98, 0.01, 0.01]}]
+    return draw.choice(ways)
 
 
 def drawn_missing(draw: Random, columns: Sequence[str]) -> dict[str, Any]:
@@ -441,7 +448,7 @@ def drawn_events(
 
 def drawn_items(draw: Random, path: str, names: Mapping[str, str]) -> dict[str, Any]:
     """The section of the catalogue."""
-    forms = ("{%s}", "{%s}. {%s}", "a {{thing}} {%s}", "none")[: 4 if seldom(draw, 12) else 3]
+    forms = ("{%s}", "{%s}. {%s}", "a {{thing}} {%s}", "none")[: 4 if seldom(draw, 30) else 3]
     form = draw.choice(forms)
     shown = draw.choice(("title", "brand", "price", "item_id"))
     items: dict[str, Any] = {
@@ -480,9 +487,10 @@ def drawn_scenario(draw: Random, name: str, files: dict[str, pa.Table]) -> dict[
     files |= of_files
     tasks = drawn_tasks(draw, of_log)
     unit = None if seldom(draw, 12) else UNITS.get(time)
+    log = drawn_events(draw, events, of_log, unit)
     scenario: dict[str, Any] = {
-        "items": drawn_items(draw, items, of_items), "events": drawn_events(draw, events, of_log, unit),
-        "split": drawn_split(draw, of_log), "tasks": tasks,
+        "items": drawn_items(draw, items, of_items), "events": log,
+        "split": drawn_split(draw, of_log, "time" in log), "tasks": tasks,
         "max_unknown_items": draw.choice((0.01, 0.5, 1)),
     }  # fmt: skip
     if seldom(draw, 2):
@@ -497,7 +505,7 @@ def drawn_scenario(draw: Random, name: str, files: dict[str, pa.Table]) -> dict[
     if seldom(draw, 3):
         scenario["statistics"] = "frozen"
     if seldom(draw, 4):
-        scenario["weight"] = draw.choice((0, 0.5, 3))
+        scenario["weight"] = draw.choice((0.5, 3) if name == "shop" else (0, 0.5, 3))
     return scenario
 
 
@@ -511,14 +519,17 @@ def drawn_model(draw: Random, source: str) -> dict[str, Any]:
     chosen = {
         "sharing": ("bottom", "mmoe", "ple", "star", "pepnet"),
         "layout": ("vectors", "vectors", "vectors", "pair"),
-        "bins": (0, 1, 4), "hidden": ((4,), (6, 4)),
-        **dict.fromkeys(("user_ids", "item_ids", "history", "statistics", "general"), (True, False)),
+        "bins": (0, 1, 4), "general": (True, False), "hidden": ((4,), (6, 4)),
+        **dict.fromkeys(("user_ids", "item_ids", "history", "statistics"), (True, False)),
     }  # fmt: skip
     model: dict[str, Any] = {k: draw.choice(values) for k, values in chosen.items()}
     model |= {"encoder": encoder, "width": 8, "attention_heads": 2, "head_hidden": 4, "experts": 2}
-    model |= {"pair_tokens": 16, "text": not (trainable == "none" and seldom(draw, 3))}
+    model |= {
+        "pair_tokens": 16,
+        "text": not (trainable == "none" and model["layout"] == "vectors" and seldom(draw, 3)),
+    }
     model["retrieval"] = {"enabled": (draw.random() < 0.5), "width": 4, "negatives": 5}
-    return model | ({"width": 7} if seldom(draw, 30) else {})
+    return model | ({"width": 7} if seldom(draw, 60) else {})
 
 
 def drawn_project(draw: Random, source: str) -> Drawn:

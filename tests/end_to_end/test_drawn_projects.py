@@ -3,7 +3,6 @@
 import math
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -16,13 +15,7 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from jobs.common import problems_of
-from mtrec_ray.data.catalogue import TOKENS
-from mtrec_ray.data.preparing.inputs import log_fragments, read_items
-from mtrec_ray.data.preparing.prepare import item_facts, spec_of, write_catalogues
-from mtrec_ray.data.preparing.problems import category_problems, item_problems, scan_problems
-from mtrec_ray.data.preparing.scan import scan_fragments, source_of
 from mtrec_ray.data.stream import StoredRows
-from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
 from mtrec_ray.evaluation.score_weights import score_problems
 from mtrec_ray.progress import no_log
 from mtrec_ray.project.base import refuse
@@ -37,6 +30,9 @@ from tests.end_to_end.drawn_projects import Drawn, drawn_project
 pytestmark = [pytest.mark.end_to_end, pytest.mark.long, pytest.mark.timeout(3000)]
 
 DRAWS = 200
+
+# No line names the stage's own folder or an earlier run: every draw has a folder to itself.
+CLEAR = r"(?!run\.name|leakage audit).*found .*; allowed: .*"
 
 # One seed a draw: hypothesis would else spend most draws on variants of some. To make a failing
 # draw smaller, let it see each choice, and add its phase of shrinking.
@@ -80,26 +76,6 @@ def written(drawn: Drawn, folder: Path) -> Path:
     return folder / "project.yaml"
 
 
-def read_here(project: Project, storage: str) -> None:
-    """Read catalogues and logs as the preparing job does, in this process and without passes."""
-    refuse(check_problems(project, storage))
-    tables = {name: read_items(project, name) for name in project.scenarios}
-    refuse(item_problems(project, tables))
-    tokenizer = load_tokenizer(project.model.encoder.source)
-    for name, table in tables.items():
-        texts = item_texts(table, project.scenarios[name].items)
-        tokens = pa.array(tokenise(tokenizer, texts, 8), pa.list_(pa.int32()))
-        tables[name] = table.append_column(TOKENS, tokens)
-    sources = {name: source_of(project, name, table) for name, table in tables.items()}
-    scans = scan_fragments(log_fragments(project), sources)
-    refuse(scan_problems(project, scans, expanded=False))
-    refuse(category_problems(project, tables, scans))
-    write_catalogues(project, tables, scans, storage)
-    for name, table in tables.items():
-        item_facts(project, name, table)
-        spec_of(project, name, scans[name], scans[name].users, table)
-
-
 def losses_of(project: Project, storage: str) -> dict[str, float]:
     """The losses of one step of training, after the preparing job's own function."""
     refuse(check_problems(project, storage))
@@ -111,25 +87,24 @@ def losses_of(project: Project, storage: str) -> dict[str, float]:
     summary = train_alone(TrainingRun(project, prepared, run.path(), "joint"), rows)
     assert "refused" not in summary, summary
     last = summary["curve"][-1]
-    losses: dict[str, float] = last["train_loss"] | last["retrieval_loss"]
-    assert losses
-    assert all(math.isfinite(loss) for loss in losses.values()), losses
-    return losses
+    return last["train_loss"] | last["retrieval_loss"]
 
 
-def outcome(file: Path, job: Callable[[Project, str], object]) -> str:
-    """`accepted` by a job, or `refused` in clear lines; fails where it is neither."""
+def outcome(file: Path) -> str:
+    """`trained`, or `refused` in clear lines; fails where it is neither."""
     try:
-        job(load_project(file), str(file.parent / "runs"))
+        losses = losses_of(load_project(file), str(file.parent / "runs"))
     except Exception as error:
         problems = problems_of(error)
         if problems is None:
             raise
         for line in problems:
             note(line)
-            assert re.fullmatch(r".*found .*; allowed: .*", line), line
+            assert re.fullmatch(CLEAR, line), line
         return "refused"
-    return "accepted"
+    assert losses
+    assert all(math.isfinite(loss) for loss in losses.values()), losses
+    return "trained"
 
 
 @pytest.mark.usefixtures("session_ray")
@@ -148,4 +123,4 @@ def test_a_drawn_project_trains_or_is_refused(tmp_path, encoder_folder):
         outcomes[outcome(written(drawn, tmp_path / "project"))] += 1
 
     check()
-    assert outcomes["trained"] >= DRAWS // 4, outcomes
+    assert outcomes["trained"] >= DRAWS // 5, outcomes

@@ -489,3 +489,20 @@ def test_uuids_in_a_text_are_their_digits():
     table = pa.table({"key": pa.array([bytes(16)], pa.binary(16))})
     items = project_of(items={"path": "x", "text": "{key}"}).scenarios["shop"].items
     assert item_texts(table, items) == ["00000000-0000-0000-0000-000000000000"]
+
+
+def test_files_whose_numbers_fit_no_type_are_refused(tmp_path):
+    """Large unsigned ids beside signed ones have no type in common."""
+    for name, ids in (("a", pa.array([2**63], pa.uint64())), ("b", pa.array([1], pa.int64()))):
+        (tmp_path / "items").mkdir(exist_ok=True)
+        table = pa.table({"item_id": ids, "title": ["x"]})
+        pq.write_table(table, tmp_path / "items" / f"{name}.parquet")
+    project = project_of(items={"path": str(tmp_path / "items"), "text": "{title}"})
+    with pytest.raises(ProjectError, match=r"shop\.items.path: found files with numbers that do"):
+        inputs.read_items(project, "shop")
+
+
+def test_what_is_null_anyway_is_no_missing_value():
+    """NaN is null without a name, and a stored project could not hold it."""
+    with pytest.raises(ProjectError, match=r"price: found .*; allowed: texts and finite numbers"):
+        project_of(items={"path": "x", "text": "{title}", "missing": {"price": math.nan}})

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import as_text, blank, plain_type
 from mtrec_ray.data.storage import FileVersion
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -243,17 +244,33 @@ def read_items(project: Project, name: str) -> pa.Table:
     """Returns the columns of a scenario's items that the project file names.
 
     Rows that are equal in all of them are one item.
+
+    Raises:
+        ProjectError: numbers of one file do not fit the type that the files have in common.
     """
     items = project.scenarios[name].items
     columns = wanted_columns(project.scenarios[name], "items")
     paths = storage.parquet_files(project.path(items.path))
     read: Callable[[str], pa.Table] = lambda path: storage.read_table(path, columns)  # noqa: E731
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        table = pa.concat_tables(pool.map(read, paths), promote_options="permissive")
+        table = _joined(name, list(pool.map(read, paths)))
     for column, values in items.missing.items():
         number = table.column_names.index(column)
         table = table.set_column(number, column, blank(table.column(column), values))
     return without_copies(table, items.id)
+
+
+def _joined(name: str, tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowInvalid as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ProjectError(
+            [
+                f"scenarios.{name}.items.path: found files with numbers that do not fit one type "
+                f"({reason}); allowed: the same types in all files"
+            ]
+        ) from None
 
 
 def without_copies(table: pa.Table, key: str) -> pa.Table:
