@@ -22,8 +22,8 @@ settings.load_profile("no deadline")
 LONGEST = (
     "test_faults.py", "test_finetune.py", "test_pipeline.py", "test_resume.py", "test_real_data.py",
     "test_stream.py", "test_evaluate.py", "test_submit.py", "test_tune.py", "test_audit.py",
-    "test_mistakes.py", "test_inputs.py", "test_train.py", "test_prepare.py", "test_teacher.py",
-    "test_snapshot.py",
+    "test_mistakes.py", "test_drawn_projects.py", "test_inputs.py", "test_train.py",
+    "test_prepare.py", "test_teacher.py", "test_snapshot.py",
 )  # fmt: skip
 
 

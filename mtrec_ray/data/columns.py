@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -44,16 +43,26 @@ def as_text(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 def blank(column: pa.ChunkedArray, values: Sequence[str | float]) -> pa.ChunkedArray:
     """Returns a column with null in place of some values, which are read in the column's type."""
     kind = plain_type(column.type)
-    plain = pc.cast(column, pa.float64() if pa.types.is_decimal(kind) else kind)
-    wanted = [scalar for value in values if (scalar := _scalar(value, plain.type)) is not None]
-    found = pc.is_in(plain, pa.array(wanted, plain.type))  # pyright: ignore[reportAttributeAccessIssue]
-    return pc.if_else(found, pa.scalar(None, plain.type), plain)  # pyright: ignore[reportAttributeAccessIssue]
+    plain = pc.cast(column, kind)
+    compared = pc.cast(plain, pa.float64()) if pa.types.is_decimal(kind) else plain
+    wanted = [scalar for value in values if (scalar := _scalar(value, compared.type)) is not None]
+    found = pc.is_in(compared, pa.array(wanted, compared.type))  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.if_else(found, pa.scalar(None, kind), plain)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _scalar(value: str | float, kind: pa.DataType) -> pa.Scalar | None:
-    """Returns a value in a type; None where the type has no such value."""
+    """Returns a value in a type; None where the type has no such value.
+
+    Arrow reads a whole number of more than 63 bits as text alone, and each number but 0 as true.
+    """
+    if pa.types.is_boolean(kind) and not isinstance(value, str) and value not in (0, 1):
+        return None
     try:
-        return pa.scalar(value).cast(kind)
+        plain = pa.scalar(value)
+    except OverflowError:
+        plain = pa.scalar(str(value))
+    try:
+        return plain.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
 
@@ -111,9 +120,11 @@ def milliseconds(column: pa.ChunkedArray, unit: str | None = None) -> pa.Chunked
         return pc.cast(pc.cast(stamps, pa.timestamp("ms"), safe=False), pa.int64())
     numbers = pc.cast(column, plain_type(column.type))
     if unit in UNITS_PER_MS and pa.types.is_integer(numbers.type):  # floats have 53 bits only
-        whole = pc.cast(numbers, pa.int64(), safe=False)
+        unsigned = pa.types.is_unsigned_integer(numbers.type)
+        whole = pc.cast(numbers, pa.uint64() if unsigned else pa.int64())
         values = pc.fill_null(whole, 0).to_numpy() // UNITS_PER_MS[unit]
-        return pa.chunked_array([pa.array(values, mask=whole.is_null().to_numpy())])
+        clipped = np.minimum(values, LARGEST_MS).astype(np.int64)
+        return pa.chunked_array([pa.array(clipped, mask=whole.is_null().to_numpy())])
     plain = pc.cast(numbers, pa.float64(), safe=False).to_numpy()
     values = np.floor(plain / UNITS_PER_MS[unit] if unit in UNITS_PER_MS else plain * 1000)
     return clipped_ms(values)
@@ -155,11 +166,6 @@ def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
         array = pa.concat_arrays(array.chunks)
     width = array.type.list_size
     return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-
-
-def to_ms(moment: datetime) -> int:
-    """Returns milliseconds since 1970 of a date; one without zone is UTC."""
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 DAY_MS = 86_400_000

@@ -168,6 +168,14 @@ def write_table(path: str, table: pa.Table) -> None:
     write_bytes(path, sink.getvalue().to_pybytes())
 
 
+# Types whose values Arrow and pandas can neither look up nor take, and a type that holds the same.
+COMMON_TYPES = {
+    pa.float16(): pa.float32(),
+    pa.string_view(): pa.large_string(),
+    pa.binary_view(): pa.large_binary(),
+}
+
+
 def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Returns the rows of one Parquet file; all columns, or those named.
 
@@ -194,12 +202,15 @@ def _inside(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | 
 
 
 def _with_partitions(table: pa.Table, path: str, columns: Sequence[str] | None) -> pa.Table:
-    """Returns the rows with named columns of the path, and what is stored of extension types."""
+    """Returns the rows with named columns of the path, in types that all functions know."""
     for i, field in enumerate(table.schema):
         if isinstance(field.type, pa.BaseExtensionType):
             chunks = [chunk.storage for chunk in table.column(i).chunks]
             stored = pa.chunked_array(chunks, field.type.storage_type)
             table = table.set_column(i, field.name, stored)
+        elif field.type in COMMON_TYPES:
+            common = table.column(i).cast(COMMON_TYPES[field.type])
+            table = table.set_column(i, field.name, common)
     keys = partition_keys(path)
     for name in set(columns or ()) & set(keys) - set(table.column_names):
         table = table.append_column(name, pa.repeat(keys[name], table.num_rows))

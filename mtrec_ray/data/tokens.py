@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import is_bytes, plain_type
+from mtrec_ray.data.columns import bytes_text, is_bytes, plain_type
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.scenario import Items
 
@@ -114,8 +114,11 @@ def item_texts(table: pa.Table, items: Items) -> list[str]:
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
     values = column.to_pylist()
-    if not is_bytes(plain_type(column.type)):
+    kind = plain_type(column.type)
+    if not is_bytes(kind):
         return values
+    if kind == pa.binary(16):
+        return [v if v is None else bytes_text(v, kind) for v in values]
     return [v if v is None else v.decode(errors="replace") for v in values]
 
 

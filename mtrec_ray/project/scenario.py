@@ -1,9 +1,10 @@
 """A scenario of a project file: its catalogue, its log, its split, its tasks and their weights."""
 
+import math
 import re
 import string
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -59,8 +60,10 @@ def values_by_column(value: object) -> object:
         return value
     lists = {k: v if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
     for column, values in lists.items():
-        if not all(isinstance(v, str | int | float) for v in values):
-            allowed = "allowed: texts and numbers, such as {stars: [-1, 0]}"
+        if not all(
+            isinstance(v, str | int) or (isinstance(v, float) and math.isfinite(v)) for v in values
+        ):
+            allowed = "allowed: texts and finite numbers, such as {stars: [-1, 0]}"
             raise ValueError(f"{column}: found {shorten(values)}; {allowed}")
     return lists
 
@@ -75,6 +78,11 @@ def check_moments(value: object) -> object:
         if re.fullmatch(r"(19|20)\d\d(0\d|1[0-2])[0-3]\d", str(moment).strip()):
             raise ValueError(f"{moment} would be read as seconds; allowed: dates as 2025-01-31")
     return value
+
+
+def to_ms(moment: datetime) -> int:
+    """Returns milliseconds since 1970 of a date; one without zone is UTC."""
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 class Task(Section):
@@ -214,7 +222,7 @@ class Split(Section):
 
     def check_order(self) -> Iterator[str]:
         """Yields a line for cuts that are not in order."""
-        if self.time and self.time[0] >= self.time[1]:
+        if self.time and to_ms(self.time[0]) >= to_ms(self.time[1]):
             yield "time: found a first cut that is not before the second; allowed: an earlier one"
 
 

@@ -437,6 +437,18 @@ CASES = {
         ),
         long=True,
     ),
+    "drawn: columns in types that few functions know": Case(
+        both(
+            log(user_id=pa.array([f"u{u}" for u in USER], pa.string_view())),
+            catalogue(
+                item_id=pa.array([f"i{i}" for i in ITEM], pa.string_view()),
+                price=pa.array((ITEM % 3).astype(np.float16)),
+            ),
+            fields(items={"categorical": ["price"], "missing": {"item_id": "x", "price": 0}}),
+            items_twice,
+        ),
+        report={"merged_items": NUM_ITEMS}, long=True,
+    ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(
         catalogue(title=["\U0001f600 \u202eabc\u202c \x00 x"] * NUM_ITEMS), long=True

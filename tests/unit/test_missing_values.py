@@ -23,6 +23,9 @@ SENTINELS = [
     (pa.array([1, 2], pa.decimal128(5, 2)), [1.0]),
     (pa.array([0, 10**9], pa.timestamp("s")), ["1970-01-01"]),
     (pa.array([b"", b"a"]), [""]),
+    (pa.array([2**64 - 1, 2], pa.uint64()), [2**64 - 1]),
+    (pa.array([float(2**80), 2.0]), [2**80]),
+    (pa.array([True, False]), [-1, False]),
 ]
 
 
@@ -34,6 +37,22 @@ def test_values_that_mean_missing_are_null_for_both(values, missing):
     table = raw_nulls(pa.table({"a": column}), {"a": missing})
     assert found.is_null().to_pylist() == table.column("a").is_null().to_pylist()
     assert found.null_count > values.null_count
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        (pa.array([1, 2], pa.decimal128(5, 2)), [-1, 2**80]),
+        (pa.array([True, False]), [-1, 7, 2**80, 0.5]),
+        (pa.array(["a", "b"]), [2**80]),
+    ],
+)
+def test_other_values_stay_as_they_are(values, missing):
+    """A value that a type cannot hold is nowhere, and no other value changes its text."""
+    column = pa.chunked_array([values])
+    table = raw_nulls(pa.table({"a": column}), {"a": missing})
+    assert as_text(blank(column, missing)).to_pylist() == as_text(column).to_pylist()
+    assert raw_text(table.column("a")).to_pylist() == raw_text(column).to_pylist()
 
 
 @pytest.mark.parametrize(

@@ -454,3 +454,55 @@ def test_columns_stand_where_their_names_say():
         assert names
         assert all(name.startswith(f"{group}.") for name in names)
     assert columns.names[columns.num_of_items] == "user.log_count"
+
+
+def test_a_column_of_two_fields_fits_both(tmp_path):
+    """A time that is also a numeric column is refused by the field that it does not fit."""
+    pq.write_table(pa.table({"item_id": ["a"], "title": ["b"]}), tmp_path / "items.parquet")
+    log = {"user_id": ["u"], "item_id": ["a"], "split": ["train"], "click": [1]}
+    time = pa.array([START], pa.timestamp("s"))
+    pq.write_table(pa.table(log | {"time": time}), tmp_path / "events.parquet")
+    project = project_of(events=timed(numeric=["time"])).model_copy(update={"root": str(tmp_path)})
+    assert [line.split(" with")[0] for line in inputs.input_problems(project)] == [
+        f"scenarios.shop.events.numeric: found column 'time' of {tmp_path}/events.parquet"
+    ]
+
+
+def test_the_greatest_number_is_no_time():
+    """All bits set mean unknown: the number does not wrap round to a moment of 1969."""
+    column = pa.chunked_array([pa.array([2**64 - 1], pa.uint64())])
+    for unit in UNITS:
+        assert abs(milliseconds(column, unit)[0].as_py()) > 10**13
+        assert np.isnan(raw_milliseconds(column, unit)).all()
+
+
+def test_cuts_with_and_without_a_zone_are_compared():
+    """A cut without a zone is UTC, in its order, too."""
+    cuts = ["2025-01-08T12:00:00+02:00", "2025-01-10"]
+    assert project_of(split={"time": cuts}).scenarios["shop"].split.time
+    with pytest.raises(ProjectError, match="first cut that is not before the second"):
+        project_of(split={"time": ["2025-01-08T12:00:00+02:00", "2025-01-08T09:00:00"]})
+
+
+def test_uuids_in_a_text_are_their_digits():
+    """Bytes of a UUID are no text in UTF-8."""
+    table = pa.table({"key": pa.array([bytes(16)], pa.binary(16))})
+    items = project_of(items={"path": "x", "text": "{key}"}).scenarios["shop"].items
+    assert item_texts(table, items) == ["00000000-0000-0000-0000-000000000000"]
+
+
+def test_files_whose_numbers_fit_no_type_are_refused(tmp_path):
+    """Large unsigned ids beside signed ones have no type in common."""
+    for name, ids in (("a", pa.array([2**63], pa.uint64())), ("b", pa.array([1], pa.int64()))):
+        (tmp_path / "items").mkdir(exist_ok=True)
+        table = pa.table({"item_id": ids, "title": ["x"]})
+        pq.write_table(table, tmp_path / "items" / f"{name}.parquet")
+    project = project_of(items={"path": str(tmp_path / "items"), "text": "{title}"})
+    with pytest.raises(ProjectError, match=r"shop\.items.path: found files with numbers that do"):
+        inputs.read_items(project, "shop")
+
+
+def test_what_is_null_anyway_is_no_missing_value():
+    """NaN is null without a name, and a stored project could not hold it."""
+    with pytest.raises(ProjectError, match=r"price: found .*; allowed: texts and finite numbers"):
+        project_of(items={"path": "x", "text": "{title}", "missing": {"price": math.nan}})

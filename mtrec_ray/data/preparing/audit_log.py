@@ -135,16 +135,27 @@ def raw_nulls(table: pa.Table, missing: Mapping[str, Sequence[str | float]]) -> 
             continue
         column = table.column(name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        kind = pa.float64() if pa.types.is_decimal(kind) else kind
         column = column.cast(kind)
         for value in values:
-            try:
-                same = pc.equal(column, pa.scalar(value).cast(kind))  # pyright: ignore[reportAttributeAccessIssue]
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                continue  # no value of this type
-            column = pc.if_else(pc.fill_null(same, False), pa.scalar(None, kind), column)  # pyright: ignore[reportAttributeAccessIssue]
+            same = raw_equal(column, value)
+            column = pc.if_else(same, pa.scalar(None, kind), column)  # pyright: ignore[reportAttributeAccessIssue]
         table = table.set_column(table.column_names.index(name), name, column)
     return table
+
+
+def raw_equal(column: pa.ChunkedArray, value: str | float) -> pa.ChunkedArray | pa.Scalar:
+    """Returns where a column has a value in its own type; nowhere where the type has no such."""
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    beyond = isinstance(value, int) and abs(value) >= 2**63  # Arrow reads it as text
+    no_bool = pa.types.is_boolean(column.type) and isinstance(value, int | float)
+    if no_bool and value != bool(value):
+        return pa.scalar(False)
+    try:
+        wanted = pa.scalar(str(value) if beyond else value).cast(column.type)
+        return pc.fill_null(pc.equal(column, wanted), False)  # pyright: ignore[reportAttributeAccessIssue]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.scalar(False)  # no value of this type
 
 
 def raw_word(value: bytes, is_uuid: bool) -> str:

@@ -25,9 +25,8 @@ from mtrec_ray.data.columns import (
     is_plain_number,
     is_possible,
     milliseconds,
-    to_ms,
 )
-from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
+from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario, to_ms
 
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
 

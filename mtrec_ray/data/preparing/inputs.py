@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import as_text, blank, plain_type
 from mtrec_ray.data.storage import FileVersion
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -48,23 +49,29 @@ class Footer:
         return sum(self.group_rows)
 
 
-def wanted_columns(scenario: Scenario) -> dict[str, dict[str, str]]:
-    """Returns columns that the project file names, by file: column -> the field that names it."""
-    items = {scenario.items.id: "items.id"}
-    items |= dict.fromkeys(scenario.items.text_columns, "items.text")
-    items |= dict.fromkeys(scenario.items.categorical, "items.categorical")
-    items |= dict.fromkeys(scenario.items.numeric, "items.numeric")
-    if scenario.items.published:
-        items[scenario.items.published] = "items.published"
-    events = {scenario.events.user: "events.user", scenario.events.item: "events.item"}
-    events |= dict.fromkeys(scenario.events.categorical, "events.categorical")
-    events |= dict.fromkeys(scenario.events.numeric, "events.numeric")
-    events |= {scenario.label_column(t): f"tasks.{t}" for t in scenario.tasks}
-    if scenario.events.time:
-        events[scenario.events.time] = "events.time"
+def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
+    """Returns columns that the project file names, by file, each with the field that names it."""
+    items, events = scenario.items, scenario.events
+    of_items = [(items.id, "items.id")]
+    of_items += [(column, "items.text") for column in items.text_columns]
+    of_items += [(column, "items.categorical") for column in items.categorical]
+    of_items += [(column, "items.numeric") for column in items.numeric]
+    if items.published:
+        of_items.append((items.published, "items.published"))
+    of_events = [(events.user, "events.user"), (events.item, "events.item")]
+    of_events += [(column, "events.categorical") for column in events.categorical]
+    of_events += [(column, "events.numeric") for column in events.numeric]
+    of_events += [(scenario.label_column(task), f"tasks.{task}") for task in scenario.tasks]
+    if events.time:
+        of_events.append((events.time, "events.time"))
     if scenario.split.column:
-        events[scenario.split.column] = "split.column"
-    return {"items": items, "events": events}
+        of_events.append((scenario.split.column, "split.column"))
+    return {"items": of_items, "events": of_events}
+
+
+def wanted_columns(scenario: Scenario, kind: str) -> list[str]:
+    """Returns the columns of `items` or `events` that the project file names, each once."""
+    return list(dict.fromkeys(column for column, _ in named_columns(scenario)[kind]))
 
 
 def input_problems(project: Project) -> list[str]:
@@ -92,11 +99,11 @@ def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -
         return
     if not sum(footer.num_rows for footer in found):
         yield f"{where}: found no rows in {path}; allowed: at least one"
-    wanted = wanted_columns(scenario)[kind]
-    for column, field in wanted.items():
+    wanted = wanted_columns(scenario, kind)
+    for column, field in dict.fromkeys(named_columns(scenario)[kind]):
         yield from _column_problems(f"scenarios.{name}.{field}", column, field, found)
     missing = scenario.items.missing if kind == "items" else scenario.events.missing
-    for column in missing.keys() - wanted.keys():
+    for column in missing.keys() - set(wanted):
         yield (
             f"scenarios.{name}.{kind}.missing: found column {column!r}, which no field names; "
             f"allowed: {', '.join(wanted)}"
@@ -229,7 +236,7 @@ def log_fragments(project: Project) -> list[Fragment]:
 
 def read_log(fragment: Fragment, scenario: Scenario) -> pa.Table:
     """Returns the rows of a row group of a log, with the columns that the project file names."""
-    columns = list(wanted_columns(scenario)["events"])
+    columns = wanted_columns(scenario, "events")
     return storage.read_row_group(fragment.path, fragment.row_group, columns)
 
 
@@ -237,17 +244,33 @@ def read_items(project: Project, name: str) -> pa.Table:
     """Returns the columns of a scenario's items that the project file names.
 
     Rows that are equal in all of them are one item.
+
+    Raises:
+        ProjectError: numbers of one file do not fit the type that the files have in common.
     """
     items = project.scenarios[name].items
-    columns = list(wanted_columns(project.scenarios[name])["items"])
+    columns = wanted_columns(project.scenarios[name], "items")
     paths = storage.parquet_files(project.path(items.path))
     read: Callable[[str], pa.Table] = lambda path: storage.read_table(path, columns)  # noqa: E731
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        table = pa.concat_tables(pool.map(read, paths), promote_options="permissive")
+        table = _joined(name, list(pool.map(read, paths)))
     for column, values in items.missing.items():
         number = table.column_names.index(column)
         table = table.set_column(number, column, blank(table.column(column), values))
     return without_copies(table, items.id)
+
+
+def _joined(name: str, tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowInvalid as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ProjectError(
+            [
+                f"scenarios.{name}.items.path: found files with numbers that do not fit one type "
+                f"({reason}); allowed: the same types in all files"
+            ]
+        ) from None
 
 
 def without_copies(table: pa.Table, key: str) -> pa.Table:
