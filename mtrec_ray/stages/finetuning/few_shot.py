@@ -31,6 +31,7 @@ from mtrec_ray.stages.finetuning.chosen_model import (
 from mtrec_ray.stages.finetuning.joint_run import JointRun
 from mtrec_ray.stages.finetuning.recipe import (
     DELTA_FOLDER,
+    STEPS_AN_EPOCH,
     scenario_project,
     start_of,
     store_delta,
@@ -39,8 +40,6 @@ from mtrec_ray.stages.parallel_runs import run_in_parallel
 from mtrec_ray.stages.run_folder import BEST, Record
 from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.trained_model import TrainedModel, joint_model
-
-STEPS_AN_EPOCH = 8  # at least: with few rows batches are smaller
 
 
 def check_shots(words: Sequence[str]) -> tuple[str, ...]:

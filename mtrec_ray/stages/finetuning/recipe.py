@@ -27,6 +27,8 @@ from mtrec_ray.training.delta import (
 )
 
 DELTA_FOLDER = "delta"
+STEPS_AN_EPOCH = 8  # of a new scenario, at least: with few rows batches are smaller
+LEAST_BATCH = 32
 
 
 def encoder_layers(project: Project, tuned: FineTuning) -> int:
@@ -66,9 +68,12 @@ def scenario_project(
     """
     fields = ("lr", "lr_encoder", "epochs", "patience", "rows_per_epoch")
     overrides = {f"training.{field}": getattr(tuned, field) for field in fields}
+    batch_size = project.training.batch_size
     if joint_run.is_new(name):
         overrides["training.lr"] = tuned.lr_new
-    overrides["training.batch_size"] = tuned.batch_size or project.training.batch_size
+        rows = tuned.rows_per_epoch or joint_run.data(name).scenarios[name].num_rows("train")
+        batch_size = min(batch_size, max(rows // STEPS_AN_EPOCH, LEAST_BATCH))
+    overrides["training.batch_size"] = tuned.batch_size or batch_size
     if tuned.l2_sp:  # it stands in place of weight decay
         overrides |= {"training.weight_decay": 0.0, "training.id_weight_decay": 0.0}
     encoder = joint_run.project.model.encoder
