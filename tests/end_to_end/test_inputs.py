@@ -437,7 +437,7 @@ CASES = {
         ),
         long=True,
     ),
-    "drawn: columns in types that few functions know": Case(
+    "7 columns in types that few functions know": Case(
         both(
             log(user_id=pa.array([f"u{u}" for u in USER], pa.string_view())),
             catalogue(
