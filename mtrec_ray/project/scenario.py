@@ -68,6 +68,16 @@ def values_by_column(value: object) -> object:
     return lists
 
 
+def check_column(name: str) -> str:
+    """Returns the name of a column that may be left out; an empty one would be taken for none."""
+    if not name:
+        raise ValueError("allowed: the name of a column, or null")
+    return name
+
+
+Column = Annotated[str, AfterValidator(check_column)]
+
+
 # Values that mean that nothing is known, by column.
 Missing = Annotated[dict[str, tuple[str | int | float, ...]], BeforeValidator(values_by_column)]
 
@@ -91,7 +101,7 @@ class Task(Section):
     kind: Literal["binary", "regression"] = Field(
         description="Labels are 0 or 1 (binary), or numbers (regression); null is unknown."
     )
-    label: str | None = Field(
+    label: Column | None = Field(
         default=None, description="Column of the log with the label. null: the task's name."
     )
     given: str | None = Field(
@@ -133,7 +143,7 @@ class Items(Section):
         default=(),
         description="Columns of numbers, standardised on the items of training; null is allowed.",
     )
-    published: str | None = Field(
+    published: Column | None = Field(
         default=None,
         description="Column with the publishing time, for the item's age. null: no age.",
     )
@@ -173,7 +183,7 @@ class Events(Section):
     path: str = Field(description="Parquet file or folder of the log; a path or a URI.")
     user: str = Field(default="user_id", description="Column with the user's id.")
     item: str = Field(default="item_id", description="Column with the item's id.")
-    time: str | None = Field(
+    time: Column | None = Field(
         default=None,
         description="Column with a time stamp, or a number. null: the log has no time.",
     )
@@ -198,7 +208,7 @@ class Events(Section):
 class Split(Section):
     """Train, valid and test rows. Exactly one way is given."""
 
-    column: str | None = Field(
+    column: Column | None = Field(
         default=None, description="Column of the log with the values train, valid and test."
     )
     time: Annotated[tuple[datetime, datetime] | None, BeforeValidator(check_moments)] = Field(

@@ -506,3 +506,20 @@ def test_what_is_null_anyway_is_no_missing_value():
     """NaN is null without a name, and a stored project could not hold it."""
     with pytest.raises(ProjectError, match=r"price: found .*; allowed: texts and finite numbers"):
         project_of(items={"path": "x", "text": "{title}", "missing": {"price": math.nan}})
+
+
+@pytest.mark.parametrize(
+    ("field", "section"),
+    [
+        ("events.time", {"events": timed() | {"time": ""}}),
+        ("items.published", {"items": {"path": "x", "text": "{title}", "published": ""}}),
+        ("split.column", {"split": {"column": ""}}),
+        ("tasks.click.label", {"tasks": {"click": {"kind": "binary", "label": ""}}}),
+    ],
+)
+def test_an_empty_name_is_no_column(field, section):
+    """It would be read as no column in one place, and looked up in another."""
+    with pytest.raises(
+        ProjectError, match=f"scenarios.shop.{field}: found ''; allowed: the name of a"
+    ):
+        project_of(**section)
