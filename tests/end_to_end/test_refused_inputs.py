@@ -153,14 +153,14 @@ IN_THE_FILES = {
     ),
     "11 folder of a Delta table": Case(
         delta_table,
-        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Delta, .*\); allowed: a",),
+        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Delta, .*\); allowed: P",),
     ),
     "11 folder of an Iceberg table": Case(
         both(
             in_files("data/a.parquet"),
             lambda p: p.files.update({"ev/metadata/v1.metadata.json": p.events}),
         ),
-        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Iceberg, .*\); allowed: a",),
+        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Iceberg, .*\); allowed: P",),
     ),
     "14 more tokens than positions": Case(
         both(model(encoder={"max_tokens": 1024}), catalogue(title=["word " * 2000] * NUM_ITEMS)),
@@ -232,11 +232,11 @@ IN_THE_FILES = {
     ),
     "29 an address of no file system": Case(
         address("https://example.org/log.parquet"),
-        (rf"{SHOP}events\.path: found https://.*, which cannot be reached .*; allowed: a Parquet",),
+        (rf"{SHOP}events\.path: found https://.*, which cannot be reached .*; allowed: Parquet",),
     ),
     "29 an address of a file system that is not known": Case(
         address("dbfs://log"),
-        (rf"{SHOP}events\.path: found dbfs://log, which cannot be reached .*; allowed: a Parquet",),
+        (rf"{SHOP}events\.path: found dbfs://log, which cannot be reached .*; allowed: Parquet",),
     ),
 }  # fmt: skip
 
