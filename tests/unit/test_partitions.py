@@ -49,3 +49,10 @@ def test_a_task_reads_successive_row_groups_of_about_a_partition(monkeypatch):
     fragments = [Fragment("shop", "e", i, 0, n) for i, n in enumerate(rows)]
     groups = [[f.num_rows for f in task.args[0]] for task in read_tasks(fragments, NOTHING)]
     assert groups == [[40, 50], [30], [400], [10, 90]]
+
+
+def test_a_log_that_begins_with_an_empty_file():
+    """Row groups without rows are read with others, wherever they stand."""
+    fragments = [Fragment("shop", "log", n, 0, rows) for n, rows in enumerate((0, 300, 0))]
+    groups = [[f.num_rows for f in task.args[0]] for task in read_tasks(fragments, NOTHING)]
+    assert groups == [[0, 300, 0]]

@@ -91,9 +91,9 @@ def read_tasks(
 ) -> list[Callable[[], Iterator[pa.Table]]]:
     """Returns what each task reads: successive row groups, together as large as a partition."""
     groups: list[list[Fragment]] = []
-    rows = ROWS_PER_PARTITION
+    rows = 0
     for fragment in fragments:
-        if rows + fragment.num_rows > ROWS_PER_PARTITION:
+        if not groups or rows + fragment.num_rows > ROWS_PER_PARTITION:
             groups.append([])
             rows = 0
         groups[-1].append(fragment)
