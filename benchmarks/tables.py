@@ -239,6 +239,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "shared_users": ("shared_users", shared_users),
     "dials": ("dials", plain),
     "newcomer": ("newcomer", plain),
+    "prepare": ("prepare", plain),
     "real4": ("real4", real4),
     "real4_slices": ("real4", lambda result: result["slices"]),
     "real4_alone": ("real4", alone),
