@@ -2,12 +2,11 @@
 
 import json
 import shlex
-import sys
 from typing import Annotated
 
 import typer
 
-from jobs.common import problems_of, program, teller
+from jobs.common import problems_of, program, say_error, teller
 
 Paths = Annotated[list[str], typer.Argument(help="Files and folders: logs and catalogues.")]
 Out = Annotated[str, typer.Option("--out", help="The project file. Default: named as the data.")]
@@ -25,9 +24,7 @@ def main(paths: Paths, out: Out = "") -> None:
         if problems is None:
             raise
         terminal.close()
-        for line in problems:
-            print(f"init: {line}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        raise SystemExit(say_error("init", error, problems, None)) from None
     terminal.close()
     for note in found["notes"]:
         terminal.warn(note)

@@ -129,11 +129,6 @@ class Column:
         return self.kind.endswith("]") or self.kind.startswith(("STRUCT", "MAP", "JSON"))
 
     @property
-    def is_unique(self) -> bool:
-        """Whether no value stands twice, as far as an estimate of 3 % tells."""
-        return self.known == self.rows > 0 and self.distinct >= 0.97 * self.rows
-
-    @property
     def unit(self) -> str | None:
         """The unit in which its numbers are moments from 1990 to 2100; None if they are not."""
         if not self.is_number or self.distinct < 2:

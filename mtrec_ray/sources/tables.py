@@ -8,9 +8,9 @@ from typing import Any
 
 import duckdb
 
+from mtrec_ray.data.storage import PARQUET_ENDINGS
 from mtrec_ray.project.base import ProjectError
 
-PARQUET = (".parquet", ".pq", ".parq")
 JSON = (".json", ".jsonl", ".ndjson")
 CSV = (".csv", ".tsv", ".txt", ".tab", ".dat", ".data", ".item", ".user")
 COMPRESSED = (".gz", ".zst")
@@ -40,7 +40,7 @@ def kind_of(file: Path) -> str:
     """Returns `parquet`, `json` or `csv` by a file's name, or an empty text for any other."""
     endings = [e.lower() for e in file.suffixes if e.lower() not in COMPRESSED]
     last = endings[-1] if endings else ""
-    kinds = {"parquet": PARQUET, "json": JSON, "csv": CSV}
+    kinds = {"parquet": PARQUET_ENDINGS, "json": JSON, "csv": CSV}
     found = next((kind for kind, known in kinds.items() if last in known), "")
     return found or ("parquet" if is_parquet(file) else "")
 
@@ -68,7 +68,7 @@ def encodings_of(file: Path) -> tuple[str, ...]:
 def stem_of(file: Path) -> str:
     """Returns a file's name without its endings."""
     name = file.name
-    while Path(name).suffix.lower() in (*PARQUET, *JSON, *CSV, *COMPRESSED):
+    while Path(name).suffix.lower() in (*PARQUET_ENDINGS, *JSON, *CSV, *COMPRESSED):
         name = Path(name).stem
     return name
 
@@ -101,6 +101,13 @@ class Table:
         """The files for a person."""
         more = f" and {len(self.files) - 1} more files" if self.files[1:] else ""
         return f"{self.files[0].name}{more}"
+
+    @property
+    def own_path(self) -> Path | None:
+        """Where its Parquet files lie by themselves; None where they do not."""
+        if not all(file.suffix == ".parquet" for file in self.files) or self.whole is None:
+            return None
+        return self.whole.resolve()
 
 
 class Tables:

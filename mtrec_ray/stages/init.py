@@ -34,6 +34,11 @@ def run_init(paths: Sequence[str], out: str, log: Log) -> dict[str, Any]:
     folder = target.with_name(f"{target.stem}-data")
     work = folder / ".tables"
     try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        found = f"--out: found {target.parent}, which cannot be written ({error.strerror})"
+        raise ProjectError([f"{found}; allowed: another folder"]) from None
+    try:
         tables = Tables(work)
         drafts = drafts_of(tables, groups, log)
         trees = {}

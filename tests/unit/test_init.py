@@ -314,6 +314,7 @@ def test_a_project_file_that_is_there_is_kept(tmp_path):
     assert "which is there" in line
     assert "ends with .yaml" in refused(data, str(tmp_path / "mine.txt"))[0]
     assert "found no folder" in refused(data, str(tmp_path / "gone" / "mine.yaml"))[0]
+    assert "which cannot be written" in refused(data, "/proc/mine.yaml")[0]
 
 
 @pytest.mark.parametrize(
