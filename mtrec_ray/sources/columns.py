@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtrec_ray.data.columns import plausible_unit
-from mtrec_ray.sources.tables import Table, Tables, literal, quoted
+from mtrec_ray.data.tables import Table, Tables, literal, quoted
 
 # Words of names in English, and the most usual in German, Spanish, French, Italian, Portuguese.
 ITEM = (

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from mtrec_ray.data.columns import UNITS_PER_SECOND
+from mtrec_ray.data.tables import Tables, literal, quoted
 from mtrec_ray.project.scenario import Scenario
-from mtrec_ray.sources.tables import Tables, literal, quoted
 
 # A split by time needs test rows of people that training knows.
 LEAST_KNOWN = 0.2

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtrec_ray.data.columns import UNITS_PER_SECOND
+from mtrec_ray.data.tables import Table, Tables, literal, quoted
 from mtrec_ray.sources.columns import (
     CONTEXT,
     EVENT,
@@ -18,7 +19,6 @@ from mtrec_ray.sources.draft import Draft, moment
 from mtrec_ray.sources.files import SPLIT_WORDS, root_of, splits_of
 from mtrec_ray.sources.guess_items import guess_items, items_from_log, used_of
 from mtrec_ray.sources.pairing import Pair
-from mtrec_ray.sources.tables import Table, Tables, literal, quoted
 
 GENERIC = {"items", "item", "catalogue", "catalog", "meta", "metadata", "info", "data", "list",
            "table", "dim"}  # fmt: skip

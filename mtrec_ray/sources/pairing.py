@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mtrec_ray.data.tables import Table, Tables, quoted
 from mtrec_ray.sources.columns import ITEM, TITLE, USER, Column, says
-from mtrec_ray.sources.tables import Table, Tables, quoted
 
 SAMPLED_IDS = 10_000
 LEAST_SHARED = 0.5  # of the log's ids must be in the catalogue

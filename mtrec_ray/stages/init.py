@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtrec_ray.data.tables import Table, Tables
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.sources.columns import Column, columns_of
@@ -14,7 +15,6 @@ from mtrec_ray.sources.files import FileGroup, groups_of, splits_of
 from mtrec_ray.sources.guess import guess
 from mtrec_ray.sources.pairing import Pair, as_id, pairs_of, user_of
 from mtrec_ray.sources.public import recognise
-from mtrec_ray.sources.tables import Table, Tables
 
 
 def run_init(paths: Sequence[str], out: str, log: Log) -> dict[str, Any]:

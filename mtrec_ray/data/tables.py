@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
+import pyarrow as pa
 
 from mtrec_ray.data.storage import PARQUET_ENDINGS
 from mtrec_ray.project.base import ProjectError
@@ -111,15 +112,30 @@ class Table:
 
 
 class Tables:
-    """Files as tables of a database in a folder, which holds more rows than memory does."""
+    """Files as tables of a database in a folder, which holds more rows than memory does.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.connection = duckdb.connect(str(folder / "tables.duckdb"))
+    Without a folder, files are not copied: what their first rows say of types is believed.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.copies = folder is not None
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.connection = duckdb.connect(str(folder / "tables.duckdb") if folder else ":memory:")
         self.connection.execute(
             "SET enable_progress_bar = false; SET preserve_insertion_order = true"
         )
         self.connection.execute("SET TimeZone = 'UTC'")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def batches(self, sql: str, rows: int = 1) -> pa.RecordBatchReader:
+        """Returns the rows of a query in batches."""
+        return self.connection.sql(sql).to_arrow_reader(rows)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Returns the rows of a query."""
@@ -190,12 +206,13 @@ class Tables:
     def _copy(
         self, name: str, files: Sequence[Path], tries: Sequence[dict[str, str]], function: str
     ) -> None:
-        """Copy rows into a table by the first options that read all of them."""
+        """Make a table by the first options that read all rows."""
+        what = "TABLE" if self.copies else "VIEW"
         for told in tries:
             try:
                 options = told | self._asked(files, told) if function == "read_csv" else told
                 sql = f"FROM {reader(function, files, **options)}"
-                self.connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS {sql}")
+                self.connection.execute(f"CREATE OR REPLACE {what} {quoted(name)} AS {sql}")
                 return
             except duckdb.Error:
                 if told is tries[-1]:
