@@ -84,6 +84,7 @@ class Table:
         types: DuckDB's type by column.
         rows: how many.
         whole: the folder of which they are all files, or the only file; None for neither.
+        parts: files and rows of each log that it was joined of.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Table:
     types: dict[str, str]
     rows: int
     whole: Path | None = None
+    parts: tuple[tuple[str, int], ...] = ()
 
     @property
     def sql(self) -> str:
@@ -100,6 +102,8 @@ class Table:
     @property
     def label(self) -> str:
         """The files for a person."""
+        if self.parts:
+            return " and ".join(label for label, _ in self.parts)
         more = f" and {len(self.files) - 1} more files" if self.files[1:] else ""
         return f"{self.files[0].name}{more}"
 
@@ -148,6 +152,12 @@ class Tables:
     def types_of(self, sql: str) -> dict[str, str]:
         """Returns DuckDB's type of each column of a query."""
         return {row[0]: str(row[1]) for row in self.rows(f"DESCRIBE {sql}")}
+
+    def view(self, name: str, sql: str, files: tuple[Path, ...]) -> Table:
+        """Returns the rows of a query as a table."""
+        self.connection.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS {sql}")
+        rows = self.value(f"SELECT count(*) FROM {quoted(name)}")
+        return Table(name, files, self.types_of(f"FROM {quoted(name)}"), rows)
 
     def write(self, sql: str, path: Path) -> int:
         """Write a query's rows as Parquet; returns how many."""

@@ -33,6 +33,8 @@ RATING = (
 )  # fmt: skip
 EVENT = ("event", "action", "behavior", "behaviour", "interaction", "type", "kind", "ereignis",
          "evento", "accion")  # fmt: skip
+# What was shown to somebody who need not have done anything.
+SHOWN = ("impression", "exposure", "shown", "display")
 TITLE = ("title", "name", "headline", "caption", "label", "titel", "bezeichnung", "titulo",
          "nombre", "titre", "nom", "titolo", "nome")  # fmt: skip
 TEXT = ("description", "desc", "text", "summary", "abstract", "body", "overview", "content",

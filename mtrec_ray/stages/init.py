@@ -13,6 +13,7 @@ from mtrec_ray.sources.columns import Column, columns_of
 from mtrec_ray.sources.draft import Draft, project_file
 from mtrec_ray.sources.files import FileGroup, groups_of, splits_of
 from mtrec_ray.sources.guess import guess
+from mtrec_ray.sources.kinds import join_kinds
 from mtrec_ray.sources.pairing import Pair, as_id, pairs_of, user_of
 from mtrec_ray.sources.public import recognise
 
@@ -94,6 +95,7 @@ def drafts_of(tables: Tables, groups: Sequence[FileGroup], log: Log) -> list[Dra
         log(f"read {table.label}: {table.rows:,} rows")
         opened.append(table)
     columns = {table.name: columns_of(tables, table) for table in opened}
+    opened = join_kinds(tables, opened, columns)
     pairs = pairs_of(tables, opened, columns)
     if not pairs:
         shown = "; ".join(

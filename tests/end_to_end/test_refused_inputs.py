@@ -235,7 +235,7 @@ IN_THE_FILES = {
     ),
     "29 an address without a network": Case(
         address("hf://datasets/no-such-user/no-such-data/log.parquet"),
-        (rf"{SHOP}events\.path: found (nothing at )?hf://.*; allowed: Parquet files",),
+        (rf"{SHOP}events\.path: found (nothing at )?hf://.*; allowed: Parquet",),
     ),
     "29 an address of no file system": Case(
         address("https://example.org/log.parquet"),
