@@ -16,6 +16,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools
 from mtrec_ray.data.catalogue import ItemLookup, category_codes
 from mtrec_ray.data.columns import is_plain_number, plain_type
+from mtrec_ray.data.preparing.inputs import ALLOWED_FILES, Footer, footers
 from mtrec_ray.project.assortment import Filter
 from mtrec_ray.project.base import ProjectError, refuse, shorten
 from mtrec_ray.project.project import Project
@@ -53,27 +54,26 @@ def read_catalogue_file(project: Project, name: str) -> pa.Table:
     options, items = project.recommend, project.scenarios[name].items
     wanted = {rule.column for rule in options.filters.get(name, ())}
     wanted |= {items.id, *options.at_most_per.get(name, {})}
-    paths = catalogue_paths(project, name)
-    names = storage.read_footer(paths[0]).schema.to_arrow_schema().names
+    found = catalogue_footers(project, name)
+    names = found[0].schema.names
     kept = [column for column in names if column in wanted]
-    tables = [storage.read_table(path, kept).replace_schema_metadata() for path in paths]
+    tables = [storage.read_table(f.file, kept).replace_schema_metadata() for f in found]
     table = pa.concat_tables(tables, promote_options="permissive")
     return table.replace_schema_metadata({"columns": ", ".join(names)})
 
 
-def catalogue_paths(project: Project, name: str) -> list[str]:
-    """Returns the Parquet files of a scenario's catalogue.
+def catalogue_footers(project: Project, name: str) -> list[Footer]:
+    """Returns the footers of the files of a scenario's catalogue.
 
     Raises:
         ProjectError: nothing is there.
     """
     path = project.path(project.scenarios[name].items.path)
     try:
-        return storage.parquet_files(path)
+        return footers(path)
     except FileNotFoundError:
         where = f"scenarios.{name}.items.path"
-        line = f"{where}: found nothing at {path}; allowed: a Parquet file or a folder of them"
-        raise ProjectError([line]) from None
+        raise ProjectError([f"{where}: found nothing at {path}; {ALLOWED_FILES}"]) from None
 
 
 def columns_text(table: pa.Table) -> str:

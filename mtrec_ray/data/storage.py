@@ -3,7 +3,8 @@
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,11 +30,25 @@ TABLES = {"/_delta_log/": "Delta", "/.hoodie/": "Hudi", ".metadata.json": "Icebe
 
 @dataclass(frozen=True)
 class FileVersion:
-    """A version of a file: another one has another size or time (ns)."""
+    """A version of a file: another one has another size or time (ns).
+
+    Attributes:
+        schema: of the table that it is a file of; None for a file by itself.
+        keys: values of that table's columns that are the same in all of the file's rows.
+    """
 
     path: str
     size: int
     mtime_ns: int
+    schema: pa.Schema | None = None
+    keys: tuple[tuple[str, pa.Scalar], ...] = ()
+
+    @property
+    def constants(self) -> dict[str, pa.Scalar]:
+        """Values of columns that the file may lack: of its table, or the keys of its path."""
+        if self.schema is None:
+            return partition_keys(self.path)
+        return {f.name: pa.scalar(None, f.type) for f in self.schema} | dict(self.keys)
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -61,9 +76,13 @@ def exists(path: str) -> bool:
 
 
 def is_file(path: str) -> bool:
-    """Returns whether a file is there."""
+    """Returns whether a file is there.
+
+    Raises:
+        OSError: the file system cannot be reached.
+    """
     fs, inner = filesystem(path)
-    return fs.get_file_info(inner).type == pafs.FileType.File
+    return _info(fs, inner).type == pafs.FileType.File
 
 
 def num_bytes(path: str) -> int:
@@ -75,12 +94,30 @@ def num_bytes(path: str) -> int:
 def parquet_versions(path: str) -> list[FileVersion]:
     """Returns a path's Parquet files, sorted by name: itself, or those anywhere in the folder.
 
-    Files and folders whose name begins with `_` or `.` are passed over: they hold what a job left
-    unfinished, checksums, and logs of table formats. Where no name has an ending of Parquet, files
-    without any ending are taken, as Hive writes them.
+    Where no name has an ending of Parquet, files without any ending are taken, as Hive writes them.
 
     Raises:
         FileNotFoundError: nothing is there.
+        OSError: the file system cannot be reached.
+    """
+    if is_file(path):
+        return shown_versions(path)
+    shown = {version.path: version for version in shown_versions(path)}
+    names = [n for n in shown if name_of(n).lower().endswith(PARQUET_ENDINGS)]
+    names = names or [n for n in shown if "." not in name_of(n)]
+    if not names:
+        raise FileNotFoundError(f"{path}: {len(shown)} files, none of them named *.parquet")
+    return [shown[name] for name in names]
+
+
+def shown_versions(path: str) -> list[FileVersion]:
+    """Returns the files of a path, sorted by name: itself, or those anywhere in the folder.
+
+    Files and folders whose name begins with `_` or `.` are passed over: they hold what a job left
+    unfinished, checksums, and logs of table formats.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a table whose files hold rows that were deleted.
         OSError: the file system cannot be reached.
     """
     fs, inner = filesystem(path)
@@ -93,13 +130,9 @@ def parquet_versions(path: str) -> list[FileVersion]:
     below = {f.path[len(inner) :].strip("/"): f for f in listed if f.type == pafs.FileType.File}
     for mark, table in TABLES.items():
         if any(mark in f"/{name}" for name in below):
-            raise FileNotFoundError(f"{path}: a table of {table}, where deleted rows lie, too")
+            raise FileNotFoundError(f"{path}: tables of {table}, where deleted rows lie, too")
     shown = [n for n in sorted(below) if not any(p[0] in "_." for p in n.split("/"))]
-    names = [n for n in shown if n.lower().endswith(PARQUET_ENDINGS)]
-    names = names or [n for n in shown if "." not in n.rsplit("/", 1)[-1]]
-    if not names:
-        raise FileNotFoundError(f"{path}: {len(shown)} files, none of them named *.parquet")
-    return [_version(join(path, _escaped(path, n)), below[n]) for n in names]
+    return [_version(join(path, _escaped(path, n)), below[n]) for n in shown]
 
 
 def parquet_files(path: str) -> list[str]:
@@ -151,14 +184,21 @@ def _escaped(folder: str, name: str) -> str:
     return quote(name, safe="/=:") if "://" in folder else name
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all (write beside it, then move)."""
+@contextmanager
+def new_file(path: str) -> Iterator[pa.NativeFile]:
+    """A stream into a file that is there whole or not at all (written beside it, then moved)."""
     fs, inner = filesystem(path)
     fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
     beside = f"{inner}.{uuid.uuid4().hex[:8]}.part"
     with fs.open_output_stream(beside) as stream:
-        stream.write(data)
+        yield stream
     fs.move(beside, inner)
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    with new_file(path) as stream:
+        stream.write(data)
 
 
 def write_table(path: str, table: pa.Table) -> None:
@@ -176,24 +216,29 @@ COMMON_TYPES = {
 }
 
 
-def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(path: str | FileVersion, columns: Sequence[str] | None = None) -> pa.Table:
     """Returns the rows of one Parquet file; all columns, or those named.
 
-    A named column that the file lacks may stand in its path, as `key=value`.
+    A named column that the file lacks may stand in its path, as `key=value`, or be one of its
+    table's.
     """
-    fs, inner = filesystem(path)
+    found = path if isinstance(path, FileVersion) else FileVersion(path, 0, 0)
+    fs, inner = filesystem(found.path)
     with fs.open_input_file(inner) as handle:
         file = pq.ParquetFile(handle)
-        return _with_partitions(file.read(_inside(file, columns)), path, columns)
+        return _with_constants(file.read(_inside(file, columns)), found, columns)
 
 
-def read_row_group(path: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read_row_group(
+    path: str | FileVersion, number: int, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Returns the rows of one row group of a Parquet file, with the columns of `read_table`."""
-    fs, inner = filesystem(path)
+    found = path if isinstance(path, FileVersion) else FileVersion(path, 0, 0)
+    fs, inner = filesystem(found.path)
     with fs.open_input_file(inner) as handle:
         file = pq.ParquetFile(handle)
         table = file.read_row_group(number, columns=_inside(file, columns))
-        return _with_partitions(table, path, columns)
+        return _with_constants(table, found, columns)
 
 
 def _inside(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
@@ -201,8 +246,8 @@ def _inside(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | 
     return None if columns is None else [c for c in columns if c in file.schema_arrow.names]
 
 
-def _with_partitions(table: pa.Table, path: str, columns: Sequence[str] | None) -> pa.Table:
-    """Returns the rows with named columns of the path, in types that all functions know."""
+def _with_constants(table: pa.Table, file: FileVersion, columns: Sequence[str] | None) -> pa.Table:
+    """Returns the rows with named columns that the file lacks, in types that all functions know."""
     for i, field in enumerate(table.schema):
         if isinstance(field.type, pa.BaseExtensionType):
             chunks = [chunk.storage for chunk in table.column(i).chunks]
@@ -211,9 +256,9 @@ def _with_partitions(table: pa.Table, path: str, columns: Sequence[str] | None) 
         elif field.type in COMMON_TYPES:
             common = table.column(i).cast(COMMON_TYPES[field.type])
             table = table.set_column(i, field.name, common)
-    keys = partition_keys(path)
-    for name in set(columns or ()) & set(keys) - set(table.column_names):
-        table = table.append_column(name, pa.repeat(keys[name], table.num_rows))
+    constants = file.constants
+    for name in set(columns or ()) & set(constants) - set(table.column_names):
+        table = table.append_column(name, pa.repeat(constants[name], table.num_rows))
     return table
 
 

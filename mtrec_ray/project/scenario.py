@@ -131,7 +131,10 @@ class Task(Section):
 class Items(Section):
     """The catalogue, and what its columns mean."""
 
-    path: str = Field(description="Parquet file or folder of the catalogue; a path or a URI.")
+    path: str = Field(
+        description="The catalogue: a path or a URI of Parquet, CSV or JSON lines (a file or a "
+        "folder of them), or of a table of Delta or Iceberg."
+    )
     id: str = Field(default="item_id", description="Column with the item's id: unique, not null.")
     text: Annotated[str, AfterValidator(check_template)] = Field(
         description='Template of the text that the encoder reads, such as `"{title}. {brand}"`.'
@@ -180,7 +183,7 @@ class Items(Section):
 class Events(Section):
     """The interaction log, and what its columns mean."""
 
-    path: str = Field(description="Parquet file or folder of the log; a path or a URI.")
+    path: str = Field(description="The log: a path or a URI, as that of the catalogue.")
     user: str = Field(default="user_id", description="Column with the user's id.")
     item: str = Field(default="item_id", description="Column with the item's id.")
     time: Column | None = Field(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from mtrec_ray.data.tables import Tables
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet, plain_name, text_columns
-from mtrec_ray.sources.tables import Tables
 
 FORM = {"delim": "','", "quote": "''", "escape": "''", "header": "false", "auto_detect": "false"}
 SAMPLES = text_columns("sample_id", "click", "buy", "user_index", "num", "features")

@@ -4,9 +4,9 @@ import re
 from functools import partial
 from pathlib import Path
 
+from mtrec_ray.data.tables import Tables
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet, plain_name
-from mtrec_ray.sources.tables import Tables
 
 # By year: user, product, microseconds and stars of a review; product, brand, narrowest category.
 REVIEWS = {

@@ -1,8 +1,8 @@
 """Book-Crossing: ratings of books by members of a community (Ziegler et al. 2005). No time."""
 
+from mtrec_ray.data.tables import Tables, literal
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet
-from mtrec_ray.sources.tables import Tables, literal
 
 FORM = {
     "delim": "';'", "quote": "'\"'", "escape": "'\\'", "header": "true", "encoding": "'latin-1'",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtrec_ray.data.columns import plausible_unit
-from mtrec_ray.sources.tables import Table, Tables, literal, quoted
+from mtrec_ray.data.tables import Table, Tables, literal, quoted
 
 # Words of names in English, and the most usual in German, Spanish, French, Italian, Portuguese.
 ITEM = (
@@ -33,6 +33,8 @@ RATING = (
 )  # fmt: skip
 EVENT = ("event", "action", "behavior", "behaviour", "interaction", "type", "kind", "ereignis",
          "evento", "accion")  # fmt: skip
+# What was shown to somebody who need not have done anything.
+SHOWN = ("impression", "exposure", "shown", "display")
 TITLE = ("title", "name", "headline", "caption", "label", "titel", "bezeichnung", "titulo",
          "nombre", "titre", "nom", "titolo", "nome")  # fmt: skip
 TEXT = ("description", "desc", "text", "summary", "abstract", "body", "overview", "content",

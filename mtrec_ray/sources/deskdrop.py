@@ -1,8 +1,8 @@
 """CI&T Deskdrop: what people of a company read, liked and followed on its platform (2016-17)."""
 
+from mtrec_ray.data.tables import Tables, literal
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet
-from mtrec_ray.sources.tables import Tables, literal
 
 TASKS = {
     "like": "LIKE", "bookmark": "BOOKMARK", "follow": "FOLLOW", "comment": "COMMENT CREATED",

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from mtrec_ray.data.columns import UNITS_PER_SECOND
+from mtrec_ray.data.tables import Tables, literal, quoted
 from mtrec_ray.project.scenario import Scenario
-from mtrec_ray.sources.tables import Tables, literal, quoted
 
 # A split by time needs test rows of people that training knows.
 LEAST_KNOWN = 0.2
@@ -40,6 +40,7 @@ class Draft:
         users: name of an id space that several scenarios share.
         split_column: column of the log that holds train, valid and test; None without one.
         max_unknown: share of rows whose item the catalogue may lack; None: the default.
+        positives_alone: whether each row is a positive of some task.
         items_path, events_path: of files that can stay as they are; None: they are written.
     """
 
@@ -55,6 +56,7 @@ class Draft:
     users: str | None = None
     split_column: str | None = None
     max_unknown: float | None = None
+    positives_alone: bool = False
     items_path: Path | None = None
     events_path: Path | None = None
 
@@ -105,9 +107,10 @@ class Draft:
         main, spec = next(iter(self.tasks.items()))
         label = quoted(spec.get("label", main))
         least = tables.value(f"SELECT min({label}) FROM ({self.events})")
-        if spec["kind"] != "binary" or least is None or least < 1:
+        if spec["kind"] != "binary" or least is None or (least < 1 and not self.positives_alone):
             return {}
-        self.why["negatives"] = f"all known labels of {main} are 1: items are drawn against them"
+        ones = f"all known labels of {main} are 1" if least >= 1 else "each row tells a positive"
+        self.why["negatives"] = f"{ones}: items are drawn against them"
         return {"negatives": {"of": main, "per_positive": 4, "from": "uniform"}}
 
     def _split(self, tables: Tables) -> dict[str, Any]:

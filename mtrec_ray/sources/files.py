@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtrec_ray.data.tables import kind_of, stem_of
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.sources.tables import kind_of, stem_of
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid",

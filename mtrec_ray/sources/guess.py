@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtrec_ray.data.columns import UNITS_PER_SECOND
+from mtrec_ray.data.tables import Table, Tables, literal, quoted
 from mtrec_ray.sources.columns import (
     CONTEXT,
     EVENT,
     RATING,
+    SHOWN,
     TIME,
     Column,
     says,
@@ -18,7 +20,6 @@ from mtrec_ray.sources.draft import Draft, moment
 from mtrec_ray.sources.files import SPLIT_WORDS, root_of, splits_of
 from mtrec_ray.sources.guess_items import guess_items, items_from_log, used_of
 from mtrec_ray.sources.pairing import Pair
-from mtrec_ray.sources.tables import Table, Tables, literal, quoted
 
 GENERIC = {"items", "item", "catalogue", "catalog", "meta", "metadata", "info", "data", "list",
            "table", "dim"}  # fmt: skip
@@ -278,6 +279,8 @@ def tasks_of_events(tables: Tables, draft: Draft, pair: Pair, log: Log, event_ty
         f"HAVING count(*) >= {LEAST_POSITIVES} ORDER BY 2 DESC, 1"
     )
     names = {task_name(str(value).lower()): str(value) for value, _ in counts}
+    if table.parts:
+        names = tell_parts(draft, pair, names)
     labels = "".join(
         f", max(({kind} = {literal(value)})::INT)::FLOAT AS {quoted(task)}"
         for task, value in names.items()
@@ -294,11 +297,27 @@ def tasks_of_events(tables: Tables, draft: Draft, pair: Pair, log: Log, event_ty
     delay = {"delay": "1d"} if day else {}
     for task in names:
         draft.tasks[task] = {"kind": "binary", **delay}
-        draft.why[f"tasks.{task}"] = f"{event_type.name} is {names[task]}"
+        what = f"{event_type.name} is {names[task]}"
+        draft.why[f"tasks.{task}"] = f"it stands in the log of {task}" if table.parts else what
     draft.why["events.path"] = (
         f"of {table.rows:,} rows of {table.label}: a row for each user, item"
         + (" and day, at its first event" if day else "")
     )
+
+
+def tell_parts(draft: Draft, pair: Pair, names: dict[str, str]) -> dict[str, str]:
+    """Returns the tasks of a log that was joined, without that of what was only shown.
+
+    Where nothing was only shown, each row is a positive, and negatives are drawn.
+    """
+    parts = " and ".join(f"{label} ({rows:,} rows)" for label, rows in pair.log.parts)
+    draft.notes.append(
+        f"{parts} have the same {pair.user.name} and {pair.item.name}, and names that say what "
+        "happened: they are one log, with a label for each"
+    )
+    done = {task: value for task, value in names.items() if not says(value, SHOWN)} or names
+    draft.positives_alone = len(done) == len(names)
+    return done
 
 
 def allow_unknown_items(tables: Tables, draft: Draft, pair: Pair) -> None:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 
+from mtrec_ray.data.tables import Tables, quoted
 from mtrec_ray.project.scenario import template_columns
 from mtrec_ray.sources.columns import CHANGED, FUTURE, PUBLISHED, TEXT, TITLE, Column, says
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.pairing import Pair
-from mtrec_ray.sources.tables import Tables, quoted
 
 ADDRESSES = ("url", "uri", "link", "image", "img", "imgs", "picture", "poster", "path", "icon")
 GROUPS = (

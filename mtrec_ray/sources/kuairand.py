@@ -1,8 +1,8 @@
 """KuaiRand: short videos and what people did with them (Gao et al. 2022)."""
 
+from mtrec_ray.data.tables import Tables
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet
-from mtrec_ray.sources.tables import Tables
 
 LABELS = {
     "click": "is_click", "long_view": "long_view", "like": "is_like", "follow": "is_follow",

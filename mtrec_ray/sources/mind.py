@@ -1,8 +1,8 @@
 """MIND: impressions and clicks of news (Wu et al. 2020), small and large."""
 
+from mtrec_ray.data.tables import Tables
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet, text_columns
-from mtrec_ray.sources.tables import Tables
 
 FORM = {"delim": "'\t'", "quote": "''", "escape": "''", "header": "false", "auto_detect": "false"}
 NEWS = text_columns(

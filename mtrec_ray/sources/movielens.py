@@ -1,8 +1,8 @@
 """MovieLens of all sizes: https://grouplens.org/datasets/movielens/ (Harper, Konstan 2015)."""
 
+from mtrec_ray.data.tables import Tables
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet, text_columns
-from mtrec_ray.sources.tables import Tables
 
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children", "Comedy", "Crime", "Documentary",

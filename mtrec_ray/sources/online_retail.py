@@ -1,8 +1,8 @@
 """Online Retail (UCI, Chen 2012) and Online Retail II: invoice lines of a gift shop."""
 
+from mtrec_ray.data.tables import Table, Tables, quoted
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet
-from mtrec_ray.sources.tables import Table, Tables, quoted
 
 SPELLINGS = {
     "invoice": ("InvoiceNo", "Invoice"),

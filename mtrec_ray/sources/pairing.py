@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mtrec_ray.data.tables import Table, Tables, quoted
 from mtrec_ray.sources.columns import ITEM, TITLE, USER, Column, says
-from mtrec_ray.sources.tables import Table, Tables, quoted
 
 SAMPLED_IDS = 10_000
 LEAST_SHARED = 0.5  # of the log's ids must be in the catalogue
@@ -60,9 +60,12 @@ def is_key(column: Column) -> bool:
     )
 
 
-def user_of(columns: Sequence[Column]) -> Column | None:
-    """Returns the column of users of a log: by its name, or the ids that repeat most."""
-    ids = [c for c in columns if is_id(c) and c.known and not is_key(c)]
+def user_of(columns: Sequence[Column], *, once: bool = False) -> Column | None:
+    """Returns the column of users of a log: by its name, or the ids that repeat most.
+
+    `once`: each user may have a single row.
+    """
+    ids = [c for c in columns if is_id(c) and c.known and (once or not is_key(c))]
     named = [c for c in ids if says(c.name, USER)]
     order = {word: place for place, word in enumerate(USER)}
     if named:
@@ -75,8 +78,8 @@ def user_of(columns: Sequence[Column]) -> Column | None:
 
 def pairs_of(tables: Tables, opened: Sequence[Table], columns: Columns) -> list[Pair]:
     """Returns a pair for each log; of logs with the same catalogue only the one with most rows."""
-    logs = [t for t in opened if user_of(columns[t.name]) is not None]
-    found = [pair for log in logs if (pair := pair_of(tables, log, opened, columns))]
+    users = [(log, user) for log in opened if (user := user_of(columns[log.name]))]
+    found = [p for log, user in users if (p := pair_of(tables, log, opened, columns, user))]
     best: dict[str, Pair] = {}
     for pair in found:
         key = pair.catalogue.name if pair.catalogue else pair.log.name
@@ -86,10 +89,10 @@ def pairs_of(tables: Tables, opened: Sequence[Table], columns: Columns) -> list[
     return [p for p in best.values() if p.log.name not in catalogues]
 
 
-def pair_of(tables: Tables, log: Table, opened: Iterable[Table], columns: Columns) -> Pair | None:
+def pair_of(
+    tables: Tables, log: Table, opened: Iterable[Table], columns: Columns, user: Column
+) -> Pair | None:
     """Returns a log with the catalogue that fits it best; None where nothing names an item."""
-    user = user_of(columns[log.name])
-    assert user is not None
     candidates = [
         c for c in columns[log.name] if is_id(c) and c is not user and not says(c.name, USER)
     ]

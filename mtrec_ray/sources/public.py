@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mtrec_ray.data.tables import COMPRESSED, Tables, compression_of
 from mtrec_ray.sources.draft import Draft
-from mtrec_ray.sources.tables import COMPRESSED, Tables, compression_of
 
 # By part of the data set: its files.
 Files = Mapping[str, Sequence[Path]]

@@ -1,8 +1,8 @@
 """REES46: views, carts and purchases of shops, a file a month (Kechinov 2019-20)."""
 
+from mtrec_ray.data.tables import Tables
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.public import Files, PublicSet
-from mtrec_ray.sources.tables import Tables
 
 TIME = "event_time::TIMESTAMPTZ::TIMESTAMP"
 TASKS = ("cart", "purchase")

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtrec_ray.data.tables import Table, Tables
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.sources.columns import Column, columns_of
 from mtrec_ray.sources.draft import Draft, project_file
 from mtrec_ray.sources.files import FileGroup, groups_of, splits_of
 from mtrec_ray.sources.guess import guess
+from mtrec_ray.sources.kinds import join_kinds
 from mtrec_ray.sources.pairing import Pair, as_id, pairs_of, user_of
 from mtrec_ray.sources.public import recognise
-from mtrec_ray.sources.tables import Table, Tables
 
 
 def run_init(paths: Sequence[str], out: str, log: Log) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def drafts_of(tables: Tables, groups: Sequence[FileGroup], log: Log) -> list[Dra
         log(f"read {table.label}: {table.rows:,} rows")
         opened.append(table)
     columns = {table.name: columns_of(tables, table) for table in opened}
+    opened = join_kinds(tables, opened, columns)
     pairs = pairs_of(tables, opened, columns)
     if not pairs:
         shown = "; ".join(

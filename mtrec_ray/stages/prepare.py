@@ -1,16 +1,18 @@
 """The prepare stage: samples, catalogues and states from a project's logs, audited."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import MIN_ROWS
+from mtrec_ray.data.input_files import convert, holds_text, input_files, text_kind
 from mtrec_ray.data.prepared import MANIFEST, Prepared, load_prepared, parse_scenario
 from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
 from mtrec_ray.data.sample_world import Dials, write_sample_world
+from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log, begin_stage, warn
 from mtrec_ray.project.base import ProjectError, refuse
@@ -68,6 +70,47 @@ def with_sample_world(project: Project, storage_path: str, log: Log) -> Project:
     return project.model_copy(update={"root": root})
 
 
+def with_parquet(
+    project: Project, storage_path: str, log: Log, paths: Iterable[tuple[str, str]] | None = None
+) -> Project:
+    """Returns the project itself, or one whose paths of CSV and JSON lines are those of Parquet.
+
+    The Parquet lies in the storage, once for each version of the files. `paths`: a scenario and
+    `items` or `events` of each path that will be read; None is all.
+
+    Raises:
+        ProjectError: files that cannot be read.
+    """
+    scenarios = dict(project.scenarios)
+    every = [(name, kind) for name in scenarios for kind in ("items", "events")]
+    for name, kind in every if paths is None else paths:
+        section = getattr(scenarios[name], kind)
+        files = input_files(project.path(section.path))
+        if holds_text(files):
+            target = as_parquet(files, f"scenarios.{name}.{kind}.path", storage_path, log)
+            changed = {kind: section.model_copy(update={"path": target})}
+            scenarios[name] = scenarios[name].model_copy(update=changed)
+    return project.model_copy(update={"scenarios": scenarios})
+
+
+def as_parquet(files: Sequence[FileVersion], field: str, storage_path: str, log: Log) -> str:
+    """Returns the path of the Parquet file of CSV or JSON lines, written where it is not there.
+
+    Raises:
+        ProjectError: `field` and why its files cannot be read.
+    """
+    versions = [[file.path, file.size, file.mtime_ns] for file in files]
+    target = storage.join(storage_path, f"tables-{fingerprint(versions)}", "rows.parquet")
+    if not storage.exists(target):
+        log(f"{field}: {text_kind(files[0].path)} to Parquet")
+        try:
+            rows = convert(files, target)
+        except ProjectError as error:
+            raise ProjectError([f"{field}: {line}" for line in error.problems]) from None
+        log(f"{field}: {rows:,} rows")
+    return target
+
+
 def run_prepare(project: Project, storage_path: str, log: Log) -> Record:
     """Prepares a project's data, or finds it prepared; returns the data report.
 
@@ -92,11 +135,12 @@ def run_prepare(project: Project, storage_path: str, log: Log) -> Record:
             ]
         )
     begin_stage(log, f"prepare: {', '.join(project.scenarios)}")
-    return prepare_into(project, stage, inputs, log)
+    return prepare_into(project, storage_path, stage, inputs, log)
 
 
 def prepare_into(
     project: Project,
+    storage_path: str,
     stage: Stage,
     inputs: str,
     log: Log,
@@ -106,11 +150,13 @@ def prepare_into(
 
     `inputs` is the fingerprint of its input files; `stored_users` as `prepare` takes them.
     """
+    readable = with_parquet(project, storage_path, log)
+    refuse(input_problems(readable))
     connect(project.run)
     storage.remove_folder(stage.folder)
     try:
-        manifest = prepare(project, stage.folder, log, stored_users)
-        check_leakage(project, stage.folder, manifest, log)
+        manifest = prepare(readable, stage.folder, log, stored_users)
+        check_leakage(readable, stage.folder, manifest, log)
     except ProjectError:
         storage.remove_folder(stage.folder)
         raise

@@ -6,7 +6,7 @@ of users to actors, which rank and write.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from mtrec_ray.candidates.filters import listed_items
+from mtrec_ray.candidates.filters import catalogue_footers, listed_items
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import plain_type
 from mtrec_ray.data.end_states import read_catalogue, read_states, user_parts
@@ -38,7 +38,7 @@ from mtrec_ray.stages.list_inputs import (
 )
 from mtrec_ray.stages.list_model import ensure_list_model
 from mtrec_ray.stages.list_writer import NEW_USERS, ListMaker, Writers, list_maker
-from mtrec_ray.stages.prepare import with_sample_world
+from mtrec_ray.stages.prepare import with_parquet, with_sample_world
 from mtrec_ray.stages.run_folder import RunFolder, Stage, with_search_choice
 from mtrec_ray.stages.second_opinion import ensure_opinions
 
@@ -213,9 +213,24 @@ def run_recommend(
         begin_stage(log, f"recommend: {name} already done")
     missing = {n: made_from[n] for n, counts in scenarios.items() if not counts}
     if missing:
-        task = Recommending(joint_run, project, with_sample_world(project, storage_path, log), log)
+        task = Recommending(
+            joint_run, project, with_files(project, missing, storage_path, log), log
+        )
         scenarios |= task.run({n: stages[n] for n in missing}, missing, wanted)
     return {"scenarios": scenarios}
+
+
+def with_files(project: Project, names: Iterable[str], storage_path: str, log: Log) -> Project:
+    """Returns the project whose catalogues can be read where scenarios have rules on them.
+
+    Raises:
+        ProjectError: a catalogue that is not there, or cannot be read.
+    """
+    own, rules = with_sample_world(project, storage_path, log), project.recommend
+    ruled = [name for name in names if rules.filters.get(name) or rules.at_most_per.get(name)]
+    for name in ruled:
+        catalogue_footers(own, name)
+    return with_parquet(own, storage_path, log, [(name, "items") for name in ruled])
 
 
 @dataclass(frozen=True)

@@ -153,14 +153,21 @@ IN_THE_FILES = {
     ),
     "11 folder of a Delta table": Case(
         delta_table,
-        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Delta, .*\); allowed: P",),
+        (rf"{SHOP}events\.path: found a table of Delta at .*/ev.*; allowed: ",),
     ),
     "11 folder of an Iceberg table": Case(
         both(
             in_files("data/a.parquet"),
             lambda p: p.files.update({"ev/metadata/v1.metadata.json": p.events}),
         ),
-        (rf"{SHOP}events\.path: found nothing at .*/ev \(a table of Iceberg, .*\); allowed: P",),
+        (rf"{SHOP}events\.path: found a table of Iceberg at .*/ev.*; allowed: ",),
+    ),
+    "11 folder of a Hudi table": Case(
+        both(
+            in_files("a.parquet"),
+            lambda p: p.files.update({"ev/.hoodie/hoodie.properties": p.events}),
+        ),
+        (rf"{SHOP}events\.path: found nothing at .*/ev \(tables of Hudi, .*\); allowed: P",),
     ),
     "14 more tokens than positions": Case(
         both(model(encoder={"max_tokens": 1024}), catalogue(title=["word " * 2000] * NUM_ITEMS)),
@@ -228,7 +235,7 @@ IN_THE_FILES = {
     ),
     "29 an address without a network": Case(
         address("hf://datasets/no-such-user/no-such-data/log.parquet"),
-        (rf"{SHOP}events\.path: found (nothing at )?hf://.*; allowed: Parquet files",),
+        (rf"{SHOP}events\.path: found (nothing at )?hf://.*; allowed: Parquet",),
     ),
     "29 an address of no file system": Case(
         address("https://example.org/log.parquet"),

@@ -493,3 +493,68 @@ def test_names_in_another_language(tmp_path):
     assert scenario["events"]["user"] == "usuario"
     assert (scenario["events"]["item"], scenario["events"]["time"]) == ("artículo", "fecha")
     assert scenario["items"]["text"] == "{título del artículo}. {marca}"
+
+
+def kinds_of_events(folder: Path, *names: str) -> pd.DataFrame:
+    """A catalogue, and a log for each name: the second has a fifth of the rows of the first."""
+    items_frame().to_csv(folder / "products.csv", index=False)
+    log = log_frame().drop(columns="click")
+    for place, name in enumerate(names):
+        log.iloc[:: 5**place].to_csv(folder / f"{name}.csv", index=False)
+    return log
+
+
+def test_a_file_for_each_kind_of_event(tmp_path):
+    """They are one log with a label for each, negatives are drawn, and counts are told."""
+    log = kinds_of_events(data_folder(tmp_path), "shop_clicks", "shop_purchases")
+    [(_, scenario)] = init(tmp_path).items()
+    assert list(scenario["tasks"]) == ["clicks", "purchases"]
+    rows = scenario["events"]["rows"]
+    days = log.assign(day=log["timestamp"].dt.date).groupby(["user_id", "product_id", "day"])
+    assert rows["clicks"].sum() == days.ngroups
+    assert 0.15 * ROWS < rows["purchases"].sum() <= 0.2 * ROWS
+    assert scenario["negatives"]["of"] == "clicks"
+    told = " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
+    assert "shop_clicks.csv (600 rows) and shop_purchases.csv (120 rows) have the same" in told
+
+
+def test_what_was_only_shown_is_a_negative(tmp_path):
+    """Impressions without a click are its negatives; a user may have bought once."""
+    folder = data_folder(tmp_path)
+    log = kinds_of_events(folder, "impressions", "clicks")
+    log.drop_duplicates("user_id").to_csv(folder / "orders.csv", index=False)
+    [(_, scenario)] = init(tmp_path).items()
+    assert list(scenario["tasks"]) == ["clicks", "orders"]
+    assert scenario["negatives"] is None
+    assert set(scenario["events"]["rows"]["clicks"]) == {0, 1}
+
+
+def test_days_of_events_are_one_log(tmp_path):
+    """Files of which only a day's date differs are parts of one log."""
+    folder = data_folder(tmp_path)
+    items_frame().to_csv(folder / "products.csv", index=False)
+    for day, part in enumerate(np.array_split(np.arange(ROWS), 3)):
+        log_frame().iloc[part].to_csv(folder / f"events_2024-01-0{day + 1}.csv", index=False)
+    [(_, scenario)] = init(tmp_path).items()
+    assert len(scenario["events"]["rows"]) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "line"),
+    [
+        (("web", "app"), {}, "PATH: found app.csv and web.csv, logs of the same items, and no"),
+        (("web_clicks", "app_clicks"), {}, "PATH: found app_clicks.csv and web_clicks.csv, logs"),
+        (
+            ("clicks", "orders"), {"timestamp": "ordered_at"},
+            "PATH: found timestamp (TIMESTAMP) in clicks.csv, ordered_at (TIMESTAMP) in orders",
+        ),
+    ],
+)  # fmt: skip
+def test_logs_that_nothing_tells_apart(tmp_path, names, change, line):
+    """Parts of one log or kinds of events, times of two names: one line, and nothing written."""
+    folder = data_folder(tmp_path)
+    log = kinds_of_events(folder, *names)
+    log.iloc[::5].rename(columns=change).to_csv(folder / f"{names[1]}.csv", index=False)
+    [found] = refused(str(folder), str(tmp_path / "mine.yaml"))
+    assert found.startswith(line)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.input_files import input_files
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.project.project import Project
@@ -97,8 +98,8 @@ def users_of_raw_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[s
     """Returns the users of some rows of the log; only the row groups that hold them are read."""
     users: set[str] = set()
     first = 0
-    for file in storage.parquet_files(path):
-        footer = storage.read_footer(file)
+    for file in input_files(path):
+        footer = storage.read_footer(file.path)
         for group in range(footer.num_row_groups):
             num_rows = footer.row_group(group).num_rows
             places = [n - first for n in numbers if first <= n < first + num_rows]
@@ -171,7 +172,7 @@ def read_categories(project: Project, name: str) -> pd.DataFrame:
     """Returns the categorical columns of a catalogue that have statistics, as text by item id."""
     items = project.scenarios[name].items
     columns = [items.id, *items.statistics_columns]
-    files = storage.parquet_files(project.path(items.path))
+    files = input_files(project.path(items.path))
     table = pa.concat_tables(
         [storage.read_table(file, columns) for file in files], promote_options="permissive"
     )
@@ -197,8 +198,8 @@ def raw_batches(
     columns |= {c for c in (events.time, scenario.split.column) if c}
     wanted_users, wanted_items = (pa.array(sorted(x), pa.string()) for x in (users, items))
     first = 0
-    for file in storage.parquet_files(path):
-        for group in range(storage.read_footer(file).num_row_groups):
+    for file in input_files(path):
+        for group in range(storage.read_footer(file.path).num_row_groups):
             table = storage.read_row_group(file, group, sorted(columns))
             table = raw_nulls(table, events.missing)
             user, item = (raw_text(table.column(c)) for c in (events.user, events.item))

@@ -1,4 +1,4 @@
-"""The user's Parquet files: whether they exist, are whole, and have the columns that are named."""
+"""The user's files: whether they exist, are whole, and have the columns that are named."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import as_text, blank, plain_type
+from mtrec_ray.data.input_files import holds_text, input_files, look_at
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import fingerprint
@@ -17,7 +18,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
 
 READ_THREADS = 16
-ALLOWED_FILES = "allowed: Parquet files (mtrec init makes them of CSV and JSON lines)"
+ALLOWED_FILES = "allowed: Parquet, CSV or JSON lines, tables of Delta or Iceberg"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Fragment:
     """
 
     scenario: str
-    path: str
+    file: FileVersion
     row_group: int
     first_row: int
     num_rows: int
@@ -37,11 +38,19 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Footer:
-    """What the footer of a Parquet file says: its columns, and the rows of each row group."""
+    """What the footer of a Parquet file says: its columns, and the rows of each row group.
 
-    path: str
+    Of CSV or JSON lines, all files have one, with what a look at their rows says.
+    """
+
+    file: FileVersion
     schema: pa.Schema
     group_rows: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        """Where the file lies."""
+        return self.file.path
 
     @property
     def num_rows(self) -> int:
@@ -96,6 +105,9 @@ def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -
         return
     except (pa.ArrowException, OSError) as error:
         yield f"{where}: {_unreadable(path, error)}"
+        return
+    except ProjectError as error:
+        yield f"{where}: {error}"
         return
     if not sum(footer.num_rows for footer in found):
         yield f"{where}: found no rows in {path}; allowed: at least one"
@@ -194,9 +206,13 @@ def footers(path: str) -> list[Footer]:
     Raises:
         FileNotFoundError: nothing is there.
         OSError, ArrowException: a file is broken; a note of the error has its path.
+        ProjectError: a table, CSV or JSON lines that cannot be read.
     """
+    files = input_files(path)
+    if holds_text(files):
+        return [_text_footer(tuple(files))]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(_footer, storage.parquet_versions(path)))
+        return list(pool.map(_footer, files))
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -207,11 +223,17 @@ def _footer(version: FileVersion) -> Footer:
     except (pa.ArrowException, OSError) as error:
         error.add_note(version.path)
         raise
-    for key, value in storage.partition_keys(version.path).items():
+    for key, value in version.constants.items():
         if key not in schema.names:
             schema = schema.append(pa.field(key, value.type))
     rows = (found.row_group(i).num_rows for i in range(found.num_row_groups))
-    return Footer(version.path, schema.remove_metadata(), tuple(rows))
+    return Footer(version, schema.remove_metadata(), tuple(rows))
+
+
+@functools.lru_cache(maxsize=1000)
+def _text_footer(versions: tuple[FileVersion, ...]) -> Footer:
+    schema, rows = look_at(versions)
+    return Footer(versions[0], schema, (rows,))
 
 
 def fragments(scenario: str, path: str, *, canonical: bool = False) -> list[Fragment]:
@@ -220,7 +242,7 @@ def fragments(scenario: str, path: str, *, canonical: bool = False) -> list[Frag
     row = 0
     for footer in footers(path):
         for group, num_rows in enumerate(footer.group_rows):
-            listed.append(Fragment(scenario, footer.path, group, row, num_rows, canonical))
+            listed.append(Fragment(scenario, footer.file, group, row, num_rows, canonical))
             row += num_rows
     return listed
 
@@ -237,7 +259,7 @@ def log_fragments(project: Project) -> list[Fragment]:
 def read_log(fragment: Fragment, scenario: Scenario) -> pa.Table:
     """Returns the rows of a row group of a log, with the columns that the project file names."""
     columns = wanted_columns(scenario, "events")
-    return storage.read_row_group(fragment.path, fragment.row_group, columns)
+    return storage.read_row_group(fragment.file, fragment.row_group, columns)
 
 
 def read_items(project: Project, name: str) -> pa.Table:
@@ -250,10 +272,10 @@ def read_items(project: Project, name: str) -> pa.Table:
     """
     items = project.scenarios[name].items
     columns = wanted_columns(project.scenarios[name], "items")
-    paths = storage.parquet_files(project.path(items.path))
-    read: Callable[[str], pa.Table] = lambda path: storage.read_table(path, columns)  # noqa: E731
+    files = input_files(project.path(items.path))
+    read: Callable[[FileVersion], pa.Table] = lambda file: storage.read_table(file, columns)  # noqa: E731
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        table = _joined(name, list(pool.map(read, paths)))
+        table = _joined(name, list(pool.map(read, files)))
     for column, values in items.missing.items():
         number = table.column_names.index(column)
         table = table.set_column(number, column, blank(table.column(column), values))
@@ -292,6 +314,6 @@ def input_fingerprint(project: Project) -> str:
             [version.path, version.size, version.mtime_ns]
             for _, scenario in sorted(project.scenarios.items())
             for path in (scenario.items.path, scenario.events.path)
-            for version in storage.parquet_versions(project.path(path))
+            for version in input_files(project.path(path))
         )
     )

@@ -123,7 +123,7 @@ def source_of(project: Project, name: str, items: pa.Table) -> LogSource:
 def read_canonical(fragment: Fragment, source: LogSource) -> tuple[pa.Table, Findings]:
     """Returns canonical rows of a row group: of the user's log, or of an expanded one."""
     if fragment.canonical:
-        return storage.read_row_group(fragment.path, fragment.row_group), Findings()
+        return storage.read_row_group(fragment.file, fragment.row_group), Findings()
     table = inputs.read_log(fragment, source.scenario)
     return canonical(table, source.scenario, fragment.first_row, source.lookup, source.width)
 

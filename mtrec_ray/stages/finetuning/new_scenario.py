@@ -46,7 +46,7 @@ def prepare_new_scenario(
         log(f"{name}: joins {', '.join(joint.scenarios)}")
         space = own.scenarios[name].users
         users = {space: stored_users(joint, space)} if space in user_spaces(joint) else {}
-        prepare_into(own, stage, inputs, log, users)
+        prepare_into(own, run.storage, stage, inputs, log, users)
     return load_prepared(stage.folder)
 
 

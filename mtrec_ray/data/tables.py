@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
+import pyarrow as pa
 
 from mtrec_ray.data.storage import PARQUET_ENDINGS
 from mtrec_ray.project.base import ProjectError
@@ -83,6 +84,7 @@ class Table:
         types: DuckDB's type by column.
         rows: how many.
         whole: the folder of which they are all files, or the only file; None for neither.
+        parts: files and rows of each log that it was joined of.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Table:
     types: dict[str, str]
     rows: int
     whole: Path | None = None
+    parts: tuple[tuple[str, int], ...] = ()
 
     @property
     def sql(self) -> str:
@@ -99,6 +102,8 @@ class Table:
     @property
     def label(self) -> str:
         """The files for a person."""
+        if self.parts:
+            return " and ".join(label for label, _ in self.parts)
         more = f" and {len(self.files) - 1} more files" if self.files[1:] else ""
         return f"{self.files[0].name}{more}"
 
@@ -111,15 +116,30 @@ class Table:
 
 
 class Tables:
-    """Files as tables of a database in a folder, which holds more rows than memory does."""
+    """Files as tables of a database in a folder, which holds more rows than memory does.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.connection = duckdb.connect(str(folder / "tables.duckdb"))
+    Without a folder, files are not copied: what their first rows say of types is believed.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.copies = folder is not None
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.connection = duckdb.connect(str(folder / "tables.duckdb") if folder else ":memory:")
         self.connection.execute(
             "SET enable_progress_bar = false; SET preserve_insertion_order = true"
         )
         self.connection.execute("SET TimeZone = 'UTC'")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def batches(self, sql: str, rows: int = 1) -> pa.RecordBatchReader:
+        """Returns the rows of a query in batches."""
+        return self.connection.sql(sql).to_arrow_reader(rows)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Returns the rows of a query."""
@@ -132,6 +152,12 @@ class Tables:
     def types_of(self, sql: str) -> dict[str, str]:
         """Returns DuckDB's type of each column of a query."""
         return {row[0]: str(row[1]) for row in self.rows(f"DESCRIBE {sql}")}
+
+    def view(self, name: str, sql: str, files: tuple[Path, ...]) -> Table:
+        """Returns the rows of a query as a table."""
+        self.connection.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS {sql}")
+        rows = self.value(f"SELECT count(*) FROM {quoted(name)}")
+        return Table(name, files, self.types_of(f"FROM {quoted(name)}"), rows)
 
     def write(self, sql: str, path: Path) -> int:
         """Write a query's rows as Parquet; returns how many."""
@@ -190,12 +216,13 @@ class Tables:
     def _copy(
         self, name: str, files: Sequence[Path], tries: Sequence[dict[str, str]], function: str
     ) -> None:
-        """Copy rows into a table by the first options that read all of them."""
+        """Make a table by the first options that read all rows."""
+        what = "TABLE" if self.copies else "VIEW"
         for told in tries:
             try:
                 options = told | self._asked(files, told) if function == "read_csv" else told
                 sql = f"FROM {reader(function, files, **options)}"
-                self.connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS {sql}")
+                self.connection.execute(f"CREATE OR REPLACE {what} {quoted(name)} AS {sql}")
                 return
             except duckdb.Error:
                 if told is tries[-1]:

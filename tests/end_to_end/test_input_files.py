@@ -1,0 +1,277 @@
+"""CSV, JSON lines, tables of Delta and Iceberg through the real job: read right, or refused."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from deltalake import write_deltalake
+from pyiceberg.catalog.sql import SqlCatalog
+
+from tests.end_to_end.small_project import (
+    ITEM,
+    NUM_ROWS,
+    OF_ITEM,
+    Case,
+    Make,
+    SmallProject,
+    both,
+    catalogue,
+    check_prepared,
+    check_refused,
+    fields,
+    job_here,
+    log,
+    params,
+    small_project,
+)
+
+pytestmark = pytest.mark.end_to_end
+
+SHOP = r"scenarios\.shop\."
+
+
+def as_csv(table: pa.Table) -> bytes:
+    """Rows as CSV."""
+    sink = pa.BufferOutputStream()
+    pa_csv.write_csv(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def as_json_lines(table: pa.Table) -> bytes:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist()).encode()
+
+
+def text(kind: str, name: str, form=as_csv, num_files: int = 1) -> Make:
+    """A catalogue or a log as text, packed where its name says so; with `*` a folder of files."""
+
+    def make(project: SmallProject) -> None:
+        table = getattr(project, kind)
+        project.shop[kind]["path"] = name.split("/")[0]
+        size = -(-table.num_rows // num_files)
+        for number in range(num_files):
+            data = form(table.slice(number * size, size))
+            path = project.folder / name.replace("*", str(number))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+    return make
+
+
+def left_over(project: SmallProject) -> pa.Table:
+    """Rows of an older version, whose users are nobody's now."""
+    names = pc.binary_join_element_wise(project.events["user_id"], "old", "-")
+    return project.events.set_column(0, "user_id", names)
+
+
+def delta(partition_by=(), **later) -> Make:
+    """A log as a Delta table whose first version was overwritten; `later` changes its log."""
+
+    def make(project: SmallProject) -> None:
+        project.shop["events"]["path"] = "ev"
+        folder = project.folder / "ev"
+        write_deltalake(folder, left_over(project), partition_by=list(partition_by))
+        write_deltalake(folder, project.events, mode="overwrite")
+        if later:
+            entry = folder / "_delta_log" / f"{2:020}.json"
+            entry.write_text("".join(json.dumps({k: v}) + "\n" for k, v in later.items()))
+
+    return make
+
+
+def added_column(project: SmallProject) -> None:
+    """A Delta table whose first half was written before it had a column."""
+    half = NUM_ROWS // 2
+    project.shop["events"]["path"] = "ev"
+    fields(tasks={"stars": {"kind": "regression"}})(project)
+    write_deltalake(project.folder / "ev", project.events.slice(half).drop_columns("stars"))
+    first = project.events.slice(0, half)
+    write_deltalake(project.folder / "ev", first, mode="append", schema_mode="merge")
+
+
+def iceberg(*, renamed: bool = False, hint: bool = True) -> Make:
+    """A log as an Iceberg table whose first version was overwritten."""
+
+    def make(project: SmallProject) -> None:
+        folder = project.folder
+        stores = SqlCatalog(
+            "test", uri=f"sqlite:///{folder}/names.db", warehouse=f"file://{folder}"
+        )
+        stores.create_namespace("shop")
+        table = stores.create_table("shop.ev", schema=project.events.schema)
+        table.append(left_over(project))
+        table.overwrite(project.events)
+        if renamed:
+            with table.update_schema() as update:
+                update.rename_column("stars", "rating")
+        project.shop["events"]["path"] = "shop/ev"
+        if hint:
+            name = Path(table.metadata_location).name
+            (folder / "shop/ev/metadata/version-hint.text").write_text(name)
+
+    return make
+
+
+def no_old_users(project: SmallProject) -> None:
+    """Nobody of a version that was overwritten is known."""
+    found = project.read("state/users").column("user_id").to_pylist()
+    assert len(found) == 20
+    assert not [user for user in found if user.startswith("old")]
+
+
+def zeros_kept(project: SmallProject) -> None:
+    """Ids keep the zeros before them."""
+    ids = pq.read_table(project.prepared / "shop" / "catalogue.parquet")["item_id"].to_pylist()
+    assert sorted(ids) == [f"{i:05}" for i in ITEM]
+
+
+PADDED = both(
+    catalogue(item_id=[f"{i:05}" for i in ITEM]), log(item_id=[f"{i:05}" for i in OF_ITEM])
+)
+ALL_ROWS = {"rows_in_log": NUM_ROWS}
+KNOWN = ["deletionVectors", "timestampNtz"]
+FEATURES = {
+    "protocol": {
+        "minReaderVersion": 3, "minWriterVersion": 7,
+        "readerFeatures": KNOWN, "writerFeatures": KNOWN,
+    },
+}  # fmt: skip
+
+PREPARED = {
+    "CSV": Case(
+        both(PADDED, text("items", "items.csv"), text("events", "events.csv.gz")),
+        report=ALL_ROWS, check=zeros_kept, told=(r"events\.path: CSV to Parquet",),
+    ),
+    "folder of JSON lines": Case(
+        both(
+            text("items", "items.json", as_json_lines),
+            text("events", "ev/*.jsonl.gz", as_json_lines, 3),
+        ),
+        report=ALL_ROWS,
+    ),
+    "Delta": Case(delta(), report=ALL_ROWS, check=no_old_users),
+    "Delta with partitions": Case(delta(["split"]), report=ALL_ROWS, check=no_old_users),
+    "Delta with a column that was added": Case(
+        added_column, report=ALL_ROWS | {"labels.train.stars": 150}
+    ),
+    "Iceberg": Case(iceberg(), report=ALL_ROWS, check=no_old_users),
+    "Iceberg without a hint": Case(
+        iceberg(hint=False), report=ALL_ROWS, check=no_old_users, long=True
+    ),
+}  # fmt: skip
+
+REFUSED = {
+    "CSV without a column": Case(
+        both(
+            lambda p: setattr(p, "events", p.events.drop_columns("click")),
+            text("events", "e.csv"),
+        ),
+        (rf"{SHOP}tasks\.click: found no column 'click' in .*/e\.csv; allowed: user_id, .*",),
+    ),
+    "CSV without rows": Case(
+        both(lambda p: setattr(p, "events", p.events.slice(0, 0)), text("events", "e.csv")),
+        (rf"{SHOP}events\.path: found no rows in .*/e\.csv; allowed: at least one",),
+    ),
+    "no JSON": Case(
+        text("events", "e.jsonl", as_csv),
+        (rf"{SHOP}events\.path: .*/e\.jsonl: .*; allowed: Parquet, CSV or JSON lines",),
+    ),
+    "CSV and JSON lines in one folder": Case(
+        both(text("events", "ev/a.csv"), text("events", "ev/b.jsonl", as_json_lines)),
+        (rf"{SHOP}events\.path: found CSV \(a\.csv\) and JSON lines \(b\.jsonl\) in .*; all",),
+    ),
+    "Delta with deletion vectors": Case(
+        both(delta(**FEATURES), lambda p: delete_a_row(p.folder / "ev")),
+        (rf"{SHOP}events\.path: found a table of Delta at .*/ev with deletion vectors; allowed: ",),
+    ),
+    "Delta without a whole log": Case(
+        both(delta(), lambda p: (p.folder / "ev/_delta_log" / f"{1:020}.json").write_text("{")),
+        (rf"{SHOP}events\.path: found a table of Delta at .*/ev that cannot be read .*; allowed",),
+    ),
+    "Delta with a feature that is not known": Case(
+        delta(protocol=FEATURES["protocol"] | {"readerFeatures": ["x"], "writerFeatures": ["x"]}),
+        (rf"{SHOP}events\.path: found a table of Delta at .*/ev .*; allowed: ",),
+    ),
+    "Iceberg with a column that was renamed": Case(
+        iceberg(renamed=True),
+        (rf"{SHOP}events\.path: found a table of Iceberg at .* renamed \(rating, stars\); allow",),
+    ),
+}  # fmt: skip
+
+
+def delete_a_row(folder: Path) -> None:
+    """Add a deletion vector to a Delta table."""
+    entries = [
+        json.loads(x) for x in (folder / f"_delta_log/{1:020}.json").read_text().splitlines()
+    ]
+    add = next(entry["add"] for entry in entries if "add" in entry)
+    vector = {
+        "storageType": "i", "pathOrInlineDv": "wi5b=000010000siXQKl0rr91000f55c8Xg0@@D72lkbi5=-{L",
+        "sizeInBytes": 40, "cardinality": 6,
+    }  # fmt: skip
+    lines = [{"remove": {"path": add["path"], "dataChange": True, "deletionTimestamp": 0}}]
+    lines += [{"add": add | {"deletionVector": vector}}]
+    entry = folder / f"_delta_log/{3:020}.json"
+    entry.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.usefixtures("session_ray")
+@pytest.mark.parametrize("case", params(PREPARED))
+def test_files_that_prepare(tmp_path, capsys, case):
+    """The rows are those of the current version, as those of Parquet would be."""
+    project = small_project(tmp_path)
+    case.make(project)
+    code, _, stderr = job_here(project, "check", capsys)
+    assert code == 0, stderr
+    assert not (tmp_path / "runs").exists()
+    check_prepared(project, case, job_here(project, "prepare", capsys))
+
+
+@pytest.mark.parametrize("job", ["check", "prepare"])
+@pytest.mark.parametrize("case", params(REFUSED))
+def test_files_that_are_refused(tmp_path, capsys, case, job):
+    """One line, before anything is written."""
+    project = small_project(tmp_path)
+    case.make(project)
+    check_refused(project, case, job, job_here(project, job, capsys))
+    assert not list(tmp_path.glob("runs/tables-*"))
+
+
+@pytest.mark.parametrize(
+    ("make", "package"), [(delta(), "deltalake"), (iceberg(), "pyiceberg.table")]
+)
+def test_a_table_without_its_package(tmp_path, capsys, monkeypatch, make, package):
+    """The line says how to install it."""
+    project = small_project(tmp_path)
+    make(project)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = (
+        rf"{SHOP}events\.path: found a table of .*; allowed: pip install 'mtrec_ray\[tables\]', .*"
+    )
+    check_refused(project, Case(make, (line,)), "check", job_here(project, "check", capsys))
+
+
+@pytest.mark.usefixtures("session_ray")
+def test_a_changed_file_is_converted_anew(tmp_path, capsys):
+    """The same run is done; another one reads the new rows, and finds what did not change."""
+    project = small_project(tmp_path)
+    both(text("items", "items.csv"), text("events", "events.csv"))(project)
+    assert job_here(project, "prepare", capsys)[0] == 0
+    converted = set(tmp_path.glob("runs/tables-*"))
+    assert "already done" in job_here(project, "prepare", capsys)[1]
+    project.events = project.events.slice(0, NUM_ROWS - 5)
+    text("events", "events.csv")(project)
+    code, _, stderr = job_here(project, "prepare", capsys)
+    assert code == 2
+    assert "made from other input files" in stderr
+    project.tree["run"]["name"] = "y"
+    code, stdout, _ = job_here(project, "prepare", capsys)
+    assert code == 0
+    assert json.loads(stdout.splitlines()[-1])["report"]["shop"]["rows_in_log"] == NUM_ROWS - 5
+    assert len(set(tmp_path.glob("runs/tables-*")) - converted) == 1
