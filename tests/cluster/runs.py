@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtrec_ray.data.prepared import Prepared, load_prepared
-from mtrec_ray.data.preparing import passes as data_prepare
+from mtrec_ray.data.preparing import partitions
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
@@ -92,7 +92,7 @@ def world_project(root: Path) -> Project:
 def prepare_in_partitions(project: Project, storage: Path, rows_per_partition: int) -> None:
     """Prepare a project in partitions of about so many rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_prepare, "ROWS_PER_PARTITION", rows_per_partition)
+        patch.setattr(partitions, "ROWS_PER_PARTITION", rows_per_partition)
         run_prepare(project, str(storage), say_nothing)
 
 
