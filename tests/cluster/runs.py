@@ -15,7 +15,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.run_folder import RunFolder
 from mtrec_ray.stages.train import run_train
-from tests.cluster.logs import ENCODER, scenario_tree
+from tests.cluster.logs import ENCODER, Logs, logs_project, scenario_tree, write_logs
 
 # An epoch must take some seconds: in time to end a process within it.
 EPOCHS, ROWS_PER_EPOCH, BATCH = 3, 25_600, 256
@@ -94,6 +94,17 @@ def prepare_in_partitions(project: Project, storage: Path, rows_per_partition: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(partitions, "ROWS_PER_PARTITION", rows_per_partition)
         run_prepare(project, str(storage), say_nothing)
+
+
+def prepare_again(
+    factory: pytest.TempPathFactory, logs: Logs, row_group_size: int, rows_per_partition: int
+) -> tuple[Project, Path]:
+    """The logs written and prepared once more, in other pieces."""
+    root, folder = factory.mktemp("logs"), factory.mktemp("prepared")
+    write_logs(root, logs, row_group_size)
+    project = parse_project(logs_project(root))
+    prepare_in_partitions(project, folder, rows_per_partition)
+    return project, folder
 
 
 def train_world(project: Project, storage: Path) -> Trained:

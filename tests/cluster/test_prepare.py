@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.end_states import read_states
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.base import ProjectError
@@ -27,7 +28,7 @@ from tests.cluster.logs import (
     Log,
     scenario_tree,
 )
-from tests.cluster.runs import prepared_folder, say_nothing
+from tests.cluster.runs import prepare_again, prepared_folder, say_nothing
 
 pytestmark = pytest.mark.cluster
 
@@ -427,6 +428,27 @@ def test_partitions_give_the_same_samples(prepared, whole, name):
         same = ["user", "item", "time", "split", "labels.0", *(f"history.{i}" for i in range(5))]
         first, second = first[same], second[same]
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_hot_items_and_values_give_the_same_samples(logs, whole, tmp_path_factory):
+    """Items and values whose rows lie in many partitions give what one partition gives.
+
+    To the last bit, and of each the one state at the end; drawn negatives depend on partitions.
+    """
+    size = 40
+    for log in logs.values():
+        assert (log.rows["item_id"].value_counts() > size).any()
+        brand = log.items.set_index("item_id")["brand"]
+        assert log.rows["item_id"].map(brand).value_counts().max() > 5 * size
+    many = prepare_again(tmp_path_factory, logs, 97, size)
+    first, second = (load_prepared(prepared_folder(p, str(f))) for p, f in (whole, many))
+    for name in NO_NEGATIVES:
+        pd.testing.assert_frame_equal(samples(first, name), samples(second, name), check_exact=True)
+    for name, kind in (("live", "category.brand"), ("folds", "category.brand"), ("live", "items")):
+        key = kind.split(".")[0].removesuffix("s")
+        states = [read_states(prepared, name, kind) for prepared in (first, second)]
+        one, other = (state.sort_by(key) for state in states if state)
+        assert one.equals(other)
 
 
 @pytest.mark.parametrize("fixture", ["pieces", "whole"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import DAY_MS, fixed_list, matrix
-from mtrec_ray.data.preparing import features, partitions, samples, statistics
+from mtrec_ray.data.preparing import features, partitions, past, samples, statistics
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.hot_keys import HotKey, part_of
 from mtrec_ray.data.preparing.partitions import KeyPartitions
@@ -78,7 +78,7 @@ def test_parts_by_time_give_the_statistics_of_the_whole(table, bounds, first, se
     """Equal to the last bit, with ties across parts, delays, unknown labels and empty parts."""
     whole = rows_of(sorted(table, key=lambda row: row[0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "QUESTIONS", asked)
+        patch.setattr(past, "QUESTIONS", asked)
         found = split_statistics(in_parts(whole, bounds), [first, second])
     np.testing.assert_array_equal(found, statistics.statistics(whole, [first, second], PRIORS))
 

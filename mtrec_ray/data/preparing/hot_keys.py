@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtrec_ray.data.arrays import Floats, Ints
+from mtrec_ray.data.preparing.past import Places
 from mtrec_ray.data.preparing.statistics import (
     FoldSums,
     KeyedRows,
-    Places,
     RunningLabels,
     Windows,
     fold_statistics,
@@ -168,7 +168,7 @@ class SplitNumbers:
 
 
 class SplitPast:
-    """The rows of a hot key, asked for some moments (`statistics.AnyPast`)."""
+    """The rows of a hot key, asked for some moments (`past.AnyPast`)."""
 
     def __init__(self, hot: HotKey, time: Ints) -> None:
         self.hot, self.time = hot, time
