@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.end_states import read_states
 from mtrec_ray.data.prepared import Prepared, load_prepared
+from mtrec_ray.data.preparing import shuffle
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
@@ -449,6 +453,24 @@ def test_hot_items_and_values_give_the_same_samples(logs, whole, tmp_path_factor
         states = [read_states(prepared, name, kind) for prepared in (first, second)]
         one, other = (state.sort_by(key) for state in states if state)
         assert one.equals(other)
+
+
+def test_a_partition_without_rows_does_not_stop_a_shuffle():
+    """Work that adds a column adds none where a partition has no rows, as where values are few."""
+
+    def read():
+        yield pa.table({"number": np.arange(10)})
+
+    def square(index, table, known):
+        return table.append_column("square", pc.power(table["number"], 2))
+
+    def total(index, table):
+        return sum(table["square"].to_pylist())
+
+    pieces = shuffle.begin([read], lambda table: np.zeros(table.num_rows, np.int64), 2)
+    pieces = shuffle.go_on(pieces, square, lambda table: table["number"].to_numpy() % 2, 2, {})
+    evens, odds = ray.get(shuffle.end(pieces, total))
+    assert (evens, odds) == (120, 165)
 
 
 @pytest.mark.parametrize("fixture", ["pieces", "whole"])

@@ -89,19 +89,24 @@ def _read(task: Callable[[], Iterable[pa.Table]], numbers: Numbers, k: int) -> A
 
 
 def _work(work: Work, numbers: Numbers, k: int, number: int, known: Any, *pieces: pa.Table) -> Any:
-    table = pa.concat_tables(pieces)
+    table = _joined(pieces)
     if table.num_rows:
         table = work(number, table, known)
     return _returned(cut(table, numbers(table), k))
 
 
 def _look(work: Callable[[pa.Table], tuple[Any, Any]], *pieces: pa.Table) -> tuple[Any, Any]:
-    return work(pa.concat_tables(pieces))
+    return work(_joined(pieces))
 
 
 def _finish(work: LastWork, number: int, *pieces: pa.Table) -> Any:
-    table = pa.concat_tables(pieces)
+    table = _joined(pieces)
     return work(number, table) if table.num_rows else None
+
+
+def _joined(pieces: Sequence[pa.Table]) -> pa.Table:
+    """Returns the rows of the pieces; those without rows may lack columns that work adds."""
+    return pa.concat_tables([piece for piece in pieces if piece.num_rows] or pieces[:1])
 
 
 def _returned(tables: list[pa.Table]) -> Any:
