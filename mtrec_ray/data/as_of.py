@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.end_states import CatalogueColumns
+from mtrec_ray.data.preparing.past import Past
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import (
     NO_WINDOWS,
     WINDOWS_MS,
-    Past,
     Windows,
     past_statistics,
     running_labels,

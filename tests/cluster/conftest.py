@@ -14,6 +14,7 @@ from mtrec_ray.stages.cluster import connect
 from tests.cluster.logs import NUM_ROWS, Logs, logs_project, make_logs, write_logs
 from tests.cluster.runs import (
     Trained,
+    prepare_again,
     prepare_in_partitions,
     prepared_folder,
     train_world,
@@ -82,17 +83,6 @@ def pieces(logs: Logs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Projec
 def whole(logs: Logs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Path]:
     """Project and storage of the same logs in one row group and one partition each."""
     return prepare_again(tmp_path_factory, logs, NUM_ROWS, 10 * NUM_ROWS)
-
-
-def prepare_again(
-    factory: pytest.TempPathFactory, logs: Logs, row_group_size: int, rows_per_partition: int
-) -> tuple[Project, Path]:
-    """The logs written and prepared once more, in other pieces."""
-    root, folder = factory.mktemp("logs"), factory.mktemp("prepared")
-    write_logs(root, logs, row_group_size)
-    project = parse_project(logs_project(root))
-    prepare_in_partitions(project, folder, rows_per_partition)
-    return project, folder
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from mtrec_ray.data.prepared import Prepared, load_prepared
-from mtrec_ray.data.preparing import passes as data_prepare
+from mtrec_ray.data.preparing import partitions
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.run_folder import RunFolder
 from mtrec_ray.stages.train import run_train
-from tests.cluster.logs import ENCODER, scenario_tree
+from tests.cluster.logs import ENCODER, Logs, logs_project, scenario_tree, write_logs
 
 # An epoch must take some seconds: in time to end a process within it.
 EPOCHS, ROWS_PER_EPOCH, BATCH = 3, 25_600, 256
@@ -92,8 +92,19 @@ def world_project(root: Path) -> Project:
 def prepare_in_partitions(project: Project, storage: Path, rows_per_partition: int) -> None:
     """Prepare a project in partitions of about so many rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_prepare, "ROWS_PER_PARTITION", rows_per_partition)
+        patch.setattr(partitions, "ROWS_PER_PARTITION", rows_per_partition)
         run_prepare(project, str(storage), say_nothing)
+
+
+def prepare_again(
+    factory: pytest.TempPathFactory, logs: Logs, row_group_size: int, rows_per_partition: int
+) -> tuple[Project, Path]:
+    """The logs written and prepared once more, in other pieces."""
+    root, folder = factory.mktemp("logs"), factory.mktemp("prepared")
+    write_logs(root, logs, row_group_size)
+    project = parse_project(logs_project(root))
+    prepare_in_partitions(project, folder, rows_per_partition)
+    return project, folder
 
 
 def train_world(project: Project, storage: Path) -> Trained:

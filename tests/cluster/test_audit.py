@@ -285,15 +285,16 @@ def own_fold_leak() -> Callable[..., object]:
 
         from mtrec_ray.data.preparing import features, statistics
 
-        def all_folds(rows, fold, values):
-            return np.bincount(rows.key, np.where(rows.counts, values, 0.0))[rows.key]
+        def all_folds(rows, fold, priors, sums, dtype):
+            whole, own = sums
+            return honest(rows, fold, priors, (whole, np.zeros_like(own)), dtype)
 
-        honest = statistics._other_folds
-        statistics._other_folds = all_folds
+        honest = statistics.fold_statistics
+        statistics.fold_statistics = all_folds
         try:
             return features.user_features(table, layout)
         finally:
-            statistics._other_folds = honest
+            statistics.fold_statistics = honest
 
     return user_features
 

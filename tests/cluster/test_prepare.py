@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.end_states import read_states
 from mtrec_ray.data.prepared import Prepared, load_prepared
+from mtrec_ray.data.preparing import shuffle
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
@@ -27,7 +32,7 @@ from tests.cluster.logs import (
     Log,
     scenario_tree,
 )
-from tests.cluster.runs import prepared_folder, say_nothing
+from tests.cluster.runs import prepare_again, prepared_folder, say_nothing
 
 pytestmark = pytest.mark.cluster
 
@@ -427,6 +432,45 @@ def test_partitions_give_the_same_samples(prepared, whole, name):
         same = ["user", "item", "time", "split", "labels.0", *(f"history.{i}" for i in range(5))]
         first, second = first[same], second[same]
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_hot_items_and_values_give_the_same_samples(logs, whole, tmp_path_factory):
+    """Items and values whose rows lie in many partitions give what one partition gives.
+
+    To the last bit, and of each the one state at the end; drawn negatives depend on partitions.
+    """
+    size = 40
+    for log in logs.values():
+        assert (log.rows["item_id"].value_counts() > size).any()
+        brand = log.items.set_index("item_id")["brand"]
+        assert log.rows["item_id"].map(brand).value_counts().max() > 5 * size
+    many = prepare_again(tmp_path_factory, logs, 97, size)
+    first, second = (load_prepared(prepared_folder(p, str(f))) for p, f in (whole, many))
+    for name in NO_NEGATIVES:
+        pd.testing.assert_frame_equal(samples(first, name), samples(second, name), check_exact=True)
+    for name, kind in (("live", "category.brand"), ("folds", "category.brand"), ("live", "items")):
+        key = kind.split(".")[0].removesuffix("s")
+        states = [read_states(prepared, name, kind) for prepared in (first, second)]
+        one, other = (state.sort_by(key) for state in states if state)
+        assert one.equals(other)
+
+
+def test_a_partition_without_rows_does_not_stop_a_shuffle():
+    """Work that adds a column adds none where a partition has no rows, as where values are few."""
+
+    def read():
+        yield pa.table({"number": np.arange(10)})
+
+    def square(index, table, known):
+        return table.append_column("square", pc.power(table["number"], 2))
+
+    def total(index, table):
+        return sum(table["square"].to_pylist())
+
+    pieces = shuffle.begin([read], lambda table: np.zeros(table.num_rows, np.int64), 2)
+    pieces = shuffle.go_on(pieces, square, lambda table: table["number"].to_numpy() % 2, 2, {})
+    evens, odds = ray.get(shuffle.end(pieces, total))
+    assert (evens, odds) == (120, 165)
 
 
 @pytest.mark.parametrize("fixture", ["pieces", "whole"])

@@ -8,28 +8,27 @@ import pyarrow as pa
 import pytest
 
 from mtrec_ray.data.preparing.inputs import Fragment
-from mtrec_ray.data.preparing.passes import FeaturePasses, Partitions, by_item, read_tasks
+from mtrec_ray.data.preparing.passes import key_partitions, read_tasks
+from mtrec_ray.data.preparing.scan import Scan
 from mtrec_ray.data.preparing.shuffle import cut
 
-NUM_PARTITIONS, NUM_ITEMS = 8, 4000
+NUM_ITEMS = 4000
 NOTHING: Any = None  # handles of Ray, which a key does not need
 
 
 def test_items_without_a_category_are_not_in_one_partition(monkeypatch):
     """Rows of one value lie together; those without a value are spread as their items are."""
-    code = np.where(np.arange(NUM_ITEMS) % 10 == 0, np.arange(NUM_ITEMS) % 3, -1)
-    spec = SimpleNamespace(categories={"brand": code})
-    monkeypatch.setattr(FeaturePasses, "spec", lambda self, name: spec)
-    partitions = Partitions({"shop": NUM_PARTITIONS})
-    passes = FeaturePasses(NOTHING, NOTHING, partitions, "")
-    table = pa.table({"item": np.arange(NUM_ITEMS, dtype=np.int32)})
-    part = partitions.numbers("shop", passes.category_key(0), table)
+    monkeypatch.setattr("mtrec_ray.data.preparing.partitions.ROWS_PER_PARTITION", 500)
+    item = np.arange(NUM_ITEMS)
+    code = np.where(item % 10 == 0, item % 3, -1)
+    spec: Any = SimpleNamespace(categories={"brand": code}, published=item)
+    by_brand, by_item = key_partitions(spec, Scan(all_item_rows=np.ones(NUM_ITEMS, np.int64)))
+    table = pa.table({"item": item.astype(np.int32)})
+    part = by_brand.numbers(table)
     for value in range(3):
         assert len(np.unique(part[code == value])) == 1
-    rows = np.bincount(part[code < 0], minlength=NUM_PARTITIONS)
-    assert rows.max() < 2 * rows.mean()
-    by_items = partitions.numbers("shop", by_item, table)
-    assert np.bincount(by_items).tolist() == [NUM_ITEMS // NUM_PARTITIONS] * 8
+    assert np.bincount(part).tolist() == [500] * 8
+    assert np.bincount(by_item.numbers(table)).tolist() == [500] * 8
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -44,7 +43,7 @@ def test_pieces_of_a_table_keep_the_order_of_its_rows(k):
 
 def test_a_task_reads_successive_row_groups_of_about_a_partition(monkeypatch):
     """Small row groups are read together, a large one by a task of its own, none twice."""
-    monkeypatch.setattr("mtrec_ray.data.preparing.passes.ROWS_PER_PARTITION", 100)
+    monkeypatch.setattr("mtrec_ray.data.preparing.partitions.ROWS_PER_PARTITION", 100)
     rows = [40, 50, 30, 400, 10, 90]
     fragments = [Fragment("shop", "e", i, 0, n) for i, n in enumerate(rows)]
     groups = [[f.num_rows for f in task.args[0]] for task in read_tasks(fragments, NOTHING)]

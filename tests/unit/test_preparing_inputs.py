@@ -26,7 +26,7 @@ from mtrec_ray.data.preparing.audit_log import (
 from mtrec_ray.data.preparing.events import Findings, canonical
 from mtrec_ray.data.preparing.features import FeatureSpec, NumericColumns
 from mtrec_ray.data.preparing.manifest import scales
-from mtrec_ray.data.preparing.problems import category_problems, item_problems, scan_problems
+from mtrec_ray.data.preparing.problems import item_problems, scan_problems
 from mtrec_ray.data.preparing.scan import LogSource, Scan, merge_scans, scan_rows
 from mtrec_ray.data.tokens import item_texts
 from mtrec_ray.project.base import ProjectError
@@ -360,17 +360,16 @@ def test_a_log_of_positives_is_told_of_negatives():
     assert scan_problems(project, {"shop": scanned(project, table)}, expanded=False) == []
 
 
-def test_a_category_with_too_many_rows_is_refused(monkeypatch):
-    """A value whose rows one task could not hold is one line; left out of statistics it is none."""
-    items = {"path": "i", "text": "{title}", "categorical": ["kind"]}
-    table = pa.table({"item_id": list(range(NUM_ITEMS)), "kind": ["a", "a", "a", "b", "b", None]})
-    scans = {"shop": scanned(project_of(), log_table())}
-    monkeypatch.setattr("mtrec_ray.data.preparing.problems.MAX_ROWS_PER_VALUE", 20)
-    [line] = category_problems(project_of(items=items), {"shop": table}, scans)
-    assert line.startswith("scenarios.shop.items.statistics_of: found ")
-    assert "of the value 'a' of 'kind'" in line
-    spared = project_of(items=items | {"statistics_of": []})
-    assert category_problems(spared, {"shop": table}, scans) == []
+def test_a_user_with_too_many_rows_is_refused(monkeypatch):
+    """A user whose rows one task could not hold is one line, from a sample of the rows, too."""
+    users = np.where(np.arange(60) < 40, 9, np.arange(60) % 7)
+    found = scanned(project_of(), log_table(user_id=users))
+    assert scan_problems(project_of(), {"shop": found}) == []
+    monkeypatch.setattr("mtrec_ray.data.preparing.problems.MAX_ROWS_PER_USER", 39)
+    [line] = scan_problems(project_of(), {"shop": found})
+    assert line.startswith("scenarios.shop.events.user: found 40 rows of the user '9', which")
+    [line] = scan_problems(project_of(), {"shop": replace(found, one_in=3)})
+    assert "found about 120 rows of the user '9'" in line
 
 
 # --- negatives -------------------------------------------------------------------------------

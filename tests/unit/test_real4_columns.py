@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mtrec_ray.data.columns import DAY_MS
-from mtrec_ray.data.preparing import inputs, statistics
+from mtrec_ray.data.preparing import inputs, past, statistics
 from mtrec_ray.data.preparing.scan import read_canonical, source_of
 from mtrec_ray.data.preparing.statistics import SMOOTHING, WINDOWS_MS, KeyedRows
 from mtrec_ray.project.load import load_project
@@ -53,10 +53,10 @@ def plain(key, time, labels, i, delays):
 
 
 @pytest.mark.parametrize("kind", ["user", "item"])
-@pytest.mark.parametrize("block", [64, statistics.QUESTIONS])
+@pytest.mark.parametrize("block", [64, past.QUESTIONS])
 def test_columns_are_those_of_the_plain_formula(log, kind, block, monkeypatch):
     """Statistics of some rows of a row group, with a delayed task, whatever the block size."""
-    monkeypatch.setattr(statistics, "QUESTIONS", block)
+    monkeypatch.setattr(past, "QUESTIONS", block)
     user, item, time, labels = log
     _, key = np.unique(user if kind == "user" else item, return_inverse=True)
     delays = [0, 31 * DAY_MS]

@@ -17,6 +17,7 @@ from mtrec_ray.data.columns import DAY_MS, hash_strings, matrix
 from mtrec_ray.data.preparing import features, statistics
 from mtrec_ray.data.preparing.events import Findings, canonical
 from mtrec_ray.data.preparing.features import FeatureSpec
+from mtrec_ray.data.preparing.past import Past
 from mtrec_ray.data.preparing.scan import LogSource, scan_rows
 from mtrec_ray.data.preparing.statistics import KeyedRows
 from mtrec_ray.project.load import parse_project
@@ -211,7 +212,7 @@ def test_present_and_future_change_nothing(table, random):
 def test_too_many_keys_are_refused():
     """Keys and times whose product does not fit into 63 bits are an error, not a wrong answer."""
     with pytest.raises(ValueError, match="overflow"):
-        statistics.Past(np.array([0, 2**40]), np.array([0, 2**40]), np.ones(2, bool))
+        Past(np.array([0, 2**40]), np.array([0, 2**40]), np.ones(2, bool))
 
 
 # --- partitions: raw events to finished rows -------------------------------------------------

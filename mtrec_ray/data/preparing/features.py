@@ -1,7 +1,8 @@
 """What each pass adds to the rows of its partition: statistics, and histories.
 
-Each function takes all canonical rows (`events.py`) of some users, items or categories. Their
-columns `statistics.GROUP` carry what earlier passes computed.
+Each function takes all canonical rows (`events.py`) of some users, items or categories, or some
+rows of a hot one and what is known of all of them (`hot_keys.py`). Their columns `statistics.GROUP`
+carry what earlier passes computed.
 
 Letters: N rows, K distinct keys, T tasks, H history length, F features, C categorical columns.
 """
@@ -19,6 +20,7 @@ from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.events import TRAIN
+from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals, part_of
 from mtrec_ray.data.preparing.samples import order_key, source_rows
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS, KeyedRows, Windows
 from mtrec_ray.project.scenario import Scenario
@@ -169,9 +171,21 @@ def with_end_rows(
     return rows, first
 
 
-def statistics_of(rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS) -> Float32s:
-    """Returns f32[N + K, F]: statistics of rows as `with_end_rows` lists them."""
-    return statistics.statistics(rows, spec.delays_ms, spec.priors, windows, np.float32)
+def statistics_of(
+    rows: KeyedRows, spec: FeatureSpec, windows: Windows = WINDOWS_MS, hot: HotKey | None = None
+) -> Float32s:
+    """Returns f32[N + K, F]: statistics of rows as `with_end_rows` lists them.
+
+    `hot`: the key of all rows, where it has others elsewhere.
+    """
+    compute = hot.statistics if hot else statistics.statistics
+    return compute(rows, spec.delays_ms, spec.priors, windows, np.float32)
+
+
+def hot_key_part(table: pa.Table, spec: FeatureSpec) -> tuple[PartTotals, PartRows]:
+    """Returns what some rows of a hot key add to it, and what its other rows look up in them."""
+    rows, _ = with_end_rows(table, np.zeros(table.num_rows, np.int64), spec)
+    return part_of(rows)
 
 
 def without_padding(table: pa.Table, scenario: Scenario) -> pa.Table:
@@ -198,29 +212,33 @@ def statistics_of_items(table: pa.Table, spec: FeatureSpec) -> list[Float32s]:
     return [matrix(table.column(f"statistics.{group}")) for group in groups]
 
 
-def item_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, pa.Table]:
+def item_features(
+    table: pa.Table, spec: FeatureSpec, hot: HotKey | None = None
+) -> tuple[pa.Table, pa.Table]:
     """Returns the rows with item statistics, and the state of each item at the end of the data."""
     rows, first = with_end_rows(table, table.column("item").to_numpy().astype(np.int64), spec)
-    values = statistics_of(rows, spec)
+    values = statistics_of(rows, spec, hot=hot)
     num = table.num_rows
     out = add_statistics(table, "item", values[:num])
     items = table.column("item").take(pa.array(first))
     return out, pa.table({"item": items, "numeric": fixed_list(values[num:])})
 
 
-def category_features(table: pa.Table, spec: FeatureSpec, column: str) -> tuple[pa.Table, pa.Table]:
+def category_features(
+    table: pa.Table, spec: FeatureSpec, column: str, hot: HotKey | None = None
+) -> tuple[pa.Table, pa.Table]:
     """Returns the rows with the statistics of their category, and its state at the end of the data.
 
     An item without a value has no statistics (NaN).
     """
     code = spec.categories[column][table.column("item").to_numpy()]
-    values, first, state = category_statistics(table, code, spec)
+    values, first, state = category_statistics(table, code, spec, hot)
     out = add_statistics(table, f"category.{column}", values)
     return out, pa.table({"category": code[first], "numeric": fixed_list(state)})
 
 
 def category_statistics(
-    table: pa.Table, key: NDArray[np.int64], spec: FeatureSpec
+    table: pa.Table, key: NDArray[np.int64], spec: FeatureSpec, hot: HotKey | None = None
 ) -> tuple[Float32s, NDArray[np.int64], Float32s]:
     """Returns statistics f32[N, F] by a key that may be -1 (then NaN), without windows.
 
@@ -229,7 +247,7 @@ def category_statistics(
         keys' statistics at the end of the data.
     """
     rows, first = with_end_rows(table, key, spec)
-    values = statistics_of(rows, spec, NO_WINDOWS)
+    values = statistics_of(rows, spec, NO_WINDOWS, hot)
     num = len(key)
     has_key = key[first] >= 0
     values[:num][key < 0] = np.nan

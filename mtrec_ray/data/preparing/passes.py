@@ -1,12 +1,12 @@
 """The shuffles of preparing: rows partitioned by user, by category and by item, in Ray tasks.
 
-A partition holds all rows of some keys, about `ROWS_PER_PARTITION` of them, and one task holds a
-partition at a time. A key is never split: the rows of the most frequent item, user, or value of a
-category that has statistics must fit into a task's memory. Values of categories with too many rows
-are refused (`problems.py`).
+One task holds a partition at a time, and partitions have a largest size (`partitions.py`). The rows
+of an item or value with more rows than that lie in several: tasks first add up each part, then
+others answer from the sums of all parts (`hot_keys.py`), of which they have 16 at hand, in shared
+memory, at a few dozen bytes a row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -17,16 +17,13 @@ import ray
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Ints
-from mtrec_ray.data.preparing import features, inputs, samples, shuffle
+from mtrec_ray.data.preparing import features, inputs, partitions, samples, shuffle
 from mtrec_ray.data.preparing.features import FeatureSpec
+from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals
 from mtrec_ray.data.preparing.inputs import Fragment
-from mtrec_ray.data.preparing.scan import LogSource, Sources, read_canonical
+from mtrec_ray.data.preparing.partitions import KeyPartitions, UserPartitions
+from mtrec_ray.data.preparing.scan import LogSource, Scan, Sources, read_canonical
 from mtrec_ray.project.scenario import SPLITS
-
-# What a task holds at a time. It is a number of rows, not a share of the machine's cores: the order
-# of prepared rows follows from the partitions.
-ROWS_PER_PARTITION = 250_000
-
 
 ROWS_PER_SHARD = 32_768
 
@@ -34,47 +31,9 @@ ROWS_PER_SHARD = 32_768
 Specs = dict[str, FeatureSpec]
 
 
-# What rows are partitioned by: the scenario's name and its rows to a number for each row.
-PartitionKey = Callable[[str, pa.Table], np.ndarray]
-
-
 # Of a partition of users: `scenario`, `duplicates`, `largest_user` and `largest_rows`, and its
 # `shards` (`split`, `path`, `rows`).
 Written = dict[str, Any]
-
-
-def by_user(_: str, table: pa.Table) -> np.ndarray:
-    """Returns the user as key."""
-    return table.column("user").to_numpy()
-
-
-def by_item(_: str, table: pa.Table) -> np.ndarray:
-    """Returns the item as key."""
-    return table.column("item").to_numpy()
-
-
-@dataclass(frozen=True)
-class Partitions:
-    """How rows are assigned to partitions: a hash of their key, by scenario.
-
-    Attributes:
-        counts: how many partitions each scenario has.
-    """
-
-    counts: dict[str, int]
-
-    @classmethod
-    def of(cls, fragments: list[Fragment]) -> "Partitions":
-        """Returns as many partitions as the rows of each scenario need."""
-        rows: dict[str, int] = {}
-        for fragment in fragments:
-            rows[fragment.scenario] = rows.get(fragment.scenario, 0) + fragment.num_rows
-        return cls({name: max(-(-n // ROWS_PER_PARTITION), 1) for name, n in rows.items()})
-
-    def numbers(self, name: str, key: PartitionKey, table: pa.Table) -> Ints:
-        """Returns i64[N]: the partition of each row."""
-        hashes = key(name, table).astype(np.int64).view(np.uint64)
-        return (hashes % np.uint64(self.counts[name])).astype(np.int64)
 
 
 def read_fragments(
@@ -93,7 +52,7 @@ def read_tasks(
     groups: list[list[Fragment]] = []
     rows = 0
     for fragment in fragments:
-        if not groups or rows + fragment.num_rows > ROWS_PER_PARTITION:
+        if not groups or rows + fragment.num_rows > partitions.ROWS_PER_PARTITION:
             groups.append([])
             rows = 0
         groups[-1].append(fragment)
@@ -108,7 +67,7 @@ def rewrite_log(
     folder: str,
 ) -> list[Fragment]:
     """Write canonical rows, changed with all rows of a user at hand; returns their row groups."""
-    partitions = Partitions.of(fragments)
+    by_user = UserPartitions.of(fragments)
 
     def write(name: str, index: int, table: pa.Table) -> str:
         path = storage.join(folder, name, f"part-{index:05}.parquet")
@@ -116,9 +75,9 @@ def rewrite_log(
         return path
 
     written = {}
-    for name, count in partitions.counts.items():
+    for name, count in by_user.counts.items():
         tasks = read_tasks([f for f in fragments if f.scenario == name], sources)
-        pieces = shuffle.begin(tasks, partial(partitions.numbers, name, by_user), count)
+        pieces = shuffle.begin(tasks, partial(by_user.numbers, name), count)
         written[name] = shuffle.end(pieces, partial(write, name))
     return [
         fragment
@@ -159,17 +118,35 @@ def rewrite_with_negatives(
 
 
 @dataclass(frozen=True)
+class ReadParts:
+    """Reads rows of a hot key's parts from shared memory, without a copy."""
+
+    handles: list["ray.ObjectRef[PartRows]"]
+
+    def __call__(self, part: int) -> PartRows:
+        """Returns the rows of a part by its number."""
+        return ray.get(self.handles[part])
+
+
+def hot_key(handles: list["ray.ObjectRef[PartRows]"], *totals: PartTotals) -> HotKey:
+    """Returns a hot key from the handles and the totals of all of its parts."""
+    return HotKey.of(totals, ReadParts(handles))
+
+
+@dataclass(frozen=True)
 class FeaturePasses:
     """The passes that add statistics and histories, and write states and shards.
 
     Attributes:
         sources, specs: handles of what reading and partition functions need, by scenario.
+        by_key: handles of the partitions of each scenario by each category, and then by item.
         folder: where states and shards are written.
     """
 
     sources: "ray.ObjectRef[Sources]"
     specs: "ray.ObjectRef[Specs]"
-    partitions: Partitions
+    by_key: dict[str, list["ray.ObjectRef[KeyPartitions]"]]
+    by_user: UserPartitions
     folder: str
 
     def spec(self, name: str) -> FeatureSpec:
@@ -183,7 +160,7 @@ class FeaturePasses:
         handed to Ray at once: none waits for those of another scenario.
         """
         written = []
-        for name in self.partitions.counts:
+        for name in self.by_user.counts:
             own = [f for f in fragments if f.scenario == name]
             written += self.scenario(name, own, categories[name])
         return [found for found in ray.get(written) if found]
@@ -192,46 +169,63 @@ class FeaturePasses:
         self, name: str, fragments: list[Fragment], categories: list[str]
     ) -> list["ray.ObjectRef[Written]"]:
         """Pass the rows of a scenario by its categories, one after another, by item and by user."""
-        count = self.partitions.counts[name]
-        to = lambda key: partial(self.partitions.numbers, name, key)  # noqa: E731
         tasks = [partial(self.read, name, task) for task in read_tasks(fragments, self.sources)]
-        keys = [*(self.category_key(i) for i in range(len(categories))), by_item, by_user]
-        pieces = shuffle.begin(tasks, to(keys[0]), count)
-        for column, following in zip(categories, keys[1:], strict=False):
-            work = partial(self.category, name, column)
-            pieces = shuffle.go_on(pieces, work, to(following), count)
-        pieces = shuffle.go_on(pieces, partial(self.items, name), to(by_user), count)
+        layouts = [self.layout(name, number) for number in range(len(self.by_key[name]))]
+        to = [partial(self.key_numbers, name, number) for number in range(len(layouts))]
+        to.append(partial(self.by_user.numbers, name))
+        counts = [*(layout.count for layout in layouts), self.by_user.counts[name]]
+        pieces = shuffle.begin(tasks, to[0], counts[0])
+        for i, (column, layout) in enumerate(zip([*categories, None], layouts, strict=True)):
+            known = self.hot_keys(name, pieces, layout)
+            work = partial(self.key_statistics, name, i, column)
+            pieces = shuffle.go_on(pieces, work, to[i + 1], counts[i + 1], known)
         return shuffle.end(pieces, partial(self.users, name))
+
+    def layout(self, name: str, number: int) -> KeyPartitions:
+        """Returns the partitions by the n-th category, or after the last one by item."""
+        return ray.get(self.by_key[name][number])
+
+    def key_numbers(self, name: str, number: int, table: pa.Table) -> Ints:
+        """Returns i64[N], the partition of each row by the n-th category, or by item."""
+        return self.layout(name, number).numbers(table)
 
     def read(self, name: str, task: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
         """Yields a scenario's canonical rows, without columns that only others fill."""
         scenario = self.spec(name).scenario
         return (features.without_padding(table, scenario) for table in task())
 
-    def category_key(self, number: int) -> PartitionKey:
-        """Returns a key: the value of the n-th categorical column.
+    def hot_keys(
+        self, name: str, pieces: shuffle.Pieces, layout: KeyPartitions
+    ) -> dict[int, "ray.ObjectRef[HotKey]"]:
+        """Returns a handle of the key of each partition that holds a part of a hot one."""
+        known: dict[int, ray.ObjectRef[HotKey]] = {}
+        for parts in layout.hot_keys():
+            totals, rows = shuffle.look_at(pieces, partial(self.part, name), parts)
+            known |= dict.fromkeys(parts, ray.remote(hot_key).remote(rows, *totals))
+        return known
 
-        Items without a value have no statistics of it: they lie where their own key says, not all
-        in one partition.
-        """
+    def part(self, name: str, table: pa.Table) -> tuple[PartTotals, PartRows]:
+        """Returns what other parts of a hot key need of one."""
+        return features.hot_key_part(table, self.spec(name))
 
-        def key(name: str, table: pa.Table) -> np.ndarray:
-            item = table.column("item").to_numpy()
-            code = list(self.spec(name).categories.values())[number][item]
-            return np.where(code >= 0, code, item)
-
-        return key
-
-    def category(self, name: str, column: str, index: int, table: pa.Table) -> pa.Table:
-        """Add the statistics of a categorical column's values."""
-        table, state = features.category_features(table, self.spec(name), column)
-        self.write_state(state, name, f"category.{column}", index)
-        return table
-
-    def items(self, name: str, index: int, table: pa.Table) -> pa.Table:
-        """Add the statistics of items."""
-        table, state = features.item_features(table, self.spec(name))
-        self.write_state(state, name, "items", index)
+    def key_statistics(
+        self,
+        name: str,
+        number: int,
+        column: str | None,
+        index: int,
+        table: pa.Table,
+        hot: HotKey | None,
+    ) -> pa.Table:
+        """Add the statistics of a categorical column's values, or of items (no column)."""
+        spec = self.spec(name)
+        if column is None:
+            kind, (table, state) = "items", features.item_features(table, spec, hot)
+        else:
+            kind = f"category.{column}"
+            table, state = features.category_features(table, spec, column, hot)
+        if self.layout(name, number).is_first(index):  # its other parts have the same state
+            self.write_state(state, name, kind, index)
         return table
 
     def users(self, name: str, index: int, table: pa.Table) -> Written:
@@ -250,11 +244,33 @@ class FeaturePasses:
 
 
 def build_shards(
-    fragments: list[Fragment], sources: "ray.ObjectRef[Sources]", specs: Specs, folder: str
+    fragments: list[Fragment],
+    sources: "ray.ObjectRef[Sources]",
+    scans: Mapping[str, Scan],
+    specs: Specs,
+    folder: str,
 ) -> list[Written]:
     """Write samples and end states; returns what was written of each partition of users."""
-    passes = FeaturePasses(sources, ray.put(specs), Partitions.of(fragments), folder)
+    by_key = {
+        name: [ray.put(layout) for layout in key_partitions(spec, scans[name])]
+        for name, spec in specs.items()
+    }
+    by_user = UserPartitions.of(fragments)
+    passes = FeaturePasses(sources, ray.put(specs), by_key, by_user, folder)
     return passes.run(fragments, {name: list(spec.categories) for name, spec in specs.items()})
+
+
+def key_partitions(spec: FeatureSpec, scan: Scan) -> list[KeyPartitions]:
+    """Returns the partitions by each category, and then by item.
+
+    Items without a value have no statistics of it: each is a key of its own there.
+    """
+    item = np.arange(len(spec.published))
+    keys = [
+        np.where(code >= 0, code, code.max(initial=0) + 1 + item)
+        for code in spec.categories.values()
+    ]
+    return [KeyPartitions.of(key, scan.all_item_rows, scan.sample) for key in [*keys, item]]
 
 
 def count_duplicates(table: pa.Table) -> int:

@@ -7,8 +7,9 @@
     features    shuffle by each category that has statistics, by item -> their statistics
                 -> shuffle by user -> user statistics, histories, shards
 
-A task holds a row group or a partition, which is about `ROWS_PER_PARTITION` rows, or more where one
-item, user or value of a category has more (`passes.py`); catalogues and vocabularies lie in the
+A task holds a row group or a partition, which is about `ROWS_PER_PARTITION` rows whatever the log
+has of one item or value of a category, and more only where a user has more (`partitions.py`);
+catalogues and vocabularies lie in the
 object store, and in the driver.
 """
 
@@ -27,7 +28,7 @@ from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of
 from mtrec_ray.data.preparing.passes import add_fractions, build_shards, rewrite_with_negatives
-from mtrec_ray.data.preparing.problems import category_problems, item_problems, scan_problems
+from mtrec_ray.data.preparing.problems import item_problems, scan_problems
 from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
 from mtrec_ray.progress import Log
@@ -147,12 +148,12 @@ def prepare(
     items = tokenised_items(project, tables)
     sources = ray.put({name: source_of(project, name, items[name]) for name in items})
     fragments, scans = expanded_log(project, sources, storage.join(folder, "work"), log)
-    refuse(scan_problems(project, scans) + category_problems(project, tables, scans))
+    refuse(scan_problems(project, scans))
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans, stored_users)
     specs = {n: spec_of(project, n, scans[n], users[n], items[n]) for n in items}
     log("statistics, histories and shards")
-    written = build_shards(fragments, sources, specs, folder)
+    written = build_shards(fragments, sources, scans, specs, folder)
     facts = {name: item_facts(project, name, table) for name, table in tables.items()}
     return manifest_of(project, scans, specs, vocabularies, written, facts, folder)
 

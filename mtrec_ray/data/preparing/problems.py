@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
     from mtrec_ray.data.preparing.scan import Scan
 
 
-# A shuffle brings all rows of one key to one task, at some 300 bytes and a few copies each. The
-# project file can leave a column with a more frequent value out, which it cannot do with an item.
-MAX_ROWS_PER_VALUE = 5_000_000
+# All rows of a user are brought to one task, at some 300 bytes and a few copies each. Who has more
+# is no person.
+MAX_ROWS_PER_USER = 5_000_000
 
 
 def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
@@ -81,7 +80,7 @@ def scan_problems(
             of_rows += _split_problems(f"scenarios.{name}", scans[name])
             of_labels = list(_label_problems(f"scenarios.{name}", scenario, scans[name], expanded))
             of_rows += of_labels or _valid_problems(f"scenarios.{name}", scenario, scans[name])
-        lines += of_rows
+        lines += [*of_rows, *_user_problems(f"scenarios.{name}", scans[name])]
     return lines
 
 
@@ -118,6 +117,20 @@ def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]
         yield (
             f"{where}.split.column: found {counts['unknown split']} rows such as "
             f"{examples['unknown split']!r}; allowed: {', '.join(SPLITS)}"
+        )
+
+
+def _user_problems(where: str, scan: "Scan") -> Iterator[str]:
+    """Yields a line where a user has more rows than a task can hold, as a sample of rows tells."""
+    users = scan.sample.column("user_id").combine_chunks().value_counts()
+    rows = users.field("counts").to_numpy() * scan.one_in
+    if rows.max(initial=0) > MAX_ROWS_PER_USER:
+        about = "" if scan.one_in == 1 else "about "
+        user = users.field("values")[int(rows.argmax())].as_py()
+        yield (
+            f"{where}.events.user: found {about}{rows.max():,} rows of the user {user!r}, which "
+            f"one task would hold; allowed: at most {MAX_ROWS_PER_USER:,} rows of one user, "
+            "sampled negatives among them"
         )
 
 
@@ -172,21 +185,3 @@ def _valid_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[st
                 f"{where}.tasks.{task}: found no labels in valid; allowed: labels of a task, by "
                 "which models are compared"
             )
-
-
-def category_problems(
-    project: Project, tables: Mapping[str, pa.Table], scans: Mapping[str, "Scan"]
-) -> list[str]:
-    """Returns a line for each catalogue column with a value of more rows than a task can hold."""
-    lines = []
-    for name, table in tables.items():
-        for column in project.scenarios[name].items.statistics_columns:
-            rows = pd.Series(scans[name].all_item_rows)
-            of_value = rows.groupby(table.column(column).to_pandas()).sum()
-            if of_value.max() > MAX_ROWS_PER_VALUE:
-                lines.append(
-                    f"scenarios.{name}.items.statistics_of: found {of_value.max():,} rows of the "
-                    f"value {of_value.idxmax()!r} of {column!r}, which one task would hold; "
-                    f"allowed: columns whose values have at most {MAX_ROWS_PER_VALUE:,} rows each"
-                )
-    return lines

@@ -1,9 +1,10 @@
-"""One pass over the logs: counts, label sums and vocabularies.
+"""One pass over the logs: counts, label sums, vocabularies and a sample of rows.
 
-Row groups are read in Ray tasks; only counts and vocabularies travel and are merged.
+Row groups are read in Ray tasks; only these travel and are merged.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ import ray
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import MIN_ROWS, NO_TIME, ItemLookup, published_ms
-from mtrec_ray.data.columns import LARGEST_MS, matrix
+from mtrec_ray.data.columns import LARGEST_MS, hash_ints, matrix
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.events import TEST, TRAIN, UNSPLIT, Findings, canonical
 from mtrec_ray.data.preparing.inputs import Fragment
@@ -25,6 +26,18 @@ MAX_TASKS = 256
 
 # Values of a column that are counted at once: of more, those with the fewest rows are given up.
 MAX_VALUES = 2_000_000
+
+
+# Rows of a log that are sampled, about; of a shorter log all of them.
+SAMPLED_ROWS = 2**19
+
+
+SAMPLE_SEED = 2
+
+
+SAMPLE_SCHEMA = pa.schema(
+    {"row": pa.int64(), "item": pa.int32(), "time": pa.int64(), "user_id": pa.string()}
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ class Scan:
         categories: of each categorical column of the log, its values' hashes and their rows.
         last_ms: the latest time; NO_TIME without rows.
         test_ms: the earliest time of test; LARGEST_MS without rows.
+        sample: `row`, `item`, `time` and `user_id` of one in `one_in` rows of all splits.
     """
 
     findings: Findings = field(default_factory=Findings)
@@ -77,6 +91,8 @@ class Scan:
     categories: list[Values] = field(default_factory=list)
     last_ms: int = NO_TIME
     test_ms: int = LARGEST_MS
+    sample: pa.Table = field(default_factory=SAMPLE_SCHEMA.empty_table)
+    one_in: int = 1
 
     @property
     def priors(self) -> np.ndarray:
@@ -128,8 +144,8 @@ def read_canonical(fragment: Fragment, source: LogSource) -> tuple[pa.Table, Fin
     return canonical(table, source.scenario, fragment.first_row, source.lookup, source.width)
 
 
-def scan_rows(table: pa.Table, findings: Findings, source: LogSource) -> Scan:
-    """Returns the scan of some canonical rows."""
+def scan_rows(table: pa.Table, findings: Findings, source: LogSource, one_in: int = 1) -> Scan:
+    """Returns the scan of some canonical rows, of which one in `one_in` is sampled."""
     split = table.column("split").to_numpy()
     train = split == (TRAIN if (split < UNSPLIT).any() else UNSPLIT)
     sums, ranges = label_facts(matrix(table.column("labels"))[train], len(source.scenario.tasks))
@@ -151,7 +167,15 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource) -> Scan:
         ],
         last_ms=int(time.max(initial=NO_TIME)),
         test_ms=int(time[split == TEST].min(initial=LARGEST_MS)),
+        sample=sampled(table, one_in),
+        one_in=one_in,
     )
+
+
+def sampled(table: pa.Table, one_in: int) -> pa.Table:
+    """Returns one in `one_in` canonical rows, the same ones wherever they are read."""
+    chosen = hash_ints(table.column("row").to_numpy(), SAMPLE_SEED) % np.uint64(one_in) == 0
+    return table.select(SAMPLE_SCHEMA.names).filter(pa.array(chosen))
 
 
 def label_facts(padded: np.ndarray, num_tasks: int) -> tuple[np.ndarray, np.ndarray]:
@@ -182,26 +206,33 @@ def merge_scans(first: Scan | None, second: Scan) -> Scan:
         categories=[a.add(b) for a, b in zip(first.categories, second.categories, strict=True)],
         last_ms=max(first.last_ms, second.last_ms),
         test_ms=min(first.test_ms, second.test_ms),
+        sample=pa.concat_tables([first.sample, second.sample]),
+        one_in=first.one_in,
     )
 
 
-def scan_fragments(fragments: Iterable[Fragment], sources: Sources) -> dict[str, Scan]:
+def scan_fragments(
+    fragments: Iterable[Fragment], sources: Sources, one_in: Mapping[str, int]
+) -> dict[str, Scan]:
     """Returns the scan of each scenario that some row groups belong to."""
     merged: dict[str, Scan] = {}
     for fragment in fragments:
         source = sources[fragment.scenario]
         table, findings = read_canonical(fragment, source)
-        merged[fragment.scenario] = merge_scans(
-            merged.get(fragment.scenario), scan_rows(table, findings, source)
-        )
+        found = scan_rows(table, findings, source, one_in[fragment.scenario])
+        merged[fragment.scenario] = merge_scans(merged.get(fragment.scenario), found)
     return merged
 
 
 def scan(fragments: list[Fragment], sources: "ray.ObjectRef[Sources]") -> dict[str, Scan]:
     """Returns the scan of each scenario's log, merged in the order of the row groups."""
     task = ray.remote(scan_fragments)
+    rows: Counter[str] = Counter()
+    for fragment in fragments:
+        rows[fragment.scenario] += fragment.num_rows
+    one_in = {name: -(-num // SAMPLED_ROWS) for name, num in rows.items()}
     bounds = np.linspace(0, len(fragments), min(len(fragments), MAX_TASKS) + 1).astype(int)
-    parts = [task.remote(fragments[a:b], sources) for a, b in pairwise(bounds)]
+    parts = [task.remote(fragments[a:b], sources, one_in) for a, b in pairwise(bounds)]
     merged: dict[str, Scan] = {}
     for part in parts:
         for name, part_scan in ray.get(part).items():

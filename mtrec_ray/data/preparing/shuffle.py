@@ -6,7 +6,7 @@ lie in the object store (which spills to disk) until the task of their partition
 hashes the numbers of partitions, so that one task may get several of them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -24,8 +24,12 @@ Pieces = list[list["ray.ObjectRef[pa.Table]"]]
 Numbers = Callable[[pa.Table], Ints]
 
 
-# A partition's number and its rows to what becomes of them.
-Work = Callable[[int, pa.Table], Any]
+# A partition's number, its rows, and what else is known of its keys, to what becomes of the rows.
+Work = Callable[[int, pa.Table, Any], pa.Table]
+
+
+# A partition's number and its rows to whatever is wanted at the end.
+LastWork = Callable[[int, pa.Table], Any]
 
 
 def begin(tasks: Sequence[Callable[[], Iterable[pa.Table]]], numbers: Numbers, k: int) -> Pieces:
@@ -33,15 +37,29 @@ def begin(tasks: Sequence[Callable[[], Iterable[pa.Table]]], numbers: Numbers, k
     return [_submit(_read, k, task, numbers, k) for task in tasks]
 
 
-def go_on(pieces: Pieces, work: Work, numbers: Numbers, k: int) -> Pieces:
-    """Do the work on every partition; returns the rows that it makes, for k partitions."""
+def go_on(
+    pieces: Pieces, work: Work, numbers: Numbers, k: int, known: Mapping[int, "ray.ObjectRef[Any]"]
+) -> Pieces:
+    """Do the work on every partition; returns the rows that it makes, for k partitions.
+
+    `known` are handles of what is known of the keys of some partitions; of others it is None.
+    """
     return [
-        _submit(_work, k, work, numbers, k, number, *own)
+        _submit(_work, k, work, numbers, k, number, known.get(number), *own)
         for number, own in enumerate(zip(*pieces, strict=True))
     ]
 
 
-def end(pieces: Pieces, work: Work) -> list["ray.ObjectRef[Any]"]:
+def look_at(
+    pieces: Pieces, work: Callable[[pa.Table], tuple[Any, Any]], partitions: Iterable[int]
+) -> tuple[list["ray.ObjectRef[Any]"], list["ray.ObjectRef[Any]"]]:
+    """Returns handles of the two things that the work returns of each of some partitions."""
+    task = ray.remote(_look).options(num_returns=2)
+    handles: Any = [task.remote(work, *(own[i] for own in pieces)) for i in partitions]
+    return [first for first, _ in handles], [second for _, second in handles]
+
+
+def end(pieces: Pieces, work: LastWork) -> list["ray.ObjectRef[Any]"]:
     """Do the work on every partition; returns handles of what it returns, None without rows."""
     return [
         ray.remote(_finish).remote(work, number, *own)
@@ -70,16 +88,25 @@ def _read(task: Callable[[], Iterable[pa.Table]], numbers: Numbers, k: int) -> A
     return _returned([pa.concat_tables(part) for part in parts])
 
 
-def _work(work: Work, numbers: Numbers, k: int, number: int, *pieces: pa.Table) -> Any:
-    table = pa.concat_tables(pieces)
+def _work(work: Work, numbers: Numbers, k: int, number: int, known: Any, *pieces: pa.Table) -> Any:
+    table = _joined(pieces)
     if table.num_rows:
-        table = work(number, table)
+        table = work(number, table, known)
     return _returned(cut(table, numbers(table), k))
 
 
-def _finish(work: Work, number: int, *pieces: pa.Table) -> Any:
-    table = pa.concat_tables(pieces)
+def _look(work: Callable[[pa.Table], tuple[Any, Any]], *pieces: pa.Table) -> tuple[Any, Any]:
+    return work(_joined(pieces))
+
+
+def _finish(work: LastWork, number: int, *pieces: pa.Table) -> Any:
+    table = _joined(pieces)
     return work(number, table) if table.num_rows else None
+
+
+def _joined(pieces: Sequence[pa.Table]) -> pa.Table:
+    """Returns the rows of the pieces; those without rows may lack columns that work adds."""
+    return pa.concat_tables([piece for piece in pieces if piece.num_rows] or pieces[:1])
 
 
 def _returned(tables: list[pa.Table]) -> Any:

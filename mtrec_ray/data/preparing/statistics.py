@@ -1,6 +1,7 @@
 """Past statistics and histories of one partition of rows, in numpy.
 
-A partition holds all rows of its keys (users or items), so everything here is exact and local.
+A partition holds all rows of its keys (users, items or categories), so everything here is exact and
+local. Of a key whose rows lie in several partitions, `hot_keys.py` answers the same questions.
 
 Letters: N rows, T tasks, H history length, F features, K distinct keys.
 
@@ -9,9 +10,8 @@ only of rows with time strictly before t - d. Without time: rows of the other fo
 rows only), so that no row's feature holds its own label.
 """
 
-import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mtrec_ray.data.arrays import Bools, Float32s, Floats, Ints
 from mtrec_ray.data.columns import DAY_MS
+from mtrec_ray.data.preparing.past import AnyPast, Past, Places, Questions, questions
 
 Windows = Mapping[str, int]
 
@@ -33,10 +34,6 @@ NUM_FOLDS = 5
 
 
 SMOOTHING = 10.0
-
-
-# Questions that are answered at a time: what is computed of them stays in a processor's cache.
-QUESTIONS = 8_192
 
 
 @dataclass(frozen=True)
@@ -58,89 +55,9 @@ class KeyedRows:
     fold: Ints | None = None
 
     @functools.cached_property
-    def past(self) -> "Past":
+    def past(self) -> Past:
         """The rows by key and time, sorted once for statistics and histories."""
         return Past(self.key, self.time, self.counts)
-
-
-class Past:
-    """Rows that count, by key and time, and questions: a key and a moment each.
-
-    Counting rows are sorted by (key, time) and coded into one increasing integer,
-    `key * span + time`, so that one `searchsorted` says where the past of each question ends. The
-    questions are the rows' own keys and times, or those of `asked`; they are answered in the same
-    order, because a search for sorted values reads memory that it has just read.
-    """
-
-    def __init__(self, key: Ints, time: Ints, counts: Bools) -> None:
-        self.low = int(time.min()) if len(time) else 0
-        self.span = (int(time.max()) if len(time) else 0) - self.low + 2
-        self.key = key
-        self.time = time
-        code = self.codes_of(key, time)
-        self.order = np.argsort(code, kind="stable")
-        self.code = code
-        self._count(counts)
-
-    def _count(self, counts: Bools) -> None:
-        self.rows = self.order[np.flatnonzero(counts[self.order])]
-        self.codes = self.code[self.rows]
-        self.times = self.time[self.rows]
-
-    def only(self, counts: Bools) -> "Past":
-        """Returns the same questions about other rows that count; nothing is sorted again."""
-        other = copy.copy(self)
-        other._count(counts)
-        return other
-
-    def codes_of(self, key: Ints, time: Ints) -> Ints:
-        """Returns i64[N]: the codes of keys at times, which may lie outside those of the rows."""
-        if len(key) and int(key.max()) >= (2**62) // self.span:
-            raise ValueError(f"{int(key.max())} keys over {self.span} ms overflow 63 bits")
-        return key * self.span + np.clip(time - self.low, 0, self.span - 1)
-
-    def asked(self, key: Ints, time: Ints) -> "Past":
-        """Returns the same rows, asked for other keys and times; the rows are not sorted again."""
-        other = copy.copy(self)
-        other.key, other.time = key, time
-        other.code = self.codes_of(key, time)
-        other.order = np.argsort(other.code, kind="stable")
-        return other
-
-    def questions(self) -> Iterator["Questions"]:
-        """Yields all questions by key and time, some at a time."""
-        for begin in range(0, len(self.order), QUESTIONS):
-            place = self.order[begin : begin + QUESTIONS]
-            yield Questions(self, place, self.key[place], self.time[place])
-
-    def running(self, values: Floats | Float32s) -> Floats:
-        """Returns f64[C + 1]: sums of values [N] of the first 0..C rows in the sorted order."""
-        return np.concatenate([[0.0], np.cumsum(values[self.rows], dtype=np.float64)])
-
-
-class Questions:
-    """Some questions of a `Past`, sorted by key and time.
-
-    Attributes:
-        place: i64[B], where each stands among all.
-        key, time: i64[B].
-        start: i64[B], the first row of each one's key in the sorted order.
-    """
-
-    def __init__(self, past: Past, place: Ints, key: Ints, time: Ints) -> None:
-        self.past, self.place, self.key, self.time = past, place, key, time
-        self.start = np.searchsorted(past.codes, key * past.span)
-        self.ends: dict[int, Ints] = {}
-
-    def end(self, delay_ms: int = 0) -> Ints:
-        """Returns i64[B]: end (exclusive) of the rows with time < t - delay in the sorted order.
-
-        Tasks share delays, and delays windows: each is searched for once.
-        """
-        if delay_ms not in self.ends:
-            cutoff = self.past.codes_of(self.key, self.time - delay_ms)
-            self.ends[delay_ms] = np.searchsorted(self.past.codes, cutoff)
-        return self.ends[delay_ms]
 
 
 def feature_names(
@@ -173,11 +90,16 @@ def statistics(
     if rows.fold is None:
         known = running_labels(rows.past, rows.labels)
         return past_statistics(rows.past, known, delays_ms, priors, windows, dtype)
-    return _fold_statistics(rows, rows.fold, priors).astype(dtype, copy=False)
+    return fold_statistics(rows, rows.fold, priors, fold_sums(rows, rows.fold), dtype)
 
 
 # By task: running sums f64[C + 1] of known labels, and of their values.
 RunningLabels = list[tuple[Floats, Floats]]
+
+
+# Sums of the rows that count, f64[1 + 2T, K] of each key and f64[1 + 2T, 5K] of each key's folds:
+# how many they are, and by task the known labels and their values.
+FoldSums = tuple[Floats, Floats]
 
 
 def running_labels(past: Past, labels: Floats | Float32s) -> RunningLabels:
@@ -186,8 +108,8 @@ def running_labels(past: Past, labels: Floats | Float32s) -> RunningLabels:
 
 
 def past_statistics(
-    past: Past,
-    labels: RunningLabels,
+    past: AnyPast,
+    labels: Sequence[tuple[Places, Places]],
     delays_ms: Sequence[int],
     priors: Sequence[float],
     windows: Windows = WINDOWS_MS,
@@ -196,7 +118,7 @@ def past_statistics(
     """Returns [N, F], the columns of `statistics` for the keys and times of `past`."""
     width = 3 + len(windows) + len(labels) * (2 + len(windows))
     values = np.empty((len(past.order), width), dtype)
-    for asked in past.questions():
+    for asked in questions(past):
         columns = _counts(asked, windows)
         for sums, delay, prior in zip(labels, delays_ms, priors, strict=True):
             columns += _rates(asked, sums, delay, prior, windows)
@@ -213,7 +135,7 @@ def _counts(asked: Questions, windows: Windows) -> list[Floats]:
 
 
 def _rates(
-    asked: Questions, sums: tuple[Floats, Floats], delay: int, prior: float, windows: Windows
+    asked: Questions, sums: tuple[Places, Places], delay: int, prior: float, windows: Windows
 ) -> list[Floats]:
     """Returns f64[B] each: a task's known labels, their mean, and their mean in each window."""
     known, value = sums
@@ -235,24 +157,39 @@ def _log_seconds_since(asked: Questions, at: Ints) -> Floats:
     return np.log1p(np.where(asked.end() > asked.start, seconds, np.nan))
 
 
-def _fold_statistics(rows: KeyedRows, fold: Ints, priors: Sequence[float]) -> Floats:
-    """Returns totals over training rows of other folds, scaled to the whole training set."""
-    scale = np.where(fold >= 0, NUM_FOLDS / (NUM_FOLDS - 1), 1.0)
-    columns = [np.log1p(_other_folds(rows, fold, np.ones(len(rows.key))) * scale)]
-    for labels, prior in zip(rows.labels.T, priors, strict=True):
-        known, total = (_other_folds(rows, fold, values) for values in _known(labels))
+def fold_statistics(
+    rows: KeyedRows, fold: Ints, priors: Sequence[float], sums: FoldSums, dtype: type
+) -> np.ndarray:
+    """Returns [N, F]: totals over training rows of other folds, scaled to all training rows."""
+    whole, own = sums
+    asks = fold >= 0
+    others = whole[:, rows.key] - np.where(asks, own[:, _cells(rows, fold)], 0.0)
+    scale = np.where(asks, NUM_FOLDS / (NUM_FOLDS - 1), 1.0)
+    columns = [np.log1p(others[0] * scale)]
+    for known, total, prior in zip(others[1::2], others[2::2], priors, strict=True):
         log_known, rate = _smoothed(known, total, prior)
         columns += [np.log1p(np.expm1(log_known) * scale), rate]
-    return np.stack(columns, 1)
+    return np.stack(columns, 1).astype(dtype, copy=False)
 
 
-def _other_folds(rows: KeyedRows, fold: Ints, values: Floats) -> Floats:
-    num_keys = int(rows.key.max()) + 1 if len(rows.key) else 0
-    values = np.where(rows.counts, values, 0.0)
-    whole = np.bincount(rows.key, values, num_keys).astype(np.float64)
-    cell = rows.key * NUM_FOLDS + np.maximum(fold, 0)
-    own = np.bincount(cell, values, num_keys * NUM_FOLDS)[cell]
-    return whole[rows.key] - np.where(fold >= 0, own, 0.0)
+def fold_sums(rows: KeyedRows, fold: Ints) -> FoldSums:
+    """Returns the sums of each key, and of each key's folds."""
+    num_keys = int(rows.key.max(initial=0)) + 1
+    values = [
+        np.ones(len(rows.key)),
+        *(part for labels in rows.labels.T for part in _known(labels)),
+    ]
+    counted = [np.where(rows.counts, value, 0.0) for value in values]
+
+    def sums(place: Ints, num: int) -> Floats:
+        return np.stack([np.bincount(place, v, num).astype(np.float64) for v in counted])
+
+    return sums(rows.key, num_keys), sums(_cells(rows, fold), num_keys * NUM_FOLDS)
+
+
+def _cells(rows: KeyedRows, fold: Ints) -> Ints:
+    """Returns i64[N]: the number of each row's key and fold together."""
+    return rows.key * NUM_FOLDS + np.maximum(fold, 0)
 
 
 def _known(labels: Floats | Float32s) -> tuple[Floats, Floats]:
@@ -291,7 +228,7 @@ def _timed_histories(
     history = np.full((len(past.order), last), -1, np.int32)
     ages = np.zeros(history.shape, np.uint8)
     items = item[past.rows]
-    for asked in past.questions():
+    for asked in questions(past):
         taken = asked.end(delay_ms)[:, None] - 1 - np.arange(last)
         exists = taken >= asked.start[:, None]
         if not exists.any():
