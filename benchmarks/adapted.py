@@ -5,9 +5,10 @@
 
 The top layers of the encoder learn by InfoNCE (1807.03748) over pairs of training rows: an item
 that a person took, and one of the ten that he took before it. Negatives are the other items of the
-same scenario's pairs in the batch, corrected for popularity; items of the catalogue seen twice
-under dropout (SimCSE, 2104.08821) stand for those without behaviour. The step is kept whose
-neighbours of valid rows are best (recall@20 of 2,000 rows among 5,000 items and the rows' own).
+same scenario's pairs in the batch, which are there as often as they are popular, so that cosines
+tell what goes with what beyond popularity; items of the catalogue seen twice under dropout
+(SimCSE, 2104.08821) stand for those without behaviour. The step is kept whose neighbours of valid
+rows are best (recall@20 of 2,000 rows among 5,000 items and the rows' own).
 
 What texts then say of a row of valid and test, which come later than what taught them: the mean,
 the greatest and the recency-weighted cosine of the item and the person's history. They stand as
@@ -113,10 +114,6 @@ class Taught:
         self.pairs = {n: Pairs.of(prepared, n, "train") for n in named}
         self.pairs = {n: p for n, p in self.pairs.items() if len(p.item)}
         self.judged = {n: Pairs.of(prepared, n, "valid") for n in self.pairs}
-        self.popularity = {
-            n: np.bincount(p.item, minlength=catalogues[n].num_items) / len(p.item)
-            for n, p in self.pairs.items()
-        }
         self.random = np.random.default_rng(0)
 
     def learn(self, steps: int) -> float:
@@ -155,8 +152,7 @@ class Taught:
             first = F.normalize(self.vectors.run(base + wanted), dim=1)
             second = F.normalize(self.vectors.run(base + views), dim=1)
         taken, context, seen = first.split([PAIRS, PAIRS, VIEWS])
-        expected = torch.from_numpy(np.log(self.popularity[name][items])).float()
-        score = context @ taken.T / TEMPERATURE - expected
+        score = context @ taken.T / TEMPERATURE
         same = torch.from_numpy(items[:, None] == items[None])
         same.fill_diagonal_(False)
         pairs = F.cross_entropy(score.masked_fill(same, -1e9), torch.arange(PAIRS))
