@@ -1,4 +1,4 @@
-"""A scenario of a project file: its catalogue, its log, its split, its tasks and their weights."""
+"""A scenario of a project file: its catalogue, its log, its split and its weight."""
 
 import math
 import re
@@ -16,7 +16,8 @@ from pydantic import (
     PositiveInt,
 )
 
-from mtrec_ray.project.base import Duration, Name, Section, Share, none_word, shorten
+from mtrec_ray.project.base import Name, Section, Share, none_word, shorten
+from mtrec_ray.project.task import Column, Label, Task
 
 SPLITS = ("train", "valid", "test")
 
@@ -68,16 +69,6 @@ def values_by_column(value: object) -> object:
     return lists
 
 
-def check_column(name: str) -> str:
-    """Returns the name of a column that may be left out; an empty one would be taken for none."""
-    if not name:
-        raise ValueError("allowed: the name of a column, or null")
-    return name
-
-
-Column = Annotated[str, AfterValidator(check_column)]
-
-
 # Values that mean that nothing is known, by column.
 Missing = Annotated[dict[str, tuple[str | int | float, ...]], BeforeValidator(values_by_column)]
 
@@ -93,39 +84,6 @@ def check_moments(value: object) -> object:
 def to_ms(moment: datetime) -> int:
     """Returns milliseconds since 1970 of a date; one without zone is UTC."""
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-class Task(Section):
-    """A label to predict."""
-
-    kind: Literal["binary", "regression"] = Field(
-        description="Labels are 0 or 1 (binary), or numbers (regression); null is unknown."
-    )
-    label: Column | None = Field(
-        default=None, description="Column of the log with the label. null: the task's name."
-    )
-    given: str | None = Field(
-        default=None,
-        description="Binary task without whose positive this task is undefined. null: none.",
-    )
-    space: Literal["masked", "entire"] = Field(
-        default="masked",
-        description="masked learns from the rows where the parent is positive, entire from all: "
-        "p(parent) * p(task | parent) (1804.07931).",
-    )
-    delay: Duration = Field(
-        default=0,
-        description="Time from a row until its label is known and enters statistics; a plain "
-        "number is seconds.",
-    )
-    weight: NonNegativeFloat = Field(
-        default=1.0, description="Weight of the task among the scenario's tasks."
-    )
-
-    def check_space(self) -> Iterator[str]:
-        """Yields a line for an entire space without a parent."""
-        if self.space == "entire" and (self.given is None or self.kind != "binary"):
-            yield "space: found entire; allowed: masked, or a binary task with given (1804.07931)"
 
 
 class Items(Section):
@@ -315,6 +273,15 @@ class Scenario(Section):
             elif field.startswith("tasks.") and task.given:
                 yield f"{field}: found that {name!r} is itself conditional; allowed: another"
 
+    def check_positives(self) -> Iterator[str]:
+        """Yields a line for each task of which every row is a positive and nothing is drawn."""
+        for name, task in self.tasks.items():
+            if task.label.always and not self.draws_negatives_of(name):
+                yield (
+                    f"tasks.{name}.label: found 1 without sampled negatives; allowed: "
+                    f"negatives: {{of: {name}}} beside it, or a column with two values or more"
+                )
+
     def check_split(self) -> Iterator[str]:
         """Yields a line for a split by time of a log without time."""
         if self.events.time is None and self.split.time:
@@ -343,6 +310,8 @@ class Scenario(Section):
         parent = self.tasks[task].given
         return max(self.tasks[task].delay, self.label_delay(parent) if parent else 0)
 
-    def label_column(self, task: str) -> str:
-        """Returns the column of the events that holds the task's label."""
-        return self.tasks[task].label or task
+    def label(self, task: str) -> Label:
+        """Returns where a task's label comes from, with its column, if it has one."""
+        label = self.tasks[task].label
+        named = label.column or label.always
+        return label if named else label.model_copy(update={"column": task})

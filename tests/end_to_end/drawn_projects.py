@@ -384,10 +384,8 @@ def drawn_tasks(draw: Random, names: Mapping[str, str]) -> dict[str, Any]:
     chosen = draw.sample(TASK_NAMES, len(TASK_NAMES))[: draw.randint(1, 3)]
     tasks: dict[str, Any] = {}
     for name, label in zip(chosen, LABEL_COLUMNS, strict=False):
-        task = {
-            "kind": "regression" if tasks and seldom(draw, 3) else "binary",
-            "label": names[label],
-        }
+        kind = "regression" if tasks and seldom(draw, 3) else "binary"
+        task = {"kind": kind, "label": drawn_label(draw, names[label])}
         if tasks and seldom(draw, 2):
             task["given"] = draw.choice(chosen) if seldom(draw, 12) else chosen[0]
             task["space"] = (
@@ -399,6 +397,14 @@ def drawn_tasks(draw: Random, names: Mapping[str, str]) -> dict[str, Any]:
             task["weight"] = draw.choice((0, 0.5, 2) if tasks else (0.5, 2))
         tasks[name] = task
     return tasks
+
+
+def drawn_label(draw: Random, column: str) -> Any:
+    """A column of labels, sometimes one that they follow from, or every row a positive."""
+    if not seldom(draw, 6):
+        return column
+    rules = ({"at_least": draw.choice((0, 1, 1.5))}, {"equals": draw.choice((1, "1", [0, "k1"]))})
+    return 1 if seldom(draw, 6) else {"column": column} | draw.choice(rules)
 
 
 def drawn_split(draw: Random, names: Mapping[str, str], timed: bool) -> dict[str, Any]:

@@ -449,6 +449,29 @@ CASES = {
         ),
         report={"merged_items": NUM_ITEMS}, long=True,
     ),
+    "32 events of one column as labels": Case(
+        both(
+            log(event=[("view", "buy", None)[i % 3] for i in ROW]),
+            fields(
+                tasks={
+                    "view": {"kind": "binary", "label": {"column": "event", "equals": "view"}},
+                    "click": {"kind": "binary", "label": {"column": "event", "equals": ["buy"]}},
+                }
+            ),
+        ),
+        report={"train_label_means": {"view": 0.5, "click": 0.5}},
+    ),
+    "32 stars from four on as labels": Case(
+        fields(tasks={"click": {"kind": "binary", "label": {"column": "stars", "at_least": 4}}}),
+        report={"train_label_means.click": round(float((STARS[:210] >= 4).mean()), 4)}, long=True,
+    ),
+    "32 every row a positive": Case(
+        fields(
+            tasks={"click": {"kind": "binary", "label": 1}},
+            negatives={"of": "click", "per_positive": 2},
+        ),
+        report={"train_label_ranges.click": [0.0, 1.0]},
+    ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(
         catalogue(title=["\U0001f600 \u202eabc\u202c \x00 x"] * NUM_ITEMS), long=True

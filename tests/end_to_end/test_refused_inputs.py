@@ -226,6 +226,14 @@ IN_THE_FILES = {
         fields(events={"missing": {"price": [-1]}}),
         (rf"{SHOP}events\.missing: found column 'price', which no field names; allowed: user_id",),
     ),
+    "32 events in no column of the log": Case(
+        fields(tasks={"click": {"kind": "binary", "label": {"column": "event", "equals": "buy"}}}),
+        (rf"{SHOP}tasks\.click\.label\.equals: found no column 'event' in .*; allowed: user_id,",),
+    ),
+    "32 words that are at least a number": Case(
+        fields(tasks={"click": {"kind": "binary", "label": {"column": "split", "at_least": 1}}}),
+        (rf"{SHOP}tasks\.click\.label\.at_least: found column 'split' of .* with type string",),
+    ),
     "29 an address without a network": Case(
         address("hf://datasets/no-such-user/no-such-data/log.parquet"),
         (rf"{SHOP}events\.path: found (nothing at )?hf://.*; allowed: Parquet files",),
@@ -327,6 +335,10 @@ IN_THE_ROWS = {
         log(click=np.ones(NUM_ROWS)),
         (rf"{SHOP}tasks\.click: found only the label 1 in train; .*or negatives: \{{of: click\}}",),
     ),
+    "32 an event that no row is": Case(
+        fields(tasks={"click": {"kind": "binary", "label": {"column": "stars", "equals": "buy"}}}),
+        (rf"{SHOP}tasks\.click: found only the label 0 in train; allowed: two values or more",),
+    ),
     "24 positives alone, split by fractions": Case(
         both(log(click=np.ones(NUM_ROWS)), FRACTIONS),
         (rf"{SHOP}tasks\.click: found only the label 1 in train; .*or negatives: \{{of: click\}}",),
@@ -353,8 +365,8 @@ def test_an_input_that_rows_show(tmp_path, capsys, case):
 
 
 def test_each_kind_has_three_inputs():
-    """Of each of the 31 kinds there are three inputs or more."""
+    """Of each of the 32 kinds there are three inputs or more."""
     names = [*PREPARED, *IN_THE_FILES, *IN_THE_ROWS]
     found = Counter(int(name.split()[0]) for name in names)
-    assert sorted(found) == list(range(1, 32))
+    assert sorted(found) == list(range(1, 33))
     assert [kind for kind, number in found.items() if number < 3] == []

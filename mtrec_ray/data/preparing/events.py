@@ -22,11 +22,14 @@ from mtrec_ray.data.columns import (
     fixed_list,
     floats,
     hash_strings,
+    is_one_of,
     is_plain_number,
     is_possible,
     milliseconds,
+    numbers,
 )
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario, to_ms
+from mtrec_ray.project.task import Label
 
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
 
@@ -77,7 +80,7 @@ def _splits(
 
 def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
     """Returns f32[N, T]: labels, NaN where unknown or where the parent task is not positive."""
-    columns = {t: floats(table.column(scenario.label_column(t))) for t in scenario.tasks}
+    columns = {t: label_values(table, scenario.label(t)) for t in scenario.tasks}
     for name, task in scenario.tasks.items():
         values = columns[name]
         if task.kind == "binary":
@@ -92,6 +95,28 @@ def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDAr
             values = np.where(parent == 1, values, np.nan)
         columns[name] = values
     return np.stack(list(columns.values()), 1)
+
+
+def label_values(table: pa.Table, label: Label) -> NDArray[np.float32]:
+    """Returns f32[N]: a label, as it stands in its column or follows from it, NaN where unknown.
+
+    A number is compared in the precision of its column: 4.1 in 32 bits is at least 4.1.
+    """
+    if label.column is None:
+        return np.ones(table.num_rows, np.float32)
+    column = table.column(label.column)
+    if label.equals is not None:
+        known = ~column.is_null(nan_is_null=True).to_numpy()
+        return unknown_elsewhere(is_one_of(column, label.equals).to_numpy(), known)
+    if label.at_least is not None:
+        values = numbers(column)
+        return unknown_elsewhere(values >= label.at_least, ~np.isnan(values))
+    return floats(column)
+
+
+def unknown_elsewhere(positive: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Returns f32[N]: 1 and 0 where a label is known, NaN elsewhere."""
+    return np.where(known, positive, np.nan).astype(np.float32)
 
 
 def canonical(
