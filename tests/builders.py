@@ -21,7 +21,7 @@ from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, Shard, load_prepared
-from mtrec_ray.data.shards import LISTS, SCALARS, Arrays, concatenate
+from mtrec_ray.data.shards import LISTS, SCALARS, WEIGHT, Arrays, concatenate
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.load import parse_project
@@ -153,6 +153,13 @@ def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) 
         "categorical": rng.integers(0, sizes or 1, (num_rows, len(sizes))).astype(np.int32),
         "labels": make_labels(rng, facts, num_rows),
     }
+
+
+def with_weights(rows: Arrays, seed: int = 6) -> Arrays:
+    """The rows with weights of which some are 0 and others below 1."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice([0.0, 0.01, 0.5, 1.0, 3.0], len(rows["row"]))
+    return rows | {WEIGHT: drawn.astype(np.float32)}
 
 
 def make_labels(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) -> np.ndarray:

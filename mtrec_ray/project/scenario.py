@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -135,6 +136,15 @@ class Items(Section):
         return template_columns(self.text)
 
 
+class Propensity(Section):
+    """The probability with which a logged policy chose a row, and its inverse as a weight."""
+
+    column: Column = Field(description="Column of the log with the probability: in (0, 1].")
+    clip: Annotated[FiniteFloat, Field(ge=1)] = Field(
+        default=10.0, description="The largest weight: min(1 / p, clip)."
+    )
+
+
 class Events(Section):
     """The interaction log, and what its columns mean."""
 
@@ -161,6 +171,22 @@ class Events(Section):
         description='Values that are read as null, by column, such as `{user_id: [""], stars: '
         "[-1]}`.",
     )
+    weight_column: Column | None = Field(
+        default=None,
+        description="Column with a weight >= 0 of each row in the losses of the tasks, in trees "
+        "and in base rates of training; metrics do not use it. null: all rows weigh 1.",
+    )
+    propensity: Propensity | None = Field(
+        default=None,
+        description="Weights the rows by the inverse of the probability of being logged, too. "
+        "null: no such probability.",
+    )
+
+    @property
+    def weigh(self) -> dict[str, str]:
+        """The columns that weights come from, by their fields."""
+        named = {"weight_column": self.weight_column} if self.weight_column else {}
+        return named | ({"propensity.column": self.propensity.column} if self.propensity else {})
 
 
 class Split(Section):

@@ -92,7 +92,7 @@ def take_mean_losses(run: RankRun) -> dict[str, float]:
     sums, counts = run.progress.loss_sums, run.progress.label_counts
     run.progress.loss_sums, run.progress.label_counts = {}, {}
     labels = task_labels(run.prepared.scenarios) + list(run.draws.shares if run.draws else ())
-    return {label: sums.get(label, 0.0) / max(counts.get(label, 0.0), 1) for label in labels}
+    return {label: sums.get(label, 0.0) / (counts.get(label, 0.0) or 1) for label in labels}
 
 
 def note_speed(run: RankRun, num_steps: int, started: float) -> None:

@@ -1,11 +1,12 @@
 """The joint loss as sums and counts, divided once by the global counts.
 
-    L_it = sum over labelled rows of loss / N_it
+    L_it = sum over labelled rows of v_j loss_j / N_it
     L_i  = sum_t w_it L_it / sum_t w_it
     L    = sum_i lambda_i L_i / sum_i lambda_i
 
-With c_it = lambda_i w_it / (sum lambda * sum_t w_it) and R ranks each rank backpropagates
-R * sum_it c_it * S_it_local / N_it_global. DDP averages gradients over ranks, and
+v_j is the weight of row j (1 where the data has none), and N_it the sum of the labelled rows'
+weights, their count. With c_it = lambda_i w_it / (sum lambda * sum_t w_it) and R ranks each rank
+backpropagates R * sum_it c_it * S_it_local / N_it_global. DDP averages gradients over ranks, and
 1/R * sum_r R * S_it_r / N_it = S_it / N_it: exactly the gradient of L on the union batch, wherever
 the rows (and missing labels) fell.
 
@@ -84,35 +85,51 @@ def logit_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Te
     return -(targets * log_joint + (1 - targets) * log_rest)
 
 
-def label_counts(scenarios: Mapping[str, PreparedScenario], labels: Mapping[str, Tensor]) -> Tensor:
-    """Returns f64[K], the number of labelled rows of every scenario and task."""
-    counts = [
-        target(facts, task, labels[name]).isfinite().sum()
-        for name, facts in scenarios.items()
-        for task in facts.tasks
-    ]
-    return torch.stack(counts).double()
+# f32[N] by scenario: the weights of rows; those of a scenario without an entry are 1.
+RowWeights = Mapping[str, Tensor]
+EQUAL: RowWeights = {}
+
+
+def label_counts(
+    scenarios: Mapping[str, PreparedScenario],
+    labels: Mapping[str, Tensor],
+    row_weights: RowWeights = EQUAL,
+) -> Tensor:
+    """Returns f64[K], the number of labelled rows of every scenario and task, by their weights."""
+    counts = []
+    for name, facts in scenarios.items():
+        for task in facts.tasks:
+            known = target(facts, task, labels[name]).isfinite().double()
+            counts.append((known * row_weights[name] if name in row_weights else known).sum())
+    return torch.stack(counts)
 
 
 def loss_sums(
     scenarios: Mapping[str, PreparedScenario],
     logits: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
+    row_weights: RowWeights = EQUAL,
 ) -> Tensor:
-    """Returns f32[K]: sum of the row losses of every scenario and task."""
+    """Returns f32[K]: sum of the weighted row losses of every scenario and task."""
     sums = []
     for name, facts in scenarios.items():
         for task in facts.tasks:
             targets = target(facts, task, labels[name])
             known = targets.isfinite()
             losses = logit_losses(facts, task, logits[name], targets.nan_to_num(0.0))
-            sums.append(losses.masked_fill(~known, 0.0).sum())
+            losses = losses.masked_fill(~known, 0.0)
+            sums.append((losses * row_weights[name] if name in row_weights else losses).sum())
     return torch.stack(sums)
 
 
 def joint_loss(sums: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
     """Returns the sum of c_it * S_it / N_it; a task without a labelled row adds 0."""
-    return (weights * sums / counts.clamp(min=1).to(sums.dtype)).sum()
+    return (weights * sums / at_least_something(counts).to(sums.dtype)).sum()
+
+
+def at_least_something(counts: Tensor) -> Tensor:
+    """Returns counts with 1 in place of 0, to divide by; weights may sum to less than 1."""
+    return counts.masked_fill(counts == 0, 1)
 
 
 def general_loss(
@@ -120,6 +137,7 @@ def general_loss(
     logits: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
     counts: Tensor,
+    row_weights: RowWeights = EQUAL,
 ) -> Tensor:
     """Returns the general head's loss: the mean over scenarios of S_i / N_i of their main task.
 
@@ -130,16 +148,17 @@ def general_loss(
         logit = logits.get(f"general/{name}")
         if logit is not None and facts.main:
             column = facts.tasks.index(facts.main)
-            loss_sum = binary_loss_sum(logit, labels[name][:, column])
-            total = total + loss_sum / counts[start + column].clamp(min=1).to(loss_sum)
+            weights = row_weights.get(name, torch.ones_like(labels[name][:, column]))
+            loss_sum = binary_loss_sum(logit, labels[name][:, column], weights)
+            total = total + loss_sum / at_least_something(counts[start + column]).to(loss_sum)
             num += 1
         start += len(facts.tasks)
     return total / max(num, 1)
 
 
-def binary_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns f32[]: log loss summed over rows with a label; both [N], labels NaN where unknown."""
+def binary_loss_sum(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Returns f32[]: weighted log loss summed over rows with a label; all [N], NaN: no label."""
     losses = F.binary_cross_entropy_with_logits(
         logits.float(), labels.nan_to_num(0.0), reduction="none"
     )
-    return losses.masked_fill(~labels.isfinite(), 0.0).sum()
+    return (losses.masked_fill(~labels.isfinite(), 0.0) * weights).sum()

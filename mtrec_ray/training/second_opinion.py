@@ -94,7 +94,7 @@ def fit_tree_model(
         if has_enough_labels(kind, number, train, valid, options.least_labels):
             boosters[task] = fit_trees(
                 kind, train.of_task(number), valid.of_task(number, stops(valid.user)),
-                columns.num_categorical,
+                columns.num_categorical, weights=train.weights_of(number),
                 seed=seed, num_threads=num_threads, rounds=options.rounds,
             )  # fmt: skip
     return TreeModel(columns, boosters)

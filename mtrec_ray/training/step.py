@@ -71,6 +71,8 @@ def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
 class StepResult:
     """A step over all ranks: loss sums and label counts of each scenario and task, f64[K].
 
+    Both by the weights of rows.
+
     In the manifest's order; `loss` is the joint loss.
 
     Attributes:
@@ -101,7 +103,9 @@ def accumulate(
     learns, too.
     """
     labels = [{name: s.labels for name, s in batch.items()} for batch in batches]
-    counts = sum_over_ranks(torch.stack([label_counts(facts, x) for x in labels]).sum(0))
+    rows = [{name: s.weights for name, s in batch.items()} for batch in batches]
+    every = [label_counts(facts, x, v) for x, v in zip(labels, rows, strict=True)]
+    counts = sum_over_ranks(torch.stack(every).sum(0))
     drawn = drawn or {}
     size = world()[1]
     total = torch.zeros(len(counts) + len(drawn), dtype=counts.dtype, device=counts.device)
@@ -109,8 +113,8 @@ def accumulate(
         with nullcontext() if i == len(batches) - 1 else without_synchronisation(module):
             with autocast():
                 logits = module(batch, encode, drawn)
-            sums = loss_sums(facts, logits, labels[i])
-            beside = general_loss(facts, logits, labels[i], counts)
+            sums = loss_sums(facts, logits, labels[i], rows[i])
+            beside = general_loss(facts, logits, labels[i], counts, rows[i])
             beside = beside + retrieval_loss(facts, logits, drawn, weights)
             (size * (joint_loss(sums, counts, weights.to(sums)) + beside)).backward()
         own = [logits[RETRIEVAL + name].detach() for name in drawn]
@@ -150,9 +154,10 @@ def scenario_gradients(
     if not shared.requires_grad:
         return {}
     labels = {name: s.labels for name, s in batch.items()}
-    counts = sum_over_ranks(label_counts(facts, labels))
+    rows = {name: s.weights for name, s in batch.items()}
+    counts = sum_over_ranks(label_counts(facts, labels, rows))
     module.eval()
-    sums = loss_sums(facts, module(batch, encode=False), labels)
+    sums = loss_sums(facts, module(batch, encode=False), labels, rows)
     module.train()
     gradients: dict[str, Tensor] = {}
     start = 0

@@ -73,13 +73,13 @@ def fit_folds(
     num_labels = num_rarer_labels(kind, train.of_task(task)[1])
     if num_labels < options.least_labels or not num_rarer_labels(kind, valid_rows[1]):
         return []
-    others = [train.of_task(task, fold != f) for f in range(options.folds)]
     return [
         fit_trees(
-            kind, rows, valid_rows, num_categorical,
+            kind, train.of_task(task, fold != f), valid_rows, num_categorical,
+            weights=train.weights_of(task, fold != f),
             seed=f, num_threads=num_threads, rounds=options.rounds,
         )
-        for f, rows in enumerate(others)
+        for f in range(options.folds)
     ]  # fmt: skip
 
 

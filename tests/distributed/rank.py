@@ -41,6 +41,7 @@ from tests.builders import (
     small_model,
     take,
     two_scenario_project,
+    with_weights,
 )
 
 SECONDS = 100
@@ -58,6 +59,7 @@ MODES = {
     "rerun": ("all", True, False),
     "gather": ("all", False, False),
     "gather_some": ("all", False, False),
+    "weighted": ("none", False, False),
 }
 
 
@@ -76,9 +78,10 @@ def step_rows() -> dict[str, Arrays]:
     return rows
 
 
-def batches_of(rank: int, size: int) -> list[Batch]:
-    """The micro-batches of a rank: equal parts of the step's rows."""
+def batches_of(rank: int, size: int, *, weighted: bool = False) -> list[Batch]:
+    """The micro-batches of a rank: equal parts of the step's rows, which may have weights."""
     rows = step_rows()
+    rows = {n: with_weights(a) for n, a in rows.items()} if weighted else rows
     parts = size * ACCUMULATION
     batches = []
     for part in range(rank * ACCUMULATION, (rank + 1) * ACCUMULATION):
@@ -115,7 +118,7 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
         vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
     weights = weight_tensor(FACTS, two_scenario_project().scenarios)
-    batches = batches_of(rank, size)
+    batches = batches_of(rank, size, weighted=mode == "weighted")
     drawn = CandidateDraws(options, FACTS, positive_counts(), seed=3).of_step(batches, step=5)
     result = accumulate(module, FACTS, batches, weights, encode=encode, drawn=drawn)
     if vectors.gathered is not None:

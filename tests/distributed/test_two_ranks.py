@@ -120,6 +120,13 @@ def test_two_ranks_have_the_retrieval_loss_of_one(one, ranks, mode):
 HEADS = [f"heads.{n}.{t}." for n, f in FACTS.items() for t in f.tasks]
 
 
+def test_weights_change_the_step(one):
+    """With weights a step has other counts and another loss."""
+    plain, weighted = one["steps"]["none"], one["steps"]["weighted"]
+    assert (plain["counts"] != weighted["counts"]).all()
+    assert plain["loss"] != pytest.approx(weighted["loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("part", ["encoder.", "sharing.", "retrieval.", *HEADS])
 def test_the_compared_gradients_are_not_zero(one, part):
     """The gradients that are compared are not zero: encoder, shared layers, retrieval, heads."""
@@ -168,7 +175,7 @@ def test_part_of_the_encoder_learns(one, mode):
     assert all("lora_" in n for n in learning) == (mode == "lora")
 
 
-@pytest.mark.parametrize("mode", ["none", "every"])
+@pytest.mark.parametrize("mode", ["none", "every", "weighted"])
 def test_an_encoder_that_does_not_learn_has_no_gradient(one, ranks, mode):
     """A frozen encoder, and one in a step that does not encode, has no gradient on any rank."""
     for found in (one, *ranks[2]):

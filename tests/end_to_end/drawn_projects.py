@@ -440,6 +440,8 @@ def drawn_events(
         events["categorical"] = [names["device"]]
     if seldom(draw, 2):
         events["numeric"] = [names["ctr"]]
+    if seldom(draw, 10):
+        events["weight_column"] = names[draw.choice(("click", "ctr"))]
     if seldom(draw, 5):
         extra = draw.choice(("user_id", "item_id", "time", "split", "click", "device"))
         key = draw.choice(("categorical", "numeric"))

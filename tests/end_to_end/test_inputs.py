@@ -128,6 +128,22 @@ def late_rows(project: SmallProject) -> None:
     log(impressions=shown)(project)
 
 
+def weighted_mean(weights) -> float:
+    """The mean of the training labels, by the weights of their rows."""
+    return round(float(np.average(CLICK[:210], weights=weights[:210])), 4)
+
+
+def weights_are(weights):
+    """A check that each training row has the weight of its row of the log."""
+
+    def check(project: SmallProject) -> None:
+        rows = project.read("train")
+        found = rows.column("weight").to_numpy()
+        np.testing.assert_allclose(found, weights[rows.column("row").to_numpy()])
+
+    return check
+
+
 INFINITE = {"ignored_numbers": {"number of ctr that is infinite": 18}}
 INFINITE_STARS = {"ignored_labels": {"label of stars that is infinite": 18}}
 BURST = SECONDS[ROW // 5 * 5]
@@ -471,6 +487,27 @@ CASES = {
             negatives={"of": "click", "per_positive": 2},
         ),
         report={"train_label_ranges.click": [0.0, 1.0]},
+    ),
+    "33 rows with weights": Case(
+        both(log(trust=1 + CLICK), fields(events={"weight_column": "trust"})),
+        report={"train_label_means.click": weighted_mean(1 + CLICK)}, check=weights_are(1 + CLICK),
+    ),
+    "33 rows of a logged policy": Case(
+        both(
+            log(p=np.where(ROW % 2, 0.5, 0.01), trust=ROW % 3 + 1),
+            fields(events={"weight_column": "trust", "propensity": {"column": "p", "clip": 20}}),
+        ),
+        check=weights_are(np.where(ROW % 2, 2, 20) * (ROW % 3 + 1)),
+    ),
+    "33 weights with sampled negatives, split by fractions": Case(
+        both(
+            log(trust=1 + CLICK),
+            fields(
+                events={"weight_column": "trust"}, split={"fractions": [0.8, 0.1, 0.1]},
+                negatives={"of": "click", "per_positive": 2},
+            ),
+        ),
+        long=True,
     ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(

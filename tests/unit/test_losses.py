@@ -260,6 +260,38 @@ def test_step_reports_the_joint_loss():
     assert result.loss == pytest.approx(wanted, rel=1e-5)
 
 
+def test_row_weights_are_copies_of_rows():
+    """A row of weight 3 counts as three rows, one of weight 0 as none, in loss and gradient."""
+    weights, copies = {"shop": torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0])}, [0, 0, 0, 2, 3, 3, 4]
+    facts, c = {"shop": SHOP}, torch.tensor([0.6, 0.4])
+    leaf = SHOP_LOGITS.clone().requires_grad_()
+    sums = loss_sums(facts, {"shop": leaf}, {"shop": SHOP_LABELS}, weights)
+    counts = label_counts(facts, {"shop": SHOP_LABELS}, weights)
+    loss = joint_loss(sums, counts, c)
+    wanted, gradients = loss_and_gradients(
+        {"shop": SHOP_LABELS[copies]}, c, facts, {"shop": SHOP_LOGITS[copies]}
+    )
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    summed = torch.zeros_like(leaf).index_add_(0, torch.tensor(copies), gradients["shop"])
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], summed)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_scale_of_row_weights_changes_nothing(scale):
+    """Weights that sum to less than 1, too, are weights relative to each other."""
+    weights = {name: scale * torch.arange(1.0, len(x) + 1) for name, x in LABELS.items()}
+    sums, counts = loss_sums(FACTS, LOGITS, LABELS, weights), label_counts(FACTS, LABELS, weights)
+    loss = joint_loss(sums, counts, weights_of(2, 1))
+    assert loss.item() == pytest.approx(0.941264, abs=1e-6)
+
+
+def test_a_step_of_rows_without_weight_is_zero():
+    """Where all labelled rows weigh 0 the loss is 0, not NaN."""
+    weights = {name: torch.zeros(len(x)) for name, x in LABELS.items()}
+    sums, counts = loss_sums(FACTS, LOGITS, LABELS, weights), label_counts(FACTS, LABELS, weights)
+    assert joint_loss(sums, counts, weights_of(2, 1)).item() == 0
+
+
 def looped_losses(name, logits, labels):
     found = {task: [] for task in FACTS[name].tasks}
     for (first, second), (a, b) in zip(logits.tolist(), labels.tolist(), strict=True):

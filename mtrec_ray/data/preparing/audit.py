@@ -93,10 +93,12 @@ def check_row(
 
 
 def check_labels(scenario: Scenario, raw: Any, sample: Arrays) -> list[str]:
-    """Returns a line for each label of a sample that differs from that of its row."""
+    """Returns a line for each label of a sample, and its weight, that differs from its row's."""
     prepared = dict(zip(scenario.tasks, sample["labels"].tolist(), strict=True))
     wanted = {task: float(raw[f"label.{task}"]) for task in scenario.tasks}
-    return [f"label of {line}" for line in disagreements(prepared, wanted)]
+    wrong = [f"label of {line}" for line in disagreements(prepared, wanted)]
+    weight = {"weight": float(sample.get("weight", 1.0))}
+    return wrong + disagreements(weight, {"weight": float(raw["weight"])})
 
 
 def rows_to_see(log: AuditLog, scenario: Scenario, split: str, source: int) -> pd.DataFrame:

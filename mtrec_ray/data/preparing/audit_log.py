@@ -36,7 +36,7 @@ class AuditLog:
     """Raw rows of some users, items and categories, by row number.
 
     Attributes:
-        rows: columns user, item (text), time (ms), split, `label.TASK` of each task, and
+        rows: columns user, item (text), time (ms), split, weight, `label.TASK` of each task, and
             `category.COLUMN` of each category with statistics.
         item_row: catalogue row of each item id.
         audited: categories with statistics whose values are all rare enough to be read whole.
@@ -196,7 +196,7 @@ def raw_batches(
     """Yields the rows of some users and some items, by row number, a row group at a time."""
     events = scenario.events
     of_labels = [scenario.label(task).column for task in scenario.tasks]
-    columns = {events.user, events.item}
+    columns = {events.user, events.item, *events.weigh.values()}
     columns |= {c for c in (events.time, scenario.split.column, *of_labels) if c}
     wanted_users, wanted_items = (pa.array(sorted(x), pa.string()) for x in (users, items))
     first = 0
@@ -217,12 +217,16 @@ def raw_batches(
 
 
 def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
-    """Returns times (ms), labels and splits of raw rows; labels are NaN without a parent of 1."""
+    """Returns times (ms), weights, labels and splits of raw rows.
+
+    Labels are NaN without a parent of 1.
+    """
     events = scenario.events
     frame = pd.DataFrame(index=range(table.num_rows))
     frame["time"] = 0.0
     if events.time:
         frame["time"] = raw_milliseconds(table.column(events.time), events.time_unit)
+    frame["weight"] = raw_weights(table, scenario)
     for task in scenario.tasks:
         frame[f"label.{task}"] = raw_label(table, scenario, task)
     if scenario.split.column:
@@ -231,6 +235,18 @@ def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
         if spec.given:
             frame.loc[frame[f"label.{spec.given}"] != 1, f"label.{task}"] = np.nan
     return frame
+
+
+def raw_weights(table: pa.Table, scenario: Scenario) -> np.ndarray:
+    """Returns f64[N]: a row's weight, times 1 / p, where that is less than the clip of it."""
+    events, weights = scenario.events, np.ones(table.num_rows)
+    if events.weight_column:
+        weights = raw_numbers(table.column(events.weight_column))
+    if events.propensity:
+        inverse = 1 / raw_numbers(table.column(events.propensity.column))
+        clip = events.propensity.clip
+        weights = weights * np.where(inverse > clip, clip, inverse)
+    return weights
 
 
 def raw_label(table: pa.Table, scenario: Scenario, task: str) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Canonical columns (lists padded to `width`): row i64, user i64 (hash), user_id string, item i32,
 time i64 (ms; 0 without time), split i8, sampled bool, labels f32[width] (NaN unknown),
-event_numeric f32[width], event_categorical i64[width] (hashes).
+event_numeric f32[width], event_categorical i64[width] (hashes); where rows have weights, weight
+f32.
 """
 
 from collections import Counter
@@ -28,7 +29,8 @@ from mtrec_ray.data.columns import (
     milliseconds,
     numbers,
 )
-from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario, to_ms
+from mtrec_ray.data.shards import WEIGHT
+from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Events, Scenario, to_ms
 from mtrec_ray.project.task import Label
 
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
@@ -136,8 +138,10 @@ def canonical(
     item = lookup.find(table.column(events.item))
     keep = has_time & (item >= 0) & read_nulls(table, scenario, item, findings)
     categories = [hash_strings(table.column(c)).view(np.int64) for c in events.categorical]
+    weights = {WEIGHT: read_weights(table, events, findings)} if events.weigh else {}
     rows = pa.table(
-        {
+        weights
+        | {
             "row": first_row + np.arange(num),
             "user": hash_strings(table.column(events.user)).view(np.int64),
             "user_id": as_text(table.column(events.user)),
@@ -212,6 +216,22 @@ def read_numbers(table: pa.Table, scenario: Scenario, findings: Findings) -> NDA
         findings.note(f"number of {name} that is infinite", np.isinf(values))
         columns.append(np.where(np.isinf(values), np.float32(np.nan), values))
     return _stack(columns, table.num_rows, np.float32)
+
+
+def read_weights(table: pa.Table, events: Events, findings: Findings) -> NDArray[np.float32]:
+    """Returns f32[N]: the weight of each row, min(1 / p, clip) where p is its probability."""
+    weights = np.ones(table.num_rows)
+    if events.weight_column:
+        values = numbers(table.column(events.weight_column))
+        good = np.isfinite(values) & (values >= 0)
+        findings.note("bad weight", ~good, values)
+        weights *= np.where(good, values, 0)
+    if events.propensity:
+        p = numbers(table.column(events.propensity.column))
+        good = (p > 0) & (p <= 1)
+        findings.note("bad propensity", ~good, p)
+        weights *= np.minimum(1 / np.where(good, p, 1), events.propensity.clip)
+    return weights.astype(np.float32)
 
 
 def _stack(columns: list[np.ndarray], num: int, dtype: type) -> np.ndarray:

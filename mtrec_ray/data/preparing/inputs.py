@@ -62,6 +62,7 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
     of_events += [(column, "events.categorical") for column in events.categorical]
     of_events += [(column, "events.numeric") for column in events.numeric]
     of_events += label_columns(scenario)
+    of_events += [(column, f"events.{field}") for field, column in events.weigh.items()]
     if events.time:
         of_events.append((events.time, "events.time"))
     if scenario.split.column:
@@ -170,7 +171,9 @@ def _can_be_joined(first: pa.DataType | None, second: pa.DataType) -> bool:
     return True
 
 
-NUMBERS = ("tasks", "events.numeric", "items.numeric")
+NUMBERS = (
+    "tasks", "events.numeric", "items.numeric", "events.weight_column", "events.propensity"
+)  # fmt: skip
 
 
 TIMES = ("events.time", "items.published")

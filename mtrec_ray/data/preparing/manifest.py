@@ -92,10 +92,13 @@ def shard_lists(written: list[dict[str, Any]], name: str) -> dict[str, list[dict
 
 
 def task_facts(scenario: Scenario, scan: "Scan") -> dict[str, Any]:
-    """Returns kinds, parents, and mean and standard deviation of the training labels."""
-    known, _, square = scan.label_sums
+    """Returns kinds, parents, and mean and standard deviation of the training labels.
+
+    By the weights of their rows.
+    """
+    _, weight, _, square = scan.label_sums
     mean = scan.priors
-    std = np.sqrt(np.maximum(square / np.maximum(known, 1) - mean**2, 1e-12))
+    std = np.sqrt(np.maximum(square / np.where(weight > 0, weight, 1) - mean**2, 1e-12))
     return {
         "kinds": {n: t.kind for n, t in scenario.tasks.items()},
         "given": {n: t.given for n, t in scenario.tasks.items() if t.given},
