@@ -6,7 +6,7 @@ prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -43,7 +43,8 @@ class PreparedScenario:
 
     Attributes:
         kinds: binary or regression, by task.
-        given: the parent task, by conditional task; `entire` those trained over the whole space.
+        given: the parent task, by conditional task, which may be conditional itself; `entire` those
+            trained over the whole space.
         label_means, label_stds: over training rows, by task.
         numeric_names: of the numeric columns of a row.
         numeric_mean, numeric_std, numeric_quantiles: fitted on training rows; [F], [F], [F, Q].
@@ -83,6 +84,10 @@ class PreparedScenario:
         """Task names in the order of the label columns."""
         return list(self.kinds)
 
+    def chain(self, task: str) -> list[str]:
+        """Returns a task and all tasks above it, of which each is the parent of the one before."""
+        return chain_of(self.given, task)
+
     @property
     def main(self) -> str | None:
         """The scenario's main task: its first binary one."""
@@ -97,6 +102,14 @@ class PreparedScenario:
     def num_rows(self, split: str) -> int:
         """Returns the number of samples of a split."""
         return sum(s.rows for s in self.shards[split])
+
+
+def chain_of(given: Mapping[str, str], task: str) -> list[str]:
+    """Returns a task and all tasks above it, by their parents."""
+    chain = [task]
+    while chain[-1] in given:
+        chain.append(given[chain[-1]])
+    return chain
 
 
 @dataclass(frozen=True)

@@ -289,15 +289,24 @@ class Scenario(Section):
                 yield f"{field}: found {task!r}; allowed: another of {sorted(self.tasks)}"
 
     def check_parents_are_binary(self) -> Iterator[str]:
-        """Yields a line for each field that names a regression or a conditional parent."""
+        """Yields a line for each field that names a task of another kind than binary."""
         for field, name in self._parents().items():
             task = self.tasks.get(name)
             if task is None or field == f"tasks.{name}.given":
                 continue
             if task.kind != "binary":
-                yield f"{field}: found that {name!r} is a regression; allowed: a binary task"
-            elif field.startswith("tasks.") and task.given:
-                yield f"{field}: found that {name!r} is itself conditional; allowed: another"
+                yield f"{field}: found that {name!r} is a {task.kind}; allowed: a binary task"
+
+    def check_chains(self) -> Iterator[str]:
+        """Yields a line for each cycle of tasks that are conditional on each other."""
+        seen: set[str] = set()
+        for name in self.tasks:
+            chain = self.chain(name)
+            last = self.tasks.get(chain[-1])
+            if last and last.given == name != chain[-1] and name not in seen:
+                seen |= set(chain)
+                cycle = " given ".join([*chain, name])
+                yield f"tasks.{name}.given: found a cycle, {cycle}; allowed: a chain that ends"
 
     def check_positives(self) -> Iterator[str]:
         """Yields a line for each task of which every row is a positive and nothing is drawn."""
@@ -333,8 +342,17 @@ class Scenario(Section):
         A conditional task's label says that its parent was positive, so it is not known before
         the parent's is.
         """
-        parent = self.tasks[task].given
-        return max(self.tasks[task].delay, self.label_delay(parent) if parent else 0)
+        return max(self.tasks[name].delay for name in self.chain(task))
+
+    def chain(self, task: str) -> list[str]:
+        """Returns a task and all tasks above it, of which each is the parent of the one before.
+
+        A cycle is cut where it begins again.
+        """
+        chain = [task]
+        while (above := self.tasks.get(chain[-1])) and above.given and above.given not in chain:
+            chain.append(above.given)
+        return chain
 
     def label(self, task: str) -> Label:
         """Returns where a task's label comes from, with its column, if it has one."""

@@ -91,12 +91,13 @@ class Task(Section):
     label: Label = Field(default=Label(), description="Where the label comes from.")
     given: str | None = Field(
         default=None,
-        description="Binary task without whose positive this task is undefined. null: none.",
+        description="Binary task without whose positive this task is undefined; it may have a "
+        "parent of its own (purchase given cart given view). null: none.",
     )
     space: Literal["masked", "entire"] = Field(
         default="masked",
         description="masked learns from the rows where the parent is positive, entire from all: "
-        "p(parent) * p(task | parent) (1804.07931).",
+        "p(task | parent) times the probabilities of all tasks above it (1804.07931).",
     )
     delay: Duration = Field(
         default=0,

@@ -59,16 +59,37 @@ def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
     """Returns f32[N]: what the task's loss compares with, NaN where the row takes no part.
 
     Regression labels are standardised by the training mean and deviation. A task over the entire
-    space (ESMM, 1804.07931) has label 0 where its parent is 0 and null where its parent is null.
+    space (ESMM, 1804.07931) has label 0 where a task above it is 0, and null where the first of
+    them that is not 1 is null.
     """
     label = labels[:, facts.tasks.index(task)]
     if facts.kinds[task] == "regression":
         return (label - facts.label_means[task]) / facts.label_stds[task]
-    if task in facts.entire:
-        parent = labels[:, facts.tasks.index(facts.given[task])]
-        known = label.masked_fill(parent.isnan(), nan)
-        return torch.where(parent == 0, torch.zeros_like(label), known)
-    return label
+    return joint_label(facts, task, labels) if task in facts.entire else label
+
+
+def joint_label(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
+    """Returns f32[N]: whether a task and all tasks above it are positive, NaN where unknown."""
+    label = labels[:, facts.tasks.index(task)]
+    if task not in facts.given:
+        return label
+    parent = joint_label(facts, facts.given[task], labels)
+    known = label.masked_fill(parent.isnan(), nan)
+    return torch.where(parent == 0, torch.zeros_like(label), known)
+
+
+def log_joint(facts: PreparedScenario, task: str, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns f32[N] each: log p and log (1 - p) of a task and all tasks above it together.
+
+    With q of the tasks above and r of the task, 1 - q r = (1 - q) + q (1 - r): exact where both are
+    near 1, so that no gradient is lost.
+    """
+    logit = logits[:, facts.tasks.index(task)].float()
+    log_p, log_rest = F.logsigmoid(logit), F.logsigmoid(-logit)
+    if task not in facts.given:
+        return log_p, log_rest
+    above, rest_above = log_joint(facts, facts.given[task], logits)
+    return above + log_p, torch.logaddexp(rest_above, above + log_rest)
 
 
 def logit_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor) -> Tensor:
@@ -78,11 +99,8 @@ def logit_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Te
         return (logit - targets) ** 2
     if task not in facts.entire:
         return F.binary_cross_entropy_with_logits(logit, targets, reduction="none")
-    parent = logits[:, facts.tasks.index(facts.given[task])].float()
-    log_joint = F.logsigmoid(parent) + F.logsigmoid(logit)
-    # 1 - pq = (1 - p) + p (1 - q): exact where both are near 1, so that no gradient is lost
-    log_rest = torch.logaddexp(F.logsigmoid(-parent), F.logsigmoid(parent) + F.logsigmoid(-logit))
-    return -(targets * log_joint + (1 - targets) * log_rest)
+    log_p, log_rest = log_joint(facts, task, logits)
+    return -(targets * log_p + (1 - targets) * log_rest)
 
 
 # f32[N] by scenario: the weights of rows; those of a scenario without an entry are 1.

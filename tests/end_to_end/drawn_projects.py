@@ -387,7 +387,7 @@ def drawn_tasks(draw: Random, names: Mapping[str, str]) -> dict[str, Any]:
         kind = "regression" if tasks and seldom(draw, 3) else "binary"
         task = {"kind": kind, "label": drawn_label(draw, names[label])}
         if tasks and seldom(draw, 2):
-            task["given"] = draw.choice(chosen) if seldom(draw, 12) else chosen[0]
+            task["given"] = draw.choice(chosen) if seldom(draw, 12) else draw.choice([*tasks])
             task["space"] = (
                 "masked" if task["kind"] == "regression" else draw.choice(("masked", "entire"))
             )

@@ -509,6 +509,31 @@ CASES = {
         ),
         long=True,
     ),
+    "34 a chain of three, its last over the entire space": Case(
+        both(
+            log(cart=CLICK * (ROW % 2), buy=CLICK * (ROW % 2) * (ROW % 3 > 0)),
+            fields(
+                tasks={
+                    "cart": {"kind": "binary", "given": "click", "delay": "1d"},
+                    "buy": {"kind": "binary", "given": "cart", "space": "entire"},
+                }
+            ),
+        ),
+        report={"train_label_ranges.buy": [0.0, 1.0]},
+    ),
+    "34 a chain below its children": Case(
+        both(
+            log(cart=ROW % 3 > 0, buy=ROW % 2),
+            lambda p: p.shop.update(
+                tasks={
+                    "buy": {"kind": "binary", "given": "cart"},
+                    "cart": {"kind": "binary", "given": "click"},
+                    "click": {"kind": "binary"},
+                }
+            ),
+        ),
+        report={"labels.train.buy": int((CLICK[:210] * (ROW[:210] % 3 > 0)).sum())}, long=True,
+    ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(
         catalogue(title=["\U0001f600 \u202eabc\u202c \x00 x"] * NUM_ITEMS), long=True

@@ -22,6 +22,7 @@ from mtrec_ray.training.losses import (
     weight_tensor,
 )
 from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.teacher_labels import mixable_tasks
 from tests.builders import (
     FACTS,
     SHOP,
@@ -200,6 +201,52 @@ def test_entire_space_loss_trains_the_parent_too():
     assert loss.item() == pytest.approx(-math.log(1 - p * q), rel=1e-6)
     wanted = [p * q * (1 - p) / (1 - p * q), p * q * (1 - q) / (1 - p * q)]
     assert gradients["shop"][0].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+FUNNEL = replace(
+    SHOP,
+    kinds={"buy": "binary", "view": "binary", "cart": "binary"},
+    given={"buy": "cart", "cart": "view"},
+    entire=["buy"],
+)
+# buy, view, cart; what is not known, and what a task above rules out, is null.
+FUNNEL_LABELS = torch.tensor(
+    [[1.0, 1, 1], [0, 1, 1], [nan, 1, 1], [nan, 1, 0], [nan, 0, nan], [nan, 1, nan], [nan] * 3]
+)
+
+
+def test_a_chain_over_the_entire_space_is_the_product():
+    """The loss of a buy is that of p(view) p(cart|view) p(buy|cart); its label 0 below any 0."""
+    found = target(FUNNEL, "buy", FUNNEL_LABELS)
+    np.testing.assert_array_equal(found, [1, 0, nan, 0, 0, nan, nan])
+    logits = torch.tensor([[0.3, 1.1, -0.4]]).expand(2, 3).clone().requires_grad_()
+    losses = logit_losses(FUNNEL, "buy", logits, torch.tensor([1.0, 0.0]))
+    p = logits.detach().sigmoid().prod(1)[0].item()
+    assert losses.tolist() == pytest.approx([-math.log(p), -math.log(1 - p)], rel=1e-5)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    assert (gradient[0] < 0).all()
+    assert (gradient[1] > 0).all()
+
+
+def test_a_masked_chain_learns_inside_of_its_parents():
+    """Masked, a task of a chain has the labels that it has, and its own logit's loss."""
+    masked = replace(FUNNEL, entire=[])
+    np.testing.assert_array_equal(target(masked, "buy", FUNNEL_LABELS), FUNNEL_LABELS[:, 0])
+    logits = torch.tensor([[0.3, 1.1, -0.4]])
+    loss = logit_losses(masked, "buy", logits, torch.ones(1))
+    assert loss.item() == pytest.approx(log_loss(sigmoid(0.3), 1), rel=1e-6)
+
+
+def test_confident_chains_keep_their_gradient():
+    """Near 1 all along a chain, with label 0, each link has a third of the gradient."""
+    logits = torch.full((1, 3), 20.0, requires_grad=True)
+    logit_losses(FUNNEL, "buy", logits, torch.zeros(1)).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.full((1, 3), 1 / 3), rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_leaves_all_labels_above_alone():
+    """Labels above a task over the entire space must be 0 or 1: no predictions are mixed in."""
+    assert mixable_tasks(FUNNEL).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("logit", [-120.0, -20.0, 20.0, 120.0])

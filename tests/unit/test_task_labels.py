@@ -1,5 +1,6 @@
 """Labels that follow from a column of the log, and those of tasks that rest on others."""
 
+import itertools
 import math
 from decimal import Decimal
 
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec_ray.data.preparing.audit_log import raw_label
-from mtrec_ray.data.preparing.events import label_values
+from mtrec_ray.data.preparing.audit_log import raw_frame, raw_label
+from mtrec_ray.data.preparing.events import Findings, label_values, read_labels
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.scenario import Scenario
@@ -91,6 +92,30 @@ def test_every_row_may_be_a_positive():
     table = pa.table({"user_id": [1, 2]})
     assert label_values(table, scenario.label("buy")).tolist() == [1, 1]
     assert raw_label(table, scenario, "buy").tolist() == [1, 1]
+
+
+CHAIN = {
+    "buy": {"kind": "binary", "given": "cart"},
+    "cart": {"kind": "binary", "given": "view"},
+    "view": {"kind": "binary"},
+}
+
+
+def test_a_chain_knows_a_label_where_all_above_are_positive():
+    """A buy is unknown where its cart or its view is not 1, whatever the order of the tasks."""
+    columns = {"view": [1, 1, 0, 1, None], "cart": [1, 0, 1, None, 1], "buy": [1, 1, 1, 0, 1]}
+    table = pa.table({**columns, "time": range(5), "split": ["train"] * 5})
+    for order in itertools.permutations(CHAIN):
+        tasks = {name: CHAIN[name] for name in order}
+        tree = project_tree({"shop": scenario_tree(tasks)})
+        shop, findings = parse_project(tree).scenarios["shop"], Findings()
+        found = dict(zip(order, read_labels(table, shop, findings).T, strict=True))
+        np.testing.assert_array_equal(found["buy"], [1, nan, nan, nan, nan])
+        np.testing.assert_array_equal(found["cart"], [1, 0, nan, nan, nan])
+        assert findings.counts["label of buy without a positive cart"] == 4
+        raw = raw_frame(table, shop)
+        for task in order:
+            np.testing.assert_array_equal(raw[f"label.{task}"], found[task])
 
 
 LABEL = "scenarios.shop.tasks.buy.label"

@@ -231,9 +231,10 @@ def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
         frame[f"label.{task}"] = raw_label(table, scenario, task)
     if scenario.split.column:
         frame["split"] = raw_text(table.column(scenario.split.column)).to_numpy()
-    for task, spec in scenario.tasks.items():
-        if spec.given:
-            frame.loc[frame[f"label.{spec.given}"] != 1, f"label.{task}"] = np.nan
+    for _ in scenario.tasks:  # a pass reaches the children of what the one before left out
+        for task, spec in scenario.tasks.items():
+            if spec.given:
+                frame.loc[frame[f"label.{spec.given}"] != 1, f"label.{task}"] = np.nan
     return frame
 
 

@@ -81,8 +81,9 @@ def _splits(
 
 
 def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
-    """Returns f32[N, T]: labels, NaN where unknown or where the parent task is not positive."""
+    """Returns f32[N, T]: labels, NaN where unknown or where a task above is not positive."""
     columns = {t: label_values(table, scenario.label(t)) for t in scenario.tasks}
+    positive = {t: values == 1 for t, values in columns.items()}
     for name, task in scenario.tasks.items():
         values = columns[name]
         if task.kind == "binary":
@@ -91,10 +92,11 @@ def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDAr
         findings.note(f"label of {name} that is infinite", np.isinf(values))
         values = np.where(np.isinf(values), np.nan, values)
         if task.given:
-            parent = columns[task.given]
-            outside = np.isfinite(values) & (parent != 1)
-            findings.note(f"label of {name} without a positive {task.given}", outside)
-            values = np.where(parent == 1, values, np.nan)
+            inside = np.all([positive[above] for above in scenario.chain(name)[1:]], axis=0)
+            findings.note(
+                f"label of {name} without a positive {task.given}", np.isfinite(values) & ~inside
+            )
+            values = np.where(inside, values, np.nan)
         columns[name] = values
     return np.stack(list(columns.values()), 1)
 
