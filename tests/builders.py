@@ -80,6 +80,22 @@ VIDEO = replace(
 )
 FACTS = {"shop": SHOP, "video": VIDEO}
 
+# Shop with a task of every kind, and a chain of three whose last one is over the entire space.
+EVERY_KIND = FACTS | {
+    "shop": replace(
+        SHOP,
+        kinds={"click": "binary", "cart": "binary", "buy": "binary", "visits": "count",
+               "seconds": "duration"},
+        given={"cart": "click", "buy": "cart"},
+        entire=["buy"],
+        label_means={"click": 0.4, "cart": 0.5, "buy": 0.5, "visits": 2.0, "seconds": 60.0},
+        label_stds={"click": 0.5, "cart": 0.5, "buy": 0.5, "visits": 1.6, "seconds": 90.0},
+        label_log_means={"seconds": 3.4},
+        label_log_stds={"seconds": 1.2},
+        popularity=dict.fromkeys(("click", "cart", "buy", "visits", "seconds"), "item.log_count"),
+    )
+}  # fmt: skip
+
 
 def scenario_tree(tasks: Mapping[str, Any], **fields: object) -> dict[str, Any]:
     """A scenario of a project file."""
@@ -107,6 +123,20 @@ def two_scenario_project(shop: float = 2.0, video: float = 1.0) -> Project:
         "video": scenario_tree(more, weight=video),
     }
     return parse_project(project_tree(scenarios))
+
+
+def every_kind_project() -> Project:
+    """The project of `EVERY_KIND`."""
+    tasks: dict[str, dict[str, Any]] = {
+        "click": {"kind": "binary"},
+        "cart": {"kind": "binary", "given": "click", "weight": 2.0},
+        "buy": {"kind": "binary", "given": "cart", "space": "entire"},
+        "visits": {"kind": "count", "weight": 0.5},
+        "seconds": {"kind": "duration", "weight": 3.0},
+    }
+    tree = two_scenario_project().dump()
+    tree["scenarios"]["shop"] = scenario_tree(tasks, weight=2.0)
+    return parse_project(tree)
 
 
 def make_catalogue(rng: np.random.Generator, facts: PreparedScenario) -> Catalogue:
@@ -166,7 +196,12 @@ def make_labels(rng: np.random.Generator, facts: PreparedScenario, num_rows: int
     """f32[N, T]: labels with nulls; a conditional one is null where its parent is not positive."""
     columns: dict[str, np.ndarray] = {}
     for task, kind in facts.kinds.items():
-        values = rng.integers(0, 2, num_rows) if kind == "binary" else rng.normal(3.5, 1, num_rows)
+        values = {
+            "binary": lambda: rng.integers(0, 2, num_rows),
+            "regression": lambda: rng.normal(3.5, 1, num_rows),
+            "count": lambda: rng.poisson(2, num_rows),
+            "duration": lambda: rng.lognormal(3.4, 1.2, num_rows),
+        }[kind]()
         known = rng.random(num_rows) < 0.67
         if task in facts.given:
             known &= columns[facts.given[task]] == 1

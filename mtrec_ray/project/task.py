@@ -85,8 +85,9 @@ class Label(Section):
 class Task(Section):
     """A label to predict."""
 
-    kind: Literal["binary", "regression"] = Field(
-        description="Labels are 0 or 1 (binary), or numbers (regression); null is unknown."
+    kind: Literal["binary", "regression", "count", "duration"] = Field(
+        description="Labels are 0 or 1 (binary), numbers (regression), whole numbers >= 0 (count: "
+        "Poisson), or numbers >= 0 such as seconds (duration: log-normal); null is unknown."
     )
     label: Label = Field(default=Label(), description="Where the label comes from.")
     given: str | None = Field(

@@ -15,6 +15,7 @@ import torch
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.columns import hash_ints
+from mtrec_ray.data.kinds import OBJECTIVES, fitted_scale
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.shards import WEIGHT, Arrays, read_rows
 from mtrec_ray.model.history import cosines, similarity_summary
@@ -164,10 +165,11 @@ def fit_trees(
 ) -> "lightgbm.Booster":
     """Returns trees for a task, as many as give the lowest loss on the valid rows.
 
+    They predict on the scale of the fit (`data/kinds.py`).
     `weights` are those of the training rows; the rows of valid, which judge, all weigh the same.
     """
     parameters = PARAMETERS | {
-        "objective": "binary" if kind == "binary" else "regression",
+        "objective": OBJECTIVES.get(kind, "regression"),
         "seed": seed,
         "num_threads": num_threads,
         "min_data_in_leaf": min_data_in_leaf,
@@ -175,15 +177,16 @@ def fit_trees(
     codes = list(range(num_categorical))
     import lightgbm
 
-    first = lightgbm.Dataset(*train, weight=weights, categorical_feature=codes)
-    second = lightgbm.Dataset(*valid, categorical_feature=codes, reference=first)
+    (x, y), (valid_x, valid_y) = ((x, fitted_scale(kind, y)) for x, y in (train, valid))
+    first = lightgbm.Dataset(x, y, weight=weights, categorical_feature=codes)
+    second = lightgbm.Dataset(valid_x, valid_y, categorical_feature=codes, reference=first)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
     return lightgbm.train(parameters, first, rounds, valid_sets=[second], callbacks=[stop])
 
 
 def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
     """Returns the number of labels; for a binary task, of its rarer label."""
-    if kind == "regression":
+    if kind != "binary":
         return len(labels)
     return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))
 

@@ -58,13 +58,16 @@ def weight_tensor(
 def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
     """Returns f32[N]: what the task's loss compares with, NaN where the row takes no part.
 
-    Regression labels are standardised by the training mean and deviation. A task over the entire
+    Regression labels are standardised by the training mean and deviation, durations so on their
+    logarithmic scale. A task over the entire
     space (ESMM, 1804.07931) has label 0 where a task above it is 0, and null where the first of
     them that is not 1 is null.
     """
     label = labels[:, facts.tasks.index(task)]
     if facts.kinds[task] == "regression":
         return (label - facts.label_means[task]) / facts.label_stds[task]
+    if facts.kinds[task] == "duration":
+        return (label.log1p() - facts.label_log_means[task]) / facts.label_log_stds[task]
     return joint_label(facts, task, labels) if task in facts.entire else label
 
 
@@ -95,8 +98,10 @@ def log_joint(facts: PreparedScenario, task: str, logits: Tensor) -> tuple[Tenso
 def logit_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor) -> Tensor:
     """Returns f32[N]: loss of each row for targets without NaN."""
     logit = logits[:, facts.tasks.index(task)].float()
-    if facts.kinds[task] == "regression":
+    if facts.kinds[task] in ("regression", "duration"):
         return (logit - targets) ** 2
+    if facts.kinds[task] == "count":
+        return poisson_deviance(logit, targets) / facts.dispersion(task)
     if task not in facts.entire:
         return F.binary_cross_entropy_with_logits(logit, targets, reduction="none")
     log_p, log_rest = log_joint(facts, task, logits)
@@ -106,6 +111,15 @@ def logit_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Te
 # f32[N] by scenario: the weights of rows; those of a scenario without an entry are 1.
 RowWeights = Mapping[str, Tensor]
 EQUAL: RowWeights = {}
+
+
+def poisson_deviance(log_means: Tensor, counts: Tensor) -> Tensor:
+    """Returns f32[N]: the deviance of each count, 2 (y log(y / m) - y + m), from log m.
+
+    Divided by the dispersion of training labels (quasi-Poisson) it is near 1 for a model that knows
+    the mean alone, as the squared error of a standardised number is.
+    """
+    return 2 * (log_means.exp() - counts * log_means + torch.xlogy(counts, counts) - counts)
 
 
 def label_counts(

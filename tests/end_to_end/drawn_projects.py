@@ -384,12 +384,14 @@ def drawn_tasks(draw: Random, names: Mapping[str, str]) -> dict[str, Any]:
     chosen = draw.sample(TASK_NAMES, len(TASK_NAMES))[: draw.randint(1, 3)]
     tasks: dict[str, Any] = {}
     for name, label in zip(chosen, LABEL_COLUMNS, strict=False):
-        kind = "regression" if tasks and seldom(draw, 3) else "binary"
+        kind = "binary"
+        if tasks and seldom(draw, 3):
+            kind = draw.choice(("regression", "regression", "count", "duration"))
         task = {"kind": kind, "label": drawn_label(draw, names[label])}
         if tasks and seldom(draw, 2):
             task["given"] = draw.choice(chosen) if seldom(draw, 12) else draw.choice([*tasks])
             task["space"] = (
-                "masked" if task["kind"] == "regression" else draw.choice(("masked", "entire"))
+                draw.choice(("masked", "entire")) if task["kind"] == "binary" else "masked"
             )
         if seldom(draw, 3):
             task["delay"] = draw.choice(DURATIONS[: 8 if seldom(draw, 8) else 6])

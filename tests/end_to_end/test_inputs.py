@@ -4,6 +4,7 @@ The number before a name is that of a kind of input; the kinds that are refused,
 cases in `test_refused_inputs.py`.
 """
 
+import json
 import uuid
 
 import numpy as np
@@ -142,6 +143,16 @@ def weights_are(weights):
         np.testing.assert_allclose(found, weights[rows.column("row").to_numpy()])
 
     return check
+
+
+def logarithms_of_seconds(project: SmallProject) -> None:
+    """Means and deviations of a duration's logarithms are those of its training labels."""
+    manifest = json.loads((project.prepared / "manifest.json").read_text())
+    facts = manifest["scenarios"]["shop"]
+    known = (ROW < 210) & ~EIGHTEEN & (CLICK == 1)
+    logs = np.log1p(30.5 * (ROW % 3))[known]
+    assert facts["label_log_means"] == {"seconds": pytest.approx(logs.mean(), rel=1e-6)}
+    assert facts["label_log_stds"] == {"seconds": pytest.approx(logs.std(), rel=1e-6)}
 
 
 INFINITE = {"ignored_numbers": {"number of ctr that is infinite": 18}}
@@ -533,6 +544,17 @@ CASES = {
             ),
         ),
         report={"labels.train.buy": int((CLICK[:210] * (ROW[:210] % 3 > 0)).sum())}, long=True,
+    ),
+    "35 counts": Case(
+        both(log(visits=ROW % 7), fields(tasks={"visits": {"kind": "count"}})),
+        report={"train_label_ranges.visits": [0.0, 6.0], "train_label_means.visits": 3.0},
+    ),
+    "35 durations": Case(
+        both(
+            log(seconds=np.where(EIGHTEEN, np.nan, 30.5 * (ROW % 3))),
+            fields(tasks={"seconds": {"kind": "duration", "given": "click"}}),
+        ),
+        report={"train_label_ranges.seconds": [0.0, 61.0]}, check=logarithms_of_seconds, long=True,
     ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(

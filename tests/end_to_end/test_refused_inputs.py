@@ -377,6 +377,14 @@ IN_THE_ROWS = {
         both(log(p=[2] * NUM_ROWS), fields(events={"propensity": {"column": "p"}})),
         (rf"{SHOP}events\.propensity\.column: found 300 of 300 rows with .* as 2\.0; allowed: a",),
     ),
+    "35 a negative duration": Case(
+        both(log(seconds=ROW - 1.5), fields(tasks={"seconds": {"kind": "duration"}})),
+        (rf"{SHOP}tasks\.seconds: found 2 labels of a duration task that are .* as -1\.5; a",),
+    ),
+    "35 half a visit": Case(
+        both(log(visits=ROW / 2), fields(tasks={"visits": {"kind": "count"}})),
+        (rf"{SHOP}tasks\.visits: found 150 labels of a count task that are .* as 0\.5; allowed:",),
+    ),
     "24 positives alone, split by fractions": Case(
         both(log(click=np.ones(NUM_ROWS)), FRACTIONS),
         (rf"{SHOP}tasks\.click: found only the label 1 in train; .*or negatives: \{{of: click\}}",),
@@ -403,8 +411,8 @@ def test_an_input_that_rows_show(tmp_path, capsys, case):
 
 
 def test_each_kind_has_three_inputs():
-    """Of each of the 34 kinds there are three inputs or more."""
+    """Of each of the 35 kinds there are three inputs or more."""
     names = [*PREPARED, *IN_THE_FILES, *IN_THE_ROWS]
     found = Counter(int(name.split()[0]) for name in names)
-    assert sorted(found) == list(range(1, 35))
+    assert sorted(found) == list(range(1, 36))
     assert [kind for kind, number in found.items() if number < 3] == []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import mean_poisson_deviance
 
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.load import parse_project
@@ -24,6 +25,7 @@ from mtrec_ray.training.losses import (
 from mtrec_ray.training.step import Forward, accumulate
 from mtrec_ray.training.teacher_labels import mixable_tasks
 from tests.builders import (
+    EVERY_KIND,
     FACTS,
     SHOP,
     VIDEO,
@@ -264,6 +266,32 @@ def test_regression_target_is_standardised():
     """A regression is trained on (label - training mean) / training deviation, nulls kept."""
     found = target(VIDEO, "stars", VIDEO_LABELS)
     np.testing.assert_allclose(found, [1.5 / 1.1, -1.5 / 1.1, nan], rtol=1e-6)
+
+
+KINDS = EVERY_KIND["shop"]
+
+
+def test_counts_and_durations_by_hand():
+    """Poisson deviance over the dispersion, and a squared error of standardised logarithms."""
+    logits = torch.tensor([[0.0, 0, 0, 0.4, -0.5], [0.0, 0, 0, -1.0, 2.0]])
+    counts, seconds = torch.tensor([3.0, 0.0]), torch.tensor([30.0, 0.0])
+    labels = torch.stack([*torch.full((3, 2), nan), counts, seconds], 1)
+    visits = logit_losses(KINDS, "visits", logits, target(KINDS, "visits", labels))
+    wanted = mean_poisson_deviance([3, 1e-9], np.exp([0.4, -1.0])) / (1.6**2 / 2.0)
+    assert visits.mean().item() == pytest.approx(wanted, rel=1e-5)
+    found = logit_losses(KINDS, "seconds", logits, target(KINDS, "seconds", labels))
+    standard = [(math.log1p(y) - 3.4) / 1.2 for y in (30, 0)]
+    assert found.tolist() == pytest.approx([(-0.5 - standard[0]) ** 2, (2 - standard[1]) ** 2])
+
+
+def test_the_least_loss_of_a_count_is_the_mean():
+    """Of one logit for many counts the loss is least at the logarithm of their mean."""
+    counts = torch.tensor([0.0, 1, 7, 2])
+    logits = torch.zeros(4, 5, requires_grad=True)
+    shifted = logits + math.log(counts.mean())
+    (gradient,) = torch.autograd.grad(logit_losses(KINDS, "visits", shifted, counts).sum(), logits)
+    assert gradient.sum().item() == pytest.approx(0, abs=1e-5)
+    assert gradient[:, 3].any()
 
 
 @pytest.mark.parametrize("cuts", [(0, 4, 12), (0, 1, 11, 12)])

@@ -86,9 +86,7 @@ def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDAr
     positive = {t: values == 1 for t, values in columns.items()}
     for name, task in scenario.tasks.items():
         values = columns[name]
-        if task.kind == "binary":
-            wrong = np.isfinite(values) & (values != 0) & (values != 1) | np.isinf(values)
-            findings.note(f"bad label of {name}", wrong, values)
+        findings.note(f"bad label of {name}", is_wrong(task.kind, values), values)
         findings.note(f"label of {name} that is infinite", np.isinf(values))
         values = np.where(np.isinf(values), np.nan, values)
         if task.given:
@@ -99,6 +97,15 @@ def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDAr
             values = np.where(inside, values, np.nan)
         columns[name] = values
     return np.stack(list(columns.values()), 1)
+
+
+def is_wrong(kind: str, values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Returns bool[N]: labels that a task of a kind cannot have."""
+    known = np.isfinite(values)
+    if kind == "binary":
+        return known & (values != 0) & (values != 1) | np.isinf(values)
+    negative = known & (values < 0) & (kind in ("count", "duration"))
+    return negative | (known & (values != np.floor(values)) & (kind == "count"))
 
 
 def label_values(table: pa.Table, label: Label) -> NDArray[np.float32]:

@@ -29,6 +29,14 @@ WEIGHTS = (
 )
 
 
+# By kind of task: what is wrong with a label that it cannot have, and what it can.
+LABELS = {
+    "binary": ("neither 0, 1 nor null", "0, 1, null"),
+    "count": ("negative or not whole", "whole numbers >= 0, null"),
+    "duration": ("negative", "numbers >= 0, null"),
+}
+
+
 def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
     """Returns a line for each fault of a catalogue: null or repeated ids, times in no unit."""
     return [
@@ -117,9 +125,11 @@ def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]
     for what, number in counts.items():
         if what.startswith("bad label of "):
             task = what.removeprefix("bad label of ")
+            kind = scenario.tasks[task].kind
+            wrong, allowed = LABELS[kind]
             yield (
-                f"{where}.tasks.{task}: found {number} labels of a binary task that are neither "
-                f"0, 1 nor null, such as {examples[what]}; allowed: 0, 1, null"
+                f"{where}.tasks.{task}: found {number} labels of a {kind} task that are {wrong}, "
+                f"such as {examples[what]}; allowed: {allowed}"
             )
     for field, what, allowed in WEIGHTS:
         if counts[what]:

@@ -56,8 +56,8 @@ class Scan:
     Attributes:
         findings: what was found, by name.
         split_rows: i64[4], rows of train, valid, test, and without a split yet.
-        label_sums: f64[4, T], of the known labels: their number, the sum of their rows' weights,
-            and weighted sums of labels and of their squares.
+        label_sums: f64[6, T], of the known labels: their number, the sum of their rows' weights,
+            weighted sums of labels and of their squares, and the same two of log(1 + label).
         label_ranges: f64[2, T], the least and the greatest label.
         num_labels: i64[3, T], the known labels of train, valid and test.
         item_rows: i64[n].
@@ -70,7 +70,7 @@ class Scan:
 
     findings: Findings = field(default_factory=Findings)
     split_rows: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
-    label_sums: np.ndarray = field(default_factory=lambda: np.zeros((4, 1)))
+    label_sums: np.ndarray = field(default_factory=lambda: np.zeros((6, 1)))
     label_ranges: np.ndarray = field(default_factory=lambda: np.zeros((2, 1)))
     num_labels: np.ndarray = field(default_factory=lambda: np.zeros((3, 1), np.int64))
     item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
@@ -83,8 +83,14 @@ class Scan:
     @property
     def priors(self) -> np.ndarray:
         """f64[T]: mean of each task's known training labels, by the weights of their rows."""
-        _, weight, total, _ = self.label_sums
-        return total / np.where(weight > 0, weight, 1)
+        return self.label_moments(2)[0]
+
+    def label_moments(self, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns means and standard deviations f64[T] of labels, whose sums begin at a row."""
+        weight = np.where(self.label_sums[1] > 0, self.label_sums[1], 1)
+        total, square = self.label_sums[first : first + 2]
+        mean = total / weight
+        return mean, np.sqrt(np.maximum(square / weight - mean**2, 1e-12))
 
     @property
     def vocabularies(self) -> list[np.ndarray]:
@@ -160,13 +166,15 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource) -> Scan:
 
 
 def label_facts(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns sums f64[4, T] and ranges f64[2, T] of labels f32[N, T], as a `Scan` has them."""
+    """Returns sums f64[6, T] and ranges f64[2, T] of labels f32[N, T], as a `Scan` has them."""
     labels, weights = labels.astype(np.float64), weights.astype(np.float64)[:, None]
     known = np.isfinite(labels)
     filled = np.where(known, labels, 0.0)
     low = np.where(known, labels, np.inf).min(0, initial=np.inf)
     high = np.where(known, labels, -np.inf).max(0, initial=-np.inf)
-    sums = [known.sum(0), *((weights * x).sum(0) for x in (known, filled, filled**2))]
+    log = np.log1p(np.maximum(filled, 0))
+    summed = (known, filled, filled**2, log, log**2)
+    sums = [known.sum(0), *((weights * x).sum(0) for x in summed)]
     return np.stack(sums), np.stack([low, high])
 
 
