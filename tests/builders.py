@@ -139,6 +139,17 @@ def every_kind_project() -> Project:
     return parse_project(tree)
 
 
+def shaped_project() -> Project:
+    """The project of `EVERY_KIND`, with a shape of the loss wherever a task may have one."""
+    tree = every_kind_project().dump()
+    tasks = tree["scenarios"]["shop"]["tasks"]
+    tasks["click"]["positive_weight"] = 3.0
+    tasks["cart"] |= {"label_smoothing": 0.1, "positive_weight": 0.5}
+    tasks["buy"] |= {"focal": 2.0, "positive_weight": 2.0}
+    tree["scenarios"]["video"]["tasks"]["stars"]["huber"] = 0.7
+    return parse_project(tree)
+
+
 def make_catalogue(rng: np.random.Generator, facts: PreparedScenario) -> Catalogue:
     """Items with texts of 3 to 14 tokens; some unknown to training, some numbers null."""
     n = facts.num_items

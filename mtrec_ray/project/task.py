@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, NonNegativeFloat
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    PositiveFloat,
+)
 
 from mtrec_ray.project.assortment import Value
 from mtrec_ray.project.base import Duration, Section, shorten
@@ -82,6 +89,13 @@ class Label(Section):
             yield f"always: found 1 beside the column {self.column!r}; allowed: one of them"
 
 
+# Fields that give a task's loss a shape, and the kind of task that may have them.
+SHAPES = {
+    "positive_weight": "binary", "label_smoothing": "binary", "focal": "binary",
+    "huber": "regression",
+}  # fmt: skip
+
+
 class Task(Section):
     """A label to predict."""
 
@@ -108,6 +122,39 @@ class Task(Section):
     weight: NonNegativeFloat = Field(
         default=1.0, description="Weight of the task among the scenario's tasks."
     )
+
+    positive_weight: PositiveFloat = Field(
+        default=1.0,
+        description="Weight of the positives of a binary task in its loss: predictions are above "
+        "the rates of the log where it is above 1.",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="Share of a label of a binary task that is 1/2 in its loss (1512.00567).",
+    )
+    focal: NonNegativeFloat = Field(
+        default=0.0,
+        description="Gamma of the focal loss of a binary task, (1 - p)^gamma on rows whose label "
+        "has probability p (1708.02002). 0: log loss.",
+    )
+    huber: PositiveFloat | None = Field(
+        default=None,
+        description="Error, in units of the label of a regression, from which on the loss grows as "
+        "a line. null: squares alone.",
+    )
+
+    @property
+    def shape(self) -> dict[str, float]:
+        """The fields of the loss that are not as its kind has them, by name."""
+        fields = {name: getattr(self, name) for name in SHAPES}
+        return {k: v for k, v in fields.items() if v != type(self).model_fields[k].default}
+
+    def check_shape(self) -> Iterator[str]:
+        """Yields a line for each shape of the loss that a task of this kind cannot have."""
+        for name, value in self.shape.items():
+            kind = SHAPES[name]
+            if self.kind != kind:
+                yield f"{name}: found {value:g} in a {self.kind} task; allowed: a {kind} one"
 
     def check_space(self) -> Iterator[str]:
         """Yields a line for an entire space without a parent."""

@@ -177,7 +177,8 @@ def shared_layer_record(run: RankRun) -> dict[str, Any]:
     """Returns how scenarios share layers between inputs and heads, measured on the last batch."""
     batch = run.session.last_batch
     assert batch is not None
-    gradients = scenario_gradients(run.forward, run.prepared.scenarios, batch, run.weights)
+    facts = run.prepared.scenarios
+    gradients = scenario_gradients(run.forward, facts, batch, run.weights, run.shapes)
     return {
         "gradient_share": gradient_shares(gradients),
         "gradient_cosine": gradient_cosines(gradients),

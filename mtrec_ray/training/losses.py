@@ -14,7 +14,7 @@ Letters: N rows, T tasks of a scenario, K tasks of all scenarios in the manifest
 """
 
 from collections.abc import Mapping
-from math import fsum, nan
+from math import fsum
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.task import Task
+from mtrec_ray.training.task_losses import class_weights, logit_losses, target
 
 TaskKey = tuple[str, str]
 
@@ -55,84 +57,45 @@ def weight_tensor(
     return torch.tensor([weights[key] for key in task_keys(facts)])
 
 
-def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
-    """Returns f32[N]: what the task's loss compares with, NaN where the row takes no part.
-
-    Regression labels are standardised by the training mean and deviation, durations so on their
-    logarithmic scale. A task over the entire
-    space (ESMM, 1804.07931) has label 0 where a task above it is 0, and null where the first of
-    them that is not 1 is null.
-    """
-    label = labels[:, facts.tasks.index(task)]
-    if facts.kinds[task] == "regression":
-        return (label - facts.label_means[task]) / facts.label_stds[task]
-    if facts.kinds[task] == "duration":
-        return (label.log1p() - facts.label_log_means[task]) / facts.label_log_stds[task]
-    return joint_label(facts, task, labels) if task in facts.entire else label
-
-
-def joint_label(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
-    """Returns f32[N]: whether a task and all tasks above it are positive, NaN where unknown."""
-    label = labels[:, facts.tasks.index(task)]
-    if task not in facts.given:
-        return label
-    parent = joint_label(facts, facts.given[task], labels)
-    known = label.masked_fill(parent.isnan(), nan)
-    return torch.where(parent == 0, torch.zeros_like(label), known)
-
-
-def log_joint(facts: PreparedScenario, task: str, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns f32[N] each: log p and log (1 - p) of a task and all tasks above it together.
-
-    With q of the tasks above and r of the task, 1 - q r = (1 - q) + q (1 - r): exact where both are
-    near 1, so that no gradient is lost.
-    """
-    logit = logits[:, facts.tasks.index(task)].float()
-    log_p, log_rest = F.logsigmoid(logit), F.logsigmoid(-logit)
-    if task not in facts.given:
-        return log_p, log_rest
-    above, rest_above = log_joint(facts, facts.given[task], logits)
-    return above + log_p, torch.logaddexp(rest_above, above + log_rest)
-
-
-def logit_losses(facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns f32[N]: loss of each row for targets without NaN."""
-    logit = logits[:, facts.tasks.index(task)].float()
-    if facts.kinds[task] in ("regression", "duration"):
-        return (logit - targets) ** 2
-    if facts.kinds[task] == "count":
-        return poisson_deviance(logit, targets) / facts.dispersion(task)
-    if task not in facts.entire:
-        return F.binary_cross_entropy_with_logits(logit, targets, reduction="none")
-    log_p, log_rest = log_joint(facts, task, logits)
-    return -(targets * log_p + (1 - targets) * log_rest)
-
-
 # f32[N] by scenario: the weights of rows; those of a scenario without an entry are 1.
 RowWeights = Mapping[str, Tensor]
 EQUAL: RowWeights = {}
 
 
-def poisson_deviance(log_means: Tensor, counts: Tensor) -> Tensor:
-    """Returns f32[N]: the deviance of each count, 2 (y log(y / m) - y + m), from log m.
+# Tasks whose loss has a shape of its own; that of a task without an entry is its kind's.
+Shapes = Mapping[TaskKey, Task]
+PLAIN: Shapes = {}
 
-    Divided by the dispersion of training labels (quasi-Poisson) it is near 1 for a model that knows
-    the mean alone, as the squared error of a standardised number is.
-    """
-    return 2 * (log_means.exp() - counts * log_means + torch.xlogy(counts, counts) - counts)
+
+def task_shapes(scenarios: Mapping[str, Scenario]) -> dict[TaskKey, Task]:
+    """Returns the tasks of a project whose loss has a shape of its own."""
+    return {
+        (name, task): spec
+        for name, scenario in scenarios.items()
+        for task, spec in scenario.tasks.items()
+        if spec.shape
+    }
+
+
+def weigh(losses: Tensor, targets: Tensor, rows: Tensor | None, shape: Task | None) -> Tensor:
+    """Returns values [N] of rows by the weights of rows and of classes."""
+    weighed = losses if rows is None else losses * rows
+    return weighed if shape is None else weighed * class_weights(shape, targets)
 
 
 def label_counts(
     scenarios: Mapping[str, PreparedScenario],
     labels: Mapping[str, Tensor],
     row_weights: RowWeights = EQUAL,
+    shapes: Shapes = PLAIN,
 ) -> Tensor:
     """Returns f64[K], the number of labelled rows of every scenario and task, by their weights."""
     counts = []
     for name, facts in scenarios.items():
         for task in facts.tasks:
-            known = target(facts, task, labels[name]).isfinite().double()
-            counts.append((known * row_weights[name] if name in row_weights else known).sum())
+            targets = target(facts, task, labels[name])
+            known, shape = targets.isfinite().double(), shapes.get((name, task))
+            counts.append(weigh(known, targets, row_weights.get(name), shape).sum())
     return torch.stack(counts)
 
 
@@ -141,16 +104,17 @@ def loss_sums(
     logits: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
     row_weights: RowWeights = EQUAL,
+    shapes: Shapes = PLAIN,
 ) -> Tensor:
     """Returns f32[K]: sum of the weighted row losses of every scenario and task."""
     sums = []
     for name, facts in scenarios.items():
         for task in facts.tasks:
             targets = target(facts, task, labels[name])
-            known = targets.isfinite()
-            losses = logit_losses(facts, task, logits[name], targets.nan_to_num(0.0))
+            known, shape = targets.isfinite(), shapes.get((name, task))
+            losses = logit_losses(facts, task, logits[name], targets.nan_to_num(0.0), shape)
             losses = losses.masked_fill(~known, 0.0)
-            sums.append((losses * row_weights[name] if name in row_weights else losses).sum())
+            sums.append(weigh(losses, targets, row_weights.get(name), shape).sum())
     return torch.stack(sums)
 
 
@@ -170,6 +134,7 @@ def general_loss(
     labels: Mapping[str, Tensor],
     counts: Tensor,
     row_weights: RowWeights = EQUAL,
+    shapes: Shapes = PLAIN,
 ) -> Tensor:
     """Returns the general head's loss: the mean over scenarios of S_i / N_i of their main task.
 
@@ -180,8 +145,9 @@ def general_loss(
         logit = logits.get(f"general/{name}")
         if logit is not None and facts.main:
             column = facts.tasks.index(facts.main)
-            weights = row_weights.get(name, torch.ones_like(labels[name][:, column]))
-            loss_sum = binary_loss_sum(logit, labels[name][:, column], weights)
+            label, shape = labels[name][:, column], shapes.get((name, facts.main))
+            weights = weigh(torch.ones_like(label), label, row_weights.get(name), shape)
+            loss_sum = binary_loss_sum(logit, label, weights)
             total = total + loss_sum / at_least_something(counts[start + column]).to(loss_sum)
             num += 1
         start += len(facts.tasks)

@@ -29,7 +29,7 @@ from mtrec_ray.training import validation
 from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import world
 from mtrec_ray.training.item_vectors import Batch
-from mtrec_ray.training.losses import weight_tensor
+from mtrec_ray.training.losses import task_shapes, weight_tensor
 from mtrec_ray.training.retrieval_loss import CandidateDraws
 from mtrec_ray.training.step import Forward, accumulate, wrap
 from tests.builders import (
@@ -40,6 +40,7 @@ from tests.builders import (
     every_kind_project,
     make_catalogues,
     make_rows,
+    shaped_project,
     small_model,
     take,
     two_scenario_project,
@@ -63,8 +64,9 @@ MODES = {
     "gather_some": ("all", False, False),
     "weighted": ("none", False, False),
     "kinds": ("none", False, False),
+    "shapes": ("none", False, False),
 }
-KINDS = ("kinds",)  # modes in which shop has a task of every kind; their rows have weights
+KINDS = ("kinds", "shapes")  # modes in which shop has a task of every kind; their rows have weights
 
 
 def facts_of(mode: str) -> dict[str, PreparedScenario]:
@@ -128,11 +130,13 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     if mode.startswith("gather"):
         vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
-    project = every_kind_project() if mode in KINDS else two_scenario_project()
+    projects = {"kinds": every_kind_project, "shapes": shaped_project}
+    project = projects.get(mode, two_scenario_project)()
     weights = weight_tensor(facts, project.scenarios)
     batches = batches_of(rank, size, mode)
     drawn = CandidateDraws(options, facts, positive_counts(), seed=3).of_step(batches, step=5)
-    result = accumulate(module, facts, batches, weights, encode=encode, drawn=drawn)
+    shapes = task_shapes(project.scenarios)
+    result = accumulate(module, facts, batches, weights, encode=encode, drawn=drawn, shapes=shapes)
     if vectors.gathered is not None:
         vectors.gathered.collect()
         vectors.gathered.backward()

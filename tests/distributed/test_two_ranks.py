@@ -127,9 +127,10 @@ def test_weights_change_the_step(one):
     assert plain["loss"] != pytest.approx(weighted["loss"], rel=1e-3)
 
 
-def test_each_kind_of_task_learns(one):
+@pytest.mark.parametrize("mode", ["kinds", "shapes"])
+def test_each_kind_of_task_learns(one, mode):
     """The step whose gradients are compared moves the head of a task of each kind."""
-    gradients = one["steps"]["kinds"]["gradients"]
+    gradients = one["steps"][mode]["gradients"]
     for task in EVERY_KIND["shop"].tasks:
         own = [g for n, g in gradients.items() if n.startswith(f"heads.shop.{task}.out.")]
         assert all(g.any() for g in own), task
@@ -183,7 +184,7 @@ def test_part_of_the_encoder_learns(one, mode):
     assert all("lora_" in n for n in learning) == (mode == "lora")
 
 
-@pytest.mark.parametrize("mode", ["none", "every", "weighted", "kinds"])
+@pytest.mark.parametrize("mode", ["none", "every", "weighted", "kinds", "shapes"])
 def test_an_encoder_that_does_not_learn_has_no_gradient(one, ranks, mode):
     """A frozen encoder, and one in a step that does not encode, has no gradient on any rank."""
     for found in (one, *ranks[2]):

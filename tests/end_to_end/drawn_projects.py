@@ -395,6 +395,9 @@ def drawn_tasks(draw: Random, names: Mapping[str, str]) -> dict[str, Any]:
             )
         if seldom(draw, 3):
             task["delay"] = draw.choice(DURATIONS[: 8 if seldom(draw, 8) else 6])
+        if seldom(draw, 8):
+            shapes = ({"positive_weight": 3}, {"label_smoothing": 0.1}, {"focal": 2}, {"huber": 1})
+            task |= draw.choice(shapes)
         if seldom(draw, 4):
             task["weight"] = draw.choice((0, 0.5, 2) if tasks else (0.5, 2))
         tasks[name] = task

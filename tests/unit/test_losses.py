@@ -13,16 +13,17 @@ from sklearn.metrics import mean_poisson_deviance
 
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.task import Task
 from mtrec_ray.training.losses import (
     joint_loss,
     label_counts,
-    logit_losses,
     loss_sums,
     loss_weights,
-    target,
+    task_shapes,
     weight_tensor,
 )
 from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.task_losses import logit_losses, target
 from mtrec_ray.training.teacher_labels import mixable_tasks
 from tests.builders import (
     EVERY_KIND,
@@ -32,6 +33,7 @@ from tests.builders import (
     build,
     make_catalogues,
     make_rows,
+    shaped_project,
     small_model,
     take,
     two_scenario_project,
@@ -266,6 +268,79 @@ def test_regression_target_is_standardised():
     """A regression is trained on (label - training mean) / training deviation, nulls kept."""
     found = target(VIDEO, "stars", VIDEO_LABELS)
     np.testing.assert_allclose(found, [1.5 / 1.1, -1.5 / 1.1, nan], rtol=1e-6)
+
+
+def shaped(kind="binary", **fields) -> Task:
+    """A task whose loss has a shape of its own."""
+    return Task(kind=kind, **fields)
+
+
+def test_class_weights_are_row_weights_of_positives():
+    """A positive weight of 3 is that of three copies of each positive, in loss and count."""
+    facts, shapes = {"shop": SHOP}, {("shop", "click"): shaped(positive_weight=3)}
+    logits, labels, c = {"shop": SHOP_LOGITS}, {"shop": SHOP_LABELS}, torch.tensor([1.0, 0.0])
+    sums = loss_sums(facts, logits, labels, shapes=shapes)
+    found = joint_loss(sums, label_counts(facts, labels, shapes=shapes), c)
+    copies = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4]
+    wanted = joint(facts, {"shop": SHOP_LOGITS[copies]}, {"shop": SHOP_LABELS[copies]}, c)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("facts", [SHOP, FUNNEL], ids=["buy given click", "buy given cart"])
+@pytest.mark.parametrize("task", [0, 1])
+def test_shapes_at_their_defaults_are_the_plain_loss(facts, task):
+    """Without smoothing and with gamma 0 the loss is log loss, over the entire space, too."""
+    name = facts.tasks[task]
+    logits, targets = torch.randn(6, len(facts.tasks)), torch.tensor([0.0, 1, 0, 1, 0.3, 1])
+    found = logit_losses(facts, name, logits, targets, shaped(positive_weight=2))
+    torch.testing.assert_close(found, logit_losses(facts, name, logits, targets))
+
+
+def test_smoothed_and_focal_losses_by_hand():
+    """A label of 1 smoothed by 0.2 is 0.9; focal, the loss of p is (1 - p)^2 times log loss."""
+    logits, targets = torch.tensor([[0.4, 0.0], [-1.0, 0.0]]), torch.tensor([1.0, 0.0])
+    p = [sigmoid(0.4), sigmoid(-1.0)]
+    found = logit_losses(SHOP, "click", logits, targets, shaped(label_smoothing=0.2))
+    wanted = [
+        0.9 * log_loss(q, y) + 0.1 * log_loss(q, 1 - y) for q, y in zip(p, (1, 0), strict=True)
+    ]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+    found = logit_losses(SHOP, "click", logits, targets, shaped(focal=2))
+    wanted = [(1 - p[0]) ** 2 * log_loss(p[0], 1), p[1] ** 2 * log_loss(p[1], 0)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_focal_losses_are_finite():
+    """Certain predictions, right or wrong, have a finite focal loss and gradient."""
+    logits = torch.tensor([[120.0, 120], [-120, -120], [120, -120]], requires_grad=True)
+    for task in ("click", "buy"):
+        for label in (0.0, 1.0):
+            targets = torch.full((3,), label)
+            losses = logit_losses(SHOP, task, logits, targets, shaped(focal=2))
+            (gradient,) = torch.autograd.grad(losses.sum(), logits)
+            assert losses.isfinite().all()
+            assert gradient.isfinite().all()
+
+
+def test_huber_is_the_square_of_small_errors_alone():
+    """Errors up to delta, in units of the label, are squared; beyond, the slope stays."""
+    logits = torch.tensor([[0.0, 0.1], [0.0, -3.0]], requires_grad=True)
+    targets = torch.tensor([0.3, 1.0])
+    task = shaped("regression", huber=1.1)  # one standard deviation of stars
+    found = logit_losses(VIDEO, "stars", logits, targets, task)
+    assert found.tolist() == pytest.approx([0.2**2, 2 * 4 - 1], rel=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient[:, 1].tolist() == pytest.approx([-0.4, -2], rel=1e-5)
+    wide = logit_losses(VIDEO, "stars", logits, targets, shaped("regression", huber=99))
+    torch.testing.assert_close(wide, logit_losses(VIDEO, "stars", logits, targets))
+
+
+def test_shapes_of_a_project():
+    """Only tasks whose loss has a shape of its own are named."""
+    assert task_shapes(two_scenario_project().scenarios) == {}
+    assert set(task_shapes(shaped_project().scenarios)) == {
+        ("shop", "click"), ("shop", "cart"), ("shop", "buy"), ("video", "stars")
+    }  # fmt: skip
 
 
 KINDS = EVERY_KIND["shop"]

@@ -158,6 +158,18 @@ def task(**fields):
             {"a": task(space="entire")},
             "space: found entire; allowed: masked, or a binary task with given",
         ),
+        (
+            {"a": {"kind": "regression", "positive_weight": 3}},
+            "tasks.a.positive_weight: found 3 in a regression task; allowed: a binary one",
+        ),
+        (
+            {"a": {"kind": "count", "focal": 2}},
+            "tasks.a.focal: found 2 in a count task; allowed: a binary one",
+        ),
+        ({"a": task(huber=1)}, "tasks.a.huber: found 1 in a binary task; allowed: a regression"),
+        ({"a": task(positive_weight=0)}, "positive_weight: found 0; allowed: input should be gr"),
+        ({"a": task(label_smoothing=1)}, "label_smoothing: found 1; allowed: input should be less"),
+        ({"a": task(focal=-1)}, "focal: found -1; allowed: input should be greater"),
         ({"a": task(weight=0)}, "all task weights are 0"),
         ({"a": task(weight=-1)}, "greater than or equal to 0"),
         ({"1a": task()}, "allowed: a letter"),
