@@ -21,7 +21,7 @@ from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, Shard, load_prepared
-from mtrec_ray.data.shards import LISTS, SCALARS, Arrays, concatenate
+from mtrec_ray.data.shards import LISTS, SCALARS, WEIGHT, Arrays, concatenate
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.load import parse_project
@@ -80,6 +80,22 @@ VIDEO = replace(
 )
 FACTS = {"shop": SHOP, "video": VIDEO}
 
+# Shop with a task of every kind, and a chain of three whose last one is over the entire space.
+EVERY_KIND = FACTS | {
+    "shop": replace(
+        SHOP,
+        kinds={"click": "binary", "cart": "binary", "buy": "binary", "visits": "count",
+               "seconds": "duration"},
+        given={"cart": "click", "buy": "cart"},
+        entire=["buy"],
+        label_means={"click": 0.4, "cart": 0.5, "buy": 0.5, "visits": 2.0, "seconds": 60.0},
+        label_stds={"click": 0.5, "cart": 0.5, "buy": 0.5, "visits": 1.6, "seconds": 90.0},
+        label_log_means={"seconds": 3.4},
+        label_log_stds={"seconds": 1.2},
+        popularity=dict.fromkeys(("click", "cart", "buy", "visits", "seconds"), "item.log_count"),
+    )
+}  # fmt: skip
+
 
 def scenario_tree(tasks: Mapping[str, Any], **fields: object) -> dict[str, Any]:
     """A scenario of a project file."""
@@ -107,6 +123,31 @@ def two_scenario_project(shop: float = 2.0, video: float = 1.0) -> Project:
         "video": scenario_tree(more, weight=video),
     }
     return parse_project(project_tree(scenarios))
+
+
+def every_kind_project() -> Project:
+    """The project of `EVERY_KIND`."""
+    tasks: dict[str, dict[str, Any]] = {
+        "click": {"kind": "binary"},
+        "cart": {"kind": "binary", "given": "click", "weight": 2.0},
+        "buy": {"kind": "binary", "given": "cart", "space": "entire"},
+        "visits": {"kind": "count", "weight": 0.5},
+        "seconds": {"kind": "duration", "weight": 3.0},
+    }
+    tree = two_scenario_project().dump()
+    tree["scenarios"]["shop"] = scenario_tree(tasks, weight=2.0)
+    return parse_project(tree)
+
+
+def shaped_project() -> Project:
+    """The project of `EVERY_KIND`, with a shape of the loss wherever a task may have one."""
+    tree = every_kind_project().dump()
+    tasks = tree["scenarios"]["shop"]["tasks"]
+    tasks["click"]["positive_weight"] = 3.0
+    tasks["cart"] |= {"label_smoothing": 0.1, "positive_weight": 0.5}
+    tasks["buy"] |= {"focal": 2.0, "positive_weight": 2.0}
+    tree["scenarios"]["video"]["tasks"]["stars"]["huber"] = 0.7
+    return parse_project(tree)
 
 
 def make_catalogue(rng: np.random.Generator, facts: PreparedScenario) -> Catalogue:
@@ -155,11 +196,23 @@ def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) 
     }
 
 
+def with_weights(rows: Arrays, seed: int = 6) -> Arrays:
+    """The rows with weights of which some are 0 and others below 1."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice([0.0, 0.01, 0.5, 1.0, 3.0], len(rows["row"]))
+    return rows | {WEIGHT: drawn.astype(np.float32)}
+
+
 def make_labels(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) -> np.ndarray:
     """f32[N, T]: labels with nulls; a conditional one is null where its parent is not positive."""
     columns: dict[str, np.ndarray] = {}
     for task, kind in facts.kinds.items():
-        values = rng.integers(0, 2, num_rows) if kind == "binary" else rng.normal(3.5, 1, num_rows)
+        values = {
+            "binary": lambda: rng.integers(0, 2, num_rows),
+            "regression": lambda: rng.normal(3.5, 1, num_rows),
+            "count": lambda: rng.poisson(2, num_rows),
+            "duration": lambda: rng.lognormal(3.4, 1.2, num_rows),
+        }[kind]()
         known = rng.random(num_rows) < 0.67
         if task in facts.given:
             known &= columns[facts.given[task]] == 1

@@ -43,11 +43,20 @@ def as_text(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 def blank(column: pa.ChunkedArray, values: Sequence[str | float]) -> pa.ChunkedArray:
     """Returns a column with null in place of some values, which are read in the column's type."""
     kind = plain_type(column.type)
+    found = is_one_of(column, values)
+    return pc.if_else(found, pa.scalar(None, kind), pc.cast(column, kind))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_one_of(column: pa.ChunkedArray, values: Sequence[str | float]) -> pa.ChunkedArray:
+    """Returns where a column has one of some values, which are read in the column's type."""
+    kind = plain_type(column.type)
     plain = pc.cast(column, kind)
+    if pa.types.is_float16(kind):  # which Arrow does not compare
+        rounded = [scalar.as_py() for v in values if (scalar := _scalar(v, kind)) is not None]
+        return is_one_of(pc.cast(plain, pa.float32()), rounded)
     compared = pc.cast(plain, pa.float64()) if pa.types.is_decimal(kind) else plain
     wanted = [scalar for value in values if (scalar := _scalar(value, compared.type)) is not None]
-    found = pc.is_in(compared, pa.array(wanted, compared.type))  # pyright: ignore[reportAttributeAccessIssue]
-    return pc.if_else(found, pa.scalar(None, kind), plain)  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.is_in(compared, pa.array(wanted, compared.type))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _scalar(value: str | float, kind: pa.DataType) -> pa.Scalar | None:
@@ -90,6 +99,13 @@ def bytes_text(value: bytes, kind: pa.DataType) -> str:
 def floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
     """Returns f32[N]: numbers, NaN for null; beyond the range of 32 bits infinite."""
     return pc.cast(column, pa.float32(), safe=False).to_numpy().astype(np.float32)
+
+
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns [N]: numbers in the column's own precision, decimals in 64 bits; NaN for null."""
+    kind = plain_type(column.type)
+    is_float = pa.types.is_floating(kind)
+    return pc.cast(column, kind if is_float else pa.float64(), safe=False).to_numpy()
 
 
 def finite_floats(column: pa.ChunkedArray) -> NDArray[np.float32]:

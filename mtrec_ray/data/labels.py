@@ -9,6 +9,7 @@ import numpy as np
 
 from mtrec_ray.data.arrays import Bools, Float32s, Floats, Ints
 from mtrec_ray.data.interactions import Interactions, Moments, is_met
+from mtrec_ray.data.kinds import logarithmic
 from mtrec_ray.data.shards import Arrays, read_columns
 from mtrec_ray.data.snapshot import SnapshotColumns
 from mtrec_ray.project.scenario import SPLITS
@@ -23,7 +24,7 @@ class Labels:
 
     Attributes:
         rows: N of them, each at the moment when its label is known.
-        values: f64[N].
+        values: f64[N]; of counts and durations log(1 + y).
         sort: what kind of label it is; those of one sort are comparable.
     """
 
@@ -100,4 +101,5 @@ def labels_of(layout: SnapshotColumns, rows: Arrays, column: int) -> Labels:
     )  # fmt: skip
     task = list(layout.scenario.tasks.values())[column]
     sort = f"{task.kind} given another" if task.given else str(task.kind)
-    return Labels(interactions, values[order].astype(np.float64), sort)
+    scale = logarithmic(task.kind, values[order].astype(np.float64))
+    return Labels(interactions, scale, sort)

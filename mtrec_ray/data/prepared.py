@@ -6,8 +6,9 @@ prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mtrec_ray.data import storage
@@ -42,9 +43,11 @@ class PreparedScenario:
     """What was prepared for one scenario.
 
     Attributes:
-        kinds: binary or regression, by task.
-        given: the parent task, by conditional task; `entire` those trained over the whole space.
+        kinds: binary, regression, count or duration, by task.
+        given: the parent task, by conditional task, which may be conditional itself; `entire` those
+            trained over the whole space.
         label_means, label_stds: over training rows, by task.
+        label_log_means, label_log_stds: the same of log(1 + y), of durations.
         numeric_names: of the numeric columns of a row.
         numeric_mean, numeric_std, numeric_quantiles: fitted on training rows; [F], [F], [F, Q].
         item_numeric_mean, item_numeric_std, item_numeric_quantiles: the same of the catalogue's
@@ -77,11 +80,30 @@ class PreparedScenario:
     popularity: dict[str, str]
     end_ms: int
     shards: dict[str, list[Shard]]
+    label_log_means: dict[str, float] = field(default_factory=dict)
+    label_log_stds: dict[str, float] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
         """Task names in the order of the label columns."""
         return list(self.kinds)
+
+    def base_prediction(self, task: str) -> float:
+        """Returns what a model says that knows the labels of training alone: their mean.
+
+        Of a duration, the mean on its logarithmic scale.
+        """
+        if self.kinds[task] == "duration":
+            return math.expm1(self.label_log_means[task])
+        return self.label_means[task]
+
+    def dispersion(self, task: str) -> float:
+        """Returns the variance of a count's training labels over their mean; Poisson's is 1."""
+        return max(self.label_stds[task] ** 2 / max(self.label_means[task], 1e-6), 1e-6)
+
+    def chain(self, task: str) -> list[str]:
+        """Returns a task and all tasks above it, of which each is the parent of the one before."""
+        return chain_of(self.given, task)
 
     @property
     def main(self) -> str | None:
@@ -97,6 +119,14 @@ class PreparedScenario:
     def num_rows(self, split: str) -> int:
         """Returns the number of samples of a split."""
         return sum(s.rows for s in self.shards[split])
+
+
+def chain_of(given: Mapping[str, str], task: str) -> list[str]:
+    """Returns a task and all tasks above it, by their parents."""
+    chain = [task]
+    while chain[-1] in given:
+        chain.append(given[chain[-1]])
+    return chain
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ LISTS = ("history", "history_age", "numeric", "categorical", "labels")
 SCALARS = ("row", "user", "person", "item", "time")
 
 
+# The column of the weights of rows, f32[N]; data without weights does not have it.
+WEIGHT = "weight"
+
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -41,7 +45,8 @@ class TrainShard:
 
 def to_arrays(table: pa.Table) -> Arrays:
     """Returns columns of samples as arrays: [N] for numbers, [N, k] for lists."""
-    arrays = {c: table.column(c).to_numpy() for c in SCALARS}
+    scalars = [*SCALARS, WEIGHT] if WEIGHT in table.column_names else SCALARS
+    arrays = {c: table.column(c).to_numpy() for c in scalars}
     lists = [*LISTS, TEACHER] if TEACHER in table.column_names else LISTS
     return arrays | {c: matrix(table.column(c)) for c in lists}
 

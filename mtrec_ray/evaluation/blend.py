@@ -5,7 +5,8 @@ no opinions of the label, but may tell of it: what labels of other items say, an
 candidates.
 
 The blend of probabilities is a logistic regression on their log odds, that of numbers a linear
-regression. A ridge draws the weights of opinions to equal shares, those of scores to 0; no opinion
+regression, of counts a Poisson regression on their logarithms, and of durations a linear one on
+log(1 + y). A ridge draws the weights of opinions to equal shares, those of scores to 0; no opinion
 has a negative weight. There are four steps: the opinions; these and what labels say; these and all
 scores; the mean of that and of boosted trees on the same columns, which see where one score matters
 more beside another. Each step is kept where it is better than what was kept before, on users that
@@ -23,6 +24,8 @@ import numpy as np
 
 from mtrec_ray.data.arrays import Bools, Floats, Ints
 from mtrec_ray.data.columns import hash_ints
+from mtrec_ray.data.kinds import LARGEST_LOG, LEAST_COUNT, OBJECTIVES, fitted_scale, own_units
+from mtrec_ray.evaluation.metrics import row_losses
 
 if TYPE_CHECKING:
     import lightgbm
@@ -77,7 +80,7 @@ class Blend:
         if self.boosted:
             of_trees = self.booster.predict(x, raw_score=True, num_threads=1)
             score = (score + np.asarray(of_trees, np.float64)) / 2
-        return score if self.kind == "regression" else probability(score)
+        return answer(self.kind, score)
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,10 @@ def boosted_on(linear: Blend, rows: Judged) -> str:
     """Returns LightGBM's text of trees on the columns of a linear blend."""
     import lightgbm
 
-    objective = {"objective": "binary" if linear.kind == "binary" else "regression"}
+    objective = {"objective": OBJECTIVES.get(linear.kind, "regression")}
     x = columns_of(linear.kind, list(linear.weights), rows.said)
-    trees = lightgbm.train(BOOSTED | objective, lightgbm.Dataset(x, rows.label), ROUNDS)
+    label = fitted_scale(linear.kind, rows.label)
+    trees = lightgbm.train(BOOSTED | objective, lightgbm.Dataset(x, label), ROUNDS)
     return trees.model_to_string()
 
 
@@ -183,8 +187,8 @@ def weights_of(kind: str, names: Sequence[str], rows: Judged) -> Blend:
     middle = np.where(of_opinions, 0, x.mean(0))
     scale = np.where(of_opinions, 1, np.maximum(x.std(0), 1e-9))
     x = np.column_stack([(x - middle) / scale, np.ones(len(x))])
-    spread = float(rows.label.var()) if kind == "regression" else 1.0
-    y, wanted = rows.label, of_opinions / of_opinions.sum()
+    y, wanted = fitted_scale(kind, rows.label), of_opinions / of_opinions.sum()
+    spread = spread_of(kind, y)
     ridge = np.where(of_opinions, RIDGE, SCORE_RIDGE)
 
     def loss(weights: Floats) -> tuple[float, Floats]:
@@ -192,6 +196,10 @@ def weights_of(kind: str, names: Sequence[str], rows: Judged) -> Blend:
         if kind == "binary":
             value = float(np.logaddexp(0, score).sum() - y @ score)
             slope = x.T @ (probability(score) - y)
+        elif kind == "count":
+            mean = answer(kind, score)
+            value = float(mean.sum() - y @ score) / spread
+            slope = x.T @ (mean - y) / spread
         else:
             value = float(((score - y) ** 2).sum() / (2 * spread))
             slope = x.T @ (score - y) / spread
@@ -206,6 +214,21 @@ def weights_of(kind: str, names: Sequence[str], rows: Judged) -> Blend:
     return Blend(kind, dict(zip(names, weights.tolist(), strict=True)), constant)
 
 
+def spread_of(kind: str, label: Floats) -> float:
+    """Returns what losses of labels f64[N] are divided by: their variance, a count's dispersion."""
+    if kind == "binary":
+        return 1.0
+    variance = float(label.var())
+    return variance / max(float(label.mean()), LEAST_COUNT) if kind == "count" else variance
+
+
+def answer(kind: str, score: Floats) -> Floats:
+    """Returns f64[N]: what a score says, in the units of the label."""
+    if kind == "binary":
+        return probability(score)
+    return np.exp(np.minimum(score, LARGEST_LOG)) if kind == "count" else own_units(kind, score)
+
+
 def read(kind: str, name: str, values: Floats) -> Floats:
     """Returns f64[N]: what is weighed of an opinion or a score.
 
@@ -214,6 +237,10 @@ def read(kind: str, name: str, values: Floats) -> Floats:
     """
     if name in OPINIONS and kind == "binary":
         return log_odds(values)
+    if name in OPINIONS and kind == "count":
+        return np.log(np.maximum(values, LEAST_COUNT))
+    if name in OPINIONS:
+        values = fitted_scale(kind, values)
     return np.where(np.isfinite(values), values, 0.0)
 
 
@@ -231,9 +258,9 @@ def probability(score: Floats) -> Floats:
 
 
 def losses(kind: str, label: Floats, predicted: Floats) -> Floats:
-    """Returns f64[N]: the log-loss of each row, or its squared error."""
-    if kind == "regression":
-        return (label - predicted) ** 2
+    """Returns f64[N]: the log-loss of each row, or the loss of its number."""
+    if kind != "binary":
+        return row_losses(kind, label, predicted)
     score = log_odds(predicted)
     return np.logaddexp(0, score) - label * score
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrec_ray.data.arrays import Floats
-from mtrec_ray.evaluation.metrics import user_aucs
+from mtrec_ray.evaluation.metrics import ROOTS, row_losses, user_aucs
 
 NUM_RESAMPLES = 200
 
@@ -102,9 +102,28 @@ def gauc_of(labels: Floats, scores: Floats, users: NDArray[np.int64]) -> Resampl
 
 def rmse_of(labels: Floats, predictions: Floats, users: NDArray[np.int64]) -> Resampled:
     """RMSE with rows weighted by their users."""
-    square = np.bincount(users, (labels - predictions) ** 2)
-    rows = np.bincount(users)
-    return lambda weights: np.sqrt((weights @ square) / (weights @ rows))
+    return error_of("regression", labels, predictions, users)
+
+
+def rmsle_of(labels: Floats, predictions: Floats, users: NDArray[np.int64]) -> Resampled:
+    """RMSLE with rows weighted by their users."""
+    return error_of("duration", labels, predictions, users)
+
+
+def deviance_of(labels: Floats, predictions: Floats, users: NDArray[np.int64]) -> Resampled:
+    """Mean Poisson deviance with rows weighted by their users."""
+    return error_of("count", labels, predictions, users)
+
+
+def error_of(kind: str, labels: Floats, predictions: Floats, users: NDArray[np.int64]) -> Resampled:
+    """The mean loss of a kind of number, or its root, with rows weighted by their users."""
+    loss, rows = np.bincount(users, row_losses(kind, labels, predictions)), np.bincount(users)
+
+    def resampled(weights: Floats) -> Floats:
+        mean = (weights @ loss) / (weights @ rows)
+        return np.sqrt(mean) if kind in ROOTS else mean
+
+    return resampled
 
 
 def loss_ratio_of(
@@ -123,7 +142,10 @@ def loss_ratio_of(
     return resampled
 
 
-METRICS = {"auc": auc_of, "gauc": gauc_of, "rmse": rmse_of}
+METRICS = {
+    "auc": auc_of, "gauc": gauc_of, "rmse": rmse_of, "rmsle": rmsle_of,
+    "poisson_deviance": deviance_of,
+}  # fmt: skip
 
 
 def interval(values: Floats, whole: float) -> Interval:
@@ -138,7 +160,7 @@ def interval(values: Floats, whole: float) -> Interval:
 def metric_interval(
     metric: str, labels: Floats, scores: Floats, users: NDArray[np.integer], seed: int = 0
 ) -> Interval:
-    """Returns a metric (auc, gauc or rmse) with its interval."""
+    """Returns a metric of `METRICS` with its interval."""
     _, code = np.unique(users, return_inverse=True)
     of = METRICS[metric](labels, scores, code)
     whole, values = evaluate_resamples(of, int(code.max()) + 1, seed)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mtrec_ray.data.arrays import Floats
+from mtrec_ray.data.kinds import LEAST_COUNT
 from mtrec_ray.data.prepared import PreparedScenario
 
 Metrics = dict[str, float]
@@ -20,17 +21,47 @@ Metrics = dict[str, float]
 EPSILON = 1e-7
 
 
+# The metric by which models of a kind of label are compared; higher is better for AUC alone.
+MAIN_METRIC = {
+    "binary": "auc", "regression": "rmse", "count": "poisson_deviance", "duration": "rmsle"
+}  # fmt: skip
+
+
+# Kinds whose metric is the root of the mean loss.
+ROOTS = ("regression", "duration")
+
+
+# What early stopping and model choice see of a task: 1 for what the labels of training tell.
+SCORES = ("ne", "relative_rmse", "relative_deviance", "relative_rmsle")
+
+
 def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
-    """Returns f64[N]: log-loss (binary) or squared error (regression) of each row."""
+    """Returns f64[N]: the loss of each row that its kind of label has.
+
+    Log-loss (binary), squared error (regression) or that of logarithms (duration), and Poisson
+    deviance (count).
+    """
     if kind == "regression":
         return (labels - scores) ** 2
+    if kind == "duration":
+        return (np.log1p(labels) - np.log1p(np.maximum(scores, 0))) ** 2
+    if kind == "count":
+        mean = np.maximum(scores.astype(np.float64), LEAST_COUNT)
+        relative = np.where(labels > 0, labels, mean) / mean
+        return 2 * (labels * np.log(relative) - labels + mean)
     p = np.clip(scores.astype(np.float64), EPSILON, 1 - EPSILON)
     return -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
 
 
-def constant_losses(kind: str, labels: Floats, mean: float) -> Floats:
-    """Returns f64[N], the row losses of a model that knows only the training mean."""
-    return row_losses(kind, labels, np.full(len(labels), mean))
+def constant_losses(kind: str, labels: Floats, constant: float) -> Floats:
+    """Returns f64[N], the row losses of a model that knows only the labels of training."""
+    return row_losses(kind, labels, np.full(len(labels), constant))
+
+
+def error(kind: str, labels: Floats, predictions: Floats) -> float:
+    """Returns the metric of `MAIN_METRIC` of numbers: RMSE, RMSLE or the mean deviance."""
+    mean = row_losses(kind, labels, predictions).mean()
+    return float(np.sqrt(mean) if kind in ROOTS else mean)
 
 
 def binary_metrics(
@@ -107,7 +138,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 def rmse(labels: Floats, predictions: Floats) -> float:
     """Returns the root of the mean squared error over [N]."""
-    return float(np.sqrt(row_losses("regression", labels, predictions).mean()))
+    return error("regression", labels, predictions)
 
 
 def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float) -> Metrics:
@@ -123,9 +154,30 @@ def regression_metrics(labels: Floats, predictions: Floats, *, train_mean: float
     }
 
 
+def positive_metrics(kind: str, labels: Floats, predictions: Floats, *, constant: float) -> Metrics:
+    """Returns metrics of counts or durations f64[N], whose `constant` training alone predicts.
+
+    The mean Poisson deviance of counts and the RMSLE of durations, over those of the constant on
+    the same rows (`relative_...`), RMSE and MAE in units of the label, and the sum of predictions
+    over that of labels (`calibration`).
+    """
+    main = MAIN_METRIC[kind]
+    own = error(kind, labels, predictions)
+    other = error(kind, labels, np.full(len(labels), constant))
+    total = labels.sum()
+    return {
+        main: own,
+        f"relative_{main.removeprefix('poisson_')}": own / other if other else float("nan"),
+        "rmse": rmse(labels, predictions),
+        "mae": float(np.abs(labels - predictions).mean()),
+        "calibration": float(predictions.sum() / total) if total else float("nan"),
+        "rows": float(len(labels)),
+    }
+
+
 def task_score(metrics: Mapping[str, float]) -> float:
-    """Returns NE or relative RMSE, below 1 if better than the training mean."""
-    return metrics["ne"] if "ne" in metrics else metrics["relative_rmse"]
+    """Returns the metric of `SCORES`: below 1 if better than what training labels alone tell."""
+    return next(metrics[name] for name in SCORES if name in metrics)
 
 
 def mean_task_score(scores: ArrayLike) -> Floats:
@@ -170,9 +222,8 @@ def scenario_scores(valid: Mapping[str, float]) -> dict[str, float]:
 
 
 def task_scores(valid: Mapping[str, float]) -> dict[str, float]:
-    """Returns NE or relative RMSE by `scenario/task`, from metrics by `scenario/task/metric`."""
-    wanted = ("ne", "relative_rmse")
-    return {k.rpartition("/")[0]: v for k, v in valid.items() if k.rpartition("/")[2] in wanted}
+    """Returns the metric of `SCORES` by `scenario/task`, from metrics by `scenario/task/metric`."""
+    return {k.rpartition("/")[0]: v for k, v in valid.items() if k.rpartition("/")[2] in SCORES}
 
 
 TaskMetrics = dict[str, dict[str, float]]
@@ -192,8 +243,11 @@ def task_metrics(
             metrics[task] = binary_metrics(
                 *known_rows, users[known], base_rate=facts.label_means[task]
             )
-        else:
+        elif kind == "regression":
             metrics[task] = regression_metrics(*known_rows, train_mean=facts.label_means[task])
+        else:
+            constant = facts.base_prediction(task)
+            metrics[task] = positive_metrics(kind, *known_rows, constant=constant)
     return metrics
 
 

@@ -1,7 +1,7 @@
 """Which of two models is better for a scenario, and whether significantly: paired bootstrap.
 
-The score of a scenario is the mean over its tasks of NE (binary) or relative RMSE (regression), as
-in early stopping: lower is better, 1 for a model that knows only the training mean.
+The score of a scenario is the mean over its tasks of NE (binary) or the relative error of numbers,
+as in early stopping: lower is better, 1 for a model that knows only the training mean.
 
 Letters: N rows, T tasks, B resamples, U users.
 """
@@ -22,7 +22,13 @@ from mtrec_ray.evaluation.bootstrap import (
     loss_ratio_of,
     paired_difference,
 )
-from mtrec_ray.evaluation.metrics import constant_losses, mean_task_score, row_losses
+from mtrec_ray.evaluation.metrics import (
+    MAIN_METRIC,
+    ROOTS,
+    constant_losses,
+    mean_task_score,
+    row_losses,
+)
 
 
 @dataclass(frozen=True)
@@ -41,22 +47,22 @@ def rare_labels(facts: PreparedScenario, labels: NDArray[np.float32]) -> dict[st
         task_labels = labels[:, i]
         known = int(np.isfinite(task_labels).sum())
         positive = int(np.nansum(task_labels == 1))
-        counts[task] = known if kind == "regression" else min(positive, known - positive)
+        counts[task] = min(positive, known - positive) if kind == "binary" else known
     return counts
 
 
 def resampled_task_score(
     facts: PreparedScenario, task: str, scored: ScoredRows, model: str
 ) -> Resampled:
-    """NE or relative RMSE f64[B] of a task, from user weights f64[B, U]."""
+    """NE or relative error f64[B] of a task, from user weights f64[B, U]."""
     i, kind = facts.tasks.index(task), facts.kinds[task]
     known = np.isfinite(scored.labels[:, i])
     labels = scored.labels[known, i].astype(np.float64)
     people, codes = np.unique(scored.users, return_inverse=True)
     losses = row_losses(kind, labels, scored.scores[model][known, i].astype(np.float64))
-    constant = constant_losses(kind, labels, facts.label_means[task])
+    constant = constant_losses(kind, labels, facts.base_prediction(task))
     ratio = loss_ratio_of(losses, constant, codes[known], len(people))
-    return (lambda weights: np.sqrt(ratio(weights))) if kind == "regression" else ratio
+    return (lambda weights: np.sqrt(ratio(weights))) if kind in ROOTS else ratio
 
 
 def score_difference(
@@ -108,12 +114,12 @@ def too_few(counts: dict[str, int], least: int) -> str:
 def task_differences(
     facts: PreparedScenario, scored: ScoredRows, tasks: list[str], models: tuple[str, str]
 ) -> dict[str, dict[str, float]]:
-    """Returns by task the first model's AUC (RMSE) less the second's, with an interval."""
+    """Returns by task the first model's main metric less the second's, with an interval."""
     differences = {}
     for task in tasks:
         i = facts.tasks.index(task)
         known = np.isfinite(scored.labels[:, i])
-        metric = "auc" if facts.kinds[task] == "binary" else "rmse"
+        metric = MAIN_METRIC[facts.kinds[task]]
         first, second = ([scored.scores[m][known, i].astype(np.float64)] for m in models)
         labels = scored.labels[known, i].astype(np.float64)
         gap = paired_difference(metric, labels, first, second, scored.users[known])

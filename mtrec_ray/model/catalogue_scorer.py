@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from mtrec_ray.data.prepared import chain_of
 from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.model.history import similarity_kernels
 from mtrec_ray.model.recommender import PairInputs, Recommender
@@ -191,12 +192,12 @@ def blend(
 ) -> Tensor:
     """Returns the weighted sum f32[..] of tasks' predictions f32[.., T].
 
-    A conditional task counts with the product of its and its parent's predictions.
+    A conditional task counts with the product of its prediction and those of all tasks above it.
     """
     total = torch.zeros_like(predicted[..., 0])
     for task, weight in by.items():
         value = predicted[..., tasks.index(task)]
-        if task in given:
-            value = value * predicted[..., tasks.index(given[task])]
+        for above in chain_of(given, task)[1:]:
+            value = value * predicted[..., tasks.index(above)]
         total = total + weight * value
     return total

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.kinds import LARGEST_LOG, LEAST_COUNT
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.general_head import GeneralHead, common_columns
@@ -92,7 +93,7 @@ class Recommender(nn.Module):
                 self.retrieval = Retrieval(options, scenarios, catalogues, encoder.width)
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
-        """Returns heads that start at the training base rate (binary) or mean (regression)."""
+        """Returns heads that start at the base rate (binary) or the mean of training labels."""
         options = self.options
         return nn.ModuleDict(
             {
@@ -109,8 +110,9 @@ class Recommender(nn.Module):
         """Returns logits f32[N, T] by scenario, and the general head's while it learns.
 
         Text vectors are f32[U, D] of each scenario's distinct items, or (layout `pair`) f32[N, D]
-        of its samples. Regression outputs are in units of the training labels' standard deviation,
-        around their mean. The general head's logits f32[N] of main tasks are `general/NAME`.
+        of its samples. Outputs of a regression (a duration) are in units of the standard deviation
+        of training labels (of their logarithms), around their mean; those of a count are
+        logarithms. The general head's logits f32[N] of main tasks are `general/NAME`.
         """
         logits: dict[str, Tensor] = {}
         general: dict[str, Tensor] = {}
@@ -278,20 +280,33 @@ def is_below(full: str, parts: Sequence[str]) -> bool:
 
 
 def base_rate_logit(facts: PreparedScenario, task: str) -> float:
-    """Returns the logit of the training base rate; 0 for a regression, whose mean is 0."""
-    if facts.kinds[task] == "regression":
+    """Returns the logit of the training base rate, and the logarithm of a count's mean.
+
+    0 for a regression and a duration, whose mean on the scale of the fit is 0.
+    """
+    if facts.kinds[task] == "count":
+        return math.log(max(facts.label_means[task], LEAST_COUNT))
+    if facts.kinds[task] != "binary":
         return 0.0
     rate = min(max(facts.label_means[task], 1e-4), 1 - 1e-4)
     return math.log(rate / (1 - rate))
 
 
 def predictions(facts: PreparedScenario, logits: Tensor) -> Tensor:
-    """Returns f32[N, T]: probabilities, and regression values in the label's own units."""
-    columns = []
-    for i, (task, kind) in enumerate(facts.kinds.items()):
-        value = logits[:, i].float()
-        if kind == "binary":
-            columns.append(value.sigmoid())
-        else:
-            columns.append(value * facts.label_stds[task] + facts.label_means[task])
+    """Returns f32[N, T]: probabilities, and numbers in the label's own units."""
+    columns = [prediction(facts, task, logits[:, i].float()) for i, task in enumerate(facts.tasks)]
     return torch.stack(columns, 1)
+
+
+def prediction(facts: PreparedScenario, task: str, logit: Tensor) -> Tensor:
+    """Returns f32[N]: what a task's logits f32[N] say."""
+    match facts.kinds[task]:
+        case "binary":
+            return logit.sigmoid()
+        case "count":
+            return logit.clamp(max=LARGEST_LOG).exp()
+        case "duration":
+            log = logit * facts.label_log_stds[task] + facts.label_log_means[task]
+            return log.clamp(0, LARGEST_LOG).expm1()
+        case _:
+            return logit * facts.label_stds[task] + facts.label_means[task]

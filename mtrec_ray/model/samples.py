@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.data.shards import WEIGHT
+
 
 @dataclass
 class Samples:
@@ -21,6 +23,7 @@ class Samples:
         history: i64[N, H], indices in `items`, -1 where there is none.
         ages: i64[N, H].
         user: i64[N]. numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
+        weights: f32[N], of rows in the losses of the tasks; 1 where the data has none.
     """
 
     items: Tensor
@@ -31,6 +34,7 @@ class Samples:
     numeric: Tensor
     categorical: Tensor
     labels: Tensor
+    weights: Tensor
 
     @property
     def candidate_items(self) -> Tensor:
@@ -69,4 +73,5 @@ class Samples:
             numeric=put(arrays["numeric"], np.float32),
             categorical=put(arrays["categorical"], np.int64),
             labels=put(arrays["labels"], np.float32),
+            weights=put(arrays.get(WEIGHT, np.ones(len(rows))), np.float32),
         )

@@ -7,16 +7,20 @@ from typing import Any
 
 from mtrec_ray.project.base import shorten
 from mtrec_ray.project.project import Project
+from mtrec_ray.project.task import SHAPES
 
 # Plain JSON values by field: what a stage is made from.
 Fields = Mapping[str, Any]
 
-FORMAT = 4  # of prepared data; another one cannot be read
+# Fields of a task that its loss depends on, and prepared data does not.
+OF_LOSS = ("weight", *SHAPES)
+
+FORMAT = 5  # of prepared data; another one cannot be read
 
 
 def prepared_data_depends_on(project: Project) -> Fields:
     """Returns the fields of the project that prepared data depends on."""
-    weights = {"weight": True, "tasks": {"__all__": {"weight"}}}
+    weights = {"weight": True, "tasks": {"__all__": set(OF_LOSS)}}
     return {
         "format": FORMAT,
         **project.model_dump(
@@ -37,7 +41,7 @@ def joint_model_depends_on(project: Project, prepared: str) -> Fields:
             mode="json",
             by_alias=True,
             include={
-                "scenarios": {"__all__": {"weight": True, "tasks": {"__all__": {"weight"}}}},
+                "scenarios": {"__all__": {"weight": True, "tasks": {"__all__": set(OF_LOSS)}}},
                 "model": True,
                 "training": True,
                 "evaluation": {"weights", "valid_rows"},
@@ -48,9 +52,10 @@ def joint_model_depends_on(project: Project, prepared: str) -> Fields:
 
 
 def task_weights(project: Project, name: str) -> Fields:
-    """Returns the weights of a scenario's tasks, under their names in the project file."""
+    """Returns weights and shapes of the losses of a scenario's tasks, by their names."""
     tasks = project.scenarios[name].tasks
-    return {"scenarios": {name: {"tasks": {n: {"weight": t.weight} for n, t in tasks.items()}}}}
+    own = {n: t.model_dump(mode="json", include=set(OF_LOSS)) for n, t in tasks.items()}
+    return {"scenarios": {name: {"tasks": own}}}
 
 
 def differences(before: object, now: object, field: str = "") -> Iterator[str]:

@@ -52,7 +52,7 @@ class Recommend(Section):
     by: dict[Name, dict[Name, NonNegativeFloat]] = Field(
         default_factory=dict,
         description="Weights of the tasks' predictions in the score, by scenario; a task with "
-        "`given` counts times its parent's. Empty: the first binary task.",
+        "`given` counts times those above it. Empty: the first binary task.",
     )
     exclude_seen: bool = Field(
         default=True, description="Leaves out items of which the user has a row."

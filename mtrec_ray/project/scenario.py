@@ -1,4 +1,4 @@
-"""A scenario of a project file: its catalogue, its log, its split, its tasks and their weights."""
+"""A scenario of a project file: its catalogue, its log, its split and its weight."""
 
 import math
 import re
@@ -11,12 +11,14 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
 )
 
-from mtrec_ray.project.base import Duration, Name, Section, Share, none_word, shorten
+from mtrec_ray.project.base import Name, Section, Share, none_word, shorten
+from mtrec_ray.project.task import Column, Label, Task
 
 SPLITS = ("train", "valid", "test")
 
@@ -68,16 +70,6 @@ def values_by_column(value: object) -> object:
     return lists
 
 
-def check_column(name: str) -> str:
-    """Returns the name of a column that may be left out; an empty one would be taken for none."""
-    if not name:
-        raise ValueError("allowed: the name of a column, or null")
-    return name
-
-
-Column = Annotated[str, AfterValidator(check_column)]
-
-
 # Values that mean that nothing is known, by column.
 Missing = Annotated[dict[str, tuple[str | int | float, ...]], BeforeValidator(values_by_column)]
 
@@ -93,39 +85,6 @@ def check_moments(value: object) -> object:
 def to_ms(moment: datetime) -> int:
     """Returns milliseconds since 1970 of a date; one without zone is UTC."""
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-class Task(Section):
-    """A label to predict."""
-
-    kind: Literal["binary", "regression"] = Field(
-        description="Labels are 0 or 1 (binary), or numbers (regression); null is unknown."
-    )
-    label: Column | None = Field(
-        default=None, description="Column of the log with the label. null: the task's name."
-    )
-    given: str | None = Field(
-        default=None,
-        description="Binary task without whose positive this task is undefined. null: none.",
-    )
-    space: Literal["masked", "entire"] = Field(
-        default="masked",
-        description="masked learns from the rows where the parent is positive, entire from all: "
-        "p(parent) * p(task | parent) (1804.07931).",
-    )
-    delay: Duration = Field(
-        default=0,
-        description="Time from a row until its label is known and enters statistics; a plain "
-        "number is seconds.",
-    )
-    weight: NonNegativeFloat = Field(
-        default=1.0, description="Weight of the task among the scenario's tasks."
-    )
-
-    def check_space(self) -> Iterator[str]:
-        """Yields a line for an entire space without a parent."""
-        if self.space == "entire" and (self.given is None or self.kind != "binary"):
-            yield "space: found entire; allowed: masked, or a binary task with given (1804.07931)"
 
 
 class Items(Section):
@@ -180,6 +139,15 @@ class Items(Section):
         return template_columns(self.text)
 
 
+class Propensity(Section):
+    """The probability with which a logged policy chose a row, and its inverse as a weight."""
+
+    column: Column = Field(description="Column of the log with the probability: in (0, 1].")
+    clip: Annotated[FiniteFloat, Field(ge=1)] = Field(
+        default=10.0, description="The largest weight: min(1 / p, clip)."
+    )
+
+
 class Events(Section):
     """The interaction log, and what its columns mean."""
 
@@ -206,6 +174,22 @@ class Events(Section):
         description='Values that are read as null, by column, such as `{user_id: [""], stars: '
         "[-1]}`.",
     )
+    weight_column: Column | None = Field(
+        default=None,
+        description="Column with a weight >= 0 of each row in the losses of the tasks, in trees "
+        "and in base rates of training; metrics do not use it. null: all rows weigh 1.",
+    )
+    propensity: Propensity | None = Field(
+        default=None,
+        description="Weights the rows by the inverse of the probability of being logged, too. "
+        "null: no such probability.",
+    )
+
+    @property
+    def weigh(self) -> dict[str, str]:
+        """The columns that weights come from, by their fields."""
+        named = {"weight_column": self.weight_column} if self.weight_column else {}
+        return named | ({"propensity.column": self.propensity.column} if self.propensity else {})
 
 
 class Split(Section):
@@ -308,15 +292,33 @@ class Scenario(Section):
                 yield f"{field}: found {task!r}; allowed: another of {sorted(self.tasks)}"
 
     def check_parents_are_binary(self) -> Iterator[str]:
-        """Yields a line for each field that names a regression or a conditional parent."""
+        """Yields a line for each field that names a task of another kind than binary."""
         for field, name in self._parents().items():
             task = self.tasks.get(name)
             if task is None or field == f"tasks.{name}.given":
                 continue
             if task.kind != "binary":
-                yield f"{field}: found that {name!r} is a regression; allowed: a binary task"
-            elif field.startswith("tasks.") and task.given:
-                yield f"{field}: found that {name!r} is itself conditional; allowed: another"
+                yield f"{field}: found that {name!r} is a {task.kind}; allowed: a binary task"
+
+    def check_chains(self) -> Iterator[str]:
+        """Yields a line for each cycle of tasks that are conditional on each other."""
+        seen: set[str] = set()
+        for name in self.tasks:
+            chain = self.chain(name)
+            last = self.tasks.get(chain[-1])
+            if last and last.given == name != chain[-1] and name not in seen:
+                seen |= set(chain)
+                cycle = " given ".join([*chain, name])
+                yield f"tasks.{name}.given: found a cycle, {cycle}; allowed: a chain that ends"
+
+    def check_positives(self) -> Iterator[str]:
+        """Yields a line for each task of which every row is a positive and nothing is drawn."""
+        for name, task in self.tasks.items():
+            if task.label.always and not self.draws_negatives_of(name):
+                yield (
+                    f"tasks.{name}.label: found 1 without sampled negatives; allowed: "
+                    f"negatives: {{of: {name}}} beside it, or a column with two values or more"
+                )
 
     def check_split(self) -> Iterator[str]:
         """Yields a line for a split by time of a log without time."""
@@ -343,9 +345,20 @@ class Scenario(Section):
         A conditional task's label says that its parent was positive, so it is not known before
         the parent's is.
         """
-        parent = self.tasks[task].given
-        return max(self.tasks[task].delay, self.label_delay(parent) if parent else 0)
+        return max(self.tasks[name].delay for name in self.chain(task))
 
-    def label_column(self, task: str) -> str:
-        """Returns the column of the events that holds the task's label."""
-        return self.tasks[task].label or task
+    def chain(self, task: str) -> list[str]:
+        """Returns a task and all tasks above it, of which each is the parent of the one before.
+
+        A cycle is cut where it begins again.
+        """
+        chain = [task]
+        while (above := self.tasks.get(chain[-1])) and above.given and above.given not in chain:
+            chain.append(above.given)
+        return chain
+
+    def label(self, task: str) -> Label:
+        """Returns where a task's label comes from, with its column, if it has one."""
+        label = self.tasks[task].label
+        named = label.column or label.always
+        return label if named else label.model_copy(update={"column": task})

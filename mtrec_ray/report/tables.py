@@ -27,6 +27,27 @@ REGRESSION = {
 }
 
 
+COUNT = {
+    "rows": "rows",
+    "poisson_deviance": "deviance",
+    "popularity_poisson_deviance": "item rate",
+    "relative_deviance": "of mean",
+    "rmse": "RMSE",
+    "calibration": "pred/act.",
+}
+DURATION = {
+    "rows": "rows",
+    "rmsle": "RMSLE",
+    "popularity_rmsle": "item rate",
+    "relative_rmsle": "of mean",
+    "mae": "MAE",
+    "calibration": "pred/act.",
+}
+TABLES = (  # each with a metric that only its kind of label has
+    (BINARY, "auc"), (REGRESSION, "relative_rmse"), (COUNT, "poisson_deviance"), (DURATION, "rmsle")
+)  # fmt: skip
+
+
 def number(metric: str, value: float | None, digits: int = 4) -> str:
     """Returns a metric for a person; `-` where there is none."""
     if value is None or not math.isfinite(value):
@@ -49,7 +70,7 @@ def evaluation_tables(
 ) -> list[Table]:
     """Returns the tables of an evaluation, each of at most 80 columns."""
     tables = []
-    for columns, key in ((BINARY, "auc"), (REGRESSION, "rmse")):
+    for columns, key in TABLES:
         wanted = {n: {t: v for t, v in tasks.items() if key in v} for n, tasks in metrics.items()}
         if any(wanted.values()):
             tables.append(metrics_table(f"{title}: test", wanted, columns))
@@ -81,7 +102,7 @@ def comparison_tables(title: str, comparison: Mapping[str, Mapping[str, Any]]) -
     for name, compared in comparison.items():
         for task, row in compared["tasks"].items():
             cells = [number("auc", row.get(m)) for m in heads]
-            values.add_row(name, task, row["metric"].upper(), *cells)
+            values.add_row(name, task, row["metric"].upper().replace("_", " "), *cells)
             for pair in pairs:
                 words = pair.replace("finetuned", "fine-tuned").replace("-joint", " less joint")
                 words = words.replace("-alone", " less alone")

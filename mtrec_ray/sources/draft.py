@@ -105,7 +105,7 @@ class Draft:
     def _negatives(self, tables: Tables) -> dict[str, Any]:
         """Returns the sampled negatives of a log of positives."""
         main, spec = next(iter(self.tasks.items()))
-        label = quoted(spec.get("label", main))
+        label = label_sql(spec.get("label", main))
         least = tables.value(f"SELECT min({label}) FROM ({self.events})")
         if spec["kind"] != "binary" or least is None or (least < 1 and not self.positives_alone):
             return {}
@@ -154,6 +154,13 @@ class Draft:
             f"WHERE {time} < {cuts[0]}))::INT) FROM log WHERE {time} >= {cuts[1]}"
         )
         return float(share or 0)
+
+
+def label_sql(label: Any) -> str:
+    """Returns a task's label in SQL: a column, one from a number on, or 1 for every row."""
+    if isinstance(label, dict):
+        return f"({quoted(label['column'])} >= {label['at_least']})::INT"
+    return quoted(label) if isinstance(label, str) else str(label)
 
 
 def moment(value: Any, unit: str | None = None) -> datetime:

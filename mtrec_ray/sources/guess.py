@@ -158,7 +158,7 @@ def guess_events(tables: Tables, draft: Draft, pair: Pair, log: Log) -> None:
     if log.event_type and not log.flags:
         tasks_of_events(tables, draft, pair, log, log.event_type)
         return
-    add_tasks(tables, draft, table, log, added)
+    add_tasks(tables, draft, table, log)
     draft.events, changed = changed_query(table, replaced, added, where)
     draft.events_path = None if changed else table.own_path
 
@@ -199,7 +199,7 @@ def changed_query(
     return f"SELECT {columns} FROM {table.sql} WHERE {where}", bool(swaps or news)
 
 
-def add_tasks(tables: Tables, draft: Draft, table: Table, log: Log, added: dict[str, str]) -> None:
+def add_tasks(tables: Tables, draft: Draft, table: Table, log: Log) -> None:
     """Add a task for each column of 0 and 1, two for ratings, or that a row happened at all."""
     counts = {column: positives(tables, table, column) for column in log.flags}
     flags = [column for column, number in counts.items() if number >= LEAST_POSITIVES]
@@ -215,15 +215,14 @@ def add_tasks(tables: Tables, draft: Draft, table: Table, log: Log, added: dict[
         rating = log.rating.name
         cut, share = best_cut(tables, table, rating)
         if not draft.tasks:
-            added["like"] = f"({quoted(rating)} >= {cut:g})::FLOAT"
-            draft.tasks["like"] = {"kind": "binary"}
+            label = {"column": rating, "at_least": cut}
+            draft.tasks["like"] = {"kind": "binary", "label": label}
             draft.why["tasks.like"] = f"{rating} of {cut:g} or more: {share:.0%} of the rows"
         label = {} if task_name(rating) == rating else {"label": rating}
         draft.tasks[task_name(rating)] = {"kind": "regression", **label}
         draft.why[f"tasks.{task_name(rating)}"] = f"from {log.rating.low} to {log.rating.high}"
     if not draft.tasks:
-        added["take"] = "1::FLOAT"
-        draft.tasks["take"] = {"kind": "binary"}
+        draft.tasks["take"] = {"kind": "binary", "label": 1}
         draft.why["tasks.take"] = "no column is a label: that a row happened is the positive"
     binary = [task for task, spec in draft.tasks.items() if spec["kind"] == "binary"]
     draft.history = binary[0] if binary else "any"

@@ -11,10 +11,11 @@ from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.evaluation.blend import Blend
 from mtrec_ray.evaluation.bootstrap import metric_interval
 from mtrec_ray.evaluation.metrics import (
+    MAIN_METRIC,
     TaskMetrics,
+    error,
     joint_score,
     reliability,
-    rmse,
     roc_auc,
     task_metrics,
 )
@@ -34,7 +35,8 @@ from mtrec_ray.stages.run_folder import Record, RunFolder, with_search_choice
 from mtrec_ray.stages.second_opinion import ensure_opinions, summary
 
 PREDICTIONS, JOINT_PREDICTIONS = "predictions", "joint_predictions"
-OF_NETWORK = ("auc", "gauc", "ne", "rmse")  # metrics that the network has alone, too
+# Metrics that the network has alone, too.
+OF_NETWORK = ("auc", "gauc", "ne", "rmse", "poisson_deviance", "rmsle")
 
 
 def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
@@ -49,8 +51,8 @@ def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
             continue
         known = np.isfinite(rows["label"][:, i])
         label, popular = rows["label"][known, i], rows["popularity"][known, i]
-        if kind == "regression":
-            metrics[task]["popularity_rmse"] = rmse(label, popular)
+        if kind != "binary":
+            metrics[task][f"popularity_{MAIN_METRIC[kind]}"] = error(kind, label, popular)
         elif 0 < label.mean() < 1:
             metrics[task]["popularity_auc"] = roc_auc(label, popular)
     if "network" in rows:
@@ -80,7 +82,7 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
             continue
         result["intervals"][task] = {
             metric: [interval.low, interval.high]
-            for metric in (("auc", "gauc") if kind == "binary" else ("rmse",))
+            for metric in (("auc", "gauc") if kind == "binary" else (MAIN_METRIC[kind],))
             for interval in [metric_interval(metric, label[known], score[known], users[known])]
         }
         result["slices"][task] = {

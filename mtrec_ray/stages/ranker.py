@@ -135,7 +135,7 @@ class Ranker:
 
     @property
     def is_probability(self) -> bool:
-        """Whether the score is the probability of one task, with its parent's."""
+        """Whether the score is the probability of one task, with those above it."""
         return len(self.by) == 1 and self.facts.kinds[next(iter(self.by))] == "binary"
 
 

@@ -15,8 +15,9 @@ import torch
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.columns import hash_ints
+from mtrec_ray.data.kinds import OBJECTIVES, fitted_scale
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
-from mtrec_ray.data.shards import Arrays, read_rows
+from mtrec_ray.data.shards import WEIGHT, Arrays, read_rows
 from mtrec_ray.model.history import cosines, similarity_summary
 from mtrec_ray.project.project import Project
 from mtrec_ray.training.build import pretrained_vectors
@@ -110,17 +111,29 @@ class Columns:
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows as trees are fitted on them: f32[N, F] inputs, f32[N, T] labels, i64[N] users."""
+    """Rows as trees are fitted on them: f32[N, F] inputs, f32[N, T] labels, i64[N] users.
+
+    Attributes:
+        weights: f32[N]; None where the data has none.
+    """
 
     inputs: np.ndarray
     labels: np.ndarray
     user: np.ndarray
+    weights: np.ndarray | None = None
 
     def of_task(self, task: int, chosen: Bools | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns inputs and labels of the rows (of those chosen) that have a label of the task."""
-        known = np.isfinite(self.labels[:, task])
-        known = known if chosen is None else known & chosen
+        known = self._known(task, chosen)
         return self.inputs[known], self.labels[known, task]
+
+    def weights_of(self, task: int, chosen: Bools | None = None) -> np.ndarray | None:
+        """Returns the weights of these rows; None where the data has none."""
+        return None if self.weights is None else self.weights[self._known(task, chosen)]
+
+    def _known(self, task: int, chosen: Bools | None) -> Bools:
+        known = np.isfinite(self.labels[:, task])
+        return known if chosen is None else known & chosen
 
 
 def examples(
@@ -130,12 +143,12 @@ def examples(
     paths = prepared.shard_paths(name, split)
     each = -(-num_rows // max(len(paths), 1))
     parts = [
-        (columns.every(r), r["labels"], r["person"])
+        (columns.every(r), r["labels"], r["person"], r.get(WEIGHT, np.ones(len(r["item"]))))
         for path in paths
         for r in read_rows([path], BATCH_ROWS, 0, each)
     ]
-    inputs, labels, user = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return Examples(inputs, labels, user)
+    inputs, labels, user, weights = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return Examples(inputs, labels, user, None if (weights == 1).all() else weights)
 
 
 def fit_trees(
@@ -144,14 +157,19 @@ def fit_trees(
     valid: tuple[np.ndarray, np.ndarray],
     num_categorical: int,
     *,
+    weights: np.ndarray | None = None,
     seed: int,
     num_threads: int,
     rounds: int = 1500,
     min_data_in_leaf: int = MIN_DATA_IN_LEAF,
 ) -> "lightgbm.Booster":
-    """Returns trees for a task, as many as give the lowest loss on the valid rows."""
+    """Returns trees for a task, as many as give the lowest loss on the valid rows.
+
+    They predict on the scale of the fit (`data/kinds.py`).
+    `weights` are those of the training rows; the rows of valid, which judge, all weigh the same.
+    """
     parameters = PARAMETERS | {
-        "objective": "binary" if kind == "binary" else "regression",
+        "objective": OBJECTIVES.get(kind, "regression"),
         "seed": seed,
         "num_threads": num_threads,
         "min_data_in_leaf": min_data_in_leaf,
@@ -159,15 +177,16 @@ def fit_trees(
     codes = list(range(num_categorical))
     import lightgbm
 
-    first = lightgbm.Dataset(*train, categorical_feature=codes)
-    second = lightgbm.Dataset(*valid, categorical_feature=codes, reference=first)
+    (x, y), (valid_x, valid_y) = ((x, fitted_scale(kind, y)) for x, y in (train, valid))
+    first = lightgbm.Dataset(x, y, weight=weights, categorical_feature=codes)
+    second = lightgbm.Dataset(valid_x, valid_y, categorical_feature=codes, reference=first)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
     return lightgbm.train(parameters, first, rounds, valid_sets=[second], callbacks=[stop])
 
 
 def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
     """Returns the number of labels; for a binary task, of its rarer label."""
-    if kind == "regression":
+    if kind != "binary":
         return len(labels)
     return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))
 

@@ -92,7 +92,7 @@ def take_mean_losses(run: RankRun) -> dict[str, float]:
     sums, counts = run.progress.loss_sums, run.progress.label_counts
     run.progress.loss_sums, run.progress.label_counts = {}, {}
     labels = task_labels(run.prepared.scenarios) + list(run.draws.shares if run.draws else ())
-    return {label: sums.get(label, 0.0) / max(counts.get(label, 0.0), 1) for label in labels}
+    return {label: sums.get(label, 0.0) / (counts.get(label, 0.0) or 1) for label in labels}
 
 
 def note_speed(run: RankRun, num_steps: int, started: float) -> None:
@@ -177,7 +177,8 @@ def shared_layer_record(run: RankRun) -> dict[str, Any]:
     """Returns how scenarios share layers between inputs and heads, measured on the last batch."""
     batch = run.session.last_batch
     assert batch is not None
-    gradients = scenario_gradients(run.forward, run.prepared.scenarios, batch, run.weights)
+    facts = run.prepared.scenarios
+    gradients = scenario_gradients(run.forward, facts, batch, run.weights, run.shapes)
     return {
         "gradient_share": gradient_shares(gradients),
         "gradient_cosine": gradient_cosines(gradients),

@@ -21,7 +21,7 @@ from mtrec_ray.training.collectives import any_rank, world
 from mtrec_ray.training.context import TrainContext
 from mtrec_ray.training.delta import L2SP, FineTuneStart, load_joint_weights
 from mtrec_ray.training.item_vectors import Batch, ItemVectors
-from mtrec_ray.training.losses import task_labels, weight_tensor
+from mtrec_ray.training.losses import task_labels, task_shapes, weight_tensor
 from mtrec_ray.training.optim import build_optimization
 from mtrec_ray.training.retrieval_loss import CandidateDraws, positive_counts
 from mtrec_ray.training.step import Forward, StepResult, accumulate, wrap
@@ -143,6 +143,7 @@ class RankRun:
         self.progress = start_progress(self.plan, prepared, saved)
         self.session = Session()
         self.weights = weight_tensor(prepared.scenarios, project.scenarios).to(context.device)
+        self.shapes = task_shapes(project.scenarios)
         self.model, self.vectors, self.l2_sp = start_model(
             project, prepared, context.device, start, saved
         )
@@ -241,7 +242,7 @@ class RankRun:
         result = accumulate(
             self.module, self.prepared.scenarios, batches, self.weights,
             encode=self.encodes(), autocast=self.vectors.autocast,
-            drawn=self.draws.of_step(batches, step) if self.draws else None,
+            drawn=self.draws.of_step(batches, step) if self.draws else None, shapes=self.shapes,
         )  # fmt: skip
         if self.finite_on_all_ranks(result):
             self.learn(result)

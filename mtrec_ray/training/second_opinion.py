@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.columns import hash_ints
+from mtrec_ray.data.kinds import own_units
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.project.training import Opinions
@@ -47,14 +48,15 @@ class TreeModel:
     boosters: Mapping[str, "lightgbm.Booster"]
 
     def predict(self, rows: Arrays, num_threads: int = 1) -> dict[str, Float32s]:
-        """Returns f32[N] by task."""
+        """Returns f32[N] by task, in the units of its label."""
         if not self.boosters:
             return {}
-        inputs = self.columns.every(rows)
-        return {
+        inputs, kinds = self.columns.every(rows), self.columns.facts.kinds
+        found = {
             task: np.asarray(trees.predict(inputs, num_threads=num_threads), np.float32)
             for task, trees in self.boosters.items()
         }
+        return {task: own_units(kinds[task], values) for task, values in found.items()}
 
     def save(self, folder: str) -> None:
         """Write the trees of each task as text, and the components that their columns need."""
@@ -94,7 +96,7 @@ def fit_tree_model(
         if has_enough_labels(kind, number, train, valid, options.least_labels):
             boosters[task] = fit_trees(
                 kind, train.of_task(number), valid.of_task(number, stops(valid.user)),
-                columns.num_categorical,
+                columns.num_categorical, weights=train.weights_of(number),
                 seed=seed, num_threads=num_threads, rounds=options.rounds,
             )  # fmt: skip
     return TreeModel(columns, boosters)

@@ -14,7 +14,14 @@ from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.training.collectives import sum_over_ranks, world
 from mtrec_ray.training.item_vectors import Autocast, Batch, ItemVectors
-from mtrec_ray.training.losses import general_loss, joint_loss, label_counts, loss_sums
+from mtrec_ray.training.losses import (
+    PLAIN,
+    Shapes,
+    general_loss,
+    joint_loss,
+    label_counts,
+    loss_sums,
+)
 from mtrec_ray.training.retrieval_loss import (
     RETRIEVAL,
     Candidates,
@@ -71,6 +78,8 @@ def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
 class StepResult:
     """A step over all ranks: loss sums and label counts of each scenario and task, f64[K].
 
+    Both by the weights of rows.
+
     In the manifest's order; `loss` is the joint loss.
 
     Attributes:
@@ -93,6 +102,7 @@ def accumulate(
     encode: bool,
     autocast: Autocast = nullcontext,
     drawn: Mapping[str, Candidates] | None = None,
+    shapes: Shapes = PLAIN,
 ) -> StepResult:
     """Add the gradient of the joint loss of the union batch to the parameters' gradients.
 
@@ -101,7 +111,9 @@ def accumulate(
     learns, too.
     """
     labels = [{name: s.labels for name, s in batch.items()} for batch in batches]
-    counts = sum_over_ranks(torch.stack([label_counts(facts, x) for x in labels]).sum(0))
+    rows = [{name: s.weights for name, s in batch.items()} for batch in batches]
+    every = [label_counts(facts, x, v, shapes) for x, v in zip(labels, rows, strict=True)]
+    counts = sum_over_ranks(torch.stack(every).sum(0))
     drawn = drawn or {}
     size = world()[1]
     total = torch.zeros(len(counts) + len(drawn), dtype=counts.dtype, device=counts.device)
@@ -109,8 +121,8 @@ def accumulate(
         with nullcontext() if i == len(batches) - 1 else without_synchronisation(module):
             with autocast():
                 logits = module(batch, encode, drawn)
-            sums = loss_sums(facts, logits, labels[i])
-            beside = general_loss(facts, logits, labels[i], counts)
+            sums = loss_sums(facts, logits, labels[i], rows[i], shapes)
+            beside = general_loss(facts, logits, labels[i], counts, rows[i], shapes)
             beside = beside + retrieval_loss(facts, logits, drawn, weights)
             (size * (joint_loss(sums, counts, weights.to(sums)) + beside)).backward()
         own = [logits[RETRIEVAL + name].detach() for name in drawn]
@@ -140,7 +152,11 @@ def without_synchronisation(module: nn.Module) -> AbstractContextManager[object]
 
 
 def scenario_gradients(
-    module: Forward, facts: Mapping[str, PreparedScenario], batch: Batch, weights: Tensor
+    module: Forward,
+    facts: Mapping[str, PreparedScenario],
+    batch: Batch,
+    weights: Tensor,
+    shapes: Shapes = PLAIN,
 ) -> dict[str, Tensor]:
     """Returns the flat gradient of each scenario's lambda_i L_i at the first shared weight.
 
@@ -150,9 +166,10 @@ def scenario_gradients(
     if not shared.requires_grad:
         return {}
     labels = {name: s.labels for name, s in batch.items()}
-    counts = sum_over_ranks(label_counts(facts, labels))
+    rows = {name: s.weights for name, s in batch.items()}
+    counts = sum_over_ranks(label_counts(facts, labels, rows, shapes))
     module.eval()
-    sums = loss_sums(facts, module(batch, encode=False), labels)
+    sums = loss_sums(facts, module(batch, encode=False), labels, rows, shapes)
     module.train()
     gradients: dict[str, Tensor] = {}
     start = 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtrec_ray.data import storage
+from mtrec_ray.data.kinds import own_units
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays, read_rows, write_predictions
 from mtrec_ray.project.project import Project
@@ -73,13 +74,13 @@ def fit_folds(
     num_labels = num_rarer_labels(kind, train.of_task(task)[1])
     if num_labels < options.least_labels or not num_rarer_labels(kind, valid_rows[1]):
         return []
-    others = [train.of_task(task, fold != f) for f in range(options.folds)]
     return [
         fit_trees(
-            kind, rows, valid_rows, num_categorical,
+            kind, train.of_task(task, fold != f), valid_rows, num_categorical,
+            weights=train.weights_of(task, fold != f),
             seed=f, num_threads=num_threads, rounds=options.rounds,
         )
-        for f, rows in enumerate(others)
+        for f in range(options.folds)
     ]  # fmt: skip
 
 
@@ -91,10 +92,11 @@ def predict_out_of_fold(
     predicted = np.full(labels.shape, np.nan, np.float32)
     inputs = columns.every(rows)
     fold = fold_of(rows["person"], folds)
+    kinds = list(columns.facts.kinds.values())
     for task, without_fold in boosters.items():
         for f, booster in enumerate(without_fold):
             chosen = (fold == f) & np.isfinite(labels[:, task])
             if chosen.any():
                 scores = np.asarray(booster.predict(inputs[chosen], num_threads=1))
-                predicted[chosen, task] = scores
+                predicted[chosen, task] = own_units(kinds[task], scores)
     return predicted

@@ -18,8 +18,8 @@ def with_teacher_labels(facts: PreparedScenario, rows: Arrays, share: float) -> 
 
 
 def mixable_tasks(facts: PreparedScenario) -> np.ndarray:
-    """Returns bool[T]: all but parents of an entire-space task, whose labels must be 0 or 1."""
-    parents = {facts.given[task] for task in facts.entire}
+    """Returns bool[T]: all but those above an entire-space task, whose labels must be 0 or 1."""
+    parents = {above for task in facts.entire for above in facts.chain(task)[1:]}
     return np.array([task not in parents for task in facts.tasks])
 
 

@@ -249,6 +249,25 @@ def test_row_of_another_item_is_found(project, prepared, tmp_path):
     assert len([line for line in found if ": item: prepared" in line]) == AUDITED
 
 
+@pytest.mark.parametrize("what", ["label of click", "weight"])
+def test_a_label_or_a_weight_of_another_row_is_found(project, prepared, tmp_path, what):
+    """A sample whose own label, or whose weight, is not that of its row of the log fails."""
+    copy = replace(prepared, folder=str(tmp_path))
+    shutil.copytree(Path(prepared.folder) / "ordered", tmp_path / "ordered")
+    for path in copy.shard_paths("ordered", "test"):
+        table = pq.read_table(path)
+        if what == "weight":
+            wrong = table.append_column("weight", pa.array(np.full(table.num_rows, 2, np.float32)))
+        else:
+            labels = fixed_list(1 - matrix(table.column("labels")))
+            wrong = table.set_column(table.column_names.index("labels"), "labels", labels)
+        pq.write_table(wrong, path)
+    found = audit(only(project, "ordered"), copy)
+    assert len(found) == AUDITED
+    for line in found:
+        assert f"): {what}: prepared" in line
+
+
 # --- a preparation that leaks ----------------------------------------------------------------
 
 

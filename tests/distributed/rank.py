@@ -22,25 +22,29 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.prepared import PreparedScenario, load_prepared
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.training import validation
 from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import world
 from mtrec_ray.training.item_vectors import Batch
-from mtrec_ray.training.losses import weight_tensor
+from mtrec_ray.training.losses import task_shapes, weight_tensor
 from mtrec_ray.training.retrieval_loss import CandidateDraws
 from mtrec_ray.training.step import Forward, accumulate, wrap
 from tests.builders import (
+    EVERY_KIND,
     FACTS,
     RETRIEVAL,
     build,
+    every_kind_project,
     make_catalogues,
     make_rows,
+    shaped_project,
     small_model,
     take,
     two_scenario_project,
+    with_weights,
 )
 
 SECONDS = 100
@@ -58,13 +62,22 @@ MODES = {
     "rerun": ("all", True, False),
     "gather": ("all", False, False),
     "gather_some": ("all", False, False),
+    "weighted": ("none", False, False),
+    "kinds": ("none", False, False),
+    "shapes": ("none", False, False),
 }
+KINDS = ("kinds", "shapes")  # modes in which shop has a task of every kind; their rows have weights
 
 
-def step_rows() -> dict[str, Arrays]:
+def facts_of(mode: str) -> dict[str, PreparedScenario]:
+    """The scenarios of a mode."""
+    return EVERY_KIND if mode in KINDS else FACTS
+
+
+def step_rows(mode: str = "all") -> dict[str, Arrays]:
     """All rows of the step. The second half of them is that of rank 1, and has no stars at all."""
     rng = np.random.default_rng(11)
-    rows = {n: make_rows(rng, facts, 4 * MICRO_ROWS[n]) for n, facts in FACTS.items()}
+    rows = {n: make_rows(rng, f, 4 * MICRO_ROWS[n]) for n, f in facts_of(mode).items()}
     half = 2 * MICRO_ROWS["video"]
     rows["video"]["labels"][half:, 1] = np.nan
     rows["video"]["labels"][:half, 1] = [2.0, 5.0, 3.0, np.nan, 4.5, 1.0]
@@ -73,12 +86,14 @@ def step_rows() -> dict[str, Arrays]:
     for name, positives in {"shop": [12, 14, 19], "video": [0, 1, 2]}.items():
         rows[name]["labels"][positives, 0] = 1
         rows[name]["history"][positives[0]] = -1
+    if mode in (*KINDS, "weighted"):
+        return {name: with_weights(own) for name, own in rows.items()}
     return rows
 
 
-def batches_of(rank: int, size: int) -> list[Batch]:
+def batches_of(rank: int, size: int, mode: str = "all") -> list[Batch]:
     """The micro-batches of a rank: equal parts of the step's rows."""
-    rows = step_rows()
+    rows = step_rows(mode)
     parts = size * ACCUMULATION
     batches = []
     for part in range(rank * ACCUMULATION, (rank + 1) * ACCUMULATION):
@@ -108,16 +123,20 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     if mode == "gather_some":
         encoder["gather_items"] = 3
     options = small_model(trainable, encoder=encoder, retrieval=RETRIEVAL)
-    model, vectors = build(options, make_catalogues())
+    facts = facts_of(mode)
+    model, vectors = build(options, make_catalogues(), facts)
     vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
     if mode.startswith("gather"):
         vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
-    weights = weight_tensor(FACTS, two_scenario_project().scenarios)
-    batches = batches_of(rank, size)
-    drawn = CandidateDraws(options, FACTS, positive_counts(), seed=3).of_step(batches, step=5)
-    result = accumulate(module, FACTS, batches, weights, encode=encode, drawn=drawn)
+    projects = {"kinds": every_kind_project, "shapes": shaped_project}
+    project = projects.get(mode, two_scenario_project)()
+    weights = weight_tensor(facts, project.scenarios)
+    batches = batches_of(rank, size, mode)
+    drawn = CandidateDraws(options, facts, positive_counts(), seed=3).of_step(batches, step=5)
+    shapes = task_shapes(project.scenarios)
+    result = accumulate(module, facts, batches, weights, encode=encode, drawn=drawn, shapes=shapes)
     if vectors.gathered is not None:
         vectors.gathered.collect()
         vectors.gathered.backward()

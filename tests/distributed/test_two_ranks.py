@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.builders import FACTS, make_catalogues, make_rows, take, write_prepared
+from tests.builders import EVERY_KIND, FACTS, make_catalogues, make_rows, take, write_prepared
 from tests.distributed import rank as own
 from tests.distributed.rank import MODES, SECONDS
 
@@ -120,6 +120,22 @@ def test_two_ranks_have_the_retrieval_loss_of_one(one, ranks, mode):
 HEADS = [f"heads.{n}.{t}." for n, f in FACTS.items() for t in f.tasks]
 
 
+def test_weights_change_the_step(one):
+    """With weights a step has other counts and another loss."""
+    plain, weighted = one["steps"]["none"], one["steps"]["weighted"]
+    assert (plain["counts"] != weighted["counts"]).all()
+    assert plain["loss"] != pytest.approx(weighted["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["kinds", "shapes"])
+def test_each_kind_of_task_learns(one, mode):
+    """The step whose gradients are compared moves the head of a task of each kind."""
+    gradients = one["steps"][mode]["gradients"]
+    for task in EVERY_KIND["shop"].tasks:
+        own = [g for n, g in gradients.items() if n.startswith(f"heads.shop.{task}.out.")]
+        assert all(g.any() for g in own), task
+
+
 @pytest.mark.parametrize("part", ["encoder.", "sharing.", "retrieval.", *HEADS])
 def test_the_compared_gradients_are_not_zero(one, part):
     """The gradients that are compared are not zero: encoder, shared layers, retrieval, heads."""
@@ -168,7 +184,7 @@ def test_part_of_the_encoder_learns(one, mode):
     assert all("lora_" in n for n in learning) == (mode == "lora")
 
 
-@pytest.mark.parametrize("mode", ["none", "every"])
+@pytest.mark.parametrize("mode", ["none", "every", "weighted", "kinds", "shapes"])
 def test_an_encoder_that_does_not_learn_has_no_gradient(one, ranks, mode):
     """A frozen encoder, and one in a step that does not encode, has no gradient on any rank."""
     for found in (one, *ranks[2]):

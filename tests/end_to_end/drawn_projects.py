@@ -384,21 +384,32 @@ def drawn_tasks(draw: Random, names: Mapping[str, str]) -> dict[str, Any]:
     chosen = draw.sample(TASK_NAMES, len(TASK_NAMES))[: draw.randint(1, 3)]
     tasks: dict[str, Any] = {}
     for name, label in zip(chosen, LABEL_COLUMNS, strict=False):
-        task = {
-            "kind": "regression" if tasks and seldom(draw, 3) else "binary",
-            "label": names[label],
-        }
+        kind = "binary"
+        if tasks and seldom(draw, 3):
+            kind = draw.choice(("regression", "regression", "count", "duration"))
+        task = {"kind": kind, "label": drawn_label(draw, names[label])}
         if tasks and seldom(draw, 2):
-            task["given"] = draw.choice(chosen) if seldom(draw, 12) else chosen[0]
+            task["given"] = draw.choice(chosen) if seldom(draw, 12) else draw.choice([*tasks])
             task["space"] = (
-                "masked" if task["kind"] == "regression" else draw.choice(("masked", "entire"))
+                draw.choice(("masked", "entire")) if task["kind"] == "binary" else "masked"
             )
         if seldom(draw, 3):
             task["delay"] = draw.choice(DURATIONS[: 8 if seldom(draw, 8) else 6])
+        if seldom(draw, 8):
+            shapes = ({"positive_weight": 3}, {"label_smoothing": 0.1}, {"focal": 2}, {"huber": 1})
+            task |= draw.choice(shapes)
         if seldom(draw, 4):
             task["weight"] = draw.choice((0, 0.5, 2) if tasks else (0.5, 2))
         tasks[name] = task
     return tasks
+
+
+def drawn_label(draw: Random, column: str) -> Any:
+    """A column of labels, sometimes one that they follow from, or every row a positive."""
+    if not seldom(draw, 6):
+        return column
+    rules = ({"at_least": draw.choice((0, 1, 1.5))}, {"equals": draw.choice((1, "1", [0, "k1"]))})
+    return 1 if seldom(draw, 6) else {"column": column} | draw.choice(rules)
 
 
 def drawn_split(draw: Random, names: Mapping[str, str], timed: bool) -> dict[str, Any]:
@@ -434,6 +445,8 @@ def drawn_events(
         events["categorical"] = [names["device"]]
     if seldom(draw, 2):
         events["numeric"] = [names["ctr"]]
+    if seldom(draw, 10):
+        events["weight_column"] = names[draw.choice(("click", "ctr"))]
     if seldom(draw, 5):
         extra = draw.choice(("user_id", "item_id", "time", "split", "click", "device"))
         key = draw.choice(("categorical", "numeric"))

@@ -4,6 +4,7 @@ The number before a name is that of a kind of input; the kinds that are refused,
 cases in `test_refused_inputs.py`.
 """
 
+import json
 import uuid
 
 import numpy as np
@@ -126,6 +127,32 @@ def late_rows(project: SmallProject) -> None:
     """A list of structs in the log, which no field names."""
     shown = [[{"item": f"i{i}", "place": i}] * (i % 3) for i in ROW]
     log(impressions=shown)(project)
+
+
+def weighted_mean(weights) -> float:
+    """The mean of the training labels, by the weights of their rows."""
+    return round(float(np.average(CLICK[:210], weights=weights[:210])), 4)
+
+
+def weights_are(weights):
+    """A check that each training row has the weight of its row of the log."""
+
+    def check(project: SmallProject) -> None:
+        rows = project.read("train")
+        found = rows.column("weight").to_numpy()
+        np.testing.assert_allclose(found, weights[rows.column("row").to_numpy()])
+
+    return check
+
+
+def logarithms_of_seconds(project: SmallProject) -> None:
+    """Means and deviations of a duration's logarithms are those of its training labels."""
+    manifest = json.loads((project.prepared / "manifest.json").read_text())
+    facts = manifest["scenarios"]["shop"]
+    known = (ROW < 210) & ~EIGHTEEN & (CLICK == 1)
+    logs = np.log1p(30.5 * (ROW % 3))[known]
+    assert facts["label_log_means"] == {"seconds": pytest.approx(logs.mean(), rel=1e-6)}
+    assert facts["label_log_stds"] == {"seconds": pytest.approx(logs.std(), rel=1e-6)}
 
 
 INFINITE = {"ignored_numbers": {"number of ctr that is infinite": 18}}
@@ -448,6 +475,86 @@ CASES = {
             items_twice,
         ),
         report={"merged_items": NUM_ITEMS}, long=True,
+    ),
+    "32 events of one column as labels": Case(
+        both(
+            log(event=[("view", "buy", None)[i % 3] for i in ROW]),
+            fields(
+                tasks={
+                    "view": {"kind": "binary", "label": {"column": "event", "equals": "view"}},
+                    "click": {"kind": "binary", "label": {"column": "event", "equals": ["buy"]}},
+                }
+            ),
+        ),
+        report={"train_label_means": {"view": 0.5, "click": 0.5}},
+    ),
+    "32 stars from four on as labels": Case(
+        fields(tasks={"click": {"kind": "binary", "label": {"column": "stars", "at_least": 4}}}),
+        report={"train_label_means.click": round(float((STARS[:210] >= 4).mean()), 4)}, long=True,
+    ),
+    "32 every row a positive": Case(
+        fields(
+            tasks={"click": {"kind": "binary", "label": 1}},
+            negatives={"of": "click", "per_positive": 2},
+        ),
+        report={"train_label_ranges.click": [0.0, 1.0]},
+    ),
+    "33 rows with weights": Case(
+        both(log(trust=1 + CLICK), fields(events={"weight_column": "trust"})),
+        report={"train_label_means.click": weighted_mean(1 + CLICK)}, check=weights_are(1 + CLICK),
+    ),
+    "33 rows of a logged policy": Case(
+        both(
+            log(p=np.where(ROW % 2, 0.5, 0.01), trust=ROW % 3 + 1),
+            fields(events={"weight_column": "trust", "propensity": {"column": "p", "clip": 20}}),
+        ),
+        check=weights_are(np.where(ROW % 2, 2, 20) * (ROW % 3 + 1)),
+    ),
+    "33 weights with sampled negatives, split by fractions": Case(
+        both(
+            log(trust=1 + CLICK),
+            fields(
+                events={"weight_column": "trust"}, split={"fractions": [0.8, 0.1, 0.1]},
+                negatives={"of": "click", "per_positive": 2},
+            ),
+        ),
+        long=True,
+    ),
+    "34 a chain of three, its last over the entire space": Case(
+        both(
+            log(cart=CLICK * (ROW % 2), buy=CLICK * (ROW % 2) * (ROW % 3 > 0)),
+            fields(
+                tasks={
+                    "cart": {"kind": "binary", "given": "click", "delay": "1d"},
+                    "buy": {"kind": "binary", "given": "cart", "space": "entire"},
+                }
+            ),
+        ),
+        report={"train_label_ranges.buy": [0.0, 1.0]},
+    ),
+    "34 a chain below its children": Case(
+        both(
+            log(cart=ROW % 3 > 0, buy=ROW % 2),
+            lambda p: p.shop.update(
+                tasks={
+                    "buy": {"kind": "binary", "given": "cart"},
+                    "cart": {"kind": "binary", "given": "click"},
+                    "click": {"kind": "binary"},
+                }
+            ),
+        ),
+        report={"labels.train.buy": int((CLICK[:210] * (ROW[:210] % 3 > 0)).sum())}, long=True,
+    ),
+    "35 counts": Case(
+        both(log(visits=ROW % 7), fields(tasks={"visits": {"kind": "count"}})),
+        report={"train_label_ranges.visits": [0.0, 6.0], "train_label_means.visits": 3.0},
+    ),
+    "35 durations": Case(
+        both(
+            log(seconds=np.where(EIGHTEEN, np.nan, 30.5 * (ROW % 3))),
+            fields(tasks={"seconds": {"kind": "duration", "given": "click"}}),
+        ),
+        report={"train_label_ranges.seconds": [0.0, 61.0]}, check=logarithms_of_seconds, long=True,
     ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(

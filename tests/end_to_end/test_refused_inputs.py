@@ -38,7 +38,7 @@ from tests.end_to_end.small_project import (
     small_project,
 )
 from tests.end_to_end.test_inputs import CASES as PREPARED
-from tests.end_to_end.test_inputs import WITH_STARS, hive
+from tests.end_to_end.test_inputs import EIGHTEEN, WITH_STARS, hive
 
 pytestmark = pytest.mark.end_to_end
 
@@ -233,6 +233,32 @@ IN_THE_FILES = {
         fields(events={"missing": {"price": [-1]}}),
         (rf"{SHOP}events\.missing: found column 'price', which no field names; allowed: user_id",),
     ),
+    "32 events in no column of the log": Case(
+        fields(tasks={"click": {"kind": "binary", "label": {"column": "event", "equals": "buy"}}}),
+        (rf"{SHOP}tasks\.click\.label\.equals: found no column 'event' in .*; allowed: user_id,",),
+    ),
+    "32 words that are at least a number": Case(
+        fields(tasks={"click": {"kind": "binary", "label": {"column": "split", "at_least": 1}}}),
+        (rf"{SHOP}tasks\.click\.label\.at_least: found column 'split' of .* with type string",),
+    ),
+    "33 words as weights": Case(
+        fields(events={"weight_column": "split"}),
+        (rf"{SHOP}events\.weight_column: found column 'split' of .* with type string; allowed: a",),
+    ),
+    "33 a clip below 1": Case(
+        fields(events={"propensity": {"column": "click", "clip": 0.5}}),
+        (rf"{SHOP}events\.propensity\.clip: found 0\.5; allowed: input should be greater than",),
+    ),
+    "34 tasks that rest on each other": Case(
+        fields(
+            tasks={
+                "click": {"kind": "binary", "given": "back"},
+                "buy": {"kind": "binary", "given": "click", "label": "click"},
+                "back": {"kind": "binary", "given": "buy", "label": "click"},
+            }
+        ),
+        (rf"{SHOP}tasks\.back\.given: found a cycle, back given buy given click given back; al",),
+    ),
     "29 an address without a network": Case(
         address("hf://datasets/no-such-user/no-such-data/log.parquet"),
         (rf"{SHOP}events\.path: found (nothing at )?hf://.*; allowed: Parquet",),
@@ -334,6 +360,38 @@ IN_THE_ROWS = {
         log(click=np.ones(NUM_ROWS)),
         (rf"{SHOP}tasks\.click: found only the label 1 in train; .*or negatives: \{{of: click\}}",),
     ),
+    "32 an event that no row is": Case(
+        fields(tasks={"click": {"kind": "binary", "label": {"column": "stars", "equals": "buy"}}}),
+        (rf"{SHOP}tasks\.click: found only the label 0 in train; allowed: two values or more",),
+    ),
+    "33 a weight below 0": Case(
+        both(log(trust=np.where(ROW == 7, -1, 1)), fields(events={"weight_column": "trust"})),
+        (rf"{SHOP}events\.weight_column: found 1 of 300 rows with .* as -1\.0; allowed: a finite",),
+    ),
+    "33 no weight": Case(
+        both(log(trust=np.where(EIGHTEEN, np.nan, 1)), fields(events={"weight_column": "trust"})),
+        (rf"{SHOP}events\.weight_column: found 18 of 300 rows with .* as nan; allowed: a finite",),
+    ),
+    "33 weights of 0 alone": Case(
+        both(log(trust=[0] * NUM_ROWS), fields(events={"weight_column": "trust"})),
+        (rf"{SHOP}events\.weight_column: found only weights of 0 in the training rows with a lab",),
+    ),
+    "33 a probability of 0": Case(
+        both(log(p=np.where(ROW == 7, 0, 1.0)), fields(events={"propensity": {"column": "p"}})),
+        (rf"{SHOP}events\.propensity\.column: found 1 of 300 rows with .* as 0\.0; allowed: a pr",),
+    ),
+    "33 a probability above 1": Case(
+        both(log(p=[2] * NUM_ROWS), fields(events={"propensity": {"column": "p"}})),
+        (rf"{SHOP}events\.propensity\.column: found 300 of 300 rows with .* as 2\.0; allowed: a",),
+    ),
+    "35 a negative duration": Case(
+        both(log(seconds=ROW - 1.5), fields(tasks={"seconds": {"kind": "duration"}})),
+        (rf"{SHOP}tasks\.seconds: found 2 labels of a duration task that are .* as -1\.5; a",),
+    ),
+    "35 half a visit": Case(
+        both(log(visits=ROW / 2), fields(tasks={"visits": {"kind": "count"}})),
+        (rf"{SHOP}tasks\.visits: found 150 labels of a count task that are .* as 0\.5; allowed:",),
+    ),
     "24 positives alone, split by fractions": Case(
         both(log(click=np.ones(NUM_ROWS)), FRACTIONS),
         (rf"{SHOP}tasks\.click: found only the label 1 in train; .*or negatives: \{{of: click\}}",),
@@ -360,8 +418,8 @@ def test_an_input_that_rows_show(tmp_path, capsys, case):
 
 
 def test_each_kind_has_three_inputs():
-    """Of each of the 31 kinds there are three inputs or more."""
+    """Of each of the 35 kinds there are three inputs or more."""
     names = [*PREPARED, *IN_THE_FILES, *IN_THE_ROWS]
     found = Counter(int(name.split()[0]) for name in names)
-    assert sorted(found) == list(range(1, 32))
+    assert sorted(found) == list(range(1, 36))
     assert [kind for kind, number in found.items() if number < 3] == []

@@ -10,6 +10,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from mtrec_ray.evaluation import blend
 from mtrec_ray.evaluation.blend import Blend, Judged, fit_blend, log_odds, weights_of
+from mtrec_ray.evaluation.metrics import row_losses
 
 
 def sigmoid(score):
@@ -56,6 +57,30 @@ def test_weights_are_those_of_logistic_regression():
     wanted = LogisticRegression(C=np.inf, tol=1e-8).fit(x, rows.label)
     weights = [*found.weights.values(), found.constant]
     np.testing.assert_allclose(weights, [*wanted.coef_[0], *wanted.intercept_], atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["count", "duration"])
+def test_counts_and_durations_are_blended_on_their_logarithms(kind):
+    """Two noisy readings, the better one weighs more; the loss falls, and the sums agree."""
+    rng = np.random.default_rng(4)
+    rows = []
+    for _ in range(2):
+        truth = rng.normal(1, 1, 8000)
+        first, second = (truth + rng.normal(0, own, 8000) for own in (0.5, 1.0))
+        noise = np.expm1(np.maximum(truth + rng.normal(0, 0.5, 8000), 0))
+        label = rng.poisson(np.exp(truth)) if kind == "count" else noise
+        said = (
+            np.exp([first, second]) if kind == "count" else np.expm1(np.maximum([first, second], 0))
+        )
+        rows.append(judged(*said, label.astype(float), rng.integers(0, 300, 8000)))
+    found = fit_blend(kind, rows[0])
+    assert found is not None
+    assert found.weights["network"] > found.weights["trees"] > 0.1
+    blended = found.of(rows[1].said)
+    alone = [row_losses(kind, rows[1].label, own).mean() for own in rows[1].said.values()]
+    assert row_losses(kind, rows[1].label, blended).mean() < min(alone)
+    if kind == "count":
+        assert blended.sum() == pytest.approx(rows[1].label.sum(), rel=0.1)
 
 
 def test_numbers_are_blended_in_their_own_units():

@@ -188,9 +188,9 @@ def test_ratings_become_two_tasks(tmp_path):
         "stars": "regression",
     }
     rows = scenario["events"]["rows"]
-    cut = min(rows["stars"][rows["like"] == 1])
-    assert ((rows["stars"] >= cut) == (rows["like"] == 1)).all()
-    assert 0.3 < rows["like"].mean() < 0.7
+    label = scenario["tasks"]["like"]["label"]
+    assert label["column"] == "stars"
+    assert 0.3 < (rows["stars"] >= label["at_least"]).mean() < 0.7
 
 
 def test_a_log_of_what_happened_gets_negatives(tmp_path):
@@ -200,7 +200,7 @@ def test_a_log_of_what_happened_gets_negatives(tmp_path):
     log_frame().drop(columns="click").to_csv(folder / "log.csv", index=False)
     [(_, scenario)] = init(tmp_path).items()
     assert scenario["negatives"]["of"] == "take"
-    assert (scenario["events"]["rows"]["take"] == 1).all()
+    assert scenario["tasks"]["take"]["label"]["always"] == 1
 
 
 def test_types_of_events_become_tasks(tmp_path):

@@ -9,26 +9,31 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import mean_poisson_deviance
 
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.task import Task
 from mtrec_ray.training.losses import (
     joint_loss,
     label_counts,
-    logit_losses,
     loss_sums,
     loss_weights,
-    target,
+    task_shapes,
     weight_tensor,
 )
 from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.task_losses import logit_losses, target
+from mtrec_ray.training.teacher_labels import mixable_tasks
 from tests.builders import (
+    EVERY_KIND,
     FACTS,
     SHOP,
     VIDEO,
     build,
     make_catalogues,
     make_rows,
+    shaped_project,
     small_model,
     take,
     two_scenario_project,
@@ -202,6 +207,52 @@ def test_entire_space_loss_trains_the_parent_too():
     assert gradients["shop"][0].tolist() == pytest.approx(wanted, rel=1e-5)
 
 
+FUNNEL = replace(
+    SHOP,
+    kinds={"buy": "binary", "view": "binary", "cart": "binary"},
+    given={"buy": "cart", "cart": "view"},
+    entire=["buy"],
+)
+# buy, view, cart; what is not known, and what a task above rules out, is null.
+FUNNEL_LABELS = torch.tensor(
+    [[1.0, 1, 1], [0, 1, 1], [nan, 1, 1], [nan, 1, 0], [nan, 0, nan], [nan, 1, nan], [nan] * 3]
+)
+
+
+def test_a_chain_over_the_entire_space_is_the_product():
+    """The loss of a buy is that of p(view) p(cart|view) p(buy|cart); its label 0 below any 0."""
+    found = target(FUNNEL, "buy", FUNNEL_LABELS)
+    np.testing.assert_array_equal(found, [1, 0, nan, 0, 0, nan, nan])
+    logits = torch.tensor([[0.3, 1.1, -0.4]]).expand(2, 3).clone().requires_grad_()
+    losses = logit_losses(FUNNEL, "buy", logits, torch.tensor([1.0, 0.0]))
+    p = logits.detach().sigmoid().prod(1)[0].item()
+    assert losses.tolist() == pytest.approx([-math.log(p), -math.log(1 - p)], rel=1e-5)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    assert (gradient[0] < 0).all()
+    assert (gradient[1] > 0).all()
+
+
+def test_a_masked_chain_learns_inside_of_its_parents():
+    """Masked, a task of a chain has the labels that it has, and its own logit's loss."""
+    masked = replace(FUNNEL, entire=[])
+    np.testing.assert_array_equal(target(masked, "buy", FUNNEL_LABELS), FUNNEL_LABELS[:, 0])
+    logits = torch.tensor([[0.3, 1.1, -0.4]])
+    loss = logit_losses(masked, "buy", logits, torch.ones(1))
+    assert loss.item() == pytest.approx(log_loss(sigmoid(0.3), 1), rel=1e-6)
+
+
+def test_confident_chains_keep_their_gradient():
+    """Near 1 all along a chain, with label 0, each link has a third of the gradient."""
+    logits = torch.full((1, 3), 20.0, requires_grad=True)
+    logit_losses(FUNNEL, "buy", logits, torch.zeros(1)).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.full((1, 3), 1 / 3), rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_leaves_all_labels_above_alone():
+    """Labels above a task over the entire space must be 0 or 1: no predictions are mixed in."""
+    assert mixable_tasks(FUNNEL).tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize("logit", [-120.0, -20.0, 20.0, 120.0])
 @pytest.mark.parametrize("buy", [0.0, 1.0])
 def test_entire_space_loss_is_finite(logit, buy):
@@ -217,6 +268,105 @@ def test_regression_target_is_standardised():
     """A regression is trained on (label - training mean) / training deviation, nulls kept."""
     found = target(VIDEO, "stars", VIDEO_LABELS)
     np.testing.assert_allclose(found, [1.5 / 1.1, -1.5 / 1.1, nan], rtol=1e-6)
+
+
+def shaped(kind="binary", **fields) -> Task:
+    """A task whose loss has a shape of its own."""
+    return Task(kind=kind, **fields)
+
+
+def test_class_weights_are_row_weights_of_positives():
+    """A positive weight of 3 is that of three copies of each positive, in loss and count."""
+    facts, shapes = {"shop": SHOP}, {("shop", "click"): shaped(positive_weight=3)}
+    logits, labels, c = {"shop": SHOP_LOGITS}, {"shop": SHOP_LABELS}, torch.tensor([1.0, 0.0])
+    sums = loss_sums(facts, logits, labels, shapes=shapes)
+    found = joint_loss(sums, label_counts(facts, labels, shapes=shapes), c)
+    copies = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4]
+    wanted = joint(facts, {"shop": SHOP_LOGITS[copies]}, {"shop": SHOP_LABELS[copies]}, c)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("facts", [SHOP, FUNNEL], ids=["buy given click", "buy given cart"])
+@pytest.mark.parametrize("task", [0, 1])
+def test_shapes_at_their_defaults_are_the_plain_loss(facts, task):
+    """Without smoothing and with gamma 0 the loss is log loss, over the entire space, too."""
+    name = facts.tasks[task]
+    logits, targets = torch.randn(6, len(facts.tasks)), torch.tensor([0.0, 1, 0, 1, 0.3, 1])
+    found = logit_losses(facts, name, logits, targets, shaped(positive_weight=2))
+    torch.testing.assert_close(found, logit_losses(facts, name, logits, targets))
+
+
+def test_smoothed_and_focal_losses_by_hand():
+    """A label of 1 smoothed by 0.2 is 0.9; focal, the loss of p is (1 - p)^2 times log loss."""
+    logits, targets = torch.tensor([[0.4, 0.0], [-1.0, 0.0]]), torch.tensor([1.0, 0.0])
+    p = [sigmoid(0.4), sigmoid(-1.0)]
+    found = logit_losses(SHOP, "click", logits, targets, shaped(label_smoothing=0.2))
+    wanted = [
+        0.9 * log_loss(q, y) + 0.1 * log_loss(q, 1 - y) for q, y in zip(p, (1, 0), strict=True)
+    ]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+    found = logit_losses(SHOP, "click", logits, targets, shaped(focal=2))
+    wanted = [(1 - p[0]) ** 2 * log_loss(p[0], 1), p[1] ** 2 * log_loss(p[1], 0)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_focal_losses_are_finite():
+    """Certain predictions, right or wrong, have a finite focal loss and gradient."""
+    logits = torch.tensor([[120.0, 120], [-120, -120], [120, -120]], requires_grad=True)
+    for task in ("click", "buy"):
+        for label in (0.0, 1.0):
+            targets = torch.full((3,), label)
+            losses = logit_losses(SHOP, task, logits, targets, shaped(focal=2))
+            (gradient,) = torch.autograd.grad(losses.sum(), logits)
+            assert losses.isfinite().all()
+            assert gradient.isfinite().all()
+
+
+def test_huber_is_the_square_of_small_errors_alone():
+    """Errors up to delta, in units of the label, are squared; beyond, the slope stays."""
+    logits = torch.tensor([[0.0, 0.1], [0.0, -3.0]], requires_grad=True)
+    targets = torch.tensor([0.3, 1.0])
+    task = shaped("regression", huber=1.1)  # one standard deviation of stars
+    found = logit_losses(VIDEO, "stars", logits, targets, task)
+    assert found.tolist() == pytest.approx([0.2**2, 2 * 4 - 1], rel=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient[:, 1].tolist() == pytest.approx([-0.4, -2], rel=1e-5)
+    wide = logit_losses(VIDEO, "stars", logits, targets, shaped("regression", huber=99))
+    torch.testing.assert_close(wide, logit_losses(VIDEO, "stars", logits, targets))
+
+
+def test_shapes_of_a_project():
+    """Only tasks whose loss has a shape of its own are named."""
+    assert task_shapes(two_scenario_project().scenarios) == {}
+    assert set(task_shapes(shaped_project().scenarios)) == {
+        ("shop", "click"), ("shop", "cart"), ("shop", "buy"), ("video", "stars")
+    }  # fmt: skip
+
+
+KINDS = EVERY_KIND["shop"]
+
+
+def test_counts_and_durations_by_hand():
+    """Poisson deviance over the dispersion, and a squared error of standardised logarithms."""
+    logits = torch.tensor([[0.0, 0, 0, 0.4, -0.5], [0.0, 0, 0, -1.0, 2.0]])
+    counts, seconds = torch.tensor([3.0, 0.0]), torch.tensor([30.0, 0.0])
+    labels = torch.stack([*torch.full((3, 2), nan), counts, seconds], 1)
+    visits = logit_losses(KINDS, "visits", logits, target(KINDS, "visits", labels))
+    wanted = mean_poisson_deviance([3, 1e-9], np.exp([0.4, -1.0])) / (1.6**2 / 2.0)
+    assert visits.mean().item() == pytest.approx(wanted, rel=1e-5)
+    found = logit_losses(KINDS, "seconds", logits, target(KINDS, "seconds", labels))
+    standard = [(math.log1p(y) - 3.4) / 1.2 for y in (30, 0)]
+    assert found.tolist() == pytest.approx([(-0.5 - standard[0]) ** 2, (2 - standard[1]) ** 2])
+
+
+def test_the_least_loss_of_a_count_is_the_mean():
+    """Of one logit for many counts the loss is least at the logarithm of their mean."""
+    counts = torch.tensor([0.0, 1, 7, 2])
+    logits = torch.zeros(4, 5, requires_grad=True)
+    shifted = logits + math.log(counts.mean())
+    (gradient,) = torch.autograd.grad(logit_losses(KINDS, "visits", shifted, counts).sum(), logits)
+    assert gradient.sum().item() == pytest.approx(0, abs=1e-5)
+    assert gradient[:, 3].any()
 
 
 @pytest.mark.parametrize("cuts", [(0, 4, 12), (0, 1, 11, 12)])
@@ -258,6 +408,38 @@ def test_step_reports_the_joint_loss():
     wanted = sum(weights[k] * sum(x) / len(x) for k, x in means.items())
     assert result.counts.tolist() == [len(x) for x in means.values()]
     assert result.loss == pytest.approx(wanted, rel=1e-5)
+
+
+def test_row_weights_are_copies_of_rows():
+    """A row of weight 3 counts as three rows, one of weight 0 as none, in loss and gradient."""
+    weights, copies = {"shop": torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0])}, [0, 0, 0, 2, 3, 3, 4]
+    facts, c = {"shop": SHOP}, torch.tensor([0.6, 0.4])
+    leaf = SHOP_LOGITS.clone().requires_grad_()
+    sums = loss_sums(facts, {"shop": leaf}, {"shop": SHOP_LABELS}, weights)
+    counts = label_counts(facts, {"shop": SHOP_LABELS}, weights)
+    loss = joint_loss(sums, counts, c)
+    wanted, gradients = loss_and_gradients(
+        {"shop": SHOP_LABELS[copies]}, c, facts, {"shop": SHOP_LOGITS[copies]}
+    )
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    summed = torch.zeros_like(leaf).index_add_(0, torch.tensor(copies), gradients["shop"])
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], summed)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_scale_of_row_weights_changes_nothing(scale):
+    """Weights that sum to less than 1, too, are weights relative to each other."""
+    weights = {name: scale * torch.arange(1.0, len(x) + 1) for name, x in LABELS.items()}
+    sums, counts = loss_sums(FACTS, LOGITS, LABELS, weights), label_counts(FACTS, LABELS, weights)
+    loss = joint_loss(sums, counts, weights_of(2, 1))
+    assert loss.item() == pytest.approx(0.941264, abs=1e-6)
+
+
+def test_a_step_of_rows_without_weight_is_zero():
+    """Where all labelled rows weigh 0 the loss is 0, not NaN."""
+    weights = {name: torch.zeros(len(x)) for name, x in LABELS.items()}
+    sums, counts = loss_sums(FACTS, LOGITS, LABELS, weights), label_counts(FACTS, LABELS, weights)
+    assert joint_loss(sums, counts, weights_of(2, 1)).item() == 0
 
 
 def looped_losses(name, logits, labels):

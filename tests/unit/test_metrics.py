@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
+from sklearn.metrics import (
+    log_loss,
+    mean_absolute_error,
+    mean_poisson_deviance,
+    mean_squared_error,
+    roc_auc_score,
+    root_mean_squared_log_error,
+)
 
 from mtrec_ray.evaluation.metrics import (
     EPSILON,
@@ -14,6 +21,7 @@ from mtrec_ray.evaluation.metrics import (
     grouped_auc,
     joint_score,
     mean_task_score,
+    positive_metrics,
     regression_metrics,
     row_losses,
     scenario_scores,
@@ -246,6 +254,28 @@ def test_every_mean_over_tasks_is_the_same(scores):
     assert found.get("a", math.nan) == pytest.approx(wanted, nan_ok=True)
     twice = mean_task_score(np.array([scores, scores]))
     np.testing.assert_array_equal(twice, [wanted, wanted])
+
+
+OF_NUMBERS = {
+    "count": (mean_poisson_deviance, "poisson_deviance", "relative_deviance"),
+    "duration": (root_mean_squared_log_error, "rmsle", "relative_rmsle"),
+}
+
+
+@pytest.mark.parametrize("kind", OF_NUMBERS)
+def test_metrics_of_counts_and_durations_are_scikit_learns(kind):
+    """Deviance or RMSLE, and RMSE and MAE in the label's own units; calibration is of sums."""
+    rng = np.random.default_rng(3)
+    labels, scores = rng.poisson(2, 300).astype(float), rng.lognormal(0.5, 1, 300)
+    of, main, relative = OF_NUMBERS[kind]
+    found = positive_metrics(kind, labels, scores, constant=1.7)
+    assert found[main] == pytest.approx(of(labels, scores), rel=1e-9)
+    assert found[relative] == pytest.approx(of(labels, scores) / of(labels, np.full(300, 1.7)))
+    assert found["rmse"] == pytest.approx(math.sqrt(mean_squared_error(labels, scores)))
+    assert found["mae"] == pytest.approx(mean_absolute_error(labels, scores))
+    assert found["calibration"] == pytest.approx(scores.sum() / labels.sum())
+    assert task_score(found) == found[relative]
+    assert scenario_scores({f"a/t/{k}": v for k, v in found.items()}) == {"a": found[relative]}
 
 
 @pytest.mark.parametrize("kind", ["binary", "regression"])

@@ -25,6 +25,7 @@ from mtrec_ray.model.samples import Samples
 from mtrec_ray.training.item_vectors import ItemVectors
 from tests.builders import (
     CPU,
+    EVERY_KIND,
     FACTS,
     NUM_ITEMS,
     SHOP,
@@ -209,14 +210,17 @@ def test_items_unknown_to_training_have_no_id():
     assert_same_scores(scores(model, vectors, rows_of()), before)
 
 
-def test_a_new_model_predicts_the_training_means():
-    """Before the first step every prediction is the training base rate or mean."""
+@pytest.mark.parametrize("facts", [FACTS, EVERY_KIND], ids=["two kinds", "every kind"])
+def test_a_new_model_predicts_what_training_labels_tell(facts):
+    """Before the first step it says the base rate, the mean, or the mean of the logarithms."""
     options = small_model()
-    model = Recommender(options, FACTS, make_catalogues(), TextEncoder(options.encoder))
+    model = Recommender(options, facts, make_catalogues(), TextEncoder(options.encoder))
     vectors = ItemVectors(model.encoder, make_catalogues(), CPU)
-    for name, logits in scores(model, vectors, rows_of()).items():
-        wanted = torch.tensor([list(FACTS[name].label_means.values())]).expand_as(logits)
-        torch.testing.assert_close(predictions(FACTS[name], logits), wanted)
+    rows = {name: make_rows(np.random.default_rng(0), own, 20) for name, own in facts.items()}
+    for name, logits in scores(model, vectors, rows).items():
+        wanted = [facts[name].base_prediction(task) for task in facts[name].tasks]
+        found = predictions(facts[name], logits)
+        torch.testing.assert_close(found, torch.tensor([wanted]).expand_as(found))
 
 
 def test_predictions_are_in_the_labels_units():

@@ -18,8 +18,8 @@ from mtrec_ray.data.preparing import inputs, samples
 from mtrec_ray.data.preparing.audit import AuditPast, known_after
 from mtrec_ray.data.preparing.audit_log import (
     raw_batches,
-    raw_label,
     raw_milliseconds,
+    raw_numbers,
     read_audit_log,
     users_of_raw_rows,
 )
@@ -333,7 +333,7 @@ def test_numbers_that_are_not_finite_count_as_null():
 def test_infinite_labels_are_unknown_to_the_audit_too():
     """A label that is not finite in 32 bits is no label."""
     column = pa.chunked_array([[1.0, -math.inf, 1e300, None, 0.5]])
-    np.testing.assert_array_equal(raw_label(column), [1.0, np.nan, np.nan, np.nan, 0.5])
+    np.testing.assert_array_equal(raw_numbers(column), [1.0, np.nan, np.nan, np.nan, 0.5])
 
 
 def test_nan_is_no_user():

@@ -143,13 +143,33 @@ def task(**fields):
     [
         ({"a": task(given="a")}, "tasks.a.given: found 'a'; allowed: another of ['a']"),
         ({"a": task(given="b")}, "tasks.a.given: found 'b'; allowed: another of ['a']"),
-        ({"a": task(given="b"), "b": task(given="a")}, "'b' is itself conditional"),
-        ({"a": task(), "b": task(given="a"), "c": task(given="b")}, "'b' is itself conditional"),
+        ({"a": task(given="b"), "b": task(given="a")}, "a.given: found a cycle, a given b given a"),
+        (
+            {
+                "a": task(given="c"),
+                "b": task(given="a"),
+                "c": task(given="b"),
+                "d": task(given="a"),
+            },
+            "tasks.a.given: found a cycle, a given c given b given a; allowed: a chain that ends",
+        ),
         ({"a": task(kind="regression"), "b": task(given="a")}, "'a' is a regression"),
         (
             {"a": task(space="entire")},
             "space: found entire; allowed: masked, or a binary task with given",
         ),
+        (
+            {"a": {"kind": "regression", "positive_weight": 3}},
+            "tasks.a.positive_weight: found 3 in a regression task; allowed: a binary one",
+        ),
+        (
+            {"a": {"kind": "count", "focal": 2}},
+            "tasks.a.focal: found 2 in a count task; allowed: a binary one",
+        ),
+        ({"a": task(huber=1)}, "tasks.a.huber: found 1 in a binary task; allowed: a regression"),
+        ({"a": task(positive_weight=0)}, "positive_weight: found 0; allowed: input should be gr"),
+        ({"a": task(label_smoothing=1)}, "label_smoothing: found 1; allowed: input should be less"),
+        ({"a": task(focal=-1)}, "focal: found -1; allowed: input should be greater"),
         ({"a": task(weight=0)}, "all task weights are 0"),
         ({"a": task(weight=-1)}, "greater than or equal to 0"),
         ({"1a": task()}, "allowed: a letter"),
@@ -157,10 +177,25 @@ def task(**fields):
     ],
 )
 def test_bad_tasks_are_refused(tasks, words):
-    """A task's parent is another, binary, unconditional task: cycles and chains are refused."""
+    """A task's parent is another, binary task, and a cycle is one line."""
     found = problems_of(tree_of(tasks))
+    assert len([line for line in found if "cycle" in line]) == ("cycle" in words)
     assert all(line.startswith("scenarios.shop") for line in found)
     assert any(words in line for line in found)
+
+
+def test_a_chain_may_have_any_length():
+    """A conditional task may be a parent; a label is known when all labels above it are."""
+    tasks = {
+        "buy": task(given="cart", space="entire", delay="1d"),
+        "cart": task(given="view", delay="3d"),
+        "view": task(),
+        "back": task(given="buy"),
+    }
+    shop = parse_project(tree_of(tasks)).scenarios["shop"]
+    assert shop.chain("back") == ["back", "buy", "cart", "view"]
+    days = {name: shop.label_delay(name) / 86_400 for name in tasks}
+    assert days == {"view": 0, "cart": 3, "buy": 3, "back": 3}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def samples_of(users, items, history, num_items=SHOP.num_items):
         numeric=torch.zeros(len(users), 3),
         categorical=torch.zeros(len(users), 1, dtype=torch.int64),
         labels=torch.ones(len(users), 2),
+        weights=torch.ones(len(users)),
     )
 
 

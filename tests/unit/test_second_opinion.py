@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mtrec_ray.data.kinds import own_units
 from mtrec_ray.evaluation.blend import Blend
 from mtrec_ray.project.training import Opinions
 from mtrec_ray.stages.predictions import Beside, SecondOpinion
 from mtrec_ray.stages.second_opinion import blends_of, of_some_users
+from mtrec_ray.training.boosted_trees import Examples, fit_trees
 from mtrec_ray.training.second_opinion import fit_tree_model, load_tree_model, stops
 from tests.builders import FACTS, make_catalogues, make_rows, write_prepared
 
@@ -54,6 +56,33 @@ def test_trees_read_what_a_column_tells(tmp_path, texts):
     clicked = rows["labels"][:, 0] == 1
     assert found["click"][clicked].min() > found["click"][~clicked].max()
     assert not opinions(tmp_path / "c", texts, options=Opinions(least_labels=10_000))
+
+
+@pytest.mark.parametrize("kind", ["count", "duration"])
+def test_trees_of_counts_and_durations_speak_in_their_units(kind):
+    """Labels that a column tells are found in their own units, by another scale of the fit."""
+    rng = np.random.default_rng(1)
+    inputs, user = rng.normal(size=(2000, 3)), np.arange(2000) % 50
+    label = np.round(np.exp(1 + inputs[:, 0])).astype("f4")
+    rows = Examples(inputs, label[:, None], user, rng.random(2000) + 0.5)
+    trees = fit_trees(
+        kind, rows.of_task(0), rows.of_task(0), 0, weights=rows.weights_of(0), seed=0,
+        num_threads=1, rounds=100,
+    )  # fmt: skip
+    found = own_units(kind, np.asarray(trees.predict(inputs)))
+    assert np.corrcoef(np.log1p(found), np.log1p(label))[0, 1] > 0.97
+    assert found.min() >= 0
+
+
+def test_weights_move_trees():
+    """Of two labels for the same inputs trees find the mean by the weights of the rows."""
+    inputs, label = np.zeros((400, 1)), np.tile([0.0, 1.0], 200).astype("f4")
+    rows = Examples(inputs, label[:, None], np.arange(400), np.where(label == 1, 3.0, 1.0))
+    trees = fit_trees(
+        "regression", rows.of_task(0), rows.of_task(0), 0, weights=rows.weights_of(0), seed=0,
+        num_threads=1, rounds=1,
+    )  # fmt: skip
+    assert np.asarray(trees.predict(inputs))[0] == pytest.approx(0.75)
 
 
 def test_they_are_kept_as_they_are(tmp_path, texts):

@@ -71,6 +71,7 @@ def check_row(
     item = list(log.item_row)[int(sample["item"])]
     if number == source and raw["item"] != item:
         return [f"item: prepared {item}, in the log {raw['item']}"]
+    wrong = check_labels(scenario, raw, sample) if number == source else []
     seen = rows_to_see(log, scenario, split, source)
     columns = dict(zip(facts.numeric_names, sample["numeric"].tolist(), strict=True))
     scale = 1.0
@@ -78,7 +79,7 @@ def check_row(
         scale = AUDIT_NUM_FOLDS / (AUDIT_NUM_FOLDS - 1)  # counts stand for the whole training set
     past = AuditPast(scenario, facts.label_means, raw["time"], scale)
     of_user = seen[seen["user"] == raw["user"]]
-    problems = disagreements(columns, past.statistics("user", of_user))
+    problems = wrong + disagreements(columns, past.statistics("user", of_user))
     problems += disagreements(columns, past.statistics("item", seen[seen["item"] == item]))
     for column in log.audited:
         value = log.category(item, column)
@@ -89,6 +90,15 @@ def check_row(
                 expected = dict.fromkeys(expected, np.nan)
             problems += disagreements(columns, expected)
     return problems + check_history(log, scenario, of_user, raw["time"], sample["history"].tolist())
+
+
+def check_labels(scenario: Scenario, raw: Any, sample: Arrays) -> list[str]:
+    """Returns a line for each label of a sample, and its weight, that differs from its row's."""
+    prepared = dict(zip(scenario.tasks, sample["labels"].tolist(), strict=True))
+    wanted = {task: float(raw[f"label.{task}"]) for task in scenario.tasks}
+    wrong = [f"label of {line}" for line in disagreements(prepared, wanted)]
+    weight = {"weight": float(sample.get("weight", 1.0))}
+    return wrong + disagreements(weight, {"weight": float(raw["weight"])})
 
 
 def rows_to_see(log: AuditLog, scenario: Scenario, split: str, source: int) -> pd.DataFrame:

@@ -37,7 +37,7 @@ class AuditLog:
     """Raw rows of some users, items and categories, by row number.
 
     Attributes:
-        rows: columns user, item (text), time (ms), split, `label.TASK` of each task, and
+        rows: columns user, item (text), time (ms), split, weight, `label.TASK` of each task, and
             `category.COLUMN` of each category with statistics.
         item_row: catalogue row of each item id.
         audited: categories with statistics whose values are all rare enough to be read whole.
@@ -148,6 +148,8 @@ def raw_equal(column: pa.ChunkedArray, value: str | float) -> pa.ChunkedArray | 
     """Returns where a column has a value in its own type; nowhere where the type has no such."""
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
+    if pa.types.is_float16(column.type) and not isinstance(value, str):
+        column, value = column.cast(pa.float32()), float(np.float16(value))
     beyond = isinstance(value, int) and abs(value) >= 2**63  # Arrow reads it as text
     no_bool = pa.types.is_boolean(column.type) and isinstance(value, int | float)
     if no_bool and value != bool(value):
@@ -194,8 +196,9 @@ def raw_batches(
 ) -> Iterator[pd.DataFrame]:
     """Yields the rows of some users and some items, by row number, a row group at a time."""
     events = scenario.events
-    columns = {events.user, events.item, *(scenario.label_column(t) for t in scenario.tasks)}
-    columns |= {c for c in (events.time, scenario.split.column) if c}
+    of_labels = [scenario.label(task).column for task in scenario.tasks]
+    columns = {events.user, events.item, *events.weigh.values()}
+    columns |= {c for c in (events.time, scenario.split.column, *of_labels) if c}
     wanted_users, wanted_items = (pa.array(sorted(x), pa.string()) for x in (users, items))
     first = 0
     for file in input_files(path):
@@ -215,24 +218,69 @@ def raw_batches(
 
 
 def raw_frame(table: pa.Table, scenario: Scenario) -> pd.DataFrame:
-    """Returns times (ms), labels and splits of raw rows; labels are NaN without a parent of 1."""
+    """Returns times (ms), weights, labels and splits of raw rows.
+
+    Labels are NaN without a parent of 1.
+    """
     events = scenario.events
     frame = pd.DataFrame(index=range(table.num_rows))
     frame["time"] = 0.0
     if events.time:
         frame["time"] = raw_milliseconds(table.column(events.time), events.time_unit)
+    frame["weight"] = raw_weights(table, scenario)
     for task in scenario.tasks:
-        frame[f"label.{task}"] = raw_label(table.column(scenario.label_column(task)))
+        frame[f"label.{task}"] = raw_label(table, scenario, task)
     if scenario.split.column:
         frame["split"] = raw_text(table.column(scenario.split.column)).to_numpy()
-    for task, spec in scenario.tasks.items():
-        if spec.given:
-            frame.loc[frame[f"label.{spec.given}"] != 1, f"label.{task}"] = np.nan
+    for _ in scenario.tasks:  # a pass reaches the children of what the one before left out
+        for task, spec in scenario.tasks.items():
+            if spec.given:
+                frame.loc[frame[f"label.{spec.given}"] != 1, f"label.{task}"] = np.nan
     return frame
 
 
-def raw_label(column: pa.ChunkedArray) -> np.ndarray:
-    """Returns f64[N]: labels, NaN for null and for what is not finite in 32 bits."""
+def raw_weights(table: pa.Table, scenario: Scenario) -> np.ndarray:
+    """Returns f64[N]: a row's weight, times 1 / p, where that is less than the clip of it."""
+    events, weights = scenario.events, np.ones(table.num_rows)
+    if events.weight_column:
+        weights = raw_numbers(table.column(events.weight_column))
+    if events.propensity:
+        inverse = 1 / raw_numbers(table.column(events.propensity.column))
+        clip = events.propensity.clip
+        weights = weights * np.where(inverse > clip, clip, inverse)
+    return weights
+
+
+def raw_label(table: pa.Table, scenario: Scenario, task: str) -> np.ndarray:
+    """Returns f64[N]: a task's labels, NaN where unknown; those that follow from a column, too.
+
+    Written on its own, as `raw_milliseconds` is.
+    """
+    label = scenario.tasks[task].label
+    if label.always:
+        return np.ones(table.num_rows)
+    name = label.column or task
+    column = table.column(name)
+    if label.equals is not None:
+        rest = raw_nulls(table.select([name]), {name: label.equals}).column(0)
+        hits = rest.is_null().to_numpy() & ~column.is_null().to_numpy()
+        return np.where(column.is_null(nan_is_null=True).to_numpy(), np.nan, hits)
+    if label.at_least is not None:
+        return raw_at_least(column, label.at_least)
+    return raw_numbers(column)
+
+
+def raw_at_least(column: pa.ChunkedArray, least: float) -> np.ndarray:
+    """Returns f64[N]: 1 from a number on, else 0, NaN for null; in the precision of the column."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    values = pc.cast(column.cast(kind), pa.float64(), safe=False).to_numpy()
+    if pa.types.is_floating(kind):  # the bound is rounded as the values are
+        least = pa.scalar(least).cast(kind, safe=False).cast(pa.float64()).as_py()
+    return np.where(np.isnan(values), np.nan, values >= least)
+
+
+def raw_numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns f64[N]: numbers, NaN for null and for what is not finite in 32 bits."""
     values = pc.cast(column, pa.float64(), safe=False).to_numpy()
     return np.where(np.abs(values) <= MAX_LABEL, values, np.nan)
 

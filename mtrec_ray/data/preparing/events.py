@@ -2,7 +2,8 @@
 
 Canonical columns (lists padded to `width`): row i64, user i64 (hash), user_id string, item i32,
 time i64 (ms; 0 without time), split i8, sampled bool, labels f32[width] (NaN unknown),
-event_numeric f32[width], event_categorical i64[width] (hashes).
+event_numeric f32[width], event_categorical i64[width] (hashes); where rows have weights, weight
+f32.
 """
 
 from collections import Counter
@@ -22,11 +23,15 @@ from mtrec_ray.data.columns import (
     fixed_list,
     floats,
     hash_strings,
+    is_one_of,
     is_plain_number,
     is_possible,
     milliseconds,
+    numbers,
 )
-from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario, to_ms
+from mtrec_ray.data.shards import WEIGHT
+from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Events, Scenario, to_ms
+from mtrec_ray.project.task import Label
 
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
 
@@ -76,22 +81,53 @@ def _splits(
 
 
 def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
-    """Returns f32[N, T]: labels, NaN where unknown or where the parent task is not positive."""
-    columns = {t: floats(table.column(scenario.label_column(t))) for t in scenario.tasks}
+    """Returns f32[N, T]: labels, NaN where unknown or where a task above is not positive."""
+    columns = {t: label_values(table, scenario.label(t)) for t in scenario.tasks}
+    positive = {t: values == 1 for t, values in columns.items()}
     for name, task in scenario.tasks.items():
         values = columns[name]
-        if task.kind == "binary":
-            wrong = np.isfinite(values) & (values != 0) & (values != 1) | np.isinf(values)
-            findings.note(f"bad label of {name}", wrong, values)
+        findings.note(f"bad label of {name}", is_wrong(task.kind, values), values)
         findings.note(f"label of {name} that is infinite", np.isinf(values))
         values = np.where(np.isinf(values), np.nan, values)
         if task.given:
-            parent = columns[task.given]
-            outside = np.isfinite(values) & (parent != 1)
-            findings.note(f"label of {name} without a positive {task.given}", outside)
-            values = np.where(parent == 1, values, np.nan)
+            inside = np.all([positive[above] for above in scenario.chain(name)[1:]], axis=0)
+            findings.note(
+                f"label of {name} without a positive {task.given}", np.isfinite(values) & ~inside
+            )
+            values = np.where(inside, values, np.nan)
         columns[name] = values
     return np.stack(list(columns.values()), 1)
+
+
+def is_wrong(kind: str, values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Returns bool[N]: labels that a task of a kind cannot have."""
+    known = np.isfinite(values)
+    if kind == "binary":
+        return known & (values != 0) & (values != 1) | np.isinf(values)
+    negative = known & (values < 0) & (kind in ("count", "duration"))
+    return negative | (known & (values != np.floor(values)) & (kind == "count"))
+
+
+def label_values(table: pa.Table, label: Label) -> NDArray[np.float32]:
+    """Returns f32[N]: a label, as it stands in its column or follows from it, NaN where unknown.
+
+    A number is compared in the precision of its column: 4.1 in 32 bits is at least 4.1.
+    """
+    if label.column is None:
+        return np.ones(table.num_rows, np.float32)
+    column = table.column(label.column)
+    if label.equals is not None:
+        known = ~column.is_null(nan_is_null=True).to_numpy()
+        return unknown_elsewhere(is_one_of(column, label.equals).to_numpy(), known)
+    if label.at_least is not None:
+        values = numbers(column)
+        return unknown_elsewhere(values >= label.at_least, ~np.isnan(values))
+    return floats(column)
+
+
+def unknown_elsewhere(positive: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Returns f32[N]: 1 and 0 where a label is known, NaN elsewhere."""
+    return np.where(known, positive, np.nan).astype(np.float32)
 
 
 def canonical(
@@ -111,8 +147,10 @@ def canonical(
     item = lookup.find(table.column(events.item))
     keep = has_time & (item >= 0) & read_nulls(table, scenario, item, findings)
     categories = [hash_strings(table.column(c)).view(np.int64) for c in events.categorical]
+    weights = {WEIGHT: read_weights(table, events, findings)} if events.weigh else {}
     rows = pa.table(
-        {
+        weights
+        | {
             "row": first_row + np.arange(num),
             "user": hash_strings(table.column(events.user)).view(np.int64),
             "user_id": as_text(table.column(events.user)),
@@ -187,6 +225,22 @@ def read_numbers(table: pa.Table, scenario: Scenario, findings: Findings) -> NDA
         findings.note(f"number of {name} that is infinite", np.isinf(values))
         columns.append(np.where(np.isinf(values), np.float32(np.nan), values))
     return _stack(columns, table.num_rows, np.float32)
+
+
+def read_weights(table: pa.Table, events: Events, findings: Findings) -> NDArray[np.float32]:
+    """Returns f32[N]: the weight of each row, min(1 / p, clip) where p is its probability."""
+    weights = np.ones(table.num_rows)
+    if events.weight_column:
+        values = numbers(table.column(events.weight_column))
+        good = np.isfinite(values) & (values >= 0)
+        findings.note("bad weight", ~good, values)
+        weights *= np.where(good, values, 0)
+    if events.propensity:
+        p = numbers(table.column(events.propensity.column))
+        good = (p > 0) & (p <= 1)
+        findings.note("bad propensity", ~good, p)
+        weights *= np.minimum(1 / np.where(good, p, 1), events.propensity.clip)
+    return weights.astype(np.float32)
 
 
 def _stack(columns: list[np.ndarray], num: int, dtype: type) -> np.ndarray:

@@ -23,6 +23,7 @@ from mtrec_ray.data.preparing.events import TRAIN
 from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals, part_of
 from mtrec_ray.data.preparing.samples import order_key, source_rows
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS, KeyedRows, Windows
+from mtrec_ray.data.shards import WEIGHT
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED_AGE = "item.log_seconds_since_published"
@@ -267,8 +268,8 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
     """Returns the finished rows of a partition of users, and their end states by kind.
 
     A row: row, user (vocabulary number, 0 unknown), person (hash of the user), item, time, split,
-    history, history_age, numeric, categorical, labels. States: `users`, and
-    `user_category.COLUMN` of each user and value.
+    history, history_age, numeric, categorical, labels, and its weight, if it has one. States:
+    `users`, and `user_category.COLUMN` of each user and value.
     """
     table = table.take(pa.array(np.argsort(order_key(table, spec.seed), kind="stable")))
     rows, first = with_end_rows(table, table.column("user").to_numpy(), spec)
@@ -286,8 +287,10 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
             "numeric": fixed_list(values[num:]),
         }
     )
+    weights = {WEIGHT: table.column(WEIGHT)} if WEIGHT in table.column_names else {}
     finished = pa.table(
-        {
+        weights
+        | {
             "row": table.column("row"),
             "user": user,
             "person": table.column("user"),

@@ -70,12 +70,23 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
     of_events = [(events.user, "events.user"), (events.item, "events.item")]
     of_events += [(column, "events.categorical") for column in events.categorical]
     of_events += [(column, "events.numeric") for column in events.numeric]
-    of_events += [(scenario.label_column(task), f"tasks.{task}") for task in scenario.tasks]
+    of_events += label_columns(scenario)
+    of_events += [(column, f"events.{field}") for field, column in events.weigh.items()]
     if events.time:
         of_events.append((events.time, "events.time"))
     if scenario.split.column:
         of_events.append((scenario.split.column, "split.column"))
     return {"items": of_items, "events": of_events}
+
+
+def label_columns(scenario: Scenario) -> list[tuple[str, str]]:
+    """Returns the columns that labels come from, each with the field that names it."""
+    labels = {task: scenario.label(task) for task in scenario.tasks}
+    return [
+        (label.column, ".".join([f"tasks.{task}", *(f"label.{way}" for way in label.ways)]))
+        for task, label in labels.items()
+        if label.column
+    ]
 
 
 def wanted_columns(scenario: Scenario, kind: str) -> list[str]:
@@ -172,10 +183,17 @@ def _can_be_joined(first: pa.DataType | None, second: pa.DataType) -> bool:
     return True
 
 
-NUMBERS = ("tasks", "events.numeric", "items.numeric")
+NUMBERS = (
+    "tasks", "events.numeric", "items.numeric", "events.weight_column", "events.propensity"
+)  # fmt: skip
 
 
 TIMES = ("events.time", "items.published")
+
+
+def holds_numbers(field: str) -> bool:
+    """Returns whether a field of the project file names a column of numbers."""
+    return field.startswith(NUMBERS) and not field.endswith(".label.equals")
 
 
 def fits(kind: pa.DataType, field: str) -> bool:
@@ -186,7 +204,7 @@ def fits(kind: pa.DataType, field: str) -> bool:
     if pa.types.is_null(kind):
         return True
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    if field.startswith(NUMBERS):
+    if holds_numbers(field):
         return is_number or pa.types.is_boolean(kind)
     if field in TIMES:
         return is_number or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
@@ -195,7 +213,7 @@ def fits(kind: pa.DataType, field: str) -> bool:
 
 def allowed_types(field: str) -> str:
     """Returns the types that a field's column may have, for a person."""
-    if field.startswith(NUMBERS):
+    if holds_numbers(field):
         return "a number or a boolean"
     return "a time stamp, a date or a number" if field in TIMES else "text, a number or a date"
 

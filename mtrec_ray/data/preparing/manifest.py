@@ -92,16 +92,25 @@ def shard_lists(written: list[dict[str, Any]], name: str) -> dict[str, list[dict
 
 
 def task_facts(scenario: Scenario, scan: "Scan") -> dict[str, Any]:
-    """Returns kinds, parents, and mean and standard deviation of the training labels."""
-    known, _, square = scan.label_sums
-    mean = scan.priors
-    std = np.sqrt(np.maximum(square / np.maximum(known, 1) - mean**2, 1e-12))
+    """Returns kinds, parents, and mean and standard deviation of the training labels.
+
+    By the weights of their rows.
+    """
+    mean, std = scan.label_moments(2)
+    durations = [t.kind == "duration" for t in scenario.tasks.values()]
+    log_means, log_stds = (
+        {task: float(v) for task, v, wanted in zip(scenario.tasks, values, durations, strict=True)
+         if wanted}
+        for values in scan.label_moments(4)
+    )  # fmt: skip
     return {
         "kinds": {n: t.kind for n, t in scenario.tasks.items()},
         "given": {n: t.given for n, t in scenario.tasks.items() if t.given},
         "entire": [n for n, t in scenario.tasks.items() if t.space == "entire"],
         "label_means": dict(zip(scenario.tasks, mean.tolist(), strict=True)),
         "label_stds": dict(zip(scenario.tasks, std.tolist(), strict=True)),
+        "label_log_means": log_means,
+        "label_log_stds": log_stds,
     }
 
 

@@ -21,6 +21,21 @@ if TYPE_CHECKING:
 MAX_ROWS_PER_USER = 5_000_000
 
 
+# Fields of weights: what is counted of their columns, and what may stand there.
+WEIGHTS = (
+    ("weight_column", "bad weight", "a finite number >= 0"),
+    ("propensity.column", "bad propensity", "a probability above 0, at most 1"),
+)
+
+
+# By kind of task: what is wrong with a label that it cannot have, and what it can.
+LABELS = {
+    "binary": ("neither 0, 1 nor null", "0, 1, null"),
+    "count": ("negative or not whole", "whole numbers >= 0, null"),
+    "duration": ("negative", "numbers >= 0, null"),
+}
+
+
 def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
     """Returns a line for each fault of a catalogue: null or repeated ids, times in no unit."""
     return [
@@ -109,9 +124,17 @@ def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]
     for what, number in counts.items():
         if what.startswith("bad label of "):
             task = what.removeprefix("bad label of ")
+            kind = scenario.tasks[task].kind
+            wrong, allowed = LABELS[kind]
             yield (
-                f"{where}.tasks.{task}: found {number} labels of a binary task that are neither "
-                f"0, 1 nor null, such as {examples[what]}; allowed: 0, 1, null"
+                f"{where}.tasks.{task}: found {number} labels of a {kind} task that are {wrong}, "
+                f"such as {examples[what]}; allowed: {allowed}"
+            )
+    for field, what, allowed in WEIGHTS:
+        if counts[what]:
+            yield (
+                f"{where}.events.{field}: found {counts[what]} of {rows} rows with a value such as "
+                f"{examples[what]}; allowed: {allowed} in every row"
             )
     if counts["unknown split"]:
         yield (
@@ -165,9 +188,15 @@ def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool
         return  # without training rows there are no labels either
     for i, task in enumerate(scenario.tasks):
         low, high = scan.label_ranges[:, i]
+        known, weight = scan.label_sums[:2, i]
         drawn = scenario.draws_negatives_of(task)
         if low > high:
             yield f"{where}.tasks.{task}: found no labels in train; allowed: two values or more"
+        elif known and not weight:
+            yield (
+                f"{where}.events.weight_column: found only weights of 0 in the training rows with "
+                f"a label of {task}; allowed: at least one above 0"
+            )
         elif low == high and (expanded or not drawn):
             positives_alone = scenario.tasks[task].kind == "binary" and low == 1
             hint = f", or negatives: {{of: {task}}}" if positives_alone else ""

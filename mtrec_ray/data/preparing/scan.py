@@ -18,6 +18,7 @@ from mtrec_ray.data.columns import LARGEST_MS, hash_ints, matrix
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.events import TEST, TRAIN, UNSPLIT, Findings, canonical
 from mtrec_ray.data.preparing.inputs import Fragment
+from mtrec_ray.data.shards import WEIGHT
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS, Scenario
 
@@ -68,7 +69,8 @@ class Scan:
     Attributes:
         findings: what was found, by name.
         split_rows: i64[4], rows of train, valid, test, and without a split yet.
-        label_sums: f64[3, T], number, sum and sum of squares of the known labels.
+        label_sums: f64[6, T], of the known labels: their number, the sum of their rows' weights,
+            weighted sums of labels and of their squares, and the same two of log(1 + label).
         label_ranges: f64[2, T], the least and the greatest label.
         num_labels: i64[3, T], the known labels of train, valid and test.
         item_rows: i64[n].
@@ -82,7 +84,7 @@ class Scan:
 
     findings: Findings = field(default_factory=Findings)
     split_rows: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
-    label_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, 1)))
+    label_sums: np.ndarray = field(default_factory=lambda: np.zeros((6, 1)))
     label_ranges: np.ndarray = field(default_factory=lambda: np.zeros((2, 1)))
     num_labels: np.ndarray = field(default_factory=lambda: np.zeros((3, 1), np.int64))
     item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
@@ -96,9 +98,15 @@ class Scan:
 
     @property
     def priors(self) -> np.ndarray:
-        """f64[T]: mean of each task's known training labels."""
-        known, total, _ = self.label_sums
-        return total / np.maximum(known, 1)
+        """f64[T]: mean of each task's known training labels, by the weights of their rows."""
+        return self.label_moments(2)[0]
+
+    def label_moments(self, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns means and standard deviations f64[T] of labels, whose sums begin at a row."""
+        weight = np.where(self.label_sums[1] > 0, self.label_sums[1], 1)
+        total, square = self.label_sums[first : first + 2]
+        mean = total / weight
+        return mean, np.sqrt(np.maximum(square / weight - mean**2, 1e-12))
 
     @property
     def vocabularies(self) -> list[np.ndarray]:
@@ -148,8 +156,11 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource, one_in: in
     """Returns the scan of some canonical rows, of which one in `one_in` is sampled."""
     split = table.column("split").to_numpy()
     train = split == (TRAIN if (split < UNSPLIT).any() else UNSPLIT)
-    sums, ranges = label_facts(matrix(table.column("labels"))[train], len(source.scenario.tasks))
-    known = np.isfinite(matrix(table.column("labels"))[:, : len(source.scenario.tasks)])
+    labels = matrix(table.column("labels"))[:, : len(source.scenario.tasks)]
+    weighted = WEIGHT in table.column_names
+    weights = table.column(WEIGHT).to_numpy() if weighted else np.ones(len(split), np.float32)
+    sums, ranges = label_facts(labels[train], weights[train])
+    known = np.isfinite(labels)
     items, time = table.column("item").to_numpy(), table.column("time").to_numpy()
     hashes = matrix(table.column("event_categorical"))[train].view(np.uint64)
     return Scan(
@@ -178,14 +189,17 @@ def sampled(table: pa.Table, one_in: int) -> pa.Table:
     return table.select(SAMPLE_SCHEMA.names).filter(pa.array(chosen))
 
 
-def label_facts(padded: np.ndarray, num_tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns sums f64[3, T] and ranges f64[2, T] of labels, as a `Scan` has them."""
-    labels = padded[:, :num_tasks].astype(np.float64)
+def label_facts(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns sums f64[6, T] and ranges f64[2, T] of labels f32[N, T], as a `Scan` has them."""
+    labels, weights = labels.astype(np.float64), weights.astype(np.float64)[:, None]
     known = np.isfinite(labels)
     filled = np.where(known, labels, 0.0)
     low = np.where(known, labels, np.inf).min(0, initial=np.inf)
     high = np.where(known, labels, -np.inf).max(0, initial=-np.inf)
-    return np.stack([known.sum(0), filled.sum(0), (filled**2).sum(0)]), np.stack([low, high])
+    log = np.log1p(np.maximum(filled, 0))
+    summed = (known, filled, filled**2, log, log**2)
+    sums = [known.sum(0), *((weights * x).sum(0) for x in summed)]
+    return np.stack(sums), np.stack([low, high])
 
 
 def merge_scans(first: Scan | None, second: Scan) -> Scan:

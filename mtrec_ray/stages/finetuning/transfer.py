@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.evaluation.bootstrap import paired_difference
-from mtrec_ray.evaluation.metrics import rmse, roc_auc
+from mtrec_ray.evaluation.metrics import MAIN_METRIC, error, roc_auc
 from mtrec_ray.evaluation.model_choice import ScoredRows, score_difference
 from mtrec_ray.progress import Log
 from mtrec_ray.project.depends_on import Fields, task_weights
@@ -212,22 +212,22 @@ def two_labels(labels: np.ndarray) -> bool:
 def task_row(
     facts: PreparedScenario, task: str, scored: ScoredRows, pairs: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Returns AUC or RMSE of each model on a task's rows, and differences with 95 % intervals."""
+    """Returns the main metric of each model on a task's rows, and differences, 95 % intervals."""
     i = facts.tasks.index(task)
     known = np.isfinite(scored.labels[:, i])
-    metric = "auc" if facts.kinds[task] == "binary" else "rmse"
+    kind = facts.kinds[task]
+    metric = MAIN_METRIC[kind]
     labels, users = scored.labels[known, i].astype(np.float64), scored.users[known]
     known_scores = {m: [s[known, i].astype(np.float64)] for m, s in scored.scores.items()}
     row: dict[str, Any] = {"metric": metric, "rows": int(known.sum())}
     for model, scores in known_scores.items():
-        row[model] = metric_of(metric, labels, scores[0])
+        row[model] = metric_of(kind, labels, scores[0])
     for first, second in pairs:
         gap = paired_difference(metric, labels, known_scores[first], known_scores[second], users)
         row[f"{first}-{second}"] = asdict(gap)
     return row
 
 
-def metric_of(metric: str, labels: np.ndarray, scores: np.ndarray) -> float:
-    """Returns AUC or RMSE."""
-    of = roc_auc if metric == "auc" else rmse
-    return float(of(labels, scores))
+def metric_of(kind: str, labels: np.ndarray, scores: np.ndarray) -> float:
+    """Returns the main metric of a kind of label."""
+    return roc_auc(labels, scores) if kind == "binary" else error(kind, labels, scores)
