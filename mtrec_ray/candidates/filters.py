@@ -18,7 +18,7 @@ from mtrec_ray.data.catalogue import ItemLookup, category_codes
 from mtrec_ray.data.columns import is_plain_number, plain_type
 from mtrec_ray.data.preparing.inputs import ALLOWED_FILES, Footer, footers
 from mtrec_ray.project.assortment import Filter
-from mtrec_ray.project.base import ProjectError, refuse, shorten
+from mtrec_ray.project.base import ProjectError, refuse, shorten, without_options
 from mtrec_ray.project.project import Project
 
 BOUNDS = ("at_least", "at_most")
@@ -73,7 +73,8 @@ def catalogue_footers(project: Project, name: str) -> list[Footer]:
         return footers(path)
     except FileNotFoundError:
         where = f"scenarios.{name}.items.path"
-        raise ProjectError([f"{where}: found nothing at {path}; {ALLOWED_FILES}"]) from None
+        found = without_options(path)
+        raise ProjectError([f"{where}: found nothing at {found}; {ALLOWED_FILES}"]) from None
 
 
 def columns_text(table: pa.Table) -> str:

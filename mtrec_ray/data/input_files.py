@@ -32,7 +32,7 @@ def input_files(path: str) -> list[FileVersion]:
         OSError: the file system cannot be reached.
         ProjectError: a table that cannot be read, or files of two kinds.
     """
-    if storage.is_file(path):
+    if storage.is_file(path) or not storage.exists(path):
         return storage.shown_versions(path)
     files = table_files(path)
     if files is None:

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
@@ -101,6 +102,7 @@ def local_log(path: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         source, target = f"{inner.rstrip('/')}/{DELTA_LOG}", f"{folder}/{DELTA_LOG}"
+        Path(target).mkdir()
         pafs.copy_files(source, target, fs, pafs.LocalFileSystem())
         yield folder
 

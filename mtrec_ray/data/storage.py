@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,14 +11,15 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
+import fsspec.core
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from mtrec_ray.project.base import ProjectError, split_query
+from mtrec_ray.project.base import ProjectError, split_options, split_query
 
 PARQUET_ENDINGS = (".parquet", ".pq", ".parq")
 
@@ -52,10 +55,52 @@ class FileVersion:
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """Returns the filesystem of a path or URI and the path inside it."""
-    if "://" in path:
-        return pafs.FileSystem.from_uri(path)
-    return pafs.LocalFileSystem(), str(Path(path).absolute())
+    """Returns the filesystem of a path or URI and the path inside it.
+
+    A URI whose protocol pyarrow does not know is one of fsspec.
+
+    Raises:
+        OSError: no such file system, or a package that is missing.
+        ProjectError: the environment lacks a variable that options name.
+        ArrowInvalid: pyarrow knows the protocol, and not the rest.
+    """
+    if "://" not in path:
+        return pafs.LocalFileSystem(), str(Path(path).absolute())
+    uri, options = split_options(path)
+    options = expanded(options)
+    plain = urlencode({k: v if isinstance(v, str) else json.dumps(v) for k, v in options.items()})
+    try:
+        return pafs.FileSystem.from_uri(uri + ("&" if "?" in uri else "?") * bool(plain) + plain)
+    except pa.ArrowInvalid as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise
+    try:
+        fs, inner = fsspec.core.url_to_fs(uri, **options)
+    except Exception as error:  # of the protocol's package, or that there is none
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    if not uri.startswith(("http://", "https://")):  # whose paths are addresses
+        inner = unquote(inner)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), inner
+
+
+def expanded(value: Any) -> Any:
+    """Returns options in whose texts variables of the environment stand for `${NAME}`.
+
+    Raises:
+        ProjectError: there is no such variable.
+    """
+    if isinstance(value, dict):
+        return {key: expanded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [expanded(inner) for inner in value]
+    return re.sub(r"\$\{(\w+)\}", _variable, value) if isinstance(value, str) else value
+
+
+def _variable(found: re.Match[str]) -> str:
+    if found[1] not in os.environ:
+        allowed = "allowed: a variable of the environment on every node"
+        raise ProjectError([f"storage_options: found {found[0]}, which is not set; {allowed}"])
+    return os.environ[found[1]]
 
 
 def join(*parts: str) -> str:
@@ -72,7 +117,7 @@ def name_of(path: str) -> str:
 def exists(path: str) -> bool:
     """Returns whether a file or folder is there."""
     fs, inner = filesystem(path)
-    return fs.get_file_info(inner).type != pafs.FileType.NotFound
+    return _info(fs, inner).type != pafs.FileType.NotFound
 
 
 def is_file(path: str) -> bool:
@@ -126,7 +171,7 @@ def shown_versions(path: str) -> list[FileVersion]:
         raise FileNotFoundError(path)
     if info.type == pafs.FileType.File:
         return [_version(path, info)]
-    listed = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
+    listed = _info(fs, pafs.FileSelector(inner, recursive=True))
     below = {f.path[len(inner) :].strip("/"): f for f in listed if f.type == pafs.FileType.File}
     for mark, table in TABLES.items():
         if any(mark in f"/{name}" for name in below):
@@ -144,9 +189,9 @@ def parquet_files(path: str) -> list[str]:
     return [version.path for version in parquet_versions(path)]
 
 
-def _info(fs: pafs.FileSystem, inner: str) -> pafs.FileInfo:
+def _info(fs: pafs.FileSystem, what: str | pafs.FileSelector) -> Any:
     try:
-        return fs.get_file_info(inner)
+        return fs.get_file_info(what)
     except Exception as error:  # another library's, such as the hub's, is no OSError
         raise OSError(f"{type(error).__name__}: {error}") from error
 
@@ -170,7 +215,7 @@ def _partition_value(value: str) -> pa.Scalar:
 def files(path: str) -> list[str]:
     """Returns sorted files directly in a folder; none where it is not there."""
     fs, inner = filesystem(path)
-    listed = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    listed = _info(fs, pafs.FileSelector(inner, allow_not_found=True))
     names = [f.base_name for f in listed if f.type == pafs.FileType.File]
     return [join(path, _escaped(path, name)) for name in sorted(names)]
 

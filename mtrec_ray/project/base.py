@@ -3,8 +3,9 @@
 import json
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
+from urllib.parse import quote, unquote
 
 from pydantic import (
     AfterValidator,
@@ -148,3 +149,26 @@ def split_query(path: str) -> tuple[str, str]:
         return path, ""
     plain, mark, query = path.partition("?")
     return plain, mark + query
+
+
+# How options of a file system travel with a URI, to every process that opens it.
+OPTIONS = re.compile(r"[?&]storage_options=([\w.%~-]*)")
+
+
+def with_options(path: str, options: Mapping[str, Any]) -> str:
+    """Returns a URI that tells options of its file system, last in its query."""
+    if not options:
+        return path
+    mark = "&" if split_query(path)[1] else "?"
+    return f"{path}{mark}storage_options={quote(json.dumps(options), safe='')}"
+
+
+def split_options(path: str) -> tuple[str, dict[str, Any]]:
+    """Returns a URI without the options of its file system, and these."""
+    found = OPTIONS.search(path) if "://" in path else None
+    return (path.replace(found[0], ""), json.loads(unquote(found[1]))) if found else (path, {})
+
+
+def without_options(text: str) -> str:
+    """Returns a text, such as an error line, without the options of file systems in its URIs."""
+    return OPTIONS.sub("", text)

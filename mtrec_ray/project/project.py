@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import (
     BeforeValidator,
     Field,
+    JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -14,7 +15,14 @@ from pydantic import (
 )
 
 from mtrec_ray.project.assortment import Explore, Filter
-from mtrec_ray.project.base import Name, Section, Share, check_workers, split_query
+from mtrec_ray.project.base import (
+    Name,
+    Section,
+    Share,
+    check_workers,
+    split_query,
+    with_options,
+)
 from mtrec_ray.project.model import Model
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
@@ -172,6 +180,12 @@ class Project(Section):
         description="Folder or URI where the scenarios' relative paths start; relative to this "
         "file's folder.",
     )
+    storage_options: dict[str, dict[str, JsonValue]] = Field(
+        default={},
+        description="Options of file systems by protocol of a URI, such as `{sftp: {username: me, "
+        "password: '${SFTP_PASSWORD}'}}`; `${NAME}` is a variable of the environment. Names are "
+        "those of pyarrow's URIs (s3, gs, abfs, hdfs), else of fsspec.",
+    )
     data_seed: NonNegativeInt = Field(
         default=0,
         description="Seed of prepared data: splits by fractions, folds, negatives, row order.",
@@ -191,6 +205,14 @@ class Project(Section):
     evaluation: Evaluation = Field(default=Evaluation(), description="Scores and predictions.")
     recommend: Recommend = Field(default=Recommend(), description="Recommendations.")
     run: Run = Field(description="Name, workers and resources.")
+
+    def check_storage_options(self) -> Iterator[str]:
+        """Yields a line for options of a protocol that no path has."""
+        sections = [part for s in self.scenarios.values() for part in (s.items, s.events)]
+        used = {protocol_of(self.plain_path(part.path)) for part in sections}
+        for protocol in sorted(self.storage_options.keys() - used):
+            found = ", ".join(sorted(used - {""})) or "none, as all paths are local"
+            yield f"storage_options: found {protocol!r}; allowed: protocols of paths ({found})"
 
     def check_weights(self) -> Iterator[str]:
         """Yields a line for scenarios that all weigh nothing."""
@@ -277,7 +299,7 @@ class Project(Section):
             }
         )
 
-    def path(self, relative: str) -> str:
+    def plain_path(self, relative: str) -> str:
         """Returns a scenario's path below `root`; URIs and absolute paths stay as they are.
 
         The query of a URI (its endpoint, its region) stays last.
@@ -287,9 +309,19 @@ class Project(Section):
         root, query = split_query(self.root)
         return f"{root.rstrip('/')}/{relative}{query}"
 
+    def path(self, relative: str) -> str:
+        """Returns `plain_path`, which of a URI tells the options of its file system, too."""
+        path = self.plain_path(relative)
+        return with_options(path, self.storage_options.get(protocol_of(path), {}))
+
     def dump(self) -> dict[str, Any]:
         """Returns the project as plain JSON values."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def protocol_of(path: str) -> str:
+    """Returns the protocol of a URI; an empty text of a local path."""
+    return path.split("://")[0] if "://" in path else ""
 
 
 def of_names(values: Mapping[str, Named], names: Collection[str]) -> dict[str, Named]:

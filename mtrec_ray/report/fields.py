@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator, JsonValue, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from mtrec_ray.project.base import Section, section_of
@@ -26,7 +26,7 @@ WORDS = {
     "values_by_column": "values by column",
     "read_value": "text, a number, `true` or `false`",
 }
-NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
+NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", JsonValue: "value"}
 LIMITS = {
     "ge": ">= {:g}",
     "gt": "> {:g}",

@@ -15,7 +15,7 @@ from mtrec_ray.data.sample_world import Dials, write_sample_world
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log, begin_stage, warn
-from mtrec_ray.project.base import ProjectError, refuse
+from mtrec_ray.project.base import ProjectError, refuse, without_options
 from mtrec_ray.project.depends_on import Fields, fingerprint, prepared_data_depends_on
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
@@ -99,14 +99,15 @@ def as_parquet(files: Sequence[FileVersion], field: str, storage_path: str, log:
     Raises:
         ProjectError: `field` and why its files cannot be read.
     """
-    versions = [[file.path, file.size, file.mtime_ns] for file in files]
+    versions = [[without_options(file.path), file.size, file.mtime_ns] for file in files]
     target = storage.join(storage_path, f"tables-{fingerprint(versions)}", "rows.parquet")
     if not storage.exists(target):
         log(f"{field}: {text_kind(files[0].path)} to Parquet")
         try:
             rows = convert(files, target)
         except ProjectError as error:
-            raise ProjectError([f"{field}: {line}" for line in error.problems]) from None
+            lines = [f"{field}: {without_options(line)}" for line in error.problems]
+            raise ProjectError(lines) from None
         log(f"{field}: {rows:,} rows")
     return target
 

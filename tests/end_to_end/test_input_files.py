@@ -2,8 +2,14 @@
 
 import gzip
 import json
+import re
 import sys
+from base64 import b64encode
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -275,3 +281,91 @@ def test_a_changed_file_is_converted_anew(tmp_path, capsys):
     assert code == 0
     assert json.loads(stdout.splitlines()[-1])["report"]["shop"]["rows_in_log"] == NUM_ROWS - 5
     assert len(set(tmp_path.glob("runs/tables-*")) - converted) == 1
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Files of a folder, whole or in part, to those who know the password."""
+
+    allowed = "Basic " + b64encode(b"me:open sesame").decode()
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = Path(self.translate_path(self.path))
+        known = self.headers.get("Authorization") == self.allowed
+        if not known or not path.is_file():
+            self.send_error(404 if known else 401)
+            return
+        data, asked = (
+            path.read_bytes(),
+            re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""),
+        )
+        first, last = (
+            (int(asked[1]), int(asked[2] or len(data) - 1)) if asked else (0, len(data) - 1)
+        )
+        part = data[first : last + 1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address(tmp_path) -> Iterator[str]:
+    """Where a server of this machine shows the test's folder."""
+    server = ThreadingHTTPServer(("localhost", 0), partial(Files, directory=str(tmp_path)))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://localhost:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def served(project: SmallProject, address: str, password: str) -> None:
+    """Files at an address, behind a password."""
+    project.tree["root"] = address
+    project.tree["storage_options"] = {"http": {"headers": {"Authorization": password}}}
+
+
+@pytest.mark.usefixtures("session_ray")
+@pytest.mark.parametrize("log_as", ["Parquet", "CSV"])
+def test_files_of_a_server(tmp_path, capsys, address, log_as):
+    """Files at an http address are read with its options, Parquet as it is and CSV converted."""
+    project = small_project(tmp_path)
+    served(project, address, Files.allowed)
+    if log_as == "CSV":
+        text("events", "events.csv.gz")(project)
+    case = Case(lambda _: None, report=ALL_ROWS)
+    check_prepared(project, case, job_here(project, "prepare", capsys))
+
+
+def test_a_password_of_the_environment(tmp_path, capsys, monkeypatch, address):
+    """Options name a variable of the environment, which stands nowhere else."""
+    monkeypatch.setenv("MTREC_TEST_HEADER", Files.allowed)
+    project = small_project(tmp_path)
+    served(project, address, "${MTREC_TEST_HEADER}")
+    code, _, stderr = job_here(project, "check", capsys)
+    assert code == 0, stderr
+
+
+def test_a_server_that_refuses(tmp_path, capsys, address):
+    """One line a path, without the options."""
+    project = small_project(tmp_path)
+    served(project, address, "Basic nobody")
+    lines = [
+        rf"{SHOP}{kind}\.path: found (nothing at )?{address}/{kind}\.parquet[;,] .*allowed: Parquet"
+        for kind in ("items", "events")
+    ]
+    case = Case(lambda _: None, tuple(lines))
+    check_refused(project, case, "check", job_here(project, "check", capsys))

@@ -263,9 +263,24 @@ IN_THE_FILES = {
         address("hf://datasets/no-such-user/no-such-data/log.parquet"),
         (rf"{SHOP}events\.path: found (nothing at )?hf://.*; allowed: Parquet",),
     ),
+    "29 an address where nobody listens": Case(
+        address("http://localhost:1/log.parquet"),
+        (rf"{SHOP}events\.path: found nothing at http://localhost:1/log.*; allowed: Parquet",),
+    ),
     "29 an address of no file system": Case(
-        address("https://example.org/log.parquet"),
-        (rf"{SHOP}events\.path: found https://.*, which cannot be reached .*; allowed: Parquet",),
+        address("foo://log.parquet"),
+        (rf"{SHOP}events\.path: found foo://log\.parquet, which .* not known: foo\); allowed: P",),
+    ),
+    "29 options of a protocol that no path has": Case(
+        lambda p: p.tree.update(storage_options={"sftp": {"port": 22}}),
+        (r"storage_options: found 'sftp'; allowed: protocols of paths \(none, as all paths are",),
+    ),
+    "29 options without their variable": Case(
+        both(
+            address("memory://log.parquet"),
+            lambda p: p.tree.update(storage_options={"memory": {"key": "${NO_SUCH_NAME}"}}),
+        ),
+        (r"storage_options: found \${NO_SUCH_NAME}, which is not set; allowed: a variable of ",),
     ),
     "29 an address of a file system that is not known": Case(
         address("dbfs://log"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from mtrec_ray.data import storage
 from mtrec_ray.data.end_states import user_parts
 from mtrec_ray.data.prepared import Prepared, Shard, TeacherLabels
-from tests.builders import SHOP
+from mtrec_ray.project.base import ProjectError, without_options
+from mtrec_ray.project.load import parse_project
+from tests.builders import SHOP, project_tree, scenario_tree
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})
 
@@ -25,6 +28,38 @@ def test_the_query_of_a_uri_stays_last():
     assert storage.name_of(path) == "c.json"
     _, inner = storage.filesystem(path)
     assert inner == "bucket/runs/a/b/c.json"
+
+
+def test_options_travel_with_a_uri(monkeypatch):
+    """Texts take variables of the environment where a path is opened; a path shows their names."""
+    monkeypatch.setenv("ENDPOINT", "minio:9000")
+    options = {
+        "s3": {"endpoint_override": "${ENDPOINT}", "region": "eu", "allow_bucket_creation": True}
+    }
+    tree = project_tree(
+        {"shop": scenario_tree({"buy": {"kind": "binary"}})},
+        root="s3://b/runs?scheme=http", storage_options=options,
+    )  # fmt: skip
+    path = storage.join(parse_project(tree).path("shop"), "log.parquet")
+    assert "minio" not in path
+    fs, inner = storage.filesystem(path)
+    assert inner == "b/runs/shop/log.parquet"
+    plain = "s3://b/?region=eu&scheme=http&endpoint_override=minio:9000&allow_bucket_creation=true"
+    assert fs == storage.filesystem(plain)[0]
+    assert without_options(f"nothing at {path}; allowed: {path}").count("storage_options") == 0
+    monkeypatch.delenv("ENDPOINT")
+    with pytest.raises(ProjectError, match=r"found \$\{ENDPOINT\}, which is not set"):
+        storage.filesystem(path)
+
+
+def test_protocols_of_fsspec():
+    """What pyarrow does not know is one of fsspec's file systems, for reading and for writing."""
+    folder = f"memory://{uuid.uuid4()}"
+    storage.write_table(storage.join(folder, "day=1", "a%20b.parquet"), TABLE)
+    [path] = storage.parquet_files(folder)
+    assert storage.read_table(path, ["a", "day"]).to_pydict() == {"a": [1, 2, 3], "day": ["1"] * 3}
+    assert storage.exists(path)
+    assert not storage.exists(storage.join(folder, "b"))
 
 
 def test_parts_of_prepared_data_have_no_query(monkeypatch):

@@ -12,7 +12,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.columns import as_text, blank, plain_type
 from mtrec_ray.data.input_files import holds_text, input_files, look_at
 from mtrec_ray.data.storage import FileVersion
-from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.base import ProjectError, without_options
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -96,12 +96,13 @@ def wanted_columns(scenario: Scenario, kind: str) -> list[str]:
 
 def input_problems(project: Project) -> list[str]:
     """Returns one line for each missing or broken file and each missing column of all scenarios."""
-    return [
-        line
+    lines = [
+        without_options(line)
         for name, scenario in project.scenarios.items()
         for kind in ("items", "events")
         for line in _path_problems(project, name, scenario, kind)
     ]
+    return list(dict.fromkeys(lines))
 
 
 def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -> Iterator[str]:
@@ -118,7 +119,7 @@ def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -
         yield f"{where}: {_unreadable(path, error)}"
         return
     except ProjectError as error:
-        yield f"{where}: {error}"
+        yield str(error) if "storage_options: " in str(error) else f"{where}: {error}"
         return
     if not sum(footer.num_rows for footer in found):
         yield f"{where}: found no rows in {path}; allowed: at least one"
@@ -329,7 +330,7 @@ def input_fingerprint(project: Project) -> str:
     """Returns a hash of names, sizes and times of all input files, in whatever order they stand."""
     return fingerprint(
         *(
-            [version.path, version.size, version.mtime_ns]
+            [without_options(version.path), version.size, version.mtime_ns]
             for _, scenario in sorted(project.scenarios.items())
             for path in (scenario.items.path, scenario.events.path)
             for version in input_files(project.path(path))
