@@ -68,8 +68,13 @@ def encode_categories(
     series = pd.Series(as_text(column).to_pandas())
     rows = pd.Series(train_rows).groupby(series).sum()
     vocabulary = sorted(str(v) for v in rows[rows >= min_rows].index)
-    codes = pd.Index(vocabulary).get_indexer(pd.Index(series)) + 1
-    return codes.astype(np.int32), vocabulary
+    return codes_of(column, vocabulary), vocabulary
+
+
+def codes_of(column: pa.ChunkedArray, vocabulary: list[str]) -> NDArray[np.int32]:
+    """Returns i32[n]: places of a column's values in a vocabulary from 1 on; 0 for all others."""
+    values = pd.Index(as_text(column).to_pandas())
+    return (pd.Index(vocabulary).get_indexer(values) + 1).astype(np.int32)
 
 
 def category_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:

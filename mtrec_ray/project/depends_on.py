@@ -17,8 +17,10 @@ FORMAT = 4  # of prepared data; another one cannot be read
 def prepared_data_depends_on(project: Project) -> Fields:
     """Returns the fields of the project that prepared data depends on."""
     weights = {"weight": True, "tasks": {"__all__": {"weight"}}}
+    tables = project.model_dump(mode="json", include={"users"}) if project.users else {}
     return {
         "format": FORMAT,
+        **tables,
         **project.model_dump(
             mode="json",
             by_alias=True,

@@ -278,7 +278,8 @@ class Scenario(Section):
     )
     users: Name | None = Field(
         default=None,
-        description="Scenarios with the same name here share their users. null: users of its own.",
+        description="Scenarios with the same name here share their users, and the table of `users` "
+        "with that name, if there is one. null: users of its own.",
     )
     statistics: Literal["live", "frozen"] = Field(
         default="live",

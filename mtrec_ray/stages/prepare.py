@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import MIN_ROWS
-from mtrec_ray.data.prepared import MANIFEST, Prepared, load_prepared, parse_scenario
+from mtrec_ray.data.prepared import (
+    MANIFEST,
+    Prepared,
+    load_prepared,
+    parse_scenario,
+    parse_users,
+)
 from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
+from mtrec_ray.data.preparing.profiles import KnownUsers
 from mtrec_ray.data.sample_world import Dials, write_sample_world
 from mtrec_ray.model.encoder import encoder_problems
 from mtrec_ray.progress import Log, begin_stage, warn
@@ -100,7 +105,7 @@ def prepare_into(
     stage: Stage,
     inputs: str,
     log: Log,
-    stored_users: Mapping[str, np.ndarray] = NO_USERS,
+    stored_users: Mapping[str, KnownUsers] = NO_USERS,
 ) -> Record:
     """Prepares a project's data in a stage's folder and audits it; returns the data report.
 
@@ -141,6 +146,9 @@ def suspicious(name: str, report: Record) -> list[str]:
         lines.append(f"{name}: {repeated:,} rows repeat the user, item and time of another")
     if merged := report["merged_items"]:
         lines.append(f"{name}: {merged:,} rows of the catalogue are copies of another, and merged")
+    if unknown := report.get("users_without_profile"):
+        share = unknown / report["users_in_train"]
+        lines.append(f"{name}: {share:.1%} of the users of training have no profile ({unknown:,})")
     return lines + [f"{name}: {line}" for line in peculiar(report)]
 
 
@@ -182,6 +190,6 @@ def check_leakage(project: Project, folder: str, manifest: Record, log: Log) -> 
     """
     log("leakage audit")
     scenarios = {n: parse_scenario(s) for n, s in manifest["scenarios"].items()}
-    problems = audit(project, Prepared(folder, "", scenarios))
+    problems = audit(project, Prepared(folder, "", scenarios, users=parse_users(manifest)))
     refuse([f"leakage audit: {line}" for line in problems[:20]])
     manifest["report"]["audit"] = {"passed": True, "rows_per_split": 12}
