@@ -19,12 +19,14 @@ class ProfileFacts:
     """What was fitted on the users of training.
 
     Attributes:
-        vocabularies: by categorical column, the values that have an embedding.
+        vocabularies: by categorical column, the values that have an embedding; `several` by column
+            with several values.
         numeric_mean, numeric_std, numeric_quantiles: of the numeric columns; [M], [M], [M, Q].
         has_text: whether users have a text.
     """
 
     vocabularies: dict[str, list[str]]
+    several: dict[str, list[str]]
     numeric_mean: list[float]
     numeric_std: list[float]
     numeric_quantiles: list[list[float]]
@@ -34,6 +36,11 @@ class ProfileFacts:
     def category_sizes(self) -> list[int]:
         """Vocabulary sizes with the unknown value."""
         return [len(values) + 1 for values in self.vocabularies.values()]
+
+    @property
+    def several_sizes(self) -> list[int]:
+        """The same of the columns with several values."""
+        return [len(values) + 1 for values in self.several.values()]
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,12 @@ class Profiles:
         """Returns i32[N, C]: codes, 0 for unknown."""
         place = self.places(person)
         return np.where(place[:, None] >= 0, self.table.categorical[place], 0)
+
+    def indicators(self, person: Ints, most: int) -> list[Float32s]:
+        """Returns f32[N, K] of each column with several values: whether he has the K first."""
+        place = self.places(person)
+        columns = (ragged.indicators(most) for ragged in self.table.several)
+        return [np.where(place[:, None] >= 0, c[place], np.float32(np.nan)) for c in columns]
 
     def numeric(self, person: Ints) -> Float32s:
         """Returns f32[N, M]: numbers, NaN for null."""

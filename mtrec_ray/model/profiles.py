@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrec_ray.data.profiles import Profiles
-from mtrec_ray.model.inputs import category_codes, id_embedding
+from mtrec_ray.model.inputs import PooledValues, category_codes, id_embedding
 from mtrec_ray.model.numeric import NumericInputs
 
 
@@ -30,6 +30,10 @@ class ProfileInputs(nn.Module):
         facts, table = profiles.facts, profiles.table
         num_numbers = len(facts.numeric_mean)
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.category_sizes)
+        self.several = nn.ModuleList(
+            PooledValues(values, size, width)
+            for values, size in zip(table.several, facts.several_sizes, strict=True)
+        )
         self.numeric = self.missing = self.project = None
         if num_numbers:
             scales = (facts.numeric_mean, facts.numeric_std, facts.numeric_quantiles)
@@ -69,6 +73,8 @@ class ProfileInputs(nn.Module):
         total = self.absent.new_zeros(len(place), len(self.absent))
         for i, table in enumerate(self.categories):
             total = total + table(self.codes[place, i])
+        for values in self.several:
+            total = total + values(place)
         if self.numeric is not None and self.missing is not None:
             numbers = self.numbers[place]
             total = total + self.numeric(numbers) + self.missing(numbers.isnan().float())

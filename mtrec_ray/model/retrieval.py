@@ -20,7 +20,13 @@ from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.model.history import NUM_AGES, masked_softmax
-from mtrec_ray.model.inputs import category_codes, id_embedding, known_ids, standard_numbers
+from mtrec_ray.model.inputs import (
+    category_codes,
+    id_embedding,
+    known_ids,
+    pooled_values,
+    standard_numbers,
+)
 from mtrec_ray.model.profiles import ProfileInputs
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
@@ -45,6 +51,7 @@ class ItemExtras(nn.Module):
         has_ids = options.retrieval.item_ids
         self.item_ids = id_embedding(facts.num_items + 1, width) if has_ids else None
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.item_category_sizes)
+        self.several = pooled_values(catalogue, width)
         num_numbers = numbers.shape[1]
         self.numeric = nn.Linear(num_numbers, width, bias=False) if num_numbers else None
 
@@ -60,6 +67,8 @@ class ItemExtras(nn.Module):
             total = total + self.item_ids(ids)
         for i, table in enumerate(self.categories):
             total = total + table(self.codes[items, i])
+        for values in self.several:
+            total = total + values(items)
         return total if self.numeric is None else total + self.numeric(self.numbers[items])
 
 

@@ -11,7 +11,7 @@ from mtrec_ray.project.project import Project
 # Plain JSON values by field: what a stage is made from.
 Fields = Mapping[str, Any]
 
-FORMAT = 4  # of prepared data; another one cannot be read
+FORMAT = 5  # of prepared data; another one cannot be read
 
 
 def prepared_data_depends_on(project: Project) -> Fields:

@@ -6,7 +6,13 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from mtrec_ray.project.base import Section
-from mtrec_ray.project.scenario import Missing, check_template, template_columns
+from mtrec_ray.project.scenario import (
+    Missing,
+    Separators,
+    check_template,
+    template_columns,
+    twice_named,
+)
 
 
 class Users(Section):
@@ -25,6 +31,12 @@ class Users(Section):
         default=(),
         description="Columns of numbers, standardised on the users of training; null is allowed.",
     )
+    lists: tuple[str, ...] = Field(
+        default=(), description="Columns of lists: several values, as those of items."
+    )
+    separators: Separators = Field(
+        default={}, description="Texts with several values and what parts them, as those of items."
+    )
     text: Annotated[str, AfterValidator(check_template)] | None = Field(
         default=None,
         description="Template of the user's text, which the pretrained encoder reads. null: none.",
@@ -35,8 +47,17 @@ class Users(Section):
 
     def check_columns(self) -> Iterator[str]:
         """Yields a line for a table of ids alone."""
-        if not (self.categorical or self.numeric or self.text):
-            yield "found neither categorical, numeric nor text; allowed: at least one of them"
+        if not (self.categorical or self.numeric or self.several or self.text):
+            yield "found no column beside the id; allowed: at least one of any kind"
+
+    def check_several(self) -> Iterator[str]:
+        """Yields a line for each column that would be read in two ways."""
+        yield from twice_named(self.categorical, self.lists, self.separators)
+
+    @property
+    def several(self) -> dict[str, str | None]:
+        """Columns with several values, by the separator of their texts; None of lists."""
+        return {**dict.fromkeys(self.lists), **self.separators}
 
     @property
     def text_columns(self) -> tuple[str, ...]:

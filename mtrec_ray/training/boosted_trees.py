@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import lightgbm
 
 NUM_COMPONENTS = 32
+NUM_INDICATORS = 32  # of a column with several values, those of the most training rows
 PATIENCE = 50  # rounds without a lower loss on valid
 BATCH_ROWS = 65_536
 MIN_DATA_IN_LEAF = 50
@@ -76,6 +77,7 @@ class Columns:
         self.vectors = torch.tensor(vectors)
         self.components = components or TextComponents.fit(vectors[catalogue.known])
         self.reduced = self.components.of(vectors)
+        self.indicators = [values.indicators(NUM_INDICATORS) for values in catalogue.several]
         self.num_categorical = catalogue.categorical.shape[1] + len(facts.category_sizes)
         self.num_categorical += len(profiles.facts.vocabularies) if profiles else 0
 
@@ -96,7 +98,11 @@ class Columns:
         of_profiles = [profiles.categorical(person)] if profiles else []
         codes = [self.catalogue.categorical[item], *of_profiles, rows["categorical"]]
         columns = [*codes, rows["numeric"], self.catalogue.numeric[item]]
-        columns += [profiles.numeric(person)] if profiles else []
+        columns += [found[item] for found in self.indicators]
+        if profiles:
+            columns += [
+                profiles.numeric(person), *profiles.indicators(person, NUM_INDICATORS)
+            ]  # fmt: skip
         return np.concatenate(columns, 1).astype(np.float32)
 
     def text(self, rows: Arrays) -> Float32s:

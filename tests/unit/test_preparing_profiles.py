@@ -89,7 +89,7 @@ def test_a_table_is_prepared(tmp_path):
 def test_a_model_that_knows_the_users_keeps_its_codes(tmp_path):
     """Of an id space that a model knows the vocabulary is that of the model."""
     write_users(tmp_path, TABLE)
-    facts = ProfileFacts({"country": ["c2", "rare"]}, [0.0], [1.0], [[0.0, 1.0]], False)
+    facts = ProfileFacts({"country": ["c2", "rare"]}, {}, [0.0], [1.0], [[0.0, 1.0]], False)
     known = hashes(range(100, 130))
     stored = {"people": KnownUsers(known, facts)}
     prepared = prepared_of(tmp_path, project_of(tmp_path), known, stored)
@@ -148,7 +148,7 @@ def test_a_wrong_file_or_column_is_one_line(tmp_path, fields, line):
 @pytest.mark.parametrize(
     ("tree", "line"),
     [
-        ({"categorical": [], "numeric": []}, "users.people: found neither categorical, numeric "),
+        ({"categorical": [], "numeric": []}, "users.people: found no column beside the id; "),
         ({"vectors": ["x"]}, "users.people.vectors: found an unknown key; allowed: categorical, "),
         ({"text": "cook"}, "users.people.text: found 'cook'; no column name in braces; "),
     ],

@@ -1,7 +1,5 @@
 """Tables of users: what lies in them alone is learned with them, and not without."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,36 +9,15 @@ from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.profiles import ProfileFacts, Profiles
 from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer
-from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.training.boosted_trees import Columns, fit_trees
 from mtrec_ray.training.item_vectors import ItemVectors
-from mtrec_ray.training.retrieval_loss import CandidateDraws
-from mtrec_ray.training.step import Forward, accumulate
-from tests.builders import CPU, HISTORY, SHOP, small_model, stir
+from tests.builders import HISTORY, stir
+from tests.planted import learn, planted_facts, planted_model, planted_rows, predicted
 
 KINDS, NUM_ITEMS, NUM_USERS, NUM_ROWS = 3, 30, 400, 4000
-FACTS = replace(
-    SHOP,
-    kinds={"click": "binary"},
-    given={},
-    entire=[],
-    label_means={"click": 0.4},
-    label_stds={"click": 0.49},
-    numeric_names=["item.log_count"],
-    numeric_mean=[0.0],
-    numeric_std=[1.0],
-    numeric_quantiles=[[-1.0, 0.0, 1.0]],
-    item_numeric_mean=[],
-    item_numeric_std=[],
-    item_numeric_quantiles=[],
-    item_category_sizes=[KINDS + 1],
-    category_sizes=[],
-    num_items=NUM_ITEMS,
-    num_users=1,
-    popularity={"click": "item.log_count"},
-)
+FACTS = planted_facts(NUM_ITEMS, [KINDS + 1])
 KIND_OF_ITEM, KIND_OF_USER = np.arange(NUM_ITEMS) % KINDS, np.arange(NUM_USERS) % KINDS
 PERSONS = np.sort(np.random.default_rng(9).integers(-(2**62), 2**62, NUM_USERS))
 SOURCES = ("categorical", "numeric", "text")
@@ -71,6 +48,7 @@ def profiles_of(source: str, persons: np.ndarray = PERSONS) -> Profiles:
     texts = np.eye(KINDS, 8, dtype=np.float32)[kinds["text"][place]]
     facts = ProfileFacts(
         vocabularies={"country": ["a", "b", "c"]},
+        several={},
         numeric_mean=[1.0],
         numeric_std=[0.8],
         numeric_quantiles=[[-0.3, 0.0, 0.1, 0.9, 1.0, 1.1, 1.9, 2.0, 2.3]],
@@ -84,57 +62,28 @@ def rows_of(users: np.ndarray, seed: int):
     """Rows of some users, who take items of their own kind; none of them has a past."""
     rng = np.random.default_rng(seed)
     user, item = rng.choice(users, NUM_ROWS), rng.integers(0, NUM_ITEMS, NUM_ROWS)
-    chance = np.where(KIND_OF_USER[user] == KIND_OF_ITEM[item], 0.85, 0.15)
-    none = np.full((NUM_ROWS, HISTORY), -1)
-    return {
-        "item": item, "person": PERSONS[user], "user": np.zeros(NUM_ROWS, int), "history": none,
-        "history_age": np.zeros_like(none), "numeric": rng.normal(size=(NUM_ROWS, 1)),
-        "categorical": np.zeros((NUM_ROWS, 0), int),
-        "labels": (rng.random(NUM_ROWS) < chance)[:, None].astype("f4"),
-    }  # fmt: skip
+    return planted_rows(rng, item, PERSONS[user], KIND_OF_USER[user] == KIND_OF_ITEM[item])
 
 
 SEEN, NEW = np.arange(NUM_USERS // 2), np.arange(NUM_USERS // 2, NUM_USERS)
 
 
 def model_of(profiles: Profiles | None) -> tuple[Recommender, ItemVectors]:
-    """A model of the shop at its start, with a retrieval side."""
-    retrieval = {"width": 8, "negatives": NUM_ITEMS}
-    sizes = {"width": 32, "hidden": (64, 32)}
-    options = small_model("none", user_ids=False, retrieval=retrieval, **sizes)
-    torch.manual_seed(0)
-    encoder = TextEncoder(options.encoder)
-    people = {} if profiles is None else {"people": profiles}
-    model = Recommender(options, {"shop": FACTS}, {"shop": ITEMS}, encoder, people)
-    vectors = ItemVectors(model.encoder, {"shop": ITEMS}, CPU)
-    vectors.refresh()
-    return model, vectors
+    """A model at its start, with a table of users or without one."""
+    return planted_model(FACTS, ITEMS, {} if profiles is None else {"people": profiles})
 
 
 def trained(profiles: Profiles | None) -> tuple[Recommender, ItemVectors]:
     """A model that learned from the rows of half of the users."""
     model, vectors = model_of(profiles)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    counts = {"shop": torch.full((NUM_ITEMS,), 100.0, dtype=torch.float64)}
-    draws = CandidateDraws(model.options, {"shop": FACTS}, counts, 0)
-    weights, forward = torch.ones(1, dtype=torch.float64), Forward(model.train(), vectors)
-    for step in range(100):
-        optimizer.zero_grad()
-        arrays = {k: v[:500] for k, v in rows_of(SEEN, step).items()}
-        batch = [{"shop": Samples.of(arrays)}]
-        drawn = draws.of_step(batch, step)
-        accumulate(forward, {"shop": FACTS}, batch, weights, encode=False, drawn=drawn)
-        optimizer.step()
-    return model.eval(), vectors
+    learn(model, vectors, lambda step: rows_of(SEEN, step))
+    return model, vectors
 
 
-@torch.no_grad()
 def auc_of_new_users(model, vectors):
     """AUC on rows of users of whom training had none."""
     rows = rows_of(NEW, 999)
-    samples = Samples.of(rows)
-    logits = model.score("shop", samples, vectors.of_items("shop", samples.items))
-    return roc_auc_score(rows["labels"][:, 0], logits[:, 0].numpy())
+    return roc_auc_score(rows["labels"][:, 0], predicted(model, vectors, rows))
 
 
 def snapshot_of(persons):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import as_text, blank, plain_type
+from mtrec_ray.data.columns import as_text, blank, is_bytes, is_list, plain_type
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import fingerprint
@@ -57,6 +57,8 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
     of_items += [(column, "items.text") for column in items.text_columns]
     of_items += [(column, "items.categorical") for column in items.categorical]
     of_items += [(column, "items.numeric") for column in items.numeric]
+    of_items += [(column, "items.lists") for column in items.lists]
+    of_items += [(column, "items.separators") for column in items.separators]
     if items.published:
         of_items.append((items.published, "items.published"))
     of_events = [(events.user, "events.user"), (events.item, "events.item")]
@@ -80,7 +82,9 @@ def columns_of_users(users: Users) -> list[tuple[str, str]]:
     named = [(users.id, "users.id")]
     named += [(column, "users.text") for column in users.text_columns]
     named += [(column, "users.categorical") for column in users.categorical]
-    return named + [(column, "users.numeric") for column in users.numeric]
+    named += [(column, "users.numeric") for column in users.numeric]
+    named += [(column, "users.lists") for column in users.lists]
+    return named + [(column, "users.separators") for column in users.separators]
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,12 @@ NUMBERS = ("tasks", "events.numeric", "items.numeric", "users.numeric")
 TIMES = ("events.time", "items.published")
 
 
+LISTS = ("items.lists", "users.lists")
+
+
+TEXTS = ("items.separators", "users.separators")
+
+
 def fits(kind: pa.DataType, field: str) -> bool:
     """Returns whether a column of the type can hold what a field of the project file names."""
     kind = plain_type(kind)
@@ -229,6 +239,10 @@ def fits(kind: pa.DataType, field: str) -> bool:
         return is_number or pa.types.is_boolean(kind)
     if field in TIMES:
         return is_number or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    if field in LISTS:
+        return is_list(kind) and not pa.types.is_nested(kind.value_type)
+    if field in TEXTS:
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_bytes(kind)
     return not pa.types.is_nested(kind)
 
 
@@ -236,6 +250,10 @@ def allowed_types(field: str) -> str:
     """Returns the types that a field's column may have, for a person."""
     if field.startswith(NUMBERS):
         return "a number or a boolean"
+    if field in LISTS:
+        return "a list of texts, numbers or dates"
+    if field in TEXTS:
+        return "text"
     return "a time stamp, a date or a number" if field in TIMES else "text, a number or a date"
 
 
@@ -335,7 +353,10 @@ def without_copies(table: pa.Table, key: str) -> pa.Table:
     """Returns the rows without those that are equal to an earlier one, in the same order."""
     if pc.count_distinct(as_text(table.column(key))).as_py() == table.num_rows:  # pyright: ignore[reportAttributeAccessIssue]
         return table
-    return table.filter(pa.array(~table.to_pandas().duplicated().to_numpy()))
+    lists = [n for n in table.column_names if is_list(table.schema.field(n).type)]
+    plain = table.to_pandas()
+    plain[lists] = plain[lists].map(str)
+    return table.filter(pa.array(~plain.duplicated().to_numpy()))
 
 
 def num_items_read(project: Project, name: str) -> int:

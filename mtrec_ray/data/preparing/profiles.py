@@ -9,7 +9,13 @@ import pyarrow as pa
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s
-from mtrec_ray.data.catalogue import TOKENS, codes_of, encode_categories, load_catalogue
+from mtrec_ray.data.catalogue import (
+    SEVERAL,
+    TOKENS,
+    encode_categories,
+    encode_several,
+    load_catalogue,
+)
 from mtrec_ray.data.columns import as_text, finite_floats, hash_strings
 from mtrec_ray.data.preparing.manifest import scales
 from mtrec_ray.data.profiles import ProfileFacts, profiles_path
@@ -38,11 +44,12 @@ def in_training(table: pa.Table, users: Users, known: np.ndarray) -> Bools:
 
 
 def assemble_users(
-    table: pa.Table, users: Users, known: Bools, stored: Vocabularies | None
-) -> tuple[pa.Table, dict[str, list[str]]]:
+    table: pa.Table, users: Users, known: Bools, stored: ProfileFacts | None
+) -> tuple[pa.Table, dict[str, Vocabularies]]:
     """Returns the prepared table of users, sorted by person, and its vocabularies.
 
-    `known` bool[P]: who has a training row. Vocabularies are those that are `stored`, if any.
+    These are `vocabularies` and `several` of `ProfileFacts`: those that are `stored`, if any.
+    `known` bool[P]: who has a training row.
     """
     columns: dict[str, Any] = {
         "person": hash_strings(table.column(users.id)).view(np.int64),
@@ -50,15 +57,21 @@ def assemble_users(
         "tokens": table.column(TOKENS),
         "known": known,
     }
-    vocabularies: dict[str, list[str]] = {}
+    single: dict[str, list[str]] = {}
+    several: dict[str, list[str]] = {}
+    rows = known.astype(np.int64)
     for name in users.categorical:
-        column = table.column(name)
-        codes, fitted = encode_categories(column, known.astype(np.int64))
-        vocabularies[name] = fitted if stored is None else stored[name]
-        columns[f"categorical.{name}"] = codes if stored is None else codes_of(column, stored[name])
+        before = stored and stored.vocabularies[name]
+        codes, single[name] = encode_categories(table.column(name), rows, before)
+        columns[f"categorical.{name}"] = codes
+    for name, separator in users.several.items():
+        before = stored and stored.several[name]
+        lists, several[name] = encode_several(table.column(name), separator, rows, before)
+        columns[f"{SEVERAL}{name}"] = lists
     for name in users.numeric:
         columns[f"numeric.{name}"] = finite_floats(table.column(name))
-    return pa.table(columns).sort_by("person"), vocabularies
+    prepared = pa.table(columns).sort_by("person")
+    return prepared, {"vocabularies": single, "several": several}
 
 
 def write_profiles(
@@ -76,23 +89,12 @@ def write_profiles(
     for space, table in tables.items():
         users, path = project.users[space], profiles_path(folder, space)
         before = stored[space].profiles if space in stored else None
-        out, vocabularies = assemble_users(
-            table,
-            users,
-            in_training(table, users, known[space]),
-            before and before.vocabularies,
-        )
+        seen = in_training(table, users, known[space])
+        out, vocabularies = assemble_users(table, users, seen, before)
         storage.write_table(path, out)
-        fitted = numeric_scales(path)
-        facts[space] = asdict(
-            ProfileFacts(
-                vocabularies=vocabularies,
-                numeric_mean=fitted["mean"],
-                numeric_std=fitted["std"],
-                numeric_quantiles=fitted["quantiles"],
-                has_text=users.text is not None,
-            )
-        )
+        scale = {f"numeric_{k}": v for k, v in numeric_scales(path).items()}
+        fitted = ProfileFacts(**vocabularies, **scale, has_text=users.text is not None)
+        facts[space] = asdict(fitted)
     return facts
 
 
