@@ -50,8 +50,9 @@ def is_list(kind: pa.DataType) -> bool:
 def list_parts(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.ChunkedArray]:
     """Returns the values of all lists of a column, and i64[m], the row of each."""
     whole = pc.cast(column, pa.large_list(column.type.value_type)).combine_chunks()
-    rows = pc.list_parent_indices(whole)  # pyright: ignore[reportAttributeAccessIssue]
-    return rows.to_numpy(), pa.chunked_array([whole.flatten()])
+    lengths = pc.fill_null(pc.list_value_length(whole), 0).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, pa.chunked_array([whole.flatten()])
 
 
 def lists_of(rows: NDArray[np.int64], values: pa.Array, num_rows: int) -> pa.LargeListArray:

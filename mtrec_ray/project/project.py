@@ -183,9 +183,9 @@ class Project(Section):
     )
     storage_options: dict[str, dict[str, JsonValue]] = Field(
         default={},
-        description="Options of file systems by protocol of a URI, such as `{sftp: {username: me, "
-        "password: '${SFTP_PASSWORD}'}}`; `${NAME}` is a variable of the environment. Names are "
-        "those of pyarrow's URIs (s3, gs, abfs, hdfs), else of fsspec.",
+        description="Options of file systems by protocol, such as `{sftp: {password: "
+        "'${SFTP_PASSWORD}'}}`; `${NAME}` is a variable of the environment. Names: those of "
+        "pyarrow's URIs (s3, gs, abfs, hdfs), else of fsspec.",
     )
     data_seed: NonNegativeInt = Field(
         default=0,

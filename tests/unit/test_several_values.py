@@ -130,10 +130,13 @@ def test_copies_and_missing_values(tmp_path):
     ]
 
 
-def test_missing_values_of_a_null_list():
-    """A null list has no value; the rows around it keep theirs."""
-    column = pa.chunked_array([pa.array([["x", "y"], None, ["y"]])])
-    assert blank(column, ["y"]).to_pylist() == [["x", None], [], [None]]
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.list_(pa.string(), 2)])
+def test_missing_values_of_a_null_list(kind):
+    """A null list has no value; the rows around it keep theirs, also in a part of a column."""
+    lists = pa.array([["x", "x"], ["x", "y"], None, ["y", "z"]], kind)
+    wanted = [["x", None], [], [None, "z"]]
+    assert blank(pa.chunked_array([lists.slice(1)]), ["y"]).to_pylist() == wanted
+    assert blank(pa.chunked_array([lists]), ["y"]).to_pylist() == [["x", "x"], *wanted]
 
 
 @pytest.mark.parametrize(
