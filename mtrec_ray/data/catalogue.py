@@ -12,7 +12,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import as_text, finite_floats, hash_strings, is_possible, milliseconds
+from mtrec_ray.data.columns import (
+    as_text,
+    finite_floats,
+    hash_strings,
+    is_possible,
+    list_parts,
+    lists_of,
+    milliseconds,
+)
 from mtrec_ray.project.scenario import Items, Scenario
 
 NO_TIME = np.iinfo(np.int64).min
@@ -26,6 +34,36 @@ MIN_ROWS = 5
 TOKENS = "mtrec_ray.tokens"
 
 
+# The prefix of prepared columns with several codes a row.
+SEVERAL = "several."
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Several codes from 1 on of each of n rows.
+
+    Attributes:
+        codes: i32[sum of lengths], those of one row after another.
+        offsets: i64[n + 1], where those of each row start.
+    """
+
+    codes: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        """Number of different codes, with the unused 0."""
+        return int(self.codes.max(initial=0)) + 1
+
+    def indicators(self, most: int) -> NDArray[np.uint8]:
+        """Returns u8[n, K]: whether each row has the codes 1..K, at most `most` of them."""
+        num = min(most, self.size - 1)
+        found = np.zeros((len(self.offsets) - 1, num), np.uint8)
+        rows, kept = np.repeat(np.arange(len(found)), np.diff(self.offsets)), self.codes <= num
+        found[rows[kept], self.codes[kept] - 1] = 1
+        return found
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Items of one scenario; n items, C categorical and M numeric columns.
@@ -37,6 +75,7 @@ class Catalogue:
         numeric: f32[n, M], NaN for null.
         published: i64[n], ms, NO_TIME for null.
         known: bool[n], whether training has a row of the item.
+        several: of each column with several values.
     """
 
     tokens: NDArray[np.int32]
@@ -45,6 +84,7 @@ class Catalogue:
     numeric: NDArray[np.float32]
     published: NDArray[np.int64]
     known: NDArray[np.bool_]
+    several: tuple[Ragged, ...] = ()
 
     @property
     def num_items(self) -> int:
@@ -58,18 +98,61 @@ class Catalogue:
 
 
 def encode_categories(
-    column: pa.ChunkedArray, train_rows: NDArray[np.int64], min_rows: int = MIN_ROWS
+    column: pa.ChunkedArray,
+    train_rows: NDArray[np.int64],
+    vocabulary: list[str] | None = None,
+    min_rows: int = MIN_ROWS,
 ) -> tuple[NDArray[np.int32], list[str]]:
-    """Returns codes of a column by a vocabulary fitted on training rows.
+    """Returns codes of a column by a vocabulary, fitted on training rows unless it is given.
 
     A value whose items have at least `min_rows` training rows gets a code from 1 on; code 0 is
     everything else.
     """
     series = pd.Series(as_text(column).to_pandas())
-    rows = pd.Series(train_rows).groupby(series).sum()
-    vocabulary = sorted(str(v) for v in rows[rows >= min_rows].index)
+    if vocabulary is None:
+        rows = pd.Series(train_rows).groupby(series).sum()
+        vocabulary = sorted(str(v) for v in rows[rows >= min_rows].index)
     codes = pd.Index(vocabulary).get_indexer(pd.Index(series)) + 1
     return codes.astype(np.int32), vocabulary
+
+
+def values_of(
+    column: pa.ChunkedArray, separator: str | None
+) -> tuple[NDArray[np.int64], pd.Series]:
+    """Returns the values of a column of lists, or of texts with a separator, as texts.
+
+    Values have no white space around them; those that are null or empty are left out, and so are
+    repetitions in a row. i64[m] ascending says the row of each.
+    """
+    texts = column
+    if separator is not None:
+        texts = pc.split_pattern(as_text(column), separator)  # pyright: ignore[reportAttributeAccessIssue]
+    rows, values = list_parts(texts)
+    trimmed = pc.utf8_trim_whitespace(as_text(values)).to_pandas()  # pyright: ignore[reportAttributeAccessIssue]
+    found = pd.DataFrame({"row": rows, "value": trimmed.to_numpy(object)})
+    found = found[found["value"].notna() & (found["value"] != "")].drop_duplicates()
+    return found["row"].to_numpy(), found["value"]
+
+
+def encode_several(
+    column: pa.ChunkedArray,
+    separator: str | None,
+    train_rows: NDArray[np.int64],
+    vocabulary: list[str] | None = None,
+) -> tuple[pa.Array, list[str]]:
+    """Returns lists of codes of a column with several values, and the vocabulary.
+
+    It is fitted as that of `encode_categories`, the most frequent value first, unless it is given;
+    other values are left out.
+    """
+    rows, values = values_of(column, separator)
+    if vocabulary is None:
+        counts = pd.Series(train_rows[rows], values.to_numpy()).groupby(level=0).sum()
+        enough = counts[counts >= MIN_ROWS].items()
+        vocabulary = [str(v) for v, _ in sorted(enough, key=lambda pair: (-pair[1], pair[0]))]
+    codes = (pd.Index(vocabulary, dtype=object).get_indexer(pd.Index(values)) + 1).astype(np.int32)
+    known = codes > 0
+    return lists_of(rows[known], pa.array(codes[known]), len(column)), vocabulary
 
 
 def category_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -92,7 +175,7 @@ def published_ms(table: pa.Table, items: Items, unit: str | None = None) -> NDAr
 def assemble(
     table: pa.Table, scenario: Scenario, train_rows: NDArray[np.int64]
 ) -> tuple[pa.Table, dict[str, list[str]]]:
-    """Returns the prepared catalogue table and the vocabularies of its categorical columns.
+    """Returns the prepared catalogue table and the vocabularies of its categories.
 
     `train_rows` i64[n]: training rows of each item. A number that is not finite counts as null.
     """
@@ -107,6 +190,9 @@ def assemble(
     for name in items.categorical:
         codes, vocabularies[name] = encode_categories(table.column(name), train_rows)
         columns[f"categorical.{name}"] = pa.array(codes)
+    for name, separator in items.several.items():
+        lists, vocabularies[name] = encode_several(table.column(name), separator, train_rows)
+        columns[f"{SEVERAL}{name}"] = lists
     for name in items.statistics_columns:
         columns[f"code.{name}"] = pa.array(category_codes(table.column(name)))
     for name in items.numeric:
@@ -130,7 +216,15 @@ def load_catalogue(path: str) -> Catalogue:
         if "published" in table.column_names
         else np.full(n, NO_TIME),
         known=table.column("known").to_numpy(),
+        several=tuple(ragged(table.column(c)) for c in table.column_names if c.startswith(SEVERAL)),
     )
+
+
+def ragged(column: pa.ChunkedArray) -> Ragged:
+    """Returns a column of lists of codes as arrays."""
+    rows, codes = list_parts(column)
+    offsets = np.searchsorted(rows, np.arange(len(column) + 1))
+    return Ragged(codes.to_numpy(), offsets)
 
 
 def _matrix(table: pa.Table, prefix: str, n: int, dtype: type) -> np.ndarray:

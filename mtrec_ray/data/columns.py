@@ -40,9 +40,37 @@ def as_text(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([known.take(encoded.indices)])
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are lists."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def list_parts(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.ChunkedArray]:
+    """Returns the values of all lists of a column, and i64[m], the row of each."""
+    whole = pc.cast(column, pa.large_list(column.type.value_type)).combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(whole), 0).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, pa.chunked_array([whole.flatten()])
+
+
+def lists_of(rows: NDArray[np.int64], values: pa.Array, num_rows: int) -> pa.LargeListArray:
+    """Returns a column of lists of the values, of which i64[m] ascending `rows` says the rows."""
+    offsets = np.searchsorted(rows, np.arange(num_rows + 1))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+
+
 def blank(column: pa.ChunkedArray, values: Sequence[str | float]) -> pa.ChunkedArray:
-    """Returns a column with null in place of some values, which are read in the column's type."""
+    """Returns a column with null in place of some values, which are read in the column's type.
+
+    Of a column of lists: in place of values in them.
+    """
     kind = plain_type(column.type)
+    if is_list(kind):
+        rows, parts = list_parts(column)
+        inner = blank(parts, values).combine_chunks()
+        return pa.chunked_array([lists_of(rows, inner, len(column))])
     found = is_one_of(column, values)
     return pc.if_else(found, pa.scalar(None, kind), pc.cast(column, kind))  # pyright: ignore[reportAttributeAccessIssue]
 

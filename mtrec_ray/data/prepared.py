@@ -2,6 +2,7 @@
 
 prepared/manifest.json              what was prepared: tasks, columns, shards, fitted numbers
 prepared/NAME/catalogue.parquet     items
+prepared/profiles.NAME.parquet      a table of users
 prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import Catalogue, load_catalogue
+from mtrec_ray.data.profiles import ProfileFacts, Profiles, load_profiles
 from mtrec_ray.data.shards import TrainShard
 from mtrec_ray.project.base import ProjectError
 
@@ -131,12 +133,17 @@ def chain_of(given: Mapping[str, str], task: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared data of a run; `fingerprint` tells it from any other."""
+    """The prepared data of a run; `fingerprint` tells it from any other.
+
+    Attributes:
+        users: what was fitted on tables of users, by id space.
+    """
 
     folder: str
     fingerprint: str
     scenarios: dict[str, PreparedScenario]
     teacher_labels: "TeacherLabels | None" = None
+    users: dict[str, ProfileFacts] = field(default_factory=dict)
 
     def only(self, names: Collection[str]) -> "Prepared":
         """Returns the prepared data of some of the scenarios."""
@@ -166,6 +173,11 @@ class Prepared:
         """Returns the catalogue of a scenario, read from disk."""
         return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"))
 
+    def profiles(self, name: str) -> Profiles | None:
+        """Returns the profiles of a scenario's users, read from disk; None without a table."""
+        space = self.scenarios[name].user_space
+        return load_profiles(self.folder, space, self.users[space]) if space in self.users else None
+
     def shard_paths(self, name: str, split: str) -> list[str]:
         """Returns full paths of a split's shards."""
         return [storage.join(self.folder, s.path) for s in self.scenarios[name].shards[split]]
@@ -184,7 +196,12 @@ def load_prepared(folder: str) -> Prepared:
         )
     tree = storage.read_json(path)
     scenarios = {n: parse_scenario(s) for n, s in tree["scenarios"].items()}
-    return Prepared(folder, tree["fingerprint"], scenarios)
+    return Prepared(folder, tree["fingerprint"], scenarios, users=parse_users(tree))
+
+
+def parse_users(tree: dict[str, Any]) -> dict[str, ProfileFacts]:
+    """Returns what a manifest says of tables of users; nothing where there are none."""
+    return {space: ProfileFacts(**facts) for space, facts in tree.get("users", {}).items()}
 
 
 def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:

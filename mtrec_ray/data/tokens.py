@@ -15,6 +15,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.columns import bytes_text, is_bytes, plain_type
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.scenario import Items
+from mtrec_ray.project.users import Users
 
 TINY = "tiny"
 
@@ -97,17 +98,18 @@ def special_tokens(source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(around[:start]), tuple(around[start + len(inside) :])
 
 
-def item_texts(table: pa.Table, items: Items) -> list[str]:
-    """Returns the text of each item by the template; nulls become empty, white space is folded.
+def item_texts(table: pa.Table, items: Items | Users) -> list[str]:
+    """Returns the text of each row by the template; nulls become empty, white space is folded.
 
     Bytes are read as UTF-8: writers of Parquet do not always mark text as text.
     """
-    columns = {c: _values(table.column(c)) for c in items.text_columns}
+    assert items.text is not None
+    columns, template = {c: _values(table.column(c)) for c in items.text_columns}, items.text
     rows = (
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     )
     return [
-        " ".join(items.text.format(**{k: "" if v is None else v for k, v in row.items()}).split())
+        " ".join(template.format(**{k: "" if v is None else v for k, v in row.items()}).split())
         for row in rows
     ]
 

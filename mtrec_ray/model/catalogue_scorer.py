@@ -147,6 +147,8 @@ class CatalogueScorer:
         )
         number = torch.tensor(users.user).to(self.unit.device)
         identity = model.user_vectors(self.name, number).unsqueeze(1)
+        person = torch.tensor(users.person).to(self.unit.device)
+        user, identity = model.with_profiles(self.name, person, user, identity)
 
         def rows(values: Tensor) -> Tensor:
             return values.expand_as(user).reshape(-1, user.shape[2])

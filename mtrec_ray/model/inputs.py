@@ -8,8 +8,9 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
-from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.catalogue import Catalogue, Ragged
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.model.numeric import NumericInputs
 from mtrec_ray.model.samples import Samples
@@ -18,6 +19,37 @@ from mtrec_ray.project.model import Model
 # Ages beyond 30 days are read as 30 days: the age of an item that was there from the first row on
 # only tells the date, and later rows would lie outside the range that training saw.
 AGE, MAX_AGE = ".log_seconds_since_first", math.log1p(30 * 86_400)
+
+
+class PooledValues(nn.Module):
+    """The mean of the embeddings of each row's values; zeros for a row without one.
+
+    Letters: n rows of a table, m of them.
+    """
+
+    codes: Tensor
+    offsets: Tensor
+
+    def __init__(self, values: Ragged, size: int, width: int) -> None:
+        """`size`: number of codes, with the unused 0."""
+        super().__init__()
+        self.table = id_embedding(size, width)
+        self.register_buffer("codes", torch.tensor(values.codes).long(), persistent=False)
+        self.register_buffer("offsets", torch.tensor(values.offsets), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Returns f32[m, W] of rows i64[m]."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        ends = lengths.cumsum(0)
+        shift = (starts - (ends - lengths)).repeat_interleave(lengths)
+        codes = self.codes[torch.arange(len(shift), device=rows.device) + shift]
+        return F.embedding_bag(codes, self.table.weight, ends - lengths, mode="mean")
+
+
+def pooled_values(catalogue: Catalogue, width: int) -> nn.ModuleList:
+    """Returns the embeddings of a catalogue's columns with several values."""
+    return nn.ModuleList(PooledValues(v, v.size, width) for v in catalogue.several)
 
 
 class ScenarioInputs(nn.Module):
@@ -52,6 +84,7 @@ class ScenarioInputs(nn.Module):
             id_embedding(n, width) for n in facts.item_category_sizes
         )
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.category_sizes)
+        self.item_several = pooled_values(catalogue, width)
         self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
         self.options = options
         raw = torch.from_numpy(catalogue.numeric)
@@ -71,6 +104,8 @@ class ScenarioInputs(nn.Module):
             extra = extra + self.item_ids(ids)
         for i, table in enumerate(self.item_categories):
             extra = extra + table(self.catalogue_categories[items, i])
+        for values in self.item_several:
+            extra = extra + values(items)
         return extra
 
     def visible_columns(self, values: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.kinds import LARGEST_LOG, LEAST_COUNT
 from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.general_head import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head
 from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, cosines, similarity_kernels
 from mtrec_ray.model.inputs import ScenarioInputs, drop_ids, id_embedding
+from mtrec_ray.model.profiles import ProfileInputs
 from mtrec_ray.model.retrieval import Retrieval
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import SharingInputs, build_sharing
@@ -26,6 +28,7 @@ from mtrec_ray.project.model import Model
 
 GENERAL = "general/"  # before a scenario's name, which cannot hold a slash
 NUM_SIMILARITIES = 4 * NUM_KERNELS
+NO_PROFILES: Mapping[str, Profiles] = {}
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class PairInputs:
     """What the shared layers and the heads read of N pairs of a user and a candidate item.
 
     Attributes:
-        user: f32[N, W], the history, as the candidate attends over it.
+        user: f32[N, W], the history, as the candidate attends over it, and the profile.
         candidate: f32[N, W], the item.
         columns: f32[N, W], numeric columns and categories.
-        identity: f32[N, W], the user's embedding.
+        identity: f32[N, W], the user's embedding and profile.
         similarity: f32[N, 4 K], kernels of the cosines of candidate and history.
     """
 
@@ -56,7 +59,9 @@ class Recommender(nn.Module):
         scenarios: Mapping[str, PreparedScenario],
         catalogues: Mapping[str, Catalogue],
         encoder: TextEncoder,
+        profiles: Mapping[str, Profiles] = NO_PROFILES,
     ) -> None:
+        """`profiles`: of the users of each id space that has a table of them."""
         super().__init__()
         self.options = options
         self.facts = dict(scenarios)
@@ -88,9 +93,12 @@ class Recommender(nn.Module):
         # Whether main tasks add what the general head says: a new scenario's own layers start at 0.
         self.starts_from_general = False
         self.retrieval: Retrieval | None = None
-        if options.retrieves and has_main:
-            with torch.random.fork_rng([]):  # the others' random numbers stay the same
-                self.retrieval = Retrieval(options, scenarios, catalogues, encoder.width)
+        with torch.random.fork_rng([]):  # the others' random numbers stay the same
+            if options.retrieves and has_main:
+                self.retrieval = Retrieval(options, scenarios, catalogues, encoder.width, profiles)
+            self.profiles = nn.ModuleDict(
+                {n: ProfileInputs(p, width, options.bins, width**-0.5) for n, p in profiles.items()}
+            )
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
         """Returns heads that start at the base rate (binary) or the mean of training labels."""
@@ -159,11 +167,14 @@ class Recommender(nn.Module):
         inputs = self.scenario_inputs(name)
         items, candidate = self._items_and_candidates(inputs, samples, self.visible_text(vectors))
         history, mask = samples.history.clamp(min=0), self.visible_history(samples.history)
+        user = self.interest(candidate, items, history, samples.ages, mask)
+        identity = self.user_vectors(name, samples.user)
+        user, identity = self.with_profiles(name, samples.person, user, identity)
         return PairInputs(
-            user=self.interest(candidate, items, history, samples.ages, mask),
+            user=user,
             candidate=candidate,
             columns=inputs.row_columns(samples),
-            identity=self.user_vectors(name, samples.user),
+            identity=identity,
             similarity=similarity,
         )
 
@@ -209,6 +220,19 @@ class Recommender(nn.Module):
         if space not in self.users:
             return self.scenario_vectors[name].new_zeros(len(user), self.options.width)
         return self.users[space](drop_ids(user, self.options.id_dropout, self.training))
+
+    def with_profiles(
+        self, name: str, person: Tensor, user: Tensor, identity: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns histories and embeddings f32[N, .., W] with the profiles of persons i64[N].
+
+        Without a table of users they stay as they are.
+        """
+        space = self.facts[name].user_space
+        if space not in self.profiles:
+            return user, identity
+        profile = self.profiles[space](person).view(len(person), *[1] * (user.ndim - 2), -1)
+        return user + profile, identity + profile
 
     @property
     def general_head_learns(self) -> bool:
@@ -264,8 +288,8 @@ class Recommender(nn.Module):
 def scenario_parameters(model: Recommender, name: str) -> list[str]:
     """Returns the full names of the modules and parameters that a scenario has for itself.
 
-    They are the entries of its name in the model's dictionaries. A table of users has the name of
-    a user space, which is a scenario's name where no other scenario shares it.
+    They are the entries of its name in the model's dictionaries. Users and their profiles have the
+    name of a user space, which is a scenario's name where no other scenario shares it.
     """
     return [
         f"{full}.{name}" if full else name

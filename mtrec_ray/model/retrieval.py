@@ -1,8 +1,8 @@
 """The retrieval side: vectors of users and items whose cosines find the candidates to rank.
 
 An item's vector is made of its text, its id, its categories and its numbers, a user's of the
-history alone. All parameters are its own: where the encoder is frozen, the ranking heads learn the
-same with and without it.
+history and, where there is a table of users, the profile. All parameters are its own: where the
+encoder is frozen, the ranking heads learn the same with and without it.
 
 Letters: n items of a catalogue, m of them, B users, H history items, D width of text vectors, E
 width of retrieval vectors, A queries of a scenario.
@@ -17,9 +17,17 @@ from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.model.history import NUM_AGES, masked_softmax
-from mtrec_ray.model.inputs import category_codes, id_embedding, known_ids, standard_numbers
+from mtrec_ray.model.inputs import (
+    category_codes,
+    id_embedding,
+    known_ids,
+    pooled_values,
+    standard_numbers,
+)
+from mtrec_ray.model.profiles import ProfileInputs
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
 
@@ -43,6 +51,7 @@ class ItemExtras(nn.Module):
         has_ids = options.retrieval.item_ids
         self.item_ids = id_embedding(facts.num_items + 1, width) if has_ids else None
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.item_category_sizes)
+        self.several = pooled_values(catalogue, width)
         num_numbers = numbers.shape[1]
         self.numeric = nn.Linear(num_numbers, width, bias=False) if num_numbers else None
 
@@ -58,6 +67,8 @@ class ItemExtras(nn.Module):
             total = total + self.item_ids(ids)
         for i, table in enumerate(self.categories):
             total = total + table(self.codes[items, i])
+        for values in self.several:
+            total = total + values(items)
         return total if self.numeric is None else total + self.numeric(self.numbers[items])
 
 
@@ -66,7 +77,7 @@ class Retrieval(nn.Module):
 
     A user is what a scenario's queries find in the history: each query weighs the items by their
     vectors and ages. The mean of what they find starts the user's vector near the items of the
-    history. A user without a history has the scenario's vector.
+    history. A user without a history has the scenario's vector. A profile is added to either.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class Retrieval(nn.Module):
         scenarios: Mapping[str, PreparedScenario],
         catalogues: Mapping[str, Catalogue],
         text_width: int,
+        profiles: Mapping[str, Profiles],
     ) -> None:
         super().__init__()
         self.options = options
@@ -97,6 +109,15 @@ class Retrieval(nn.Module):
             {n: nn.Parameter(torch.randn(width) / width**0.5) for n in facts}
         )
 
+        self.spaces = {n: f.user_space for n, f in facts.items()}
+        self.profiles = nn.ModuleDict(
+            {
+                space: ProfileInputs(profiles[space], width, options.bins, std=0.0)
+                for space in dict.fromkeys(self.spaces.values())
+                if space in profiles
+            }
+        )
+
     @property
     def learns(self) -> bool:
         """Whether any of its parameters learns."""
@@ -114,10 +135,13 @@ class Retrieval(nn.Module):
         assert isinstance(extras, ItemExtras)
         return self.out(self.norm(extras.add_to(self.project(text), items, dropped)))
 
-    def users(self, name: str, states: Tensor, history: Tensor, ages: Tensor) -> Tensor:
+    def users(
+        self, name: str, states: Tensor, history: Tensor, ages: Tensor, person: Tensor
+    ) -> Tensor:
         """Returns unit vectors f32[B, E] of users with histories [B, H] and age buckets [B, H].
 
-        Histories are rows of the items' vectors f32[m, E], -1 where there is none.
+        Histories are rows of the items' vectors f32[m, E], -1 where there is none; profiles are
+        found by `person` i64[B], hashes of the users' ids.
         """
         known = (history >= 0) & self.options.history
         if not len(states):
@@ -129,6 +153,8 @@ class Retrieval(nn.Module):
         found = torch.einsum("bha,bhe->bae", weights, F.embedding(place, states))
         user = found.mean(1) + self.mix(found.flatten(1))
         user = torch.where(known.any(1, keepdim=True), user.float(), self.no_history[name])
+        if self.spaces[name] in self.profiles:
+            user = user + self.profiles[self.spaces[name]](person)
         return F.normalize(user, dim=-1)
 
     def sample_users(
@@ -141,7 +167,7 @@ class Retrieval(nn.Module):
         items, number = met.nonzero().squeeze(1), met.cumsum(0) - 1
         history = torch.where(known, number[samples.history.clamp(min=0)], -1)
         states = self.states(name, samples.items[items], text[items], dropped)
-        return self.users(name, states, history, samples.ages)
+        return self.users(name, states, history, samples.ages, samples.person)
 
     @torch.no_grad()
     def item_vectors(self, name: str, text: Tensor) -> Tensor:
@@ -158,7 +184,8 @@ class Retrieval(nn.Module):
         rows = torch.tensor(items[shift:], dtype=torch.int64, device=text.device)
         history = torch.tensor(history.reshape(users.history.shape) - shift).to(text.device)
         ages = torch.tensor(users.ages, dtype=torch.int64, device=text.device)
-        return self.users(name, self.states(name, rows, text[rows]), history, ages)
+        person = torch.tensor(users.person, device=text.device)
+        return self.users(name, self.states(name, rows, text[rows]), history, ages, person)
 
 
 def unit(vectors: Tensor) -> Tensor:

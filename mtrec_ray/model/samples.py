@@ -22,7 +22,8 @@ class Samples:
         candidate: i64[N], indices in `items`.
         history: i64[N, H], indices in `items`, -1 where there is none.
         ages: i64[N, H].
-        user: i64[N]. numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
+        user: i64[N], vocabulary numbers. person: i64[N], hashes of the users' ids.
+        numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
         weights: f32[N], of rows in the losses of the tasks; 1 where the data has none.
     """
 
@@ -31,6 +32,7 @@ class Samples:
     history: Tensor
     ages: Tensor
     user: Tensor
+    person: Tensor
     numeric: Tensor
     categorical: Tensor
     labels: Tensor
@@ -70,6 +72,7 @@ class Samples:
             history=put(index[:, 1:], np.int64),
             ages=put(arrays["history_age"], np.int64),
             user=put(arrays["user"], np.int64),
+            person=put(arrays["person"], np.int64),
             numeric=put(arrays["numeric"], np.float32),
             categorical=put(arrays["categorical"], np.int64),
             labels=put(arrays["labels"], np.float32),

@@ -15,14 +15,16 @@ Fields = Mapping[str, Any]
 # Fields of a task that its loss depends on, and prepared data does not.
 OF_LOSS = ("weight", *SHAPES)
 
-FORMAT = 5  # of prepared data; another one cannot be read
+FORMAT = 6  # of prepared data; another one cannot be read
 
 
 def prepared_data_depends_on(project: Project) -> Fields:
     """Returns the fields of the project that prepared data depends on."""
     weights = {"weight": True, "tasks": {"__all__": set(OF_LOSS)}}
+    tables = project.model_dump(mode="json", include={"users"}) if project.users else {}
     return {
         "format": FORMAT,
+        **tables,
         **project.model_dump(
             mode="json",
             by_alias=True,

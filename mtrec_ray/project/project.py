@@ -27,6 +27,7 @@ from mtrec_ray.project.model import Model
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
 from mtrec_ray.project.training import Finetune, Opinions, Training
+from mtrec_ray.project.users import Users
 
 Named = TypeVar("Named")
 
@@ -182,9 +183,9 @@ class Project(Section):
     )
     storage_options: dict[str, dict[str, JsonValue]] = Field(
         default={},
-        description="Options of file systems by protocol of a URI, such as `{sftp: {username: me, "
-        "password: '${SFTP_PASSWORD}'}}`; `${NAME}` is a variable of the environment. Names are "
-        "those of pyarrow's URIs (s3, gs, abfs, hdfs), else of fsspec.",
+        description="Options of file systems by protocol, such as `{sftp: {password: "
+        "'${SFTP_PASSWORD}'}}`; `${NAME}` is a variable of the environment. Names: those of "
+        "pyarrow's URIs (s3, gs, abfs, hdfs), else of fsspec.",
     )
     data_seed: NonNegativeInt = Field(
         default=0,
@@ -193,6 +194,10 @@ class Project(Section):
     sample_world: SampleWorld | None = Field(
         default=None,
         description="Reads a generated world in place of files. null: the files below root.",
+    )
+    users: dict[Name, Users] = Field(
+        default_factory=dict,
+        description="Tables of users, by the name that `users` of their scenarios has.",
     )
     scenarios: dict[Name, Scenario] = Field(min_length=1, description="Scenarios by name.")
     model: Model = Field(default=Model(), description="The network.")
@@ -208,11 +213,22 @@ class Project(Section):
 
     def check_storage_options(self) -> Iterator[str]:
         """Yields a line for options of a protocol that no path has."""
-        sections = [part for s in self.scenarios.values() for part in (s.items, s.events)]
-        used = {protocol_of(self.plain_path(part.path)) for part in sections}
+        paths = [part.path for s in self.scenarios.values() for part in (s.items, s.events)]
+        paths += [users.path for users in self.users.values()]
+        used = {protocol_of(self.plain_path(path)) for path in paths}
         for protocol in sorted(self.storage_options.keys() - used):
             found = ", ".join(sorted(used - {""})) or "none, as all paths are local"
             yield f"storage_options: found {protocol!r}; allowed: protocols of paths ({found})"
+
+    def check_users(self) -> Iterator[str]:
+        """Yields a line for each table of users that no scenario names."""
+        named = {scenario.users for scenario in self.scenarios.values()}
+        for name in self.users:
+            if name not in named:
+                yield (
+                    f"users.{name}: found a table that no scenario names; allowed: "
+                    f"scenarios.NAME.users: {name}"
+                )
 
     def check_weights(self) -> Iterator[str]:
         """Yields a line for scenarios that all weigh nothing."""
@@ -278,6 +294,7 @@ class Project(Section):
         return self.model_copy(
             update={
                 "scenarios": kept,
+                "users": self._users_of(kept),
                 "evaluation": evaluation.model_copy(update=scored),
                 "finetune": finetune.model_copy(update=tuned),
                 "recommend": recommend.model_copy(update=lists),
@@ -288,9 +305,11 @@ class Project(Section):
     def single(self, name: str) -> Self:
         """Returns the project of one scenario by itself, as fine-tuning trains it."""
         workers = {"num_workers": self.finetune.num_workers or 1}
+        kept = {name: self.scenarios[name].model_copy(update={"weight": 1.0})}
         return self.model_copy(
             update={
-                "scenarios": {name: self.scenarios[name].model_copy(update={"weight": 1.0})},
+                "scenarios": kept,
+                "users": self._users_of(kept),
                 "evaluation": self.evaluation.model_copy(update={"weights": {}}),
                 "run": self.run.model_copy(update=workers),
                 "finetune": Finetune(),
@@ -298,6 +317,10 @@ class Project(Section):
                 "search": Search(),
             }
         )
+
+    def _users_of(self, scenarios: Mapping[str, Scenario]) -> dict[str, Users]:
+        """Returns the tables of users that some scenarios name."""
+        return of_names(self.users, [s.users for s in scenarios.values() if s.users])
 
     def plain_path(self, relative: str) -> str:
         """Returns a scenario's path below `root`; URIs and absolute paths stay as they are.

@@ -3,7 +3,7 @@
 import math
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -70,6 +70,18 @@ def values_by_column(value: object) -> object:
     return lists
 
 
+def check_separators(separators: dict[str, str]) -> dict[str, str]:
+    """Returns separators by column, refused where one of them is empty."""
+    for column, separator in separators.items():
+        if not separator:
+            raise ValueError(f"{column}: found ''; allowed: a separator, such as '|'")
+    return separators
+
+
+# Separators of texts that hold several values, by column.
+Separators = Annotated[dict[str, str], AfterValidator(check_separators)]
+
+
 # Values that mean that nothing is known, by column.
 Missing = Annotated[dict[str, tuple[str | int | float, ...]], BeforeValidator(values_by_column)]
 
@@ -105,6 +117,15 @@ class Items(Section):
         default=(),
         description="Columns of numbers, standardised on the items of training; null is allowed.",
     )
+    lists: tuple[str, ...] = Field(
+        default=(),
+        description="Columns of lists: several values, whose embeddings are averaged.",
+    )
+    separators: Separators = Field(
+        default={},
+        description='Texts with several values and what parts them, such as `{genres: "|"}`: as '
+        "`lists`.",
+    )
     published: Column | None = Field(
         default=None,
         description="Column with the publishing time, for the item's age. null: no age.",
@@ -128,6 +149,15 @@ class Items(Section):
                     f"{list(self.categorical)}"
                 )
 
+    def check_several(self) -> Iterator[str]:
+        """Yields a line for each column that would be read in two ways."""
+        yield from twice_named(self.categorical, self.lists, self.separators)
+
+    @property
+    def several(self) -> dict[str, str | None]:
+        """Columns with several values, by the separator of their texts; None of lists."""
+        return {**dict.fromkeys(self.lists), **self.separators}
+
     @property
     def statistics_columns(self) -> tuple[str, ...]:
         """Categorical columns whose values have statistics."""
@@ -137,6 +167,14 @@ class Items(Section):
     def text_columns(self) -> tuple[str, ...]:
         """Columns named in braces in the text template."""
         return template_columns(self.text)
+
+
+def twice_named(
+    categorical: Collection[str], lists: Collection[str], separators: Collection[str]
+) -> Iterator[str]:
+    """Yields a line for each column of one or of several values that another field names, too."""
+    for column in sorted({*categorical} & {*lists, *separators} | {*lists} & {*separators}):
+        yield f"lists: found {column!r} twice; allowed: in one of categorical, lists, separators"
 
 
 class Propensity(Section):
@@ -265,7 +303,8 @@ class Scenario(Section):
     )
     users: Name | None = Field(
         default=None,
-        description="Scenarios with the same name here share their users. null: users of its own.",
+        description="Scenarios with the same name here share their users, and the table of `users` "
+        "with that name, if there is one. null: users of its own.",
     )
     statistics: Literal["live", "frozen"] = Field(
         default="live",

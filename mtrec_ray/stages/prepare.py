@@ -2,15 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
-
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import MIN_ROWS
 from mtrec_ray.data.input_files import convert, holds_text, input_files, text_kind
-from mtrec_ray.data.prepared import MANIFEST, Prepared, load_prepared, parse_scenario
+from mtrec_ray.data.prepared import (
+    MANIFEST,
+    Prepared,
+    load_prepared,
+    parse_scenario,
+    parse_users,
+)
 from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
+from mtrec_ray.data.preparing.profiles import KnownUsers
 from mtrec_ray.data.sample_world import Dials, write_sample_world
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.model.encoder import encoder_problems
@@ -85,12 +90,24 @@ def with_parquet(
     every = [(name, kind) for name in scenarios for kind in ("items", "events")]
     for name, kind in every if paths is None else paths:
         section = getattr(scenarios[name], kind)
-        files = input_files(project.path(section.path))
-        if holds_text(files):
-            target = as_parquet(files, f"scenarios.{name}.{kind}.path", storage_path, log)
-            changed = {kind: section.model_copy(update={"path": target})}
-            scenarios[name] = scenarios[name].model_copy(update=changed)
-    return project.model_copy(update={"scenarios": scenarios})
+        path = parquet_path(project, section.path, f"scenarios.{name}.{kind}", storage_path, log)
+        changed = {kind: section.model_copy(update={"path": path})}
+        scenarios[name] = scenarios[name].model_copy(update=changed)
+    users = dict(project.users)
+    for name, table in users.items() if paths is None else ():
+        path = parquet_path(project, table.path, f"users.{name}", storage_path, log)
+        users[name] = table.model_copy(update={"path": path})
+    return project.model_copy(update={"scenarios": scenarios, "users": users})
+
+
+def parquet_path(project: Project, path: str, where: str, storage_path: str, log: Log) -> str:
+    """Returns a path of the project itself, or that of the Parquet of its CSV or JSON lines.
+
+    Raises:
+        ProjectError: as `as_parquet`, of the section `where`.
+    """
+    files = input_files(project.path(path))
+    return as_parquet(files, f"{where}.path", storage_path, log) if holds_text(files) else path
 
 
 def as_parquet(files: Sequence[FileVersion], field: str, storage_path: str, log: Log) -> str:
@@ -145,7 +162,7 @@ def prepare_into(
     stage: Stage,
     inputs: str,
     log: Log,
-    stored_users: Mapping[str, np.ndarray] = NO_USERS,
+    stored_users: Mapping[str, KnownUsers] = NO_USERS,
 ) -> Record:
     """Prepares a project's data in a stage's folder and audits it; returns the data report.
 
@@ -188,6 +205,9 @@ def suspicious(name: str, report: Record) -> list[str]:
         lines.append(f"{name}: {repeated:,} rows repeat the user, item and time of another")
     if merged := report["merged_items"]:
         lines.append(f"{name}: {merged:,} rows of the catalogue are copies of another, and merged")
+    if unknown := report.get("users_without_profile"):
+        share = unknown / report["users_in_train"]
+        lines.append(f"{name}: {share:.1%} of the users of training have no profile ({unknown:,})")
     return lines + [f"{name}: {line}" for line in peculiar(report)]
 
 
@@ -229,6 +249,6 @@ def check_leakage(project: Project, folder: str, manifest: Record, log: Log) -> 
     """
     log("leakage audit")
     scenarios = {n: parse_scenario(s) for n, s in manifest["scenarios"].items()}
-    problems = audit(project, Prepared(folder, "", scenarios))
+    problems = audit(project, Prepared(folder, "", scenarios, users=parse_users(manifest)))
     refuse([f"leakage audit: {line}" for line in problems[:20]])
     manifest["report"]["audit"] = {"passed": True, "rows_per_split": 12}

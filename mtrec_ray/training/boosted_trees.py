@@ -17,6 +17,7 @@ from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.kinds import OBJECTIVES, fitted_scale
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
+from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.data.shards import WEIGHT, Arrays, read_rows
 from mtrec_ray.model.history import cosines, similarity_summary
 from mtrec_ray.project.project import Project
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import lightgbm
 
 NUM_COMPONENTS = 32
+NUM_INDICATORS = 32  # of a column with several values, those of the most training rows
 PATIENCE = 50  # rounds without a lower loss on valid
 BATCH_ROWS = 65_536
 MIN_DATA_IN_LEAF = 50
@@ -69,29 +71,39 @@ class Columns:
         catalogue: Catalogue,
         vectors: Float32s,
         components: TextComponents | None = None,
+        profiles: Profiles | None = None,
     ) -> None:
         """`vectors` f32[n, D] are the items' texts; components are by default of known items."""
-        self.facts, self.catalogue = facts, catalogue
+        self.facts, self.catalogue, self.profiles = facts, catalogue, profiles
         self.vectors = torch.tensor(vectors)
         self.components = components or TextComponents.fit(vectors[catalogue.known])
         self.reduced = self.components.of(vectors)
+        self.indicators = [values.indicators(NUM_INDICATORS) for values in catalogue.several]
         self.num_categorical = catalogue.categorical.shape[1] + len(facts.category_sizes)
+        self.num_categorical += len(profiles.facts.vocabularies) if profiles else 0
 
     @classmethod
     def of(cls, project: Project, prepared: Prepared, name: str) -> "Columns":
         """Returns the columns of a scenario, whose texts the pretrained encoder reads."""
         vectors = pretrained_vectors(project, prepared, name, torch.device("cpu"))
-        return cls(prepared.scenarios[name], prepared.catalogue(name), vectors.numpy())
+        facts, profiles = prepared.scenarios[name], prepared.profiles(name)
+        return cls(facts, prepared.catalogue(name), vectors.numpy(), profiles=profiles)
 
     def every(self, rows: Arrays) -> Float32s:
         """Returns f32[N, F]: all columns."""
         return np.concatenate([self.plain(rows), self.text(rows)], 1)
 
     def plain(self, rows: Arrays) -> Float32s:
-        """Returns f32[N, F]: categories, statistics and numbers."""
-        item = rows["item"]
-        codes = [self.catalogue.categorical[item], rows["categorical"]]
+        """Returns f32[N, F]: categories, statistics and numbers, those of users' profiles too."""
+        item, person, profiles = rows["item"], rows["person"], self.profiles
+        of_profiles = [profiles.categorical(person)] if profiles else []
+        codes = [self.catalogue.categorical[item], *of_profiles, rows["categorical"]]
         columns = [*codes, rows["numeric"], self.catalogue.numeric[item]]
+        columns += [found[item] for found in self.indicators]
+        if profiles:
+            columns += [
+                profiles.numeric(person), *profiles.indicators(person, NUM_INDICATORS)
+            ]  # fmt: skip
         return np.concatenate(columns, 1).astype(np.float32)
 
     def text(self, rows: Arrays) -> Float32s:

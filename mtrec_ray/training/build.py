@@ -3,12 +3,15 @@
 import os
 import tempfile
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.data.tokens import special_tokens
 from mtrec_ray.model.chunks import PairLayout
 from mtrec_ray.model.encoder import TextEncoder
@@ -28,10 +31,12 @@ def build_model(
 
     With the width D of vectors that are known already, the encoder is not loaded.
     """
+    profiles = profiles_with_texts(project, prepared, device)
     torch.manual_seed(project.training.seed)
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
     encoder = TextEncoder(project.model.encoder, width=width)
-    model = Recommender(project.model, prepared.scenarios, catalogues, encoder).to(device)
+    model = Recommender(project.model, prepared.scenarios, catalogues, encoder, profiles)
+    model = model.to(device)
     autocast = autocast_for(device, precision)
     pairs = None
     if project.model.layout == "pair":
@@ -62,15 +67,36 @@ def cache_folder(project: Project) -> Path:
     return Path(tempfile.gettempdir()) / f"mtrec_ray-{os.getuid()}" / "frozen"
 
 
-@torch.no_grad()
 def pretrained_vectors(
     project: Project, prepared: Prepared, name: str, device: torch.device
 ) -> Tensor:
     """Returns f32[n, D], a scenario's item vectors by the pretrained encoder."""
+    return read_texts(project, name, prepared.catalogue(name), device)
+
+
+@torch.no_grad()
+def read_texts(project: Project, name: str, table: Catalogue, device: torch.device) -> Tensor:
+    """Returns f32[n, D], vectors of a table's texts by the pretrained encoder."""
     options = project.model.encoder.model_copy(update={"trainable": "none"})
     encoder = TextEncoder(options).to(device).eval()
     autocast = autocast_for(device, project.training.precision)
-    vectors = ItemVectors(encoder, {name: prepared.catalogue(name)}, device, autocast)
+    vectors = ItemVectors(encoder, {name: table}, device, autocast)
     vectors.compute_frozen(cache_folder(project))
     assert vectors.cache is not None
     return vectors.cache
+
+
+def profiles_with_texts(
+    project: Project, prepared: Prepared, device: torch.device
+) -> dict[str, Profiles]:
+    """Returns the profiles of each id space with a table of users, their texts read."""
+    found: dict[str, Profiles] = {}
+    for name, facts in prepared.scenarios.items():
+        space = facts.user_space
+        profiles = None if space in found else prepared.profiles(name)
+        if profiles is not None and profiles.facts.has_text:
+            texts = read_texts(project, space, profiles.table, device).cpu().numpy()
+            found[space] = replace(profiles, texts=texts)
+        elif profiles is not None:
+            found[space] = profiles
+    return found

@@ -80,7 +80,8 @@ def load_tree_model(prepared: Prepared, name: str, vectors: Float32s, folder: st
         for task, path in texts.items()
         if storage.exists(path)
     }
-    return TreeModel(Columns(facts, prepared.catalogue(name), vectors, components), boosters)
+    catalogue, profiles = prepared.catalogue(name), prepared.profiles(name)
+    return TreeModel(Columns(facts, catalogue, vectors, components, profiles), boosters)
 
 
 def fit_tree_model(
@@ -88,7 +89,8 @@ def fit_tree_model(
 ) -> TreeModel:
     """Returns the trees of a scenario's tasks, but of those with few labels."""
     facts = prepared.scenarios[name]
-    columns = Columns(facts, prepared.catalogue(name), vectors)
+    catalogue, profiles = prepared.catalogue(name), prepared.profiles(name)
+    columns = Columns(facts, catalogue, vectors, profiles=profiles)
     train = examples(prepared, columns, name, "train", options.rows)
     valid = examples(prepared, columns, name, "valid", options.rows)
     boosters = {}

@@ -157,6 +157,21 @@ def fields(**sections: Any) -> Make:
     return make
 
 
+def users(**columns: Any) -> Make:
+    """A table of users, of the first of them or of `user_id`, with columns of each kind."""
+
+    def make(project: SmallProject) -> None:
+        number = len(next(iter(columns.values())))
+        ids = {"user_id": [f"u{u}" for u in range(number)]}
+        project.files["people.parquet"] = pa.table(ids | columns)
+        named = {"categorical": ["country"], "numeric": ["age"], "lists": ["interests"]}
+        table = named | {"path": "people.parquet", "text": "{country}", "missing": {"age": -1}}
+        project.tree["users"] = {"people": table}
+        project.shop["users"] = "people"
+
+    return make
+
+
 def model(**values: Any) -> Make:
     """Fields of the model; `encoder` is joined to what stands there."""
 

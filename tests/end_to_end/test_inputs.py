@@ -9,6 +9,7 @@ import uuid
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.data.tokens import load_tokenizer
@@ -18,6 +19,7 @@ from tests.end_to_end.small_project import (
     ITEM,
     NUM_ITEMS,
     NUM_ROWS,
+    NUM_USERS,
     OF_ITEM,
     ROW,
     SECOND,
@@ -38,6 +40,7 @@ from tests.end_to_end.small_project import (
     params,
     parts,
     small_project,
+    users,
 )
 
 pytestmark = pytest.mark.end_to_end
@@ -556,6 +559,22 @@ CASES = {
         ),
         report={"train_label_ranges.seconds": [0.0, 61.0]}, check=logarithms_of_seconds, long=True,
     ),
+    "31 several values, and users with a table": Case(
+        both(
+            catalogue(
+                tags=pa.array([["a", f"b{i % 2}"] if i else None for i in ITEM]),
+                genres=[" x|y|" if i % 2 else None for i in ITEM],
+            ),
+            fields(items={"lists": ["tags"], "separators": {"genres": "|"}}),
+            users(country=["c"] * 10, age=[*range(9), -1], interests=[["p", "q"]] * 10),
+        ),
+        report={
+            "users_without_profile": NUM_USERS - 10,
+            "known_values": {"tags": 3, "genres": 2},
+        },
+        told=(r"shop: 50\.0% of the users of training have no profile \(10\)",),
+        check=lambda p: profiles_are(p, ["a", "b0", "b1"]),
+    ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(
         catalogue(title=["\U0001f600 \u202eabc\u202c \x00 x"] * NUM_ITEMS), long=True
@@ -579,6 +598,19 @@ def published_unknown(project: SmallProject, number: int) -> None:
 def one_null(project: SmallProject, column: str) -> None:
     """One value of a column of the catalogue is unknown."""
     assert np.isnan(project.read("catalogue.parquet").column(column).to_numpy()).sum() == 1
+
+
+def profiles_are(project: SmallProject, values: list[str]) -> None:
+    """Items have the codes of their values, and users those of their table, sorted by hash."""
+    catalogue = project.read("catalogue.parquet")
+    found = catalogue.column("several.tags").to_pylist()
+    assert {len(codes) for codes in found[1:]} == {2}
+    assert found[0] == []
+    assert {code for codes in found for code in codes} == set(range(1, len(values) + 1))
+    people = pq.read_table(project.prepared / "profiles.people.parquet")
+    assert people.column("several.interests").to_pylist() == [[1, 2]] * 10
+    assert all(len(tokens) > 2 for tokens in people.column("tokens").to_pylist())
+    assert np.isnan(people.column("numeric.age").to_numpy()).sum() == 1
 
 
 @pytest.mark.usefixtures("session_ray")

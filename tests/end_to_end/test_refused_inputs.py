@@ -36,6 +36,7 @@ from tests.end_to_end.small_project import (
     params,
     parts,
     small_project,
+    users,
 )
 from tests.end_to_end.test_inputs import CASES as PREPARED
 from tests.end_to_end.test_inputs import EIGHTEEN, WITH_STARS, hive
@@ -370,6 +371,14 @@ IN_THE_ROWS = {
     ),
     "23 items twice that differ": Case(
         other_items, (rf"{SHOP}items\.id: found 12 duplicate ids, such as 'i\d+'; allowed: none",)
+    ),
+    "23 a user twice in his table": Case(
+        users(user_id=["u1", "u2", "u1"], country=["c"] * 3, age=[1] * 3, interests=[["p"]] * 3),
+        (r"users\.people\.id: found 1 duplicate ids, such as 'u1'; allowed: none",),
+    ),
+    "12 a table of other users": Case(
+        users(user_id=[1, 2], country=["c"] * 2, age=[1] * 2, interests=[["p"]] * 2),
+        (r"users\.people\.id: found ids such as '1', none of which is a user of training; allo",),
     ),
     "24 positives alone": Case(
         log(click=np.ones(NUM_ROWS)),

@@ -84,8 +84,8 @@ def samples_of_all_pairs(world):
     numeric = items.numeric[item].copy()
     numeric[:, 2], numeric[:, 3] = users.numeric[user, 2], own.ravel()
     arrays = {
-        "item": item, "user": users.user[user], "history": users.history[user],
-        "history_age": users.ages[user], "numeric": numeric,
+        "item": item, "user": users.user[user], "person": users.person[user],
+        "history": users.history[user], "history_age": users.ages[user], "numeric": numeric,
         "categorical": np.zeros((len(user), 1), np.int32),
         "labels": np.zeros((len(user), 2), np.float32),
     }  # fmt: skip

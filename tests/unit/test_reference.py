@@ -15,6 +15,7 @@ from mtrec_ray.project.ranges import Range
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
 from mtrec_ray.project.training import Finetune, FineTuning, Training
+from mtrec_ray.project.users import Users
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TREE = yaml.safe_load((JOBS / "reference.yaml").read_text())
@@ -51,6 +52,12 @@ def test_every_field_of_a_scenario_is_shown():
     """No field of a scenario or of any section inside it is missing."""
     shown = {f for s in TREE["scenarios"].values() for f in written_fields(s, Scenario)}
     assert shown == set(fields_below(Scenario))
+
+
+def test_every_field_of_a_table_of_users_is_shown():
+    """No field of a table of users is missing."""
+    shown = {f for users in TREE["users"].values() for f in written_fields(users, Users)}
+    assert shown == set(fields_below(Users))
 
 
 def test_every_section_is_shown():

@@ -69,6 +69,7 @@ def samples_of(users, items, history, num_items=SHOP.num_items):
         history=history,
         ages=torch.zeros_like(history),
         user=torch.tensor(users),
+        person=torch.tensor(users),
         numeric=torch.zeros(len(users), 3),
         categorical=torch.zeros(len(users), 1, dtype=torch.int64),
         labels=torch.ones(len(users), 2),

@@ -15,6 +15,7 @@ import pandas as pd
 
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.preparing.audit_log import AuditLog, read_audit_log, source_row
+from mtrec_ray.data.preparing.audit_profiles import AuditProfiles, read_audit_profiles
 from mtrec_ray.data.shards import Arrays, read_rows
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -42,9 +43,12 @@ def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> 
         log = read_audit_log(
             project, prepared, name, [s for rows in samples.values() for s in rows]
         )
+        users = sorted(set(log.rows["user"]))
+        profiles = read_audit_profiles(project, prepared, name, users)
         for split, rows in samples.items():
             for sample in rows:
                 lines = check_row(log, scenario, prepared.scenarios[name], split, sample)
+                lines += check_profile(log, scenario, profiles, sample)
                 where = f"scenarios.{name} ({split} row {int(sample['row'])})"
                 problems += [f"{where}: {line}" for line in lines]
     return problems
@@ -99,6 +103,17 @@ def check_labels(scenario: Scenario, raw: Any, sample: Arrays) -> list[str]:
     wrong = [f"label of {line}" for line in disagreements(prepared, wanted)]
     weight = {"weight": float(sample.get("weight", 1.0))}
     return wrong + disagreements(weight, {"weight": float(raw["weight"])})
+
+
+def check_profile(
+    log: AuditLog, scenario: Scenario, profiles: AuditProfiles | None, sample: Arrays
+) -> list[str]:
+    """Returns what in the profile of a sample's user disagrees with the table of users."""
+    source = source_row(scenario, int(sample["row"]))
+    if profiles is None or source not in log.rows.index:
+        return []
+    raw: Any = log.rows.loc[source]
+    return profiles.check(raw["user"], int(sample["person"]))
 
 
 def rows_to_see(log: AuditLog, scenario: Scenario, split: str, source: int) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The user's files: whether they exist, are whole, and have the columns that are named."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import as_text, blank, plain_type
+from mtrec_ray.data.columns import as_text, blank, is_bytes, is_list, plain_type
 from mtrec_ray.data.input_files import holds_text, input_files, look_at
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.project.base import ProjectError, without_options
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.users import Users
 
 READ_THREADS = 16
 ALLOWED_FILES = "allowed: Parquet, CSV or JSON lines, tables of Delta or Iceberg"
@@ -65,6 +66,8 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
     of_items += [(column, "items.text") for column in items.text_columns]
     of_items += [(column, "items.categorical") for column in items.categorical]
     of_items += [(column, "items.numeric") for column in items.numeric]
+    of_items += [(column, "items.lists") for column in items.lists]
+    of_items += [(column, "items.separators") for column in items.separators]
     if items.published:
         of_items.append((items.published, "items.published"))
     of_events = [(events.user, "events.user"), (events.item, "events.item")]
@@ -94,20 +97,74 @@ def wanted_columns(scenario: Scenario, kind: str) -> list[str]:
     return list(dict.fromkeys(column for column, _ in named_columns(scenario)[kind]))
 
 
+def columns_of_users(users: Users) -> list[tuple[str, str]]:
+    """Returns the columns that a table of users names, each with its field."""
+    named = [(users.id, "users.id")]
+    named += [(column, "users.text") for column in users.text_columns]
+    named += [(column, "users.categorical") for column in users.categorical]
+    named += [(column, "users.numeric") for column in users.numeric]
+    named += [(column, "users.lists") for column in users.lists]
+    return named + [(column, "users.separators") for column in users.separators]
+
+
+@dataclass(frozen=True)
+class InputTable:
+    """Files that a section of the project file names.
+
+    Attributes:
+        scope: what stands before the names of its fields, `scenarios.shop` or `users.people`.
+        kind: items, events or users.
+        columns: those that are named, each with its field.
+        missing: values that are read as null, by column.
+    """
+
+    scope: str
+    kind: str
+    path: str
+    columns: Sequence[tuple[str, str]]
+    missing: Mapping[str, Sequence[str | float]]
+
+    @property
+    def wanted(self) -> list[str]:
+        """The columns, each once."""
+        return list(dict.fromkeys(column for column, _ in self.columns))
+
+    def where(self, field: str) -> str:
+        """Returns the full name of a field such as `items.path`."""
+        return f"{self.scope}.{field.removeprefix('users.')}"
+
+
+def items_table(project: Project, name: str) -> InputTable:
+    """Returns the catalogue of a scenario."""
+    scenario, scope = project.scenarios[name], f"scenarios.{name}"
+    path, columns = project.path(scenario.items.path), named_columns(scenario)["items"]
+    return InputTable(scope, "items", path, columns, scenario.items.missing)
+
+
+def events_table(project: Project, name: str) -> InputTable:
+    """Returns the log of a scenario."""
+    scenario, scope = project.scenarios[name], f"scenarios.{name}"
+    path, columns = project.path(scenario.events.path), named_columns(scenario)["events"]
+    return InputTable(scope, "events", path, columns, scenario.events.missing)
+
+
+def users_table(project: Project, space: str) -> InputTable:
+    """Returns a table of users."""
+    users = project.users[space]
+    path = project.path(users.path)
+    return InputTable(f"users.{space}", "users", path, columns_of_users(users), users.missing)
+
+
 def input_problems(project: Project) -> list[str]:
-    """Returns one line for each missing or broken file and each missing column of all scenarios."""
-    lines = [
-        without_options(line)
-        for name, scenario in project.scenarios.items()
-        for kind in ("items", "events")
-        for line in _path_problems(project, name, scenario, kind)
-    ]
+    """Returns one line for each missing or broken file and each missing column."""
+    tables = [of(project, n) for n in project.scenarios for of in (items_table, events_table)]
+    tables += [users_table(project, space) for space in project.users]
+    lines = [without_options(line) for table in tables for line in _table_problems(table)]
     return list(dict.fromkeys(lines))
 
 
-def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -> Iterator[str]:
-    path = project.path(scenario.items.path if kind == "items" else scenario.events.path)
-    where = f"scenarios.{name}.{kind}.path"
+def _table_problems(table: InputTable) -> Iterator[str]:
+    path, where = table.path, table.where(f"{table.kind}.path")
     try:
         found = footers(path)
     except FileNotFoundError as error:
@@ -123,14 +180,12 @@ def _path_problems(project: Project, name: str, scenario: Scenario, kind: str) -
         return
     if not sum(footer.num_rows for footer in found):
         yield f"{where}: found no rows in {path}; allowed: at least one"
-    wanted = wanted_columns(scenario, kind)
-    for column, field in dict.fromkeys(named_columns(scenario)[kind]):
-        yield from _column_problems(f"scenarios.{name}.{field}", column, field, found)
-    missing = scenario.items.missing if kind == "items" else scenario.events.missing
-    for column in missing.keys() - set(wanted):
+    for column, field in dict.fromkeys(table.columns):
+        yield from _column_problems(table.where(field), column, field, found)
+    for column in table.missing.keys() - set(table.wanted):
         yield (
-            f"scenarios.{name}.{kind}.missing: found column {column!r}, which no field names; "
-            f"allowed: {', '.join(wanted)}"
+            f"{table.where(f'{table.kind}.missing')}: found column {column!r}, which no field "
+            f"names; allowed: {', '.join(table.wanted)}"
         )
 
 
@@ -160,7 +215,7 @@ def _column_problems(
             f"{where}: found column {column!r} of {wrong[0].path}{_and_more(wrong)} with type "
             f"{wrong[0].schema.field(column).type}; allowed: {allowed_types(field)}"
         )
-    if field.startswith("items.") and not wrong:
+    if field.startswith(("items.", "users.")) and not wrong:
         first = having[0].schema.field(column).type if having else None
         odd = [f for f in having if not _can_be_joined(first, f.schema.field(column).type)]
         if odd:
@@ -185,11 +240,18 @@ def _can_be_joined(first: pa.DataType | None, second: pa.DataType) -> bool:
 
 
 NUMBERS = (
-    "tasks", "events.numeric", "items.numeric", "events.weight_column", "events.propensity"
+    "tasks", "events.numeric", "items.numeric", "users.numeric", "events.weight_column",
+    "events.propensity",
 )  # fmt: skip
 
 
 TIMES = ("events.time", "items.published")
+
+
+LISTS = ("items.lists", "users.lists")
+
+
+TEXTS = ("items.separators", "users.separators")
 
 
 def holds_numbers(field: str) -> bool:
@@ -209,6 +271,10 @@ def fits(kind: pa.DataType, field: str) -> bool:
         return is_number or pa.types.is_boolean(kind)
     if field in TIMES:
         return is_number or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    if field in LISTS:
+        return is_list(kind) and not pa.types.is_nested(kind.value_type)
+    if field in TEXTS:
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_bytes(kind)
     return not pa.types.is_nested(kind)
 
 
@@ -216,6 +282,10 @@ def allowed_types(field: str) -> str:
     """Returns the types that a field's column may have, for a person."""
     if holds_numbers(field):
         return "a number or a boolean"
+    if field in LISTS:
+        return "a list of texts, numbers or dates"
+    if field in TEXTS:
+        return "text"
     return "a time stamp, a date or a number" if field in TIMES else "text, a number or a date"
 
 
@@ -282,34 +352,41 @@ def read_log(fragment: Fragment, scenario: Scenario) -> pa.Table:
 
 
 def read_items(project: Project, name: str) -> pa.Table:
-    """Returns the columns of a scenario's items that the project file names.
+    """Returns a scenario's items, as `read_whole` does; rows that are equal are one item."""
+    table = read_whole(items_table(project, name))
+    return without_copies(table, project.scenarios[name].items.id)
 
-    Rows that are equal in all of them are one item.
+
+def read_users(project: Project, space: str) -> pa.Table:
+    """Returns a table of users, as `read_whole` does."""
+    return read_whole(users_table(project, space))
+
+
+def read_whole(source: InputTable) -> pa.Table:
+    """Returns the columns of a table that the project file names.
 
     Raises:
         ProjectError: numbers of one file do not fit the type that the files have in common.
     """
-    items = project.scenarios[name].items
-    columns = wanted_columns(project.scenarios[name], "items")
-    files = input_files(project.path(items.path))
-    read: Callable[[FileVersion], pa.Table] = lambda file: storage.read_table(file, columns)  # noqa: E731
+    files = input_files(source.path)
+    read: Callable[[FileVersion], pa.Table] = lambda file: storage.read_table(file, source.wanted)  # noqa: E731
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        table = _joined(name, list(pool.map(read, files)))
-    for column, values in items.missing.items():
+        table = _joined(source, list(pool.map(read, files)))
+    for column, values in source.missing.items():
         number = table.column_names.index(column)
         table = table.set_column(number, column, blank(table.column(column), values))
-    return without_copies(table, items.id)
+    return table
 
 
-def _joined(name: str, tables: list[pa.Table]) -> pa.Table:
+def _joined(source: InputTable, tables: list[pa.Table]) -> pa.Table:
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowInvalid as error:
         reason = " ".join(str(error).split())[:120]
         raise ProjectError(
             [
-                f"scenarios.{name}.items.path: found files with numbers that do not fit one type "
-                f"({reason}); allowed: the same types in all files"
+                f"{source.where(f'{source.kind}.path')}: found files with numbers that do not fit "
+                f"one type ({reason}); allowed: the same types in all files"
             ]
         ) from None
 
@@ -318,7 +395,10 @@ def without_copies(table: pa.Table, key: str) -> pa.Table:
     """Returns the rows without those that are equal to an earlier one, in the same order."""
     if pc.count_distinct(as_text(table.column(key))).as_py() == table.num_rows:  # pyright: ignore[reportAttributeAccessIssue]
         return table
-    return table.filter(pa.array(~table.to_pandas().duplicated().to_numpy()))
+    lists = [n for n in table.column_names if is_list(table.schema.field(n).type)]
+    plain = table.to_pandas()
+    plain[lists] = plain[lists].map(str)
+    return table.filter(pa.array(~plain.duplicated().to_numpy()))
 
 
 def num_items_read(project: Project, name: str) -> int:
@@ -328,11 +408,16 @@ def num_items_read(project: Project, name: str) -> int:
 
 def input_fingerprint(project: Project) -> str:
     """Returns a hash of names, sizes and times of all input files, in whatever order they stand."""
+    paths = [
+        path
+        for _, scenario in sorted(project.scenarios.items())
+        for path in (scenario.items.path, scenario.events.path)
+    ]
+    paths += [users.path for _, users in sorted(project.users.items())]
     return fingerprint(
         *(
             [without_options(version.path), version.size, version.mtime_ns]
-            for _, scenario in sorted(project.scenarios.items())
-            for path in (scenario.items.path, scenario.events.path)
+            for path in paths
             for version in input_files(project.path(path))
         )
     )

@@ -42,7 +42,9 @@ def manifest_of(
             "numeric_names": list(specs[name].columns.names),
             **fit_numeric(folder, shards["train"]),
             **fit_items(storage.join(folder, name, "catalogue.parquet")),
-            "item_category_sizes": [len(v) + 1 for v in vocabularies[name].values()],
+            "item_category_sizes": [
+                len(vocabularies[name][column]) + 1 for column in scenario.items.categorical
+            ],
             "category_sizes": [len(v) + 1 for v in specs[name].event_vocabularies],
             "user_space": scenario.users or name,
             "num_users": len(specs[name].users) + 1,

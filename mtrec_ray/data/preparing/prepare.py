@@ -28,7 +28,13 @@ from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of
 from mtrec_ray.data.preparing.passes import add_fractions, build_shards, rewrite_with_negatives
-from mtrec_ray.data.preparing.problems import item_problems, scan_problems
+from mtrec_ray.data.preparing.problems import item_problems, scan_problems, user_problems
+from mtrec_ray.data.preparing.profiles import (
+    KnownUsers,
+    profile_problems,
+    without_profile,
+    write_profiles,
+)
 from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
 from mtrec_ray.progress import Log
@@ -41,11 +47,29 @@ TEXTS_PER_BLOCK = 20_000
 CATALOGUE = "catalogue.parquet"
 
 
-NO_USERS: Mapping[str, np.ndarray] = {}
+NO_USERS: Mapping[str, KnownUsers] = {}
 
 
 def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
     """Returns the item tables of all scenarios with their token ids, in the order of the rows."""
+    texts = {n: item_texts(table, project.scenarios[n].items) for n, table in tables.items()}
+    return tokenised(project, tables, texts)
+
+
+def tokenised_users(project: Project, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """Returns the tables of users with their token ids, which are none where they have no text."""
+    texts = {n: item_texts(t, project.users[n]) for n, t in tables.items() if project.users[n].text}
+    found = tokenised(project, {n: tables[n] for n in texts}, texts) if texts else {}
+    for name, table in tables.items():
+        none = pa.array([[]] * table.num_rows, pa.list_(pa.int32()))
+        found.setdefault(name, table.append_column(TOKENS, none))
+    return found
+
+
+def tokenised(
+    project: Project, tables: dict[str, pa.Table], texts: Mapping[str, list[str]]
+) -> dict[str, pa.Table]:
+    """Returns tables with the token ids of their rows' texts, in the order of the rows."""
     encoder = project.model.encoder
 
     def add_tokens(block: pa.Table) -> pa.Table:
@@ -54,10 +78,7 @@ def tokenised_items(project: Project, tables: dict[str, pa.Table]) -> dict[str, 
         column = pa.array(tokens, pa.list_(pa.int32()))
         return block.drop_columns("text").append_column("tokens", column)
 
-    blocks = [
-        text_rows(code, item_texts(table, project.scenarios[name].items))
-        for code, (name, table) in enumerate(tables.items())
-    ]
+    blocks = [text_rows(code, texts[name]) for code, name in enumerate(tables)]
     refs = (
         ray.data.from_arrow(blocks)
         .repartition(target_num_rows_per_block=TEXTS_PER_BLOCK)
@@ -105,13 +126,13 @@ def spec_of(
 
 
 def user_vocabularies(
-    project: Project, scans: dict[str, Scan], stored: Mapping[str, np.ndarray]
+    project: Project, scans: dict[str, Scan], stored: Mapping[str, KnownUsers]
 ) -> dict[str, np.ndarray]:
     """Returns sorted hashes of the known users of each id space.
 
     Of a space that is `stored` they are those already, and no others.
     """
-    spaces: dict[str, np.ndarray] = dict(stored)
+    spaces: dict[str, np.ndarray] = {space: users.hashes for space, users in stored.items()}
     for name, scan_of_log in scans.items():
         space = project.scenarios[name].users or name
         if space in stored:
@@ -132,18 +153,19 @@ def write_catalogues(
 
 
 def prepare(
-    project: Project, folder: str, log: Log, stored_users: Mapping[str, np.ndarray] = NO_USERS
+    project: Project, folder: str, log: Log, stored_users: Mapping[str, KnownUsers] = NO_USERS
 ) -> dict[str, Any]:
     """Write the prepared data of a project; returns the manifest (without its fingerprint).
 
-    `stored_users`: by id space, the sorted hashes of the users that a model knows already.
+    `stored_users`: by id space, the users that a model knows already.
 
     Raises:
         ProjectError: whatever in the inputs the job cannot work with, all at once.
     """
     load_tokenizer(project.model.encoder.source)
     tables = {name: inputs.read_items(project, name) for name in project.scenarios}
-    refuse(item_problems(project, tables))
+    people = {space: inputs.read_users(project, space) for space in project.users}
+    refuse(item_problems(project, tables) + user_problems(project, people))
     log(f"tokenising {sum(t.num_rows for t in tables.values()):,} items")
     items = tokenised_items(project, tables)
     sources = ray.put({name: source_of(project, name, items[name]) for name in items})
@@ -151,11 +173,40 @@ def prepare(
     refuse(scan_problems(project, scans))
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans, stored_users)
+    profiles = prepare_profiles(project, people, users, stored_users, folder)
     specs = {n: spec_of(project, n, scans[n], users[n], items[n]) for n in items}
     log("statistics, histories and shards")
     written = build_shards(fragments, sources, scans, specs, folder)
     facts = {name: item_facts(project, name, table) for name, table in tables.items()}
-    return manifest_of(project, scans, specs, vocabularies, written, facts, folder)
+    for name, scenario in project.scenarios.items():
+        if scenario.users in people:
+            own = project.users[scenario.users]
+            missing = without_profile(people[scenario.users], own, scans[name].users)
+            facts[name]["users_without_profile"] = missing
+    return manifest_of(project, scans, specs, vocabularies, written, facts, folder) | profiles
+
+
+def prepare_profiles(
+    project: Project,
+    people: dict[str, pa.Table],
+    users: Mapping[str, np.ndarray],
+    stored: Mapping[str, KnownUsers],
+    folder: str,
+) -> dict[str, Any]:
+    """Write the tables of users; returns what the manifest says of them, nothing without any.
+
+    `users`: by scenario, the sorted hashes of its id space's users of training.
+
+    Raises:
+        ProjectError: a table that knows none of them.
+    """
+    if not people:
+        return {}
+    known = {s.users: users[name] for name, s in project.scenarios.items() if s.users in people}
+    refuse(profile_problems(project, people, known))
+    return {
+        "users": write_profiles(project, tokenised_users(project, people), known, stored, folder)
+    }
 
 
 def item_facts(project: Project, name: str, table: pa.Table) -> dict[str, Any]:

@@ -45,19 +45,29 @@ def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]
     ]
 
 
-def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Iterator[str]:
-    ids = table.column(scenario.items.id)
-    where = f"scenarios.{name}.items"
+def user_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
+    """Returns a line for each fault of a table of users: null or repeated ids."""
+    return [
+        line
+        for space, table in tables.items()
+        for line in _id_problems(f"users.{space}.id", table.column(project.users[space].id))
+    ]
+
+
+def _id_problems(where: str, ids: pa.ChunkedArray) -> Iterator[str]:
     if nulls := int(ids.is_null(nan_is_null=True).to_numpy().sum()):
-        yield f"{where}.id: found {nulls} nulls; allowed: none"
+        yield f"{where}: found {nulls} nulls; allowed: none"
     text = as_text(ids).drop_null()
     counts = text.value_counts()
     repeated = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
     if len(repeated):
         example = repeated.field("values")[0].as_py()
-        yield (
-            f"{where}.id: found {len(repeated)} duplicate ids, such as {example!r}; allowed: none"
-        )
+        yield f"{where}: found {len(repeated)} duplicate ids, such as {example!r}; allowed: none"
+
+
+def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Iterator[str]:
+    where = f"scenarios.{name}.items"
+    yield from _id_problems(f"{where}.id", table.column(scenario.items.id))
     column = scenario.items.published
     if column and scenario.events.time_unit is None and is_plain_number(table[column].type):
         ms = pc.fill_null(milliseconds(table[column]), NO_TIME).to_numpy()

@@ -3,6 +3,7 @@
 from mtrec_ray.data.end_states import stored_users
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
+from mtrec_ray.data.preparing.profiles import KnownUsers
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import prepared_data_depends_on
@@ -45,9 +46,15 @@ def prepare_new_scenario(
     if not report:
         log(f"{name}: joins {', '.join(joint.scenarios)}")
         space = own.scenarios[name].users
-        users = {space: stored_users(joint, space)} if space in user_spaces(joint) else {}
-        prepare_into(own, run.storage, stage, inputs, log, users)
+        prepare_into(own, run.storage, stage, inputs, log, known_users(joint, space))
     return load_prepared(stage.folder)
+
+
+def known_users(joint: Prepared, space: str | None) -> dict[str, KnownUsers]:
+    """Returns the users of an id space that the joint model knows; nothing of another space."""
+    if space is None or space not in user_spaces(joint):
+        return {}
+    return {space: KnownUsers(stored_users(joint, space), joint.users.get(space))}
 
 
 def user_space_problems(own: Project, joint: Prepared, name: str) -> list[str]:

@@ -1,0 +1,116 @@
+"""The leakage audit of profiles: users of sampled rows looked up in their table once more.
+
+By code of its own, as the rest of the audit: ids are compared as text, and not by their hash.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtrec_ray.data import storage
+from mtrec_ray.data.input_files import input_files
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.preparing.audit_log import raw_nulls, raw_numbers, raw_text
+from mtrec_ray.data.profiles import profiles_path
+from mtrec_ray.project.project import Project
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AuditProfiles:
+    """Rows of a table of users, as they were found and as they were prepared.
+
+    Attributes:
+        raw: by id, the values of the columns: texts, numbers, None or NaN for null.
+        prepared: by person, the user's id, numbers, and texts of which training knows enough.
+        vocabularies: by categorical column.
+    """
+
+    raw: dict[str, Row]
+    prepared: dict[int, Row]
+    vocabularies: dict[str, list[str]]
+
+    def check(self, user: str, person: int) -> list[str]:
+        """Returns a line for each value of a row's user that is not what his table says."""
+        expected, found = self.raw.get(user), self.prepared.get(person)
+        if expected is None or found is None:
+            there = "none, in the table one" if expected else "one, in the table none"
+            return [] if expected is found else [f"profile: prepared {there}"]
+        if found["id"] != user:
+            return [f"profile: prepared that of user {found['id']!r}, in the log {user!r}"]
+        known = {n: v if v in self.vocabularies.get(n, (v,)) else None for n, v in expected.items()}
+        return [
+            f"profile.{name}: prepared {found[name]!r}, in the table {value!r}"
+            for name, value in known.items()
+            if not same(found[name], value)
+        ]
+
+
+def same(first: object, second: object) -> bool:
+    """Returns whether two values are equal, numbers in 32 bits; NaN is equal to itself."""
+    if isinstance(first, float) and isinstance(second, float):
+        return bool(np.isclose(first, second, rtol=1e-6, atol=0, equal_nan=True))
+    return first == second
+
+
+def read_audit_profiles(
+    project: Project, prepared: Prepared, name: str, users: Sequence[str]
+) -> AuditProfiles | None:
+    """Returns the profiles of some users of a scenario; None where they have no table."""
+    space = project.scenarios[name].users
+    if space not in project.users:
+        return None
+    facts = prepared.users[space]
+    raw = raw_profiles(project, space, users)
+    stored = prepared_profiles(prepared, space, users)
+    return AuditProfiles(raw, stored, facts.vocabularies)
+
+
+def raw_profiles(project: Project, space: str, users: Sequence[str]) -> dict[str, Row]:
+    """Returns the rows of some users as the table has them, by id; a table is read file by file."""
+    own, found = project.users[space], {}
+    columns = [own.id, *own.categorical, *own.numeric]
+    for file in input_files(project.path(own.path)):
+        table = raw_nulls(storage.read_table(file, columns), own.missing)
+        ids = raw_text(table.column(own.id))
+        table, ids = rows_of(table, ids, users)
+        values: dict[str, list[Any]] = {}
+        for column in own.categorical:
+            values[column] = raw_text(table.column(column)).to_pylist()
+        for column in own.numeric:
+            values[column] = raw_numbers(table.column(column)).tolist()
+        found |= rows_by_key(ids.to_pylist(), values)
+    return found
+
+
+def prepared_profiles(prepared: Prepared, space: str, users: Sequence[str]) -> dict[int, Row]:
+    """Returns the prepared rows of some users by person, codes as the texts that they stand for."""
+    table = storage.read_table(profiles_path(prepared.folder, space))
+    table, ids = rows_of(table, table.column("user_id"), users)
+    values: dict[str, list[Any]] = {"id": ids.to_pylist()}
+    for column, words in prepared.users[space].vocabularies.items():
+        codes = table.column(f"categorical.{column}").to_pylist()
+        values[column] = [words[code - 1] if code else None for code in codes]
+    for column in table.column_names:
+        if column.startswith("numeric."):
+            numbers = table.column(column).to_numpy().astype(float)
+            values[column.removeprefix("numeric.")] = numbers.tolist()
+    return rows_by_key(table.column("person").to_pylist(), values)
+
+
+def rows_of(
+    table: pa.Table, ids: pa.ChunkedArray, users: Sequence[str]
+) -> tuple[pa.Table, pa.ChunkedArray]:
+    """Returns the rows of some users, and their ids."""
+    wanted = pc.is_in(ids, pa.array(users, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
+    return table.filter(wanted), ids.filter(wanted)
+
+
+def rows_by_key(keys: Sequence[Any], values: dict[str, list[Any]]) -> dict[Any, Row]:
+    """Returns rows by a key of each."""
+    return {key: {name: own[i] for name, own in values.items()} for i, key in enumerate(keys)}

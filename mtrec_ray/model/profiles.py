@@ -1,0 +1,81 @@
+"""A table of users as the network reads it: one vector of each profile.
+
+Letters: P users of the table, N persons, D width of texts, W width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mtrec_ray.data.profiles import Profiles
+from mtrec_ray.model.inputs import PooledValues, category_codes, id_embedding
+from mtrec_ray.model.numeric import NumericInputs
+
+
+class ProfileInputs(nn.Module):
+    """Vectors of profiles: embeddings of categories, and maps of numbers and of texts.
+
+    A number that is missing has a vector of its own, and so has a user without a profile; these
+    start at zero, the others at random: where they did not, nothing that users and items tell
+    together could be learned before something else had moved the layers above.
+    """
+
+    persons: Tensor
+    codes: Tensor
+    numbers: Tensor
+    texts: Tensor
+
+    def __init__(self, profiles: Profiles, width: int, num_bins: int, std: float) -> None:
+        """`std`: of the weights at the start."""
+        super().__init__()
+        facts, table = profiles.facts, profiles.table
+        num_numbers = len(facts.numeric_mean)
+        self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.category_sizes)
+        self.several = nn.ModuleList(
+            PooledValues(values, size, width)
+            for values, size in zip(table.several, facts.several_sizes, strict=True)
+        )
+        self.numeric = self.missing = self.project = None
+        if num_numbers:
+            scales = (facts.numeric_mean, facts.numeric_std, facts.numeric_quantiles)
+            self.numeric = NumericInputs(*scales, width, num_bins)
+            self.missing = nn.Linear(num_numbers, width, bias=False)
+        texts = torch.zeros(len(profiles.persons), 0)
+        if profiles.texts is not None:
+            texts = torch.from_numpy(profiles.texts)
+            self.project = nn.Linear(texts.shape[1], width, bias=False)
+        self.absent = nn.Parameter(torch.zeros(width))
+        self.start(std)
+        self.register_buffer("persons", torch.tensor(profiles.persons), persistent=False)
+        self.register_buffer("codes", category_codes(table), persistent=False)
+        self.register_buffer("numbers", torch.from_numpy(table.numeric), persistent=False)
+        self.register_buffer("texts", texts, persistent=False)
+
+    @torch.no_grad()
+    def start(self, std: float) -> None:
+        """Set the weights to their start; unknown categories have zeros."""
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=std)
+        tables = [module for module in self.modules() if isinstance(module, nn.Embedding)]
+        marks = [self.absent, *(table.weight[0] for table in tables)]
+        if self.numeric is not None and self.missing is not None:
+            marks += [self.numeric.plain.bias, self.missing.weight]
+        for mark in marks:
+            mark.zero_()
+
+    def forward(self, person: Tensor) -> Tensor:
+        """Returns f32[N, W] of persons i64[N], hashes of users' ids."""
+        place = torch.searchsorted(self.persons, person).clamp(max=len(self.persons) - 1)
+        known = (self.persons[place] == person).unsqueeze(1)
+        return torch.where(known, self.of_rows(place), self.absent)
+
+    def of_rows(self, place: Tensor) -> Tensor:
+        """Returns f32[N, W] of rows i64[N] of the table."""
+        total = self.absent.new_zeros(len(place), len(self.absent))
+        for i, table in enumerate(self.categories):
+            total = total + table(self.codes[place, i])
+        for values in self.several:
+            total = total + values(place)
+        if self.numeric is not None and self.missing is not None:
+            numbers = self.numbers[place]
+            total = total + self.numeric(numbers) + self.missing(numbers.isnan().float())
+        return total if self.project is None else total + self.project(self.texts[place])

@@ -1,0 +1,65 @@
+"""A table of users of a project file: a row for each, whatever scenarios they are in."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from mtrec_ray.project.base import Section
+from mtrec_ray.project.scenario import (
+    Missing,
+    Separators,
+    check_template,
+    template_columns,
+    twice_named,
+)
+
+
+class Users(Section):
+    """A table of users, and what its columns mean."""
+
+    path: str = Field(description="The table: a path or a URI, as that of a catalogue.")
+    id: str = Field(
+        default="user_id",
+        description="Column with the user's id, as the logs have it: unique, not null.",
+    )
+    categorical: tuple[str, ...] = Field(
+        default=(),
+        description="Columns whose values get an embedding where 5 users of training have them.",
+    )
+    numeric: tuple[str, ...] = Field(
+        default=(),
+        description="Columns of numbers, standardised on the users of training; null is allowed.",
+    )
+    lists: tuple[str, ...] = Field(
+        default=(), description="Columns of lists: several values, as those of items."
+    )
+    separators: Separators = Field(
+        default={}, description="Texts with several values and what parts them, as those of items."
+    )
+    text: Annotated[str, AfterValidator(check_template)] | None = Field(
+        default=None,
+        description="Template of the user's text, which the pretrained encoder reads. null: none.",
+    )
+    missing: Missing = Field(
+        default={}, description="Values that are read as null, by column, such as `{age: [0]}`."
+    )
+
+    def check_columns(self) -> Iterator[str]:
+        """Yields a line for a table of ids alone."""
+        if not (self.categorical or self.numeric or self.several or self.text):
+            yield "found no column beside the id; allowed: at least one of any kind"
+
+    def check_several(self) -> Iterator[str]:
+        """Yields a line for each column that would be read in two ways."""
+        yield from twice_named(self.categorical, self.lists, self.separators)
+
+    @property
+    def several(self) -> dict[str, str | None]:
+        """Columns with several values, by the separator of their texts; None of lists."""
+        return {**dict.fromkeys(self.lists), **self.separators}
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Columns named in braces in the text template; none without one."""
+        return template_columns(self.text) if self.text else ()
