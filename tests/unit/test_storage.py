@@ -52,6 +52,13 @@ def test_options_travel_with_a_uri(monkeypatch):
         storage.filesystem(path)
 
 
+def test_a_file_that_was_not_finished_is_gone(tmp_path):
+    """A stream that ends with an error leaves neither the file nor a part of it."""
+    with pytest.raises(TypeError), storage.new_file(str(tmp_path / "a" / "b")) as stream:
+        stream.writelines([b"half", 1])
+    assert not any((tmp_path / "a").iterdir())
+
+
 def test_protocols_of_fsspec():
     """What pyarrow does not know is one of fsspec's file systems, for reading and for writing."""
     folder = f"memory://{uuid.uuid4()}"
