@@ -2,7 +2,7 @@
 
 prepared/manifest.json              what was prepared: tasks, columns, shards, fitted numbers
 prepared/NAME/catalogue.parquet     items
-prepared/profiles.NAME.parquet      a table of users
+prepared/profiles.NAME.parquet      a table of users, and profiles.NAME.texts.parquet its texts
 prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """

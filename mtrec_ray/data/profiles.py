@@ -8,10 +8,12 @@ Letters: P users of the table, N persons, C categorical and M numeric columns, Q
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import Catalogue, load_catalogue
-from mtrec_ray.data.storage import join, read_table
+from mtrec_ray.data.columns import fixed_list, matrix
+from mtrec_ray.data.storage import join, read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Profiles:
     Attributes:
         persons: i64[P], sorted.
         table: categories, numbers and token ids of each, and whether training knows him.
-        texts: f32[P, D], vectors of the users' texts; None without texts, or before they are read.
+        texts: f32[P, D], what the pretrained encoder makes of the users' texts; None without texts.
     """
 
     facts: ProfileFacts
@@ -85,8 +87,20 @@ def profiles_path(folder: str, space: str) -> str:
     return join(folder, f"profiles.{space}.parquet")
 
 
+def texts_path(folder: str, space: str) -> str:
+    """Returns the prepared file of the vectors of the users' texts."""
+    return join(folder, f"profiles.{space}.texts.parquet")
+
+
+def write_texts(folder: str, space: str, vectors: Float32s) -> None:
+    """Write the vectors f32[P, D] of the users' texts, in the order of their table."""
+    write_table(texts_path(folder, space), pa.table({"text": fixed_list(vectors)}))
+
+
 def load_profiles(folder: str, space: str, facts: ProfileFacts) -> Profiles:
-    """Returns a prepared table of users, without vectors of texts."""
-    path = profiles_path(folder, space)
+    """Returns a prepared table of users."""
+    path, texts = profiles_path(folder, space), None
     persons = read_table(path, ["person"]).column(0).to_numpy()
-    return Profiles(facts, persons, load_catalogue(path))
+    if facts.has_text:
+        texts = matrix(read_table(texts_path(folder, space)).column("text"))
+    return Profiles(facts, persons, load_catalogue(path), texts)

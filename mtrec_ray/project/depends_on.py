@@ -22,6 +22,9 @@ def prepared_data_depends_on(project: Project) -> Fields:
     """Returns the fields of the project that prepared data depends on."""
     weights = {"weight": True, "tasks": {"__all__": set(OF_LOSS)}}
     tables = project.model_dump(mode="json", include={"users"}) if project.users else {}
+    encoder = {"source", "max_tokens"}
+    if any(users.text for users in project.users.values()):
+        encoder |= {"pooling"}
     return {
         "format": FORMAT,
         **tables,
@@ -31,7 +34,7 @@ def prepared_data_depends_on(project: Project) -> Fields:
             include={"data_seed": True, "sample_world": True, "scenarios": True},
             exclude={"scenarios": {"__all__": weights}},
         ),
-        "model": {"encoder": project.model.encoder.model_dump(include={"source", "max_tokens"})},
+        "model": {"encoder": project.model.encoder.model_dump(include=encoder)},
     }
 
 

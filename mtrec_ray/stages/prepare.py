@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import torch
+
 from mtrec_ray.data import storage
-from mtrec_ray.data.catalogue import MIN_ROWS
+from mtrec_ray.data.catalogue import MIN_ROWS, load_catalogue
 from mtrec_ray.data.input_files import convert, holds_text, input_files, text_kind
 from mtrec_ray.data.prepared import (
     MANIFEST,
@@ -16,6 +18,7 @@ from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
 from mtrec_ray.data.preparing.profiles import KnownUsers
+from mtrec_ray.data.profiles import profiles_path, write_texts
 from mtrec_ray.data.sample_world import Dials, write_sample_world
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.model.encoder import encoder_problems
@@ -23,8 +26,9 @@ from mtrec_ray.progress import Log, begin_stage, warn
 from mtrec_ray.project.base import ProjectError, refuse, without_options
 from mtrec_ray.project.depends_on import Fields, fingerprint, prepared_data_depends_on
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.cluster import connect, result_of, task_of
 from mtrec_ray.stages.run_folder import Record, RunFolder, Stage
+from mtrec_ray.training.build import read_texts
 
 # A user is told with more than this share of a log's rows, and than so many equal shares.
 LARGEST_USER, EQUAL_SHARES = 0.1, 3
@@ -174,6 +178,7 @@ def prepare_into(
     storage.remove_folder(stage.folder)
     try:
         manifest = prepare(readable, stage.folder, log, stored_users)
+        write_user_texts(readable, stage.folder, log)
         check_leakage(readable, stage.folder, manifest, log)
     except ProjectError:
         storage.remove_folder(stage.folder)
@@ -188,6 +193,23 @@ def prepare_into(
         for text in suspicious(name, manifest["report"][name]):
             warn(log, text)
     return manifest["report"]
+
+
+def write_user_texts(project: Project, folder: str, log: Log) -> None:
+    """Write what the pretrained encoder makes of the texts of each table of users."""
+    spaces = [space for space, users in project.users.items() if users.text]
+    if spaces:
+        log(f"reading the texts of users: {', '.join(spaces)}")
+    read = task_of(read_user_texts, project.run)
+    for done in [read.remote(project, folder, space) for space in spaces]:
+        result_of(done)
+
+
+def read_user_texts(project: Project, folder: str, space: str) -> None:
+    """Write the vectors of a table's texts; in a Ray task."""
+    device = torch.device("cuda" if project.run.use_gpu else "cpu")
+    table = load_catalogue(profiles_path(folder, space))
+    write_texts(folder, space, read_texts(project, space, table, device).cpu().numpy())
 
 
 def suspicious(name: str, report: Record) -> list[str]:

@@ -107,8 +107,26 @@ class Columns:
         return np.concatenate(columns, 1).astype(np.float32)
 
     def text(self, rows: Arrays) -> Float32s:
-        """Returns f32[N, 3 + E]: cosines of candidate and history, and main components."""
-        return np.concatenate([self.similarity(rows), self.reduced[rows["item"]]], 1)
+        """Returns f32[N, 3 + E]: cosines of candidate and history, and main components.
+
+        Where users have texts there is one more: the cosine of the candidate and that text.
+        """
+        columns = [self.similarity(rows), self.reduced[rows["item"]]]
+        if self.profiles and self.profiles.texts is not None:
+            columns.append(self.likeness(self.profiles.texts, rows))
+        return np.concatenate(columns, 1)
+
+    def likeness(self, texts: Float32s, rows: Arrays) -> Float32s:
+        """Returns f32[N, 1]: cosines of candidates and users' texts f32[P, D]; NaN without one."""
+        assert self.profiles is not None
+        place, found = self.profiles.places(rows["person"]), []
+        for start in range(0, len(place), BATCH_ROWS):
+            part = slice(start, start + BATCH_ROWS)
+            item = self.vectors[torch.from_numpy(rows["item"][part].astype(np.int64))]
+            user = torch.from_numpy(texts[place[part]])
+            found.append(torch.nn.functional.cosine_similarity(item, user, dim=1))
+        cosines = torch.cat(found).numpy()[:, None]
+        return np.where(place[:, None] >= 0, cosines, np.float32(np.nan))
 
     def similarity(self, rows: Arrays) -> Float32s:
         """Returns f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""

@@ -3,7 +3,6 @@
 import os
 import tempfile
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,12 +30,11 @@ def build_model(
 
     With the width D of vectors that are known already, the encoder is not loaded.
     """
-    profiles = profiles_with_texts(project, prepared, device)
     torch.manual_seed(project.training.seed)
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
     encoder = TextEncoder(project.model.encoder, width=width)
-    model = Recommender(project.model, prepared.scenarios, catalogues, encoder, profiles)
-    model = model.to(device)
+    parts = (prepared.scenarios, catalogues, encoder, profiles_of(prepared))
+    model = Recommender(project.model, *parts).to(device)
     autocast = autocast_for(device, precision)
     pairs = None
     if project.model.layout == "pair":
@@ -86,17 +84,11 @@ def read_texts(project: Project, name: str, table: Catalogue, device: torch.devi
     return vectors.cache
 
 
-def profiles_with_texts(
-    project: Project, prepared: Prepared, device: torch.device
-) -> dict[str, Profiles]:
-    """Returns the profiles of each id space with a table of users, their texts read."""
+def profiles_of(prepared: Prepared) -> dict[str, Profiles]:
+    """Returns the profiles of each id space that has a table of users."""
     found: dict[str, Profiles] = {}
     for name, facts in prepared.scenarios.items():
-        space = facts.user_space
-        profiles = None if space in found else prepared.profiles(name)
-        if profiles is not None and profiles.facts.has_text:
-            texts = read_texts(project, space, profiles.table, device).cpu().numpy()
-            found[space] = replace(profiles, texts=texts)
-        elif profiles is not None:
-            found[space] = profiles
+        profiles = None if facts.user_space in found else prepared.profiles(name)
+        if profiles is not None:
+            found[facts.user_space] = profiles
     return found

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mtrec_ray.data.columns import matrix
 from mtrec_ray.data.tokens import load_tokenizer
 from tests.end_to_end.small_project import (
     CLICK,
@@ -610,6 +611,9 @@ def profiles_are(project: SmallProject, values: list[str]) -> None:
     people = pq.read_table(project.prepared / "profiles.people.parquet")
     assert people.column("several.interests").to_pylist() == [[1, 2]] * 10
     assert all(len(tokens) > 2 for tokens in people.column("tokens").to_pylist())
+    texts = matrix(pq.read_table(project.prepared / "profiles.people.texts.parquet").column(0))
+    assert texts.shape == (10, 384)
+    assert np.isfinite(texts).all()
     assert np.isnan(people.column("numeric.age").to_numpy()).sum() == 1
 
 

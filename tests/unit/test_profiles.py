@@ -38,14 +38,13 @@ def table_of(num, categorical, numeric):
 ITEMS = table_of(NUM_ITEMS, KIND_OF_ITEM[:, None] + 1, np.zeros((NUM_ITEMS, 0)))
 
 
-def profiles_of(source: str, persons: np.ndarray = PERSONS) -> Profiles:
+def profiles_of(source: str) -> Profiles:
     """A table of users, whose taste lies in one of its columns alone."""
-    rng, num = np.random.default_rng(4), len(persons)
+    rng, num = np.random.default_rng(4), NUM_USERS
     kinds = {s: KIND_OF_USER if s == source else rng.integers(0, KINDS, NUM_USERS) for s in SOURCES}
-    place = np.searchsorted(PERSONS, persons)
-    numeric = kinds["numeric"][place, None] + rng.normal(0, 0.1, (num, 1))
+    numeric = kinds["numeric"][:, None] + rng.normal(0, 0.1, (num, 1))
     numeric[rng.random(num) < 0.1] = np.nan
-    texts = np.eye(KINDS, 8, dtype=np.float32)[kinds["text"][place]]
+    texts = np.eye(KINDS, 8, dtype=np.float32)[kinds["text"]]
     facts = ProfileFacts(
         vocabularies={"country": ["a", "b", "c"]},
         several={},
@@ -54,8 +53,8 @@ def profiles_of(source: str, persons: np.ndarray = PERSONS) -> Profiles:
         numeric_quantiles=[[-0.3, 0.0, 0.1, 0.9, 1.0, 1.1, 1.9, 2.0, 2.3]],
         has_text=True,
     )
-    categorical = kinds["categorical"][place, None] + 1
-    return Profiles(facts, persons, table_of(num, categorical, numeric), texts)
+    categorical = kinds["categorical"][:, None] + 1
+    return Profiles(facts, PERSONS, table_of(num, categorical, numeric), texts)
 
 
 def rows_of(users: np.ndarray, seed: int):
@@ -150,6 +149,33 @@ def test_trees_read_the_table():
         found[source] = roc_auc_score(test["labels"][:, 0], trees.predict(columns.plain(test)))
     assert min(found["categorical"], found["numeric"]) > 0.8
     assert abs(found[None] - 0.5) < 0.03
+
+
+def test_trees_read_how_near_a_text_is():
+    """Cosines of items' and users' texts; NaN for a user without a profile."""
+    profiles, vectors = profiles_of("text"), np.eye(NUM_ITEMS, 8, dtype=np.float32)
+    columns = Columns(FACTS, ITEMS, vectors, profiles=profiles)
+    rows = rows_of(SEEN, 1)
+    rows["person"][0] += 1
+    found = columns.text(rows)[:, -1]
+    taste = KIND_OF_USER[np.searchsorted(PERSONS, rows["person"])]
+    assert np.isnan(found[0])
+    np.testing.assert_array_equal(found[1:], (rows["item"] == taste)[1:])
+
+
+def test_a_model_takes_over_weights_with_another_table_of_the_same_users():
+    """A scenario that joins reads its own rows of the table by the vocabulary of the model."""
+    profiles = profiles_of("text")
+    model, _ = model_of(profiles)
+    stir(model)
+    few, own = slice(10, 20), profiles.table
+    table = table_of(10, own.categorical[few], own.numeric[few])
+    joined, _ = model_of(Profiles(profiles.facts, PERSONS[few], table, profiles.texts[few]))
+    joined.load_state_dict(model.state_dict())
+    asked = torch.from_numpy(PERSONS[few])
+    torch.testing.assert_close(joined.profiles["people"](asked), model.profiles["people"](asked))
+    other = torch.from_numpy(PERSONS[20:30])
+    assert torch.equal(joined.profiles["people"](other)[0], joined.profiles["people"].absent)
 
 
 def test_a_table_moves_no_other_weight_at_the_start():
