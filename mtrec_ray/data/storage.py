@@ -235,8 +235,12 @@ def new_file(path: str) -> Iterator[pa.NativeFile]:
     fs, inner = filesystem(path)
     fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
     beside = f"{inner}.{uuid.uuid4().hex[:8]}.part"
-    with fs.open_output_stream(beside) as stream:
-        yield stream
+    try:
+        with fs.open_output_stream(beside) as stream:
+            yield stream
+    except BaseException:
+        fs.delete_file(beside)
+        raise
     fs.move(beside, inner)
 
 

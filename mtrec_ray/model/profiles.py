@@ -3,6 +3,8 @@
 Letters: P users of the table, N persons, D width of texts, W width.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -79,3 +81,12 @@ class ProfileInputs(nn.Module):
             numbers = self.numbers[place]
             total = total + self.numeric(numbers) + self.missing(numbers.isnan().float())
         return total if self.project is None else total + self.project(self.texts[place])
+
+
+def profile_inputs(
+    profiles: Mapping[str, Profiles], width: int, num_bins: int, std: float
+) -> nn.ModuleDict:
+    """Returns the vectors of profiles by id space; `std` is that of the weights at the start."""
+    return nn.ModuleDict(
+        {space: ProfileInputs(own, width, num_bins, std) for space, own in profiles.items()}
+    )

@@ -20,7 +20,7 @@ from mtrec_ray.model.general_head import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head
 from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, cosines, similarity_kernels
 from mtrec_ray.model.inputs import ScenarioInputs, drop_ids, id_embedding
-from mtrec_ray.model.profiles import ProfileInputs
+from mtrec_ray.model.profiles import profile_inputs
 from mtrec_ray.model.retrieval import Retrieval
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import SharingInputs, build_sharing
@@ -96,9 +96,7 @@ class Recommender(nn.Module):
         with torch.random.fork_rng([]):  # the others' random numbers stay the same
             if options.retrieves and has_main:
                 self.retrieval = Retrieval(options, scenarios, catalogues, encoder.width, profiles)
-            self.profiles = nn.ModuleDict(
-                {n: ProfileInputs(p, width, options.bins, width**-0.5) for n, p in profiles.items()}
-            )
+            self.profiles = profile_inputs(profiles, width, options.bins, width**-0.5)
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
         """Returns heads that start at the base rate (binary) or the mean of training labels."""

@@ -27,7 +27,7 @@ from mtrec_ray.model.inputs import (
     pooled_values,
     standard_numbers,
 )
-from mtrec_ray.model.profiles import ProfileInputs
+from mtrec_ray.model.profiles import profile_inputs
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
 
@@ -110,13 +110,8 @@ class Retrieval(nn.Module):
         )
 
         self.spaces = {n: f.user_space for n, f in facts.items()}
-        self.profiles = nn.ModuleDict(
-            {
-                space: ProfileInputs(profiles[space], width, options.bins, std=0.0)
-                for space in dict.fromkeys(self.spaces.values())
-                if space in profiles
-            }
-        )
+        shared = {n: p for n, p in profiles.items() if n in self.spaces.values()}
+        self.profiles = profile_inputs(shared, width, options.bins, std=0.0)
 
     @property
     def learns(self) -> bool:

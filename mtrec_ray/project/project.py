@@ -183,9 +183,9 @@ class Project(Section):
     )
     storage_options: dict[str, dict[str, JsonValue]] = Field(
         default={},
-        description="Options of file systems by protocol, such as `{sftp: {password: "
-        "'${SFTP_PASSWORD}'}}`; `${NAME}` is a variable of the environment. Names: those of "
-        "pyarrow's URIs (s3, gs, abfs, hdfs), else of fsspec.",
+        description="Options of file systems by a URI's protocol, such as `{sftp: {port: 22}}`; "
+        "`${NAME}` is a variable of the environment. Names are those of pyarrow's URIs, else of "
+        "fsspec.",
     )
     data_seed: NonNegativeInt = Field(
         default=0,
@@ -211,8 +211,11 @@ class Project(Section):
     recommend: Recommend = Field(default=Recommend(), description="Recommendations.")
     run: Run = Field(description="Name, workers and resources.")
 
-    def check_storage_options(self) -> Iterator[str]:
-        """Yields a line for options of a protocol that no path has."""
+    def unused_options(self) -> Iterator[str]:
+        """Yields a line for options of a protocol that no path has.
+
+        No check of the section, because a part of the project keeps the options of the whole.
+        """
         paths = [part.path for s in self.scenarios.values() for part in (s.items, s.events)]
         paths += [users.path for users in self.users.values()]
         used = {protocol_of(self.plain_path(path)) for path in paths}

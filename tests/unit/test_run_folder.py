@@ -216,6 +216,17 @@ def test_only_some_scenarios():
     assert project.only(["video", "shop"]) == project
 
 
+def test_a_part_keeps_the_options_of_the_whole():
+    """Options of a protocol that only another scenario has are no mistake of a part."""
+    project = with_overrides(
+        two_scenario_project(),
+        {"storage_options.sftp": {"port": 22}, "scenarios.shop.items.path": "sftp://host/items"},
+    )
+    assert list(project.unused_options()) == []
+    part = project.only(["video"])
+    assert with_overrides(part, {}) == part
+
+
 def test_a_scenario_kept_out_of_joint_training_can_be_taken_alone():
     """A loss weight of 0 becomes 1 where no other scenario is left."""
     project = changed("scenarios.video.weight", 0.0)

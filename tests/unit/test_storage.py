@@ -59,10 +59,18 @@ def test_options_of_a_table_of_users():
     table = {"path": "sftp://host/people.csv", "categorical": ["country"]}
     options = {"sftp": {"username": "me"}}
     tree = project_tree({"shop": scenario}, storage_options=options)
-    with pytest.raises(ProjectError, match="found 'sftp'; allowed: protocols of paths"):
-        parse_project(tree)
+    [line] = parse_project(tree).unused_options()
+    assert line.startswith("storage_options: found 'sftp'; allowed: protocols of paths")
     project = parse_project(tree | {"users": {"people": table}})
+    assert not list(project.unused_options())
     assert split_options(users_table(project, "people").path) == (table["path"], options["sftp"])
+
+
+def test_a_file_that_was_not_finished_is_gone(tmp_path):
+    """A stream that ends with an error leaves neither the file nor a part of it."""
+    with pytest.raises(TypeError), storage.new_file(str(tmp_path / "a" / "b")) as stream:
+        stream.writelines([b"half", 1])
+    assert not any((tmp_path / "a").iterdir())
 
 
 def test_protocols_of_fsspec():
