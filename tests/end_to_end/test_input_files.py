@@ -5,11 +5,12 @@ import json
 import re
 import sys
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +36,7 @@ from tests.end_to_end.small_project import (
     log,
     params,
     small_project,
+    users,
 )
 
 pytestmark = pytest.mark.end_to_end
@@ -68,6 +70,39 @@ def text(kind: str, name: str, form=as_csv, num_files: int = 1) -> Make:
             path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
 
     return make
+
+
+def people(name: str, write: Callable[[pa.Table, Path], object], **fields: Any) -> Make:
+    """A table of users with lists, written in another way than as Parquet; `fields` change it."""
+
+    def make(project: SmallProject) -> None:
+        users(country=["c"] * 10, age=[*range(9), -1], interests=[["p", "q"]] * 10)(project)
+        project.tree["users"]["people"] |= {"path": name, **fields}
+        write(project.files.pop("people.parquet"), project.folder / name)
+
+    return make
+
+
+def with_separators(table: pa.Table, path: Path) -> None:
+    """Users as CSV, which has no lists."""
+    texts = pc.binary_join(table["interests"], "|")
+    path.write_bytes(as_csv(table.drop_columns("interests").append_column("interests", texts)))
+
+
+def write_people_twice(table: pa.Table, path: Path) -> None:
+    """Users as a Delta table whose first version had all of them twice."""
+    write_deltalake(path, pa.concat_tables([table] * 2))
+    write_deltalake(path, table, mode="overwrite")
+
+
+def ten_people(project: SmallProject) -> None:
+    """Ten users have two interests each; nobody knows the age of one."""
+    table = pq.read_table(project.prepared / "profiles.people.parquet")
+    assert sorted(table["user_id"].to_pylist()) == [f"u{u}" for u in range(10)]
+    assert table["several.interests"].to_pylist() == [[1, 2]] * 10
+    assert table["categorical.country"].to_pylist() == [1] * 10
+    ages = table["numeric.age"].to_pandas()
+    assert sorted(ages.dropna()) == [*range(9)]
 
 
 def left_over(project: SmallProject) -> pa.Table:
@@ -166,6 +201,17 @@ PREPARED = {
     "Delta with a column that was added": Case(
         added_column, report=ALL_ROWS | {"labels.train.stars": 150}
     ),
+    "users as CSV": Case(
+        people("people.csv", with_separators, lists=[], separators={"interests": "|"}),
+        check=ten_people, told=(r"users\.people\.path: CSV to Parquet",),
+    ),
+    "users as JSON lines": Case(
+        people("people.jsonl", lambda table, path: path.write_bytes(as_json_lines(table))),
+        check=ten_people, told=(r"users\.people\.path: JSON lines to Parquet",),
+    ),
+    "users as Delta": Case(
+        people("people", write_people_twice), check=ten_people
+    ),
     "Iceberg": Case(iceberg(), report=ALL_ROWS, check=no_old_users),
     "Iceberg without a hint": Case(
         iceberg(hint=False), report=ALL_ROWS, check=no_old_users, long=True
@@ -183,6 +229,13 @@ REFUSED = {
     "CSV without rows": Case(
         both(lambda p: setattr(p, "events", p.events.slice(0, 0)), text("events", "e.csv")),
         (rf"{SHOP}events\.path: found no rows in .*/e\.csv; allowed: at least one",),
+    ),
+    "users as CSV without a column": Case(
+        people("people.csv", with_separators, categorical=["land"], text="{age}"),
+        (
+            r"users\.people\.categorical: found no column 'land' in .*; allowed: user_id",
+            r"users\.people\.lists: found column 'interests' of .* type string; allowed: a list",
+        ),
     ),
     "no JSON": Case(
         text("events", "e.jsonl", as_csv),
@@ -344,9 +397,11 @@ def test_files_of_a_server(tmp_path, capsys, address, log_as):
     """Files at an http address are read with its options, Parquet as it is and CSV converted."""
     project = small_project(tmp_path)
     served(project, address, Files.allowed)
+    users(country=["c"] * 10, age=[*range(9), -1], interests=[["p", "q"]] * 10)(project)
     if log_as == "CSV":
         text("events", "events.csv.gz")(project)
-    case = Case(lambda _: None, report=ALL_ROWS)
+        people("people.csv", with_separators, lists=[], separators={"interests": "|"})(project)
+    case = Case(lambda _: None, report=ALL_ROWS, check=ten_people)
     check_prepared(project, case, job_here(project, "prepare", capsys))
 
 

@@ -13,7 +13,8 @@ import pytest
 from mtrec_ray.data import storage
 from mtrec_ray.data.end_states import user_parts
 from mtrec_ray.data.prepared import Prepared, Shard, TeacherLabels
-from mtrec_ray.project.base import ProjectError, without_options
+from mtrec_ray.data.preparing.inputs import users_table
+from mtrec_ray.project.base import ProjectError, split_options, without_options
 from mtrec_ray.project.load import parse_project
 from tests.builders import SHOP, project_tree, scenario_tree
 
@@ -50,6 +51,19 @@ def test_options_travel_with_a_uri(monkeypatch):
     monkeypatch.delenv("ENDPOINT")
     with pytest.raises(ProjectError, match=r"found \$\{ENDPOINT\}, which is not set"):
         storage.filesystem(path)
+
+
+def test_options_of_a_table_of_users():
+    """A table of users is opened with the options of its protocol, which no other path may have."""
+    scenario = scenario_tree({"buy": {"kind": "binary"}}, users="people")
+    table = {"path": "sftp://host/people.csv", "categorical": ["country"]}
+    options = {"sftp": {"username": "me"}}
+    tree = project_tree({"shop": scenario}, storage_options=options)
+    [line] = parse_project(tree).unused_options()
+    assert line.startswith("storage_options: found 'sftp'; allowed: protocols of paths")
+    project = parse_project(tree | {"users": {"people": table}})
+    assert not list(project.unused_options())
+    assert split_options(users_table(project, "people").path) == (table["path"], options["sftp"])
 
 
 def test_a_file_that_was_not_finished_is_gone(tmp_path):
