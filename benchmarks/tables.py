@@ -203,6 +203,27 @@ def left_out(result: Result) -> Sequence[Row]:
     ]
 
 
+def adapted(result: Result) -> Sequence[Row]:
+    """Cosines by themselves and the blend with them, of new items, by who taught the encoder."""
+    figures = result["figures"]
+    tasks = [str(row["task"]) for row in result["table"]]
+    return [adapted_row(task, figures) for task in tasks if f"{task}.new.adapted" in figures]
+
+
+def adapted_row(task: str, figures: Mapping[str, float]) -> Row:
+    """A row of `adapted`."""
+    own = {k.removeprefix(f"{task}."): v for k, v in figures.items() if k.startswith(f"{task}.")}
+    versions = ("frozen", "adapted", "permuted")
+    return (
+        {"task": task, "rows of new items": f"{own['new.rows']:,.0f}"}
+        | {f"cosine, {v}": f"{own[f'cosine.new.{v}']:.3f}" for v in versions}
+        | {f"blend, {v}": f"{own[f'new.{v}']:.4f}" for v in ("without", *versions)}
+        | {"cosine of all items, frozen / adapted / permuted": " / ".join(
+            f"{own[f'cosine.{v}']:.3f}" for v in versions
+        )}
+    )  # fmt: skip
+
+
 def recommend(result: Result) -> Sequence[Row]:
     """Lists from catalogues of each size, by the length of the shortlist."""
     figures = result["figures"]
@@ -239,6 +260,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "shared_users": ("shared_users", shared_users),
     "dials": ("dials", plain),
     "newcomer": ("newcomer", plain),
+    "adapted": ("adapted", adapted),
     "prepare": ("prepare", plain),
     "real4": ("real4", real4),
     "real4_slices": ("real4", lambda result: result["slices"]),
