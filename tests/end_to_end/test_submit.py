@@ -99,9 +99,9 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 
 def wait_for(cluster: Cluster, head: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the cluster answers a question about its jobs."""
+    """Wait until the cluster takes a job: its agent is there some time after its dashboard."""
     stop = time.monotonic() + 120
-    command = [RAY, "job", "list", "--address", cluster.address]
+    command = [RAY, "job", "submit", "--address", cluster.address, "--", "true"]
     while subprocess.run(command, env=cluster.env, capture_output=True, check=False).returncode:
         assert head.poll() is None, log.read_text()
         assert time.monotonic() < stop, log.read_text()

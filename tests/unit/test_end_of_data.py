@@ -22,7 +22,9 @@ def scan_of(times):
     num = len(times)
     table = pa.table(
         {
+            "row": np.arange(num),
             "user": np.arange(num),
+            "user_id": pa.array([str(i) for i in range(num)], pa.string()),
             "item": np.zeros(num, np.int32),
             "time": np.array(times, np.int64),
             "split": np.zeros(num, np.int8),
