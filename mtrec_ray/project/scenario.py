@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from mtrec_ray.project.base import Name, Section, Share, none_word, shorten
-from mtrec_ray.project.task import Column, Label, Task
+from mtrec_ray.project.task import Column, Columns, Label, Task
 
 SPLITS = ("train", "valid", "test")
 
@@ -110,14 +110,14 @@ class Items(Section):
     text: Annotated[str, AfterValidator(check_template)] = Field(
         description='Template of the text that the encoder reads, such as `"{title}. {brand}"`.'
     )
-    categorical: tuple[str, ...] = Field(
+    categorical: Columns = Field(
         default=(), description="Columns whose frequent values get an embedding."
     )
-    numeric: tuple[str, ...] = Field(
+    numeric: Columns = Field(
         default=(),
         description="Columns of numbers, standardised on the items of training; null is allowed.",
     )
-    lists: tuple[str, ...] = Field(
+    lists: Columns = Field(
         default=(),
         description="Columns of lists: several values, whose embeddings are averaged.",
     )
@@ -130,7 +130,7 @@ class Items(Section):
         default=None,
         description="Column with the publishing time, for the item's age. null: no age.",
     )
-    statistics_of: tuple[str, ...] | None = Field(
+    statistics_of: Columns | None = Field(
         default=None,
         description="Categorical columns whose values have past counts and rates. null: all of "
         "them.",
@@ -201,10 +201,10 @@ class Events(Section):
         description="Unit of times that are plain numbers, here and in `items.published`. null: "
         "seconds; other units are refused by name.",
     )
-    categorical: tuple[str, ...] = Field(
+    categorical: Columns = Field(
         default=(), description="Categorical columns that are known when the row happens."
     )
-    numeric: tuple[str, ...] = Field(
+    numeric: Columns = Field(
         default=(), description="Columns of numbers that are known when the row happens."
     )
     missing: Missing = Field(
@@ -214,8 +214,9 @@ class Events(Section):
     )
     weight_column: Column | None = Field(
         default=None,
-        description="Column with a weight >= 0 of each row in the losses of the tasks, in trees "
-        "and in base rates of training; metrics do not use it. null: all rows weigh 1.",
+        description="Column with the weight of each row, from 0 to 1e9, in the losses of the "
+        "tasks, in trees and in base rates of training; metrics do not use it. null: each weighs "
+        "1.",
     )
     propensity: Propensity | None = Field(
         default=None,

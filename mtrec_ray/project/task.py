@@ -23,7 +23,16 @@ def check_column(name: str) -> str:
     return name
 
 
+def check_columns(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns names of columns, refused where one stands twice."""
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"found {twice!r} twice; allowed: each column once")
+    return names
+
+
 Column = Annotated[str, AfterValidator(check_column)]
+Columns = Annotated[tuple[str, ...], AfterValidator(check_columns)]
 
 
 def read_values(value: object) -> object:

@@ -13,6 +13,7 @@ from mtrec_ray.project.scenario import (
     template_columns,
     twice_named,
 )
+from mtrec_ray.project.task import Columns
 
 
 class Users(Section):
@@ -23,15 +24,15 @@ class Users(Section):
         default="user_id",
         description="Column with the user's id, as the logs have it: unique, not null.",
     )
-    categorical: tuple[str, ...] = Field(
+    categorical: Columns = Field(
         default=(),
         description="Columns whose values get an embedding where 5 users of training have them.",
     )
-    numeric: tuple[str, ...] = Field(
+    numeric: Columns = Field(
         default=(),
         description="Columns of numbers, standardised on the users of training; null is allowed.",
     )
-    lists: tuple[str, ...] = Field(
+    lists: Columns = Field(
         default=(), description="Columns of lists: several values, as those of items."
     )
     separators: Separators = Field(

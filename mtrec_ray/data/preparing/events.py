@@ -33,6 +33,9 @@ from mtrec_ray.data.shards import WEIGHT
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Events, Scenario, to_ms
 from mtrec_ray.project.task import Label
 
+# Of a row: sums of weights times losses stay far from the largest number of 32 bits.
+LARGEST_WEIGHT = 1e9
+
 TRAIN, VALID, TEST, UNSPLIT = 0, 1, 2, 3
 
 
@@ -232,7 +235,7 @@ def read_weights(table: pa.Table, events: Events, findings: Findings) -> NDArray
     weights = np.ones(table.num_rows)
     if events.weight_column:
         values = numbers(table.column(events.weight_column))
-        good = np.isfinite(values) & (values >= 0)
+        good = (values >= 0) & (values <= LARGEST_WEIGHT)
         findings.note("bad weight", ~good, values)
         weights *= np.where(good, values, 0)
     if events.propensity:

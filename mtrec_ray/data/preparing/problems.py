@@ -23,7 +23,7 @@ MAX_ROWS_PER_USER = 5_000_000
 
 # Fields of weights: what is counted of their columns, and what may stand there.
 WEIGHTS = (
-    ("weight_column", "bad weight", "a finite number >= 0"),
+    ("weight_column", "bad weight", "a number from 0 to 1e9"),
     ("propensity.column", "bad propensity", "a probability above 0, at most 1"),
 )
 
