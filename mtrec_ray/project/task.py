@@ -27,7 +27,7 @@ def check_columns(names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns names of columns, refused where one stands twice."""
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
-        raise ValueError(f"found {twice!r} twice; allowed: each column once")
+        raise ValueError(f"{twice!r} stands twice; allowed: each column once")
     return names
 
 

@@ -75,6 +75,22 @@ def test_an_unknown_key_names_the_known_ones(section, known):
 
 
 @pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        ("items", "categorical"), ("items", "numeric"), ("items", "lists"),
+        ("events", "categorical"), ("events", "numeric"),
+    ],
+)  # fmt: skip
+def test_a_list_of_columns_names_each_once(section, field):
+    """A column that stands twice in a list is refused in one line."""
+    tree = tree_of()
+    tree["scenarios"]["shop"][section][field] = ["brand", "price", "brand"]
+    found = problem_of(tree)
+    assert found.startswith(f"scenarios.shop.{section}.{field}: found ")
+    assert found.endswith("'brand' stands twice; allowed: each column once")
+
+
+@pytest.mark.parametrize(
     ("fields", "where", "words"),
     [
         ({"model": {"encoder": {"pooling": "max"}}}, "model.encoder.pooling", "'mean', 'cls'"),
