@@ -55,6 +55,7 @@ class UserSnapshot:
 
     Attributes:
         ids: their ids, as strings; `person`: hashes of these.
+        moment: i64[B], when each asks, in ms.
         user: i64[B], vocabulary numbers, 0 for users without a training row.
         history, ages: i64[B, H], as in a sample.
         numeric: f32[B, F], the user's own columns.
@@ -63,6 +64,7 @@ class UserSnapshot:
 
     ids: NDArray[np.object_]
     person: Ints
+    moment: Ints
     user: Ints
     history: Ints
     ages: Ints
@@ -91,6 +93,7 @@ class UserSnapshot:
             self,
             ids=self.ids[rows],
             person=self.person[rows],
+            moment=self.moment[rows],
             user=self.user[rows],
             history=self.history[rows],
             ages=self.ages[rows],
@@ -271,6 +274,7 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
     return UserSnapshot(
         ids=np.array(ids, object),
         person=hash_strings(pa.array(ids, pa.string())).view(np.int64),
+        moment=np.full(num, layout.end),
         user=np.zeros(num, np.int64),
         history=none,
         ages=np.zeros_like(none),

@@ -27,7 +27,7 @@ from mtrec_ray.model.inputs import (
     pooled_values,
     standard_numbers,
 )
-from mtrec_ray.model.profiles import profile_inputs
+from mtrec_ray.model.profiles import Asking, profile_inputs
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
 
@@ -131,12 +131,12 @@ class Retrieval(nn.Module):
         return self.out(self.norm(extras.add_to(self.project(text), items, dropped)))
 
     def users(
-        self, name: str, states: Tensor, history: Tensor, ages: Tensor, person: Tensor
+        self, name: str, states: Tensor, history: Tensor, ages: Tensor, asking: Asking
     ) -> Tensor:
         """Returns unit vectors f32[B, E] of users with histories [B, H] and age buckets [B, H].
 
         Histories are rows of the items' vectors f32[m, E], -1 where there is none; profiles are
-        found by `person` i64[B], hashes of the users' ids.
+        those of the B users `asking`.
         """
         known = (history >= 0) & self.options.history
         if not len(states):
@@ -149,7 +149,7 @@ class Retrieval(nn.Module):
         user = found.mean(1) + self.mix(found.flatten(1))
         user = torch.where(known.any(1, keepdim=True), user.float(), self.no_history[name])
         if self.spaces[name] in self.profiles:
-            user = user + self.profiles[self.spaces[name]](person)
+            user = user + self.profiles[self.spaces[name]](asking)
         return F.normalize(user, dim=-1)
 
     def sample_users(
@@ -162,7 +162,8 @@ class Retrieval(nn.Module):
         items, number = met.nonzero().squeeze(1), met.cumsum(0) - 1
         history = torch.where(known, number[samples.history.clamp(min=0)], -1)
         states = self.states(name, samples.items[items], text[items], dropped)
-        return self.users(name, states, history, samples.ages, samples.person)
+        asking = Asking(samples.person, samples.moment)
+        return self.users(name, states, history, samples.ages, asking)
 
     @torch.no_grad()
     def item_vectors(self, name: str, text: Tensor) -> Tensor:
@@ -179,8 +180,8 @@ class Retrieval(nn.Module):
         rows = torch.tensor(items[shift:], dtype=torch.int64, device=text.device)
         history = torch.tensor(history.reshape(users.history.shape) - shift).to(text.device)
         ages = torch.tensor(users.ages, dtype=torch.int64, device=text.device)
-        person = torch.tensor(users.person, device=text.device)
-        return self.users(name, self.states(name, rows, text[rows]), history, ages, person)
+        asking = Asking.of(users, text.device)
+        return self.users(name, self.states(name, rows, text[rows]), history, ages, asking)
 
 
 def unit(vectors: Tensor) -> Tensor:

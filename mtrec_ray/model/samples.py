@@ -23,6 +23,7 @@ class Samples:
         history: i64[N, H], indices in `items`, -1 where there is none.
         ages: i64[N, H].
         user: i64[N], vocabulary numbers. person: i64[N], hashes of the users' ids.
+        moment: i64[N], when the samples happened, in ms.
         numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
         weights: f32[N], of rows in the losses of the tasks; 1 where the data has none.
     """
@@ -33,6 +34,7 @@ class Samples:
     ages: Tensor
     user: Tensor
     person: Tensor
+    moment: Tensor
     numeric: Tensor
     categorical: Tensor
     labels: Tensor
@@ -73,6 +75,7 @@ class Samples:
             ages=put(arrays["history_age"], np.int64),
             user=put(arrays["user"], np.int64),
             person=put(arrays["person"], np.int64),
+            moment=put(arrays["time"], np.int64),
             numeric=put(arrays["numeric"], np.float32),
             categorical=put(arrays["categorical"], np.int64),
             labels=put(arrays["labels"], np.float32),

@@ -8,6 +8,7 @@ from typing import Any
 from mtrec_ray.project.base import shorten
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.task import SHAPES
+from mtrec_ray.project.users import Users
 
 # Plain JSON values by field: what a stage is made from.
 Fields = Mapping[str, Any]
@@ -21,13 +22,13 @@ FORMAT = 6  # of prepared data; another one cannot be read
 def prepared_data_depends_on(project: Project) -> Fields:
     """Returns the fields of the project that prepared data depends on."""
     weights = {"weight": True, "tasks": {"__all__": set(OF_LOSS)}}
-    tables = project.model_dump(mode="json", include={"users"}) if project.users else {}
+    tables = {"users": {n: fields_of_users(u) for n, u in project.users.items()}}
     encoder = {"source", "max_tokens"}
     if any(users.text for users in project.users.values()):
         encoder |= {"pooling"}
     return {
         "format": FORMAT,
-        **tables,
+        **(tables if project.users else {}),
         **project.model_dump(
             mode="json",
             by_alias=True,
@@ -36,6 +37,15 @@ def prepared_data_depends_on(project: Project) -> Fields:
         ),
         "model": {"encoder": project.model.encoder.model_dump(include=encoder)},
     }
+
+
+def fields_of_users(users: Users) -> Fields:
+    """Returns the fields of a table of users, without those of times where it has none.
+
+    Data that was prepared before there were any stays valid.
+    """
+    unused = set() if users.time else {"time", "time_unit"}
+    return users.model_dump(mode="json", exclude=unused)
 
 
 def joint_model_depends_on(project: Project, prepared: str) -> Fields:

@@ -95,14 +95,15 @@ class Columns:
 
     def plain(self, rows: Arrays) -> Float32s:
         """Returns f32[N, F]: categories, statistics and numbers, those of users' profiles too."""
-        item, person, profiles = rows["item"], rows["person"], self.profiles
-        of_profiles = [profiles.categorical(person)] if profiles else []
+        item, profiles = rows["item"], self.profiles
+        place = profiles.places(rows["person"], rows["time"]) if profiles else item
+        of_profiles = [profiles.categorical(place)] if profiles else []
         codes = [self.catalogue.categorical[item], *of_profiles, rows["categorical"]]
         columns = [*codes, rows["numeric"], self.catalogue.numeric[item]]
         columns += [found[item] for found in self.indicators]
         if profiles:
             columns += [
-                profiles.numeric(person), *profiles.indicators(person, NUM_INDICATORS)
+                profiles.numeric(place), *profiles.indicators(place, NUM_INDICATORS)
             ]  # fmt: skip
         return np.concatenate(columns, 1).astype(np.float32)
 
@@ -119,7 +120,7 @@ class Columns:
     def likeness(self, texts: Float32s, rows: Arrays) -> Float32s:
         """Returns f32[N, 1]: cosines of candidates and users' texts f32[P, D]; NaN without one."""
         assert self.profiles is not None
-        place, found = self.profiles.places(rows["person"]), []
+        place, found = self.profiles.places(rows["person"], rows["time"]), []
         for start in range(0, len(place), BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
             item = self.vectors[torch.from_numpy(rows["item"][part].astype(np.int64))]

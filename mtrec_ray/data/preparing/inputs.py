@@ -100,6 +100,7 @@ def wanted_columns(scenario: Scenario, kind: str) -> list[str]:
 def columns_of_users(users: Users) -> list[tuple[str, str]]:
     """Returns the columns that a table of users names, each with its field."""
     named = [(users.id, "users.id")]
+    named += [(users.time, "users.time")] if users.time else []
     named += [(column, "users.text") for column in users.text_columns]
     named += [(column, "users.categorical") for column in users.categorical]
     named += [(column, "users.numeric") for column in users.numeric]
@@ -245,7 +246,7 @@ NUMBERS = (
 )  # fmt: skip
 
 
-TIMES = ("events.time", "items.published")
+TIMES = ("events.time", "items.published", "users.time")
 
 
 LISTS = ("items.lists", "users.lists")

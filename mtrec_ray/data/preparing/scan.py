@@ -78,6 +78,7 @@ class Scan:
         users: sorted hashes.
         categories: of each categorical column of the log, its values' hashes and their rows.
         last_ms: the latest time; NO_TIME without rows.
+        train_ms: the latest time of train; NO_TIME without rows.
         test_ms: the earliest time of test; LARGEST_MS without rows.
         sample: `row`, `item`, `time` and `user_id` of one in `one_in` rows of all splits.
     """
@@ -92,6 +93,7 @@ class Scan:
     users: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     categories: list[Values] = field(default_factory=list)
     last_ms: int = NO_TIME
+    train_ms: int = NO_TIME
     test_ms: int = LARGEST_MS
     sample: pa.Table = field(default_factory=SAMPLE_SCHEMA.empty_table)
     one_in: int = 1
@@ -177,6 +179,7 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource, one_in: in
             for i in range(len(source.scenario.events.categorical))
         ],
         last_ms=int(time.max(initial=NO_TIME)),
+        train_ms=int(time[train].max(initial=NO_TIME)),
         test_ms=int(time[split == TEST].min(initial=LARGEST_MS)),
         sample=sampled(table, one_in),
         one_in=one_in,
@@ -219,6 +222,7 @@ def merge_scans(first: Scan | None, second: Scan) -> Scan:
         users=np.union1d(first.users, second.users),
         categories=[a.add(b) for a, b in zip(first.categories, second.categories, strict=True)],
         last_ms=max(first.last_ms, second.last_ms),
+        train_ms=max(first.train_ms, second.train_ms),
         test_ms=min(first.test_ms, second.test_ms),
         sample=pa.concat_tables([first.sample, second.sample]),
         one_in=first.one_in,
