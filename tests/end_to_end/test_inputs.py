@@ -33,6 +33,7 @@ from tests.end_to_end.small_project import (
     SmallProject,
     both,
     catalogue,
+    changing_users,
     check_prepared,
     fields,
     in_files,
@@ -576,6 +577,11 @@ CASES = {
         told=(r"shop: 50\.0% of the users of training have no profile \(10\)",),
         check=lambda p: profiles_are(p, ["a", "b0", "b1"]),
     ),
+    "31 users whose profiles change": Case(
+        changing_users(-1, 4, 11.5),
+        report={"users_without_profile": NUM_USERS - 10},
+        check=lambda p: profiles_of_training(p),
+    ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(
         catalogue(title=["\U0001f600 \u202eabc\u202c \x00 x"] * NUM_ITEMS), long=True
@@ -615,6 +621,17 @@ def profiles_are(project: SmallProject, values: list[str]) -> None:
     assert texts.shape == (10, 384)
     assert np.isfinite(texts).all()
     assert np.isnan(people.column("numeric.age").to_numpy()).sum() == 1
+
+
+def profiles_of_training(project: SmallProject) -> None:
+    """All rows are prepared; those that training could see make the vocabulary."""
+    people = pq.read_table(project.prepared / "profiles.people.parquet")
+    assert people.num_rows == 30
+    words = people.column("categorical.country").to_numpy()
+    known = people.column("known").to_numpy()
+    assert known.sum() == 20
+    assert set(words[known]) == {1, 2}
+    assert set(words[~known]) == {0}
 
 
 @pytest.mark.usefixtures("session_ray")
