@@ -21,7 +21,7 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
-from mtrec_ray.data.shards import Arrays
+from mtrec_ray.data.shards import MOMENT, SEVERAL, Arrays
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED = "item.log_seconds_since_published"
@@ -222,21 +222,25 @@ def rows_of_pairs(
 ) -> Arrays:
     """Returns pairs i64[m] of users and items at the end of the data as rows.
 
-    What a row says of its own event (`events.categorical`) is not known of them.
+    What a row says of its own event (`events.categorical`, `events.lists`) is not known of them.
     """
+    facts = layout.facts
     categories = [
         category_statistics(items, column, own, user, item)
         for column, own in users.categories.items()
     ]
-    return {
+    unknown = {"categorical": np.zeros((len(item), max(len(facts.category_sizes), 1)), np.int32)}
+    if facts.several_sizes:
+        unknown[SEVERAL] = np.zeros((len(item), max(sum(facts.several_widths), 1)), np.int32)
+    return unknown | {
         "person": users.person[user],
+        MOMENT: users.moment[user],
         "user": users.user[user],
         "item": item,
         "time": np.full(len(item), layout.end),
         "history": users.history[user],
         "history_age": users.ages[user],
         "numeric": overlay(items.numeric[item], users.numeric[user], *categories),
-        "categorical": np.zeros((len(item), max(len(layout.facts.category_sizes), 1)), np.int32),
     }
 
 

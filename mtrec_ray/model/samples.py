@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.data.shards import WEIGHT
+from mtrec_ray.data.shards import SEVERAL, WEIGHT
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Samples:
         ages: i64[N, H].
         user: i64[N], vocabulary numbers. person: i64[N], hashes of the users' ids.
         moment: i64[N], when the samples happened, in ms.
+        several: i64[N, S], codes of columns with several values, side by side, then zeros.
         numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
         weights: f32[N], of rows in the losses of the tasks; 1 where the data has none.
     """
@@ -39,6 +40,7 @@ class Samples:
     categorical: Tensor
     labels: Tensor
     weights: Tensor
+    several: Tensor
 
     @property
     def candidate_items(self) -> Tensor:
@@ -80,4 +82,5 @@ class Samples:
             categorical=put(arrays["categorical"], np.int64),
             labels=put(arrays["labels"], np.float32),
             weights=put(arrays.get(WEIGHT, np.ones(len(rows))), np.float32),
+            several=put(arrays.get(SEVERAL, np.zeros((len(rows), 0))), np.int64),
         )

@@ -21,7 +21,10 @@ FORMAT = 6  # of prepared data; another one cannot be read
 
 def prepared_data_depends_on(project: Project) -> Fields:
     """Returns the fields of the project that prepared data depends on."""
-    weights = {"weight": True, "tasks": {"__all__": set(OF_LOSS)}}
+    weights = {n: {"weight": True, "tasks": {"__all__": set(OF_LOSS)}} for n in project.scenarios}
+    for name, scenario in project.scenarios.items():
+        if not scenario.events.several:  # data that was prepared before there were any stays valid
+            weights[name] |= {"events": {"lists", "separators"}}
     tables = {"users": {n: fields_of_users(u) for n, u in project.users.items()}}
     encoder = {"source", "max_tokens"}
     if any(users.text for users in project.users.values()):
@@ -33,7 +36,7 @@ def prepared_data_depends_on(project: Project) -> Fields:
             mode="json",
             by_alias=True,
             include={"data_seed": True, "sample_world": True, "scenarios": True},
-            exclude={"scenarios": {"__all__": weights}},
+            exclude={"scenarios": weights},
         ),
         "model": {"encoder": project.model.encoder.model_dump(include=encoder)},
     }

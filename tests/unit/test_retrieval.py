@@ -75,6 +75,7 @@ def samples_of(users, items, history, num_items=SHOP.num_items):
         categorical=torch.zeros(len(users), 1, dtype=torch.int64),
         labels=torch.ones(len(users), 2),
         weights=torch.ones(len(users)),
+        several=torch.zeros(len(users), 0, dtype=torch.int64),
     )
 
 

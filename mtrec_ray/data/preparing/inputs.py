@@ -73,6 +73,8 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
     of_events = [(events.user, "events.user"), (events.item, "events.item")]
     of_events += [(column, "events.categorical") for column in events.categorical]
     of_events += [(column, "events.numeric") for column in events.numeric]
+    of_events += [(column, "events.lists") for column in events.lists]
+    of_events += [(column, "events.separators") for column in events.separators]
     of_events += label_columns(scenario)
     of_events += [(column, f"events.{field}") for field, column in events.weigh.items()]
     if events.time:
@@ -249,10 +251,10 @@ NUMBERS = (
 TIMES = ("events.time", "items.published", "users.time")
 
 
-LISTS = ("items.lists", "users.lists")
+LISTS = ("items.lists", "users.lists", "events.lists")
 
 
-TEXTS = ("items.separators", "users.separators")
+TEXTS = ("items.separators", "users.separators", "events.separators")
 
 
 def holds_numbers(field: str) -> bool:

@@ -119,6 +119,7 @@ def spec_of(
         published=published_ms(items, scenario.items, scenario.events.time_unit),
         users=users,
         event_vocabularies=tuple(scan.vocabularies),
+        event_values=scan.several_vocabularies,
         seed=project.data_seed,
         categories={
             column: category_codes(items.column(column))
