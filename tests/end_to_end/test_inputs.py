@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.data.columns import matrix
+from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.tokens import load_tokenizer
 from tests.end_to_end.small_project import (
     CLICK,
@@ -577,6 +578,20 @@ CASES = {
         told=(r"shop: 50\.0% of the users of training have no profile \(10\)",),
         check=lambda p: profiles_are(p, ["a", "b0", "b1"]),
     ),
+    "31 several values in the log, rewritten": Case(
+        both(
+            log(
+                tags=pa.array([["a", f"b{r % 2}", "a"] if r % 3 else None for r in ROW]),
+                query=[f"red shoes {'' if CLICK[r] else r}" for r in ROW],
+            ),
+            fields(
+                events={"lists": ["tags"], "separators": {"query": " "}},
+                split={"fractions": [0.6, 0.2, 0.2]}, negatives={"of": "click"},
+            ),
+        ),
+        report={"known_values": {"tags": 3, "query": 2}},
+        check=lambda p: values_of_rows_are(p),
+    ),
     "31 users whose profiles change": Case(
         changing_users(-1, 4, 11.5),
         report={"users_without_profile": NUM_USERS - 10},
@@ -621,6 +636,21 @@ def profiles_are(project: SmallProject, values: list[str]) -> None:
     assert texts.shape == (10, 384)
     assert np.isfinite(texts).all()
     assert np.isnan(people.column("numeric.age").to_numpy()).sum() == 1
+
+
+def values_of_rows_are(project: SmallProject) -> None:
+    """Rows, and the negatives drawn for them, have the codes of the log's row."""
+    shards = pa.concat_tables([project.read(s) for s in ("train", "valid", "test")])
+    facts = load_prepared(str(project.prepared)).scenarios["shop"]
+    assert (facts.several_sizes, facts.several_widths) == ([4, 3], [2, 3])
+    number = shards.column("row").to_numpy()
+    source = np.where(number >= 2**48, (number - 2**48) // 4, number)
+    assert (number >= 2**48).any()
+    codes = matrix(shards.column("several"))
+    assert ((codes[:, :2] > 0).sum(1) == np.where(source % 3, 2, 0)).all()
+    assert (codes[:, 2:] == [1, 2, 0]).all()
+    b = np.where(source % 2, codes[source % 2 == 1, 1].max(), codes[source % 2 == 0, 1].max())
+    assert (codes[:, 1] == np.where(source % 3, b, 0)).all()
 
 
 def profiles_of_training(project: SmallProject) -> None:
