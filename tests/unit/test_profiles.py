@@ -318,6 +318,17 @@ def test_trees_read_the_profile_of_the_time():
     assert roc_auc_score(test["labels"][:, 0], trees.predict(columns.plain(test))) > 0.8
 
 
+def test_pairs_that_are_no_rows_ask_when_they_say():
+    """Trees see the profile of that moment, and not of the row's time, which sources read."""
+    vectors, profiles = np.eye(NUM_ITEMS, 4, dtype=np.float32), changing_profiles()
+    columns = Columns(FACTS, ITEMS, vectors, profiles=profiles)
+    rows = changing_rows(SEEN, 1)
+    later = rows | {"time": np.full(NUM_ROWS, LAST + 1)}
+    found = columns.plain(later | {"moment": rows["time"]})
+    np.testing.assert_array_equal(found, columns.plain(rows))
+    assert (found != columns.plain(later)).any()
+
+
 TABLES = st.sets(st.tuples(st.integers(-3, 3), st.integers(-4, 9)), min_size=1, max_size=20)
 QUESTIONS = st.lists(st.tuples(st.integers(-4, 4), st.integers(-5, 10)), min_size=1, max_size=20)
 

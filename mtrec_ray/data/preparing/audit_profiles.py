@@ -102,7 +102,7 @@ def raw_profiles(project: Project, space: str, users: Sequence[str]) -> dict[str
     found: dict[str, list[Row]] = {}
     columns = [own.id, *own.categorical, *own.numeric, *([own.time] if own.time else [])]
     for file in input_files(project.path(own.path)):
-        table = raw_nulls(storage.read_table(file, columns), own.missing)
+        table = raw_nulls(storage.read_table(file, list(dict.fromkeys(columns))), own.missing)
         ids = raw_text(table.column(own.id))
         table, ids = rows_of(table, ids, users)
         values: dict[str, list[Any]] = {WRITTEN: [-math.inf] * table.num_rows}
