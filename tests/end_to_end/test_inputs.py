@@ -14,7 +14,9 @@ import pytest
 
 from mtrec_ray.data.columns import matrix
 from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.tokens import load_tokenizer
+from mtrec_ray.project.load import load_project
 from tests.end_to_end.small_project import (
     CLICK,
     ENCODER,
@@ -654,14 +656,29 @@ def values_of_rows_are(project: SmallProject) -> None:
 
 
 def profiles_of_training(project: SmallProject) -> None:
-    """All rows are prepared; those that training could see make the vocabulary."""
-    people = pq.read_table(project.prepared / "profiles.people.parquet")
+    """All rows are prepared; those that training could see make the vocabulary.
+
+    The audit of the data fails where samples see the last rows some days before they were written.
+    """
+    path = project.prepared / "profiles.people.parquet"
+    people = pq.read_table(path)
     assert people.num_rows == 30
     words = people.column("categorical.country").to_numpy()
     known = people.column("known").to_numpy()
     assert known.sum() == 20
     assert set(words[known]) == {1, 2}
     assert set(words[~known]) == {0}
+    whole, data = (
+        load_project(project.folder / "project.yaml"),
+        load_prepared(str(project.prepared)),
+    )
+    assert audit(whole, data, rows_per_split=30) == []
+    time = people.column("time").to_numpy()
+    early = pa.array(np.where(known, time, (START + 5 * 86_400) * 1000))
+    pq.write_table(people.set_column(people.column_names.index("time"), "time", early), path)
+    found = audit(whole, data, rows_per_split=30)
+    assert len(found) > 10
+    assert all("profile.the time of the row: " in f or "profile.country: " in f for f in found)
 
 
 @pytest.mark.usefixtures("session_ray")
