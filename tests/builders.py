@@ -21,7 +21,7 @@ from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Prepared, PreparedScenario, Shard, load_prepared
-from mtrec_ray.data.shards import LISTS, SCALARS, WEIGHT, Arrays, concatenate
+from mtrec_ray.data.shards import LISTS, OUTCOME, SCALARS, WEIGHT, Arrays, concatenate
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.load import parse_project
@@ -80,7 +80,8 @@ VIDEO = replace(
 )
 FACTS = {"shop": SHOP, "video": VIDEO}
 
-# Shop with a task of every kind, and a chain of three whose last one is over the entire space.
+# Shop with a task of every kind, a chain of three whose last one is over the entire space, and
+# histories that tell what came of their items.
 EVERY_KIND = FACTS | {
     "shop": replace(
         SHOP,
@@ -93,6 +94,7 @@ EVERY_KIND = FACTS | {
         label_log_means={"seconds": 3.4},
         label_log_stds={"seconds": 1.2},
         popularity=dict.fromkeys(("click", "cart", "buy", "visits", "seconds"), "item.log_count"),
+        history_outcomes=True,
     )
 }  # fmt: skip
 
@@ -193,7 +195,13 @@ def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) 
         "numeric": numeric,
         "categorical": rng.integers(0, sizes or 1, (num_rows, len(sizes))).astype(np.int32),
         "labels": make_labels(rng, facts, num_rows),
-    }
+    } | (make_outcomes(rng, facts, some) if facts.history_outcomes else {})
+
+
+def make_outcomes(rng: np.random.Generator, facts: PreparedScenario, some: np.ndarray) -> Arrays:
+    """What came of the items of histories, where bool[N, H] says that there is one."""
+    outcomes = rng.integers(0, 4 ** len(facts.tasks), some.shape)
+    return {OUTCOME: np.where(some, outcomes, 0).astype(np.int32)}
 
 
 def with_weights(rows: Arrays, seed: int = 6) -> Arrays:

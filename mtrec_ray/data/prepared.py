@@ -58,6 +58,7 @@ class PreparedScenario:
         user_space: the id space of the users; `num_users`: its training users plus one.
         popularity: by task, the numeric column that ranks items by their past.
         end_ms: the end of the data, the moment just after the last row.
+        history_outcomes: whether histories tell what came of their items (`outcomes.py`).
     """
 
     name: str
@@ -84,6 +85,7 @@ class PreparedScenario:
     shards: dict[str, list[Shard]]
     label_log_means: dict[str, float] = field(default_factory=dict)
     label_log_stds: dict[str, float] = field(default_factory=dict)
+    history_outcomes: bool = False
 
     @property
     def tasks(self) -> list[str]:
@@ -116,7 +118,8 @@ class PreparedScenario:
     def row_bytes(self) -> int:
         """Bytes of a row in memory: 1 for an age, 8 for each of three scalars, 4 for all else."""
         four = len(self.numeric_names) + len(self.category_sizes) + len(self.kinds) + 2
-        return 5 * self.history_last + 4 * four + 8 * 3
+        of_history = 9 if self.history_outcomes else 5
+        return of_history * self.history_last + 4 * four + 8 * 3
 
     def num_rows(self, split: str) -> int:
         """Returns the number of samples of a split."""

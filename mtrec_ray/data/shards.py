@@ -20,6 +20,11 @@ SCALARS = ("row", "user", "person", "item", "time")
 WEIGHT = "weight"
 
 
+# The column of what came of the items of a history, i32[N, H] (`outcomes.py`); data without it does
+# not have it.
+OUTCOME = "history_outcome"
+
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -47,7 +52,7 @@ def to_arrays(table: pa.Table) -> Arrays:
     """Returns columns of samples as arrays: [N] for numbers, [N, k] for lists."""
     scalars = [*SCALARS, WEIGHT] if WEIGHT in table.column_names else SCALARS
     arrays = {c: table.column(c).to_numpy() for c in scalars}
-    lists = [*LISTS, TEACHER] if TEACHER in table.column_names else LISTS
+    lists = [*LISTS, *(c for c in (OUTCOME, TEACHER) if c in table.column_names)]
     return arrays | {c: matrix(table.column(c)) for c in lists}
 
 

@@ -21,7 +21,7 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
-from mtrec_ray.data.shards import Arrays
+from mtrec_ray.data.shards import OUTCOME, Arrays
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED = "item.log_seconds_since_published"
@@ -56,7 +56,7 @@ class UserSnapshot:
     Attributes:
         ids: their ids, as strings; `person`: hashes of these.
         user: i64[B], vocabulary numbers, 0 for users without a training row.
-        history, ages: i64[B, H], as in a sample.
+        history, ages: i64[B, H], as in a sample; so are `outcomes`, None where data has none.
         numeric: f32[B, F], the user's own columns.
         categories: by categorical column that has statistics.
     """
@@ -68,6 +68,7 @@ class UserSnapshot:
     ages: Ints
     numeric: Float32s
     categories: dict[str, UserCategoryStatistics] = field(default_factory=dict)
+    outcomes: Ints | None = None
 
     def __len__(self) -> int:
         """Returns the number of users."""
@@ -96,6 +97,7 @@ class UserSnapshot:
             ages=self.ages[rows],
             numeric=self.numeric[rows],
             categories=categories,
+            outcomes=None if self.outcomes is None else self.outcomes[rows],
         )
 
 
@@ -225,7 +227,8 @@ def rows_of_pairs(
         category_statistics(items, column, own, user, item)
         for column, own in users.categories.items()
     ]
-    return {
+    told = {} if users.outcomes is None else {OUTCOME: users.outcomes[user]}
+    return told | {
         "person": users.person[user],
         "user": users.user[user],
         "item": item,
@@ -278,6 +281,7 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
         categories={
             c: no_category_statistics(layout) for c in layout.scenario.items.statistics_columns
         },
+        outcomes=np.zeros_like(none) if layout.facts.history_outcomes else None,
     )
 
 

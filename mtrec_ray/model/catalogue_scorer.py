@@ -30,12 +30,13 @@ class Histories:
     """Histories of B users, as rows of the catalogue.
 
     Attributes:
-        items: i64[B, H], 0 where there is none. ages: i64[B, H].
+        items: i64[B, H], 0 where there is none. ages, outcomes: i64[B, H].
         mask: bool[B, H], whether the model sees an item there.
     """
 
     items: Tensor
     ages: Tensor
+    outcomes: Tensor
     mask: Tensor
 
 
@@ -101,7 +102,9 @@ class CatalogueScorer:
             items = every.expand(len(users), -1)
         numbers = self.item_numbers[items] if numeric is None else numeric
         histories = self._histories(users)
-        similarity = self._similarity(histories, items)
+        cosine = self._cosines(histories, items)
+        mask = repeated(histories.mask, items.shape[1])
+        similarity = similarity_kernels(cosine, mask)
         common = numbers
         if self.model.use_general_head or self.model.starts_from_general:
             common = self._common_numbers(users, numbers)
@@ -111,6 +114,7 @@ class CatalogueScorer:
             columns = (
                 self.item_columns[items] if numeric is None else self._item_columns(numbers, items)
             )
+            columns = columns + self._outcome_columns(histories, cosine, mask)
             pairs = self._pair_inputs(users, items, columns, histories, similarity)
             logits = self.model.assemble(self.name, pairs)
             logits = self.model.from_general(self.name, logits, similarity, common)
@@ -122,14 +126,25 @@ class CatalogueScorer:
         longest = max(int((users.history >= 0).sum(1).max(initial=0)), 1)
         history = torch.tensor(users.history[:, :longest]).to(device)
         ages = torch.tensor(users.ages[:, :longest]).to(device)
-        return Histories(history.clamp(min=0), ages, self.model.visible_history(history))
+        outcomes = torch.zeros_like(history)
+        if users.outcomes is not None:
+            outcomes = torch.tensor(users.outcomes[:, :longest]).to(device)
+        mask = self.model.visible_history(history)
+        return Histories(history.clamp(min=0), ages, outcomes, mask)
 
-    def _similarity(self, histories: Histories, items: Tensor) -> Tensor:
-        """Returns kernels f32[B C, 4 K] of the cosines of candidates with each history."""
-        (b, h), c = histories.items.shape, items.shape[1]
-        cosine = torch.einsum("bcd,bhd->bch", self.unit[items], self.unit[histories.items])
-        mask = histories.mask.unsqueeze(1).expand(b, c, h)
-        return similarity_kernels(cosine.reshape(b * c, h), mask.reshape(b * c, h))
+    def _cosines(self, histories: Histories, items: Tensor) -> Tensor:
+        """Returns the cosines f32[B C, H] of candidates with each history."""
+        candidates, met = self.unit[items], self.unit[histories.items]
+        return torch.einsum("bcd,bhd->bch", candidates, met).flatten(0, 1)
+
+    def _outcome_columns(
+        self, histories: Histories, cosine: Tensor, mask: Tensor
+    ) -> Tensor | float:
+        """Returns f32[B, C, W], what is added by closeness to what was taken and passed over."""
+        num_users = len(histories.items)
+        outcomes = repeated(histories.outcomes, len(cosine) // max(num_users, 1))
+        columns = self.inputs.outcome_columns(cosine, mask, outcomes)
+        return columns if isinstance(columns, float) else columns.unflatten(0, (num_users, -1))
 
     def _pair_inputs(
         self,
@@ -143,7 +158,12 @@ class CatalogueScorer:
         model, candidates = self.model, self.items[items]
         met, place = histories.items.unique(return_inverse=True)  # these are projected, not all
         user = model.interest.cross(
-            candidates, self.items[met], place, histories.ages, histories.mask
+            candidates,
+            self.items[met],
+            place,
+            histories.ages,
+            histories.mask,
+            self.inputs.outcome_vectors(histories.outcomes),
         )
         number = torch.tensor(users.user).to(self.unit.device)
         identity = model.user_vectors(self.name, number).unsqueeze(1)
@@ -187,6 +207,11 @@ class CatalogueScorer:
         """Returns numeric columns f32[B C, F] of items and users, without those of categories."""
         user_numbers = torch.tensor(users.numeric).to(self.unit.device).unsqueeze(1)
         return torch.where(numbers.isnan(), user_numbers, numbers).flatten(0, 1)
+
+
+def repeated(values: Tensor, number: int) -> Tensor:
+    """Returns [B C, ..], each row of values [B, ..] as often as a user has candidates."""
+    return values.repeat_interleave(number, 0)
 
 
 def blend(

@@ -12,7 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.data.catalogue import Catalogue, Ragged
 from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.model.history import NUM_KERNELS
 from mtrec_ray.model.numeric import NumericInputs
+from mtrec_ray.model.outcomes import OutcomeEmbedding, OutcomeVectors, similarity_by_outcome
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
 
@@ -86,6 +88,11 @@ class ScenarioInputs(nn.Module):
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.category_sizes)
         self.item_several = pooled_values(catalogue, width)
         self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
+        self.outcomes = self.by_outcome = None
+        if facts.history_outcomes:
+            self.outcomes = OutcomeEmbedding(len(facts.tasks), width, std=0.01)
+            self.by_outcome = nn.Linear(8 * NUM_KERNELS, width, bias=False)
+            nn.init.zeros_(self.by_outcome.weight)
         self.options = options
         raw = torch.from_numpy(catalogue.numeric)
         numbers, codes = standard_numbers(facts, catalogue), category_codes(catalogue)
@@ -107,6 +114,19 @@ class ScenarioInputs(nn.Module):
         for values in self.item_several:
             extra = extra + values(items)
         return extra
+
+    def outcome_vectors(self, outcomes: Tensor) -> OutcomeVectors | None:
+        """Returns the vectors of what came of histories i64[N, H]; None where no data tells."""
+        return None if self.outcomes is None else self.outcomes(outcomes)
+
+    def outcome_columns(self, cosine: Tensor, mask: Tensor, outcomes: Tensor) -> Tensor | float:
+        """Returns f32[N, W] of how close candidates are to what was taken and what passed over.
+
+        From cosines [N, H] with histories and what came of them; 0 where no data tells.
+        """
+        if self.by_outcome is None:
+            return 0.0
+        return self.by_outcome(similarity_by_outcome(cosine, mask, outcomes))
 
     def visible_columns(self, values: Tensor) -> Tensor:
         """Returns numeric columns f32[N, G], the first G of all, as the model sees them.

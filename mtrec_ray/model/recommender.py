@@ -123,20 +123,26 @@ class Recommender(nn.Module):
         logits: dict[str, Tensor] = {}
         general: dict[str, Tensor] = {}
         for name, rows in samples.items():
-            similarity = self.sample_similarity(rows, vectors[name])
-            logits[name] = self._logits(name, rows, vectors[name], similarity)
+            cosine = self.sample_cosines(rows, vectors[name])
+            similarity = self.sample_similarity(rows, cosine)
+            logits[name] = self._logits(name, rows, vectors[name], cosine, similarity)
             if self.training and self.general_head_learns and self.facts[name].main:
                 general[GENERAL + name] = self.main_task_logits(name, similarity, rows.numeric)
         return logits | general
 
     def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
         """Returns the logits f32[N, T] of one scenario."""
-        return self._logits(name, samples, vectors, self.sample_similarity(samples, vectors))
+        cosine = self.sample_cosines(samples, vectors)
+        similarity = self.sample_similarity(samples, cosine)
+        return self._logits(name, samples, vectors, cosine, similarity)
 
-    def _logits(self, name: str, samples: Samples, vectors: Tensor, similarity: Tensor) -> Tensor:
+    def _logits(
+        self, name: str, samples: Samples, vectors: Tensor, cosine: Tensor, similarity: Tensor
+    ) -> Tensor:
         if self.use_general_head:
             return self.general_logits(name, similarity, samples.numeric)
-        logits = self.assemble(name, self._pair_inputs(name, samples, vectors, similarity))
+        pairs = self._pair_inputs(name, samples, vectors, cosine, similarity)
+        logits = self.assemble(name, pairs)
         return self.from_general(name, logits, similarity, samples.numeric)
 
     def assemble(self, name: str, pairs: PairInputs) -> Tensor:
@@ -159,19 +165,21 @@ class Recommender(nn.Module):
         return torch.stack(logits, 1)
 
     def _pair_inputs(
-        self, name: str, samples: Samples, vectors: Tensor, similarity: Tensor
+        self, name: str, samples: Samples, vectors: Tensor, cosine: Tensor, similarity: Tensor
     ) -> PairInputs:
         """Returns what the shared layers and heads read of a scenario's samples."""
         inputs = self.scenario_inputs(name)
         items, candidate = self._items_and_candidates(inputs, samples, self.visible_text(vectors))
         history, mask = samples.history.clamp(min=0), self.visible_history(samples.history)
-        user = self.interest(candidate, items, history, samples.ages, mask)
+        beside = inputs.outcome_vectors(samples.outcomes)
+        user = self.interest(candidate, items, history, samples.ages, mask, beside)
         identity = self.user_vectors(name, samples.user)
         user, identity = self.with_profiles(name, samples.person, user, identity)
         return PairInputs(
             user=user,
             candidate=candidate,
-            columns=inputs.row_columns(samples),
+            columns=inputs.row_columns(samples)
+            + inputs.outcome_columns(cosine, mask, samples.outcomes),
             identity=identity,
             similarity=similarity,
         )
@@ -201,15 +209,20 @@ class Recommender(nn.Module):
         """Returns which history items [.., H] (-1: none) are seen: none with `history: false`."""
         return (history >= 0) & self.options.history
 
-    def sample_similarity(self, samples: Samples, vectors: Tensor) -> Tensor:
-        """Returns kernels f32[N, 4 K] of the cosines of candidates and histories.
+    def sample_cosines(self, samples: Samples, vectors: Tensor) -> Tensor:
+        """Returns the cosines f32[N, H] of the texts of candidates and histories.
 
         They carry no gradient into the text vectors, and are zeros where one text holds both.
         """
         if self.options.layout == "pair":
-            return vectors.new_zeros(len(vectors), NUM_SIMILARITIES)
+            return vectors.new_zeros(samples.history.shape)
         text = self.visible_text(vectors.detach())
-        cosine = cosines(text, samples.candidate, samples.history.clamp(min=0))
+        return cosines(text, samples.candidate, samples.history.clamp(min=0))
+
+    def sample_similarity(self, samples: Samples, cosine: Tensor) -> Tensor:
+        """Returns kernels f32[N, 4 K] of cosines [N, H]; zeros where one text holds both."""
+        if self.options.layout == "pair":
+            return cosine.new_zeros(len(cosine), NUM_SIMILARITIES)
         return similarity_kernels(cosine, self.visible_history(samples.history))
 
     def user_vectors(self, name: str, user: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from mtrec_ray.model.inputs import (
     pooled_values,
     standard_numbers,
 )
+from mtrec_ray.model.outcomes import OutcomeEmbedding
 from mtrec_ray.model.profiles import profile_inputs
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.model import Model
@@ -109,6 +110,13 @@ class Retrieval(nn.Module):
             {n: nn.Parameter(torch.randn(width) / width**0.5) for n in facts}
         )
 
+        self.outcomes = nn.ModuleDict(
+            {
+                n: OutcomeEmbedding(len(f.tasks), NUM_QUERIES, std=0.0)
+                for n, f in facts.items()
+                if f.history_outcomes
+            }
+        )
         self.spaces = {n: f.user_space for n, f in facts.items()}
         shared = {n: p for n, p in profiles.items() if n in self.spaces.values()}
         self.profiles = profile_inputs(shared, width, options.bins, std=0.0)
@@ -131,9 +139,15 @@ class Retrieval(nn.Module):
         return self.out(self.norm(extras.add_to(self.project(text), items, dropped)))
 
     def users(
-        self, name: str, states: Tensor, history: Tensor, ages: Tensor, person: Tensor
+        self,
+        name: str,
+        states: Tensor,
+        history: Tensor,
+        ages: Tensor,
+        outcomes: Tensor,
+        person: Tensor,
     ) -> Tensor:
-        """Returns unit vectors f32[B, E] of users with histories [B, H] and age buckets [B, H].
+        """Returns unit vectors f32[B, E] of users with histories, ages and outcomes, each [B, H].
 
         Histories are rows of the items' vectors f32[m, E], -1 where there is none; profiles are
         found by `person` i64[B], hashes of the users' ids.
@@ -144,6 +158,9 @@ class Retrieval(nn.Module):
         place = history.clamp(min=0)
         interest = states @ self.queries[name].T / states.shape[1] ** 0.5
         scores = F.embedding(place, interest) + self.ages(ages.clamp(max=NUM_AGES - 1))
+        if name in self.outcomes:
+            vectors, which = self.outcomes[name](outcomes)
+            scores = scores + F.embedding(which, vectors)
         weights = masked_softmax(scores, known.unsqueeze(-1), 1).to(states.dtype)
         found = torch.einsum("bha,bhe->bae", weights, F.embedding(place, states))
         user = found.mean(1) + self.mix(found.flatten(1))
@@ -162,7 +179,7 @@ class Retrieval(nn.Module):
         items, number = met.nonzero().squeeze(1), met.cumsum(0) - 1
         history = torch.where(known, number[samples.history.clamp(min=0)], -1)
         states = self.states(name, samples.items[items], text[items], dropped)
-        return self.users(name, states, history, samples.ages, samples.person)
+        return self.users(name, states, history, samples.ages, samples.outcomes, samples.person)
 
     @torch.no_grad()
     def item_vectors(self, name: str, text: Tensor) -> Tensor:
@@ -179,8 +196,12 @@ class Retrieval(nn.Module):
         rows = torch.tensor(items[shift:], dtype=torch.int64, device=text.device)
         history = torch.tensor(history.reshape(users.history.shape) - shift).to(text.device)
         ages = torch.tensor(users.ages, dtype=torch.int64, device=text.device)
+        outcomes = torch.zeros_like(ages)
+        if users.outcomes is not None:
+            outcomes = torch.tensor(users.outcomes, device=text.device)
         person = torch.tensor(users.person, device=text.device)
-        return self.users(name, self.states(name, rows, text[rows]), history, ages, person)
+        states = self.states(name, rows, text[rows])
+        return self.users(name, states, history, ages, outcomes, person)
 
 
 def unit(vectors: Tensor) -> Tensor:

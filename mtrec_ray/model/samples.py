@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.data.shards import WEIGHT
+from mtrec_ray.data.shards import OUTCOME, WEIGHT
 
 
 @dataclass
@@ -24,6 +24,8 @@ class Samples:
         ages: i64[N, H].
         user: i64[N], vocabulary numbers. person: i64[N], hashes of the users' ids.
         numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
+        outcomes: i64[N, H], what came of the history's items (`data/outcomes.py`); 0 where the data
+            does not tell.
         weights: f32[N], of rows in the losses of the tasks; 1 where the data has none.
     """
 
@@ -31,6 +33,7 @@ class Samples:
     candidate: Tensor
     history: Tensor
     ages: Tensor
+    outcomes: Tensor
     user: Tensor
     person: Tensor
     numeric: Tensor
@@ -71,6 +74,7 @@ class Samples:
             candidate=put(index[:, 0], np.int64),
             history=put(index[:, 1:], np.int64),
             ages=put(arrays["history_age"], np.int64),
+            outcomes=put(arrays.get(OUTCOME, np.zeros_like(arrays["history"])), np.int64),
             user=put(arrays["user"], np.int64),
             person=put(arrays["person"], np.int64),
             numeric=put(arrays["numeric"], np.float32),

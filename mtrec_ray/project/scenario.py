@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from mtrec_ray.project.base import Name, Section, Share, none_word, shorten
+from mtrec_ray.project.history import MOST_OUTCOMES, History
 from mtrec_ray.project.task import Column, Columns, Label, Task
 
 SPLITS = ("train", "valid", "test")
@@ -277,17 +278,6 @@ class Negatives(Section):
     )
 
 
-class History(Section):
-    """The user's earlier items, strictly before the sample."""
-
-    of: str = Field(
-        default="any", description="Task whose positives are in the history; any: all rows."
-    )
-    last: Annotated[int, Field(ge=1, le=512)] = Field(
-        default=20, description="Items of the history, at most: the latest ones."
-    )
-
-
 class Scenario(Section):
     """One recommendation surface: its catalogue, log, split, tasks and loss weight (lambda)."""
 
@@ -316,24 +306,23 @@ class Scenario(Section):
         description="Share of rows whose item the catalogue may lack; these rows are dropped.",
     )
 
-    def _parents(self) -> dict[str, str]:
-        """Returns the task that a field names, by field."""
-        named = {f"tasks.{n}.given": t.given for n, t in self.tasks.items() if t.given}
-        if self.history.of != "any":
-            named["history.of"] = self.history.of
+    def _parents(self) -> list[tuple[str, str]]:
+        """Returns the fields that name a task, with the task."""
+        named = [(f"tasks.{n}.given", t.given) for n, t in self.tasks.items() if t.given]
+        named += [("history.of", task) for task in self.history.tasks]
         if self.negatives:
-            named["negatives.of"] = self.negatives.of
+            named.append(("negatives.of", self.negatives.of))
         return named
 
     def check_tasks_exist(self) -> Iterator[str]:
         """Yields a line for each field that names no other task."""
-        for field, task in self._parents().items():
+        for field, task in self._parents():
             if task not in self.tasks or field == f"tasks.{task}.given":
                 yield f"{field}: found {task!r}; allowed: another of {sorted(self.tasks)}"
 
     def check_parents_are_binary(self) -> Iterator[str]:
         """Yields a line for each field that names a task of another kind than binary."""
-        for field, name in self._parents().items():
+        for field, name in self._parents():
             task = self.tasks.get(name)
             if task is None or field == f"tasks.{name}.given":
                 continue
@@ -350,6 +339,14 @@ class Scenario(Section):
                 seen |= set(chain)
                 cycle = " given ".join([*chain, name])
                 yield f"tasks.{name}.given: found a cycle, {cycle}; allowed: a chain that ends"
+
+    def check_outcomes(self) -> Iterator[str]:
+        """Yields a line for more tasks than the outcomes of a history have room for."""
+        if self.history.outcomes and len(self.tasks) > MOST_OUTCOMES:
+            yield (
+                f"history.outcomes: found {len(self.tasks)} tasks; allowed: at most "
+                f"{MOST_OUTCOMES} beside it"
+            )
 
     def check_positives(self) -> Iterator[str]:
         """Yields a line for each task of which every row is a positive and nothing is drawn."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtrec_ray.data.shards import OUTCOME
 from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
 from mtrec_ray.model.recommender import GENERAL
@@ -89,6 +90,8 @@ def samples_of_all_pairs(world):
         "categorical": np.zeros((len(user), 1), np.int32),
         "labels": np.zeros((len(user), 2), np.float32),
     }  # fmt: skip
+    if users.outcomes is not None:
+        arrays[OUTCOME] = users.outcomes[user]
     return Samples.of(arrays)
 
 
@@ -127,6 +130,26 @@ def test_scores_of_all_pairs(world, fields, general):
     if general != "general" or fields["statistics"] or (fields["text"] and fields["history"]):
         assert wanted[..., 0].std() > 0.01
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_scores_of_all_pairs_with_outcomes(world):
+    """A block of users has the scores of its pairs where histories tell what came of their items.
+
+    Other outcomes are other scores.
+    """
+    items, users, own = world
+    facts = FACTS | {"shop": replace(FACTS["shop"], history_outcomes=True)}
+    model, _ = build(small_model("none"), CATALOGUES, facts)
+    vectors = model_and_vectors()[1]
+    rng, found = np.random.default_rng(3), []
+    for _ in range(2):
+        outcomes = np.where(users.history >= 0, rng.integers(0, 16, users.history.shape), 0)
+        told = items, replace(users, outcomes=outcomes), own
+        found.append(CatalogueScorer(model.eval(), "shop", vectors, items).logits(told[1]))
+        wanted = brute_force(model, vectors, told)
+        torch.testing.assert_close(found[-1], wanted, rtol=1e-4, atol=1e-5)
+    assert (found[0] - found[1]).abs()[1:].mean() > 0.01
 
 
 @pytest.mark.parametrize("sharing", ["mmoe", "ple", "star", "pepnet"])

@@ -96,7 +96,7 @@ def test_scores_generally():
     text = vectors.of_batch(batch, encode=False)["shop"]
     model.eval().use_general_head = True
     found = model.score("shop", batch["shop"], text)
-    similarity = model.sample_similarity(batch["shop"], text)
+    similarity = model.sample_similarity(batch["shop"], model.sample_cosines(batch["shop"], text))
     wanted = model.main_task_logits("shop", similarity, batch["shop"].numeric)
     torch.testing.assert_close(found[:, 0], wanted)
     assert found[:, 0].std() > 0

@@ -68,6 +68,7 @@ def samples_of(users, items, history, num_items=SHOP.num_items):
         candidate=torch.tensor(items),
         history=history,
         ages=torch.zeros_like(history),
+        outcomes=torch.zeros_like(history),
         user=torch.tensor(users),
         person=torch.tensor(users),
         numeric=torch.zeros(len(users), 3),

@@ -39,6 +39,7 @@ def manifest_of(
             "name": name,
             **task_facts(scenario, scans[name]),
             "history_last": scenario.history.last,
+            "history_outcomes": scenario.history.outcomes,
             "numeric_names": list(specs[name].columns.names),
             **fit_numeric(folder, shards["train"]),
             **fit_items(storage.join(folder, name, "catalogue.parquet")),

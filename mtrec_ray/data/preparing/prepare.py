@@ -23,10 +23,11 @@ import ray.data
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, published_ms
 from mtrec_ray.data.columns import floats, milliseconds
+from mtrec_ray.data.outcomes import level_bounds
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
-from mtrec_ray.data.preparing.manifest import manifest_of
+from mtrec_ray.data.preparing.manifest import manifest_of, task_facts
 from mtrec_ray.data.preparing.passes import add_fractions, build_shards, rewrite_with_negatives
 from mtrec_ray.data.preparing.problems import item_problems, scan_problems, user_problems
 from mtrec_ray.data.preparing.profiles import (
@@ -122,6 +123,7 @@ def spec_of(
             column: category_codes(items.column(column))
             for column in scenario.items.statistics_columns
         },
+        level_bounds=level_bounds(task_facts(scenario, scan)),
     )
 
 
