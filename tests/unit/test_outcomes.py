@@ -134,6 +134,7 @@ def test_an_outcome_is_known_after_its_delay(table, last, delay, first, second):
         KeyedRows(key, time, labels, counts), item, last, delay,
         outcomes=Outcomes(parts, [first, second]),
     )  # fmt: skip
+    assert found.outcomes is not None
     for i, (history, outcomes) in enumerate(zip(found.items, found.outcomes, strict=True)):
         for j, outcome in zip(history, outcomes, strict=True):
             known = [time[j] < time[i] - d for d in (first, second)]
@@ -150,6 +151,7 @@ def test_outcomes_without_time(table):
                       np.array(fold))  # fmt: skip
     item = np.arange(len(key), dtype=np.int32)
     found = statistics.histories(keyed, item, 3, 0, outcomes=Outcomes(parts, [0, 0]))
+    assert found.outcomes is not None
     for history, outcomes in zip(found.items, found.outcomes, strict=True):
         for j, outcome in zip(history, outcomes, strict=True):
             assert outcome == (told(labels[j], [True, True]) if j >= 0 else 0)
@@ -168,6 +170,7 @@ def test_positives_of_several_tasks():
     labels = np.array([[1, 0, 0], [0, 1, nan], [0, 0, 1], [nan, nan, 1]])
     zeros = np.zeros(4, np.int64)
     listed, delay = history_rows(KeyedRows(zeros, zeros, labels, np.ones(4, bool)), spec)
+    assert listed is not None
     assert listed.tolist() == [True, True, False, False]
     assert delay == 3 * DAY_MS
 
@@ -181,7 +184,7 @@ def test_vectors_of_outcomes():
     embedding = OutcomeEmbedding(3, 5, std=1.0)
     outcomes = torch.tensor([[1 + 4 * 3, 0], [16 * 2, 1 + 4 * 3]])
     vectors, place = embedding(outcomes)
-    click, buy, stars = (table.weight for table in embedding.tables)
+    click, buy, stars = embedding.parameters()
     wanted = torch.stack([torch.stack([click[1] + buy[3], torch.zeros(5)]),
                           torch.stack([stars[2], click[1] + buy[3]])])  # fmt: skip
     torch.testing.assert_close(vectors[place], wanted)
