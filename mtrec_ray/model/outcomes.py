@@ -53,8 +53,14 @@ def level_of(outcomes: Tensor, task: int) -> Tensor:
 def similarity_by_outcome(cosine: Tensor, mask: Tensor, outcomes: Tensor) -> Tensor:
     """Returns f32[N, 8 K]: kernels of cosines [N, H] with items whose outcome is high, and low.
 
-    By the first task. What resembles items that were passed over is told apart from what resembles
-    those that were taken.
+    What resembles items that were passed over is told apart from what resembles those that were
+    taken.
     """
+    parts = taken_and_passed_over(mask, outcomes)
+    return torch.cat([similarity_kernels(cosine, part) for part in parts], 1)
+
+
+def taken_and_passed_over(mask: Tensor, outcomes: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns bool[N, H] twice: items whose outcome of the first task is high, and is low."""
     level = level_of(outcomes, 0)
-    return torch.cat([similarity_kernels(cosine, mask & (level == x)) for x in (HIGH, LOW)], 1)
+    return mask & (level == HIGH), mask & (level == LOW)

@@ -22,6 +22,7 @@ from mtrec_ray.model.outcomes import OutcomeEmbedding, similarity_by_outcome
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.training.boosted_trees import Columns
 from tests.builders import HISTORY, project_tree, scenario_tree
 from tests.planted import learn, planted_facts, planted_model, planted_rows, predicted
 
@@ -203,6 +204,22 @@ def test_similarity_by_outcome():
     assert not neither.any()
 
 
+def test_trees_tell_closeness_apart():
+    """Mean, maximum and latest cosine with the history, with what was taken, and passed over."""
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+    columns = Columns(world_facts(outcomes=True), world_catalogue(), vectors)
+    rows = passed_over_rows(0, 9000)
+    rows[OUTCOME] = np.where(rows["item"][:, None] % 2, rows[OUTCOME] * 3, rows[OUTCOME])
+    found = columns.similarity(rows)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for i in range(0, 9000, 97):
+        cosine = unit[rows["history"][i]] @ unit[rows["item"][i]]
+        for place, level in enumerate((None, HIGH, LOW)):
+            own = np.where(rows[OUTCOME][i] == level, True, level is None)
+            wanted = [cosine[own].mean(), cosine[own].max(), cosine[0] * own[0]] if own.any() else 0
+            np.testing.assert_allclose(found[i, 3 * place : 3 * place + 3], wanted, atol=1e-5)
+
+
 # --- a world in which the items that were passed over tell the taste ----------------------------
 
 NUM_ITEMS, NUM_KINDS, NUM_PERSONS = 60, 3, 300
@@ -234,17 +251,25 @@ def of_kind(rng, kind) -> np.ndarray:
 
 
 def shown(outcomes: bool):
-    """The world's facts, and a trained model with its vectors."""
-    facts = replace(planted_facts(NUM_ITEMS, []), history_outcomes=outcomes)
-    catalogue = Catalogue(
+    """A model that was trained in the world, with its vectors."""
+    model, vectors = planted_model(world_facts(outcomes), world_catalogue())
+    learn(model, vectors, lambda step: passed_over_rows(step, 500))
+    return model, vectors
+
+
+def world_facts(outcomes: bool):
+    """The world's facts."""
+    return replace(planted_facts(NUM_ITEMS, []), history_outcomes=outcomes)
+
+
+def world_catalogue() -> Catalogue:
+    """Items whose text tells their kind."""
+    return Catalogue(
         tokens=(5 + np.arange(NUM_ITEMS) % NUM_KINDS).astype(np.int32),
         offsets=np.arange(NUM_ITEMS + 1), categorical=np.zeros((NUM_ITEMS, 0), np.int32),
         numeric=np.zeros((NUM_ITEMS, 0), np.float32),
         published=np.full(NUM_ITEMS, NO_TIME), known=np.ones(NUM_ITEMS, bool),
     )  # fmt: skip
-    model, vectors = planted_model(facts, catalogue)
-    learn(model, vectors, lambda step: passed_over_rows(step, 500))
-    return model, vectors
 
 
 def test_what_is_passed_over_is_learned():
