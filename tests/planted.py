@@ -12,9 +12,10 @@ from mtrec_ray.data.shards import Arrays
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import NO_PROFILES, Recommender
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.training.forward import Forward
 from mtrec_ray.training.item_vectors import ItemVectors
 from mtrec_ray.training.retrieval_loss import CandidateDraws
-from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.step import accumulate
 from tests.builders import CPU, HISTORY, SHOP, small_model
 
 STEPS, BATCH_ROWS = 100, 500

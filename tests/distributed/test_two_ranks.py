@@ -12,7 +12,7 @@ import torch
 
 from tests.builders import EVERY_KIND, FACTS, make_catalogues, make_rows, take, write_prepared
 from tests.distributed import rank as own
-from tests.distributed.rank import MODES, SECONDS
+from tests.distributed.rank import METHODS, MODES, SECONDS
 
 pytestmark = pytest.mark.distributed
 TOP = Path(__file__).parents[2]
@@ -115,6 +115,23 @@ def test_two_ranks_have_the_retrieval_loss_of_one(one, ranks, mode):
     for found in (r["steps"][mode]["retrieval"] for r in ranks[2]):
         assert found["counts"] == wanted["counts"]
         assert found["sums"] == pytest.approx(wanted["sums"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_have_the_moving_weights_of_one(one, ranks, method):
+    """Ranks and micro-batches see the losses and gradients of the whole step, and weigh alike.
+
+    The weights are not those of the project file, and move the gradient of the shared layers.
+    """
+    wanted = one["steps"][f"weighting {method}"]
+    for found in (r["steps"][f"weighting {method}"]["moving"] for r in ranks[2]):
+        assert found.keys() == wanted["moving"].keys()
+        for name, values in wanted["moving"].items():
+            torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-7)
+    assert (wanted["moving"]["means"] - 1).abs().max() > 0.01
+    fixed = one["steps"]["top_k"]["gradients"]
+    name = next(n for n in fixed if n.startswith("sharing."))
+    assert (wanted["gradients"][name] - fixed[name]).norm() > 0.01 * fixed[name].norm()
 
 
 HEADS = [f"heads.{n}.{t}." for n, f in FACTS.items() for t in f.tasks]

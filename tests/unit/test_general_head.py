@@ -10,9 +10,10 @@ from mtrec_ray.model.recommender import GENERAL
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.stages import recommend
+from mtrec_ray.training.forward import Forward
 from mtrec_ray.training.losses import general_loss, label_counts
 from mtrec_ray.training.run import clipped_together
-from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.step import accumulate
 from tests.builders import (
     FACTS,
     build,
