@@ -171,7 +171,7 @@ class Recommender(nn.Module):
         return PairInputs(
             user=user,
             candidate=candidate,
-            columns=inputs.row_columns(samples),
+            columns=inputs.row_columns(samples, mask),
             identity=identity,
             similarity=similarity,
         )
