@@ -8,7 +8,7 @@ the prepared table as a plain array f16, NaN where a row has none, that processe
 Letters: n rows of a table, b of a block, D length of a column's vectors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
+from mtrec_ray.data.columns import is_one_of
 from mtrec_ray.project.base import split_query
 
 # The prefix of prepared columns that say whether each row has a vector.
@@ -45,6 +46,22 @@ class VectorScale:
 def vector_lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Returns lists of numbers of any type as those of f32; beyond their range infinite."""
     return pc.cast(column, pa.large_list(pa.float32()), safe=False)
+
+
+def blank_vectors(column: pa.ChunkedArray, values: Sequence[str | float]) -> pa.ChunkedArray:
+    """Returns a column with null in place of vectors all of whose numbers are some values.
+
+    So a file may say that there is none: by zeros. A vector with a zero among others is one.
+    """
+    chunks = []
+    for chunk in column.chunks:
+        lengths = np.maximum(vector_lengths(pa.chunked_array([chunk])), 0)
+        hits = is_one_of(pa.chunked_array([chunk.flatten()]), values).to_numpy()
+        ends = np.cumsum(lengths)
+        so_far = np.concatenate([[0], np.cumsum(hits)])
+        blank = (so_far[ends] - so_far[ends - lengths] == lengths) & (lengths > 0)
+        chunks.append(pc.if_else(pa.array(blank), pa.scalar(None, chunk.type), chunk))  # pyright: ignore[reportAttributeAccessIssue]
+    return pa.chunked_array(chunks, column.type)
 
 
 def vector_lengths(column: pa.ChunkedArray) -> Ints:

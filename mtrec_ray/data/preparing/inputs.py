@@ -13,7 +13,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.columns import as_text, blank, is_bytes, is_list, is_plain_number, plain_type
 from mtrec_ray.data.input_files import holds_text, input_files, look_at
 from mtrec_ray.data.storage import FileVersion
-from mtrec_ray.data.vectors import vector_lists
+from mtrec_ray.data.vectors import blank_vectors, vector_lists
 from mtrec_ray.project.base import ProjectError, without_options
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
@@ -383,9 +383,11 @@ def read_whole(source: InputTable) -> pa.Table:
     read: Callable[[FileVersion], pa.Table] = lambda file: read_columns(file, source)  # noqa: E731
     with ThreadPoolExecutor(READ_THREADS) as pool:
         table = _joined(source, list(pool.map(read, files)))
+    vectors = {column for column, field in source.columns if field in VECTORS}
     for column, values in source.missing.items():
         number = table.column_names.index(column)
-        table = table.set_column(number, column, blank(table.column(column), values))
+        emptied = blank_vectors if column in vectors else blank
+        table = table.set_column(number, column, emptied(table.column(column), values))
     return table
 
 
