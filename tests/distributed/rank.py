@@ -44,6 +44,7 @@ from tests.builders import (
     small_model,
     take,
     two_scenario_project,
+    with_vectors,
     with_weights,
 )
 
@@ -65,6 +66,7 @@ MODES = {
     "weighted": ("none", False, False),
     "kinds": ("none", False, False),
     "shapes": ("none", False, False),
+    "vectors": ("none", False, False),
 }
 KINDS = ("kinds", "shapes")  # modes in which shop has a task of every kind; their rows have weights
 
@@ -124,7 +126,9 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
         encoder["gather_items"] = 3
     options = small_model(trainable, encoder=encoder, retrieval=RETRIEVAL)
     facts = facts_of(mode)
-    model, vectors = build(options, make_catalogues(), facts)
+    catalogues = make_catalogues()
+    catalogues = with_vectors(catalogues) if mode == "vectors" else catalogues
+    model, vectors = build(options, catalogues, facts)
     vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
     if mode.startswith("gather"):
