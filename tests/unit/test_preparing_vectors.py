@@ -14,6 +14,7 @@ from mtrec_ray.data.catalogue import TOKENS, assemble, load_catalogue
 from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.preparing import inputs
+from mtrec_ray.data.preparing.audit_profiles import read_audit_profiles
 from mtrec_ray.data.preparing.problems import item_problems, user_problems
 from mtrec_ray.data.preparing.profiles import KnownUsers, user_vector_problems, write_profiles
 from mtrec_ray.data.preparing.vectors import (
@@ -21,7 +22,7 @@ from mtrec_ray.data.preparing.vectors import (
     item_vector_problems,
     write_table_vectors,
 )
-from mtrec_ray.data.profiles import ProfileFacts
+from mtrec_ray.data.profiles import ProfileFacts, load_profiles
 from mtrec_ray.data.storage import read_json, write_bytes, write_json, write_table
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import prepared_data_depends_on
@@ -317,14 +318,8 @@ def prepared_users(root, image, stored=None):
     manifest = {"fingerprint": "", "scenarios": {}, "users": facts}
     write_json(str(root / "out" / "manifest.json"), manifest)
     folder = load_prepared(str(root / "out"))
-    profiles = vectors_of(folder)
+    profiles = load_profiles(folder.folder, "people", folder.users["people"])
     return folder.users["people"], profiles, hash_strings(pa.array(ids)).view(np.int64)
-
-
-def vectors_of(folder):
-    from mtrec_ray.data.profiles import load_profiles
-
-    return load_profiles(folder.folder, "people", folder.users["people"])
 
 
 def test_vectors_of_users_follow_their_persons(tmp_path):
@@ -354,6 +349,35 @@ def test_no_vector_of_a_user_of_training_is_one_line(tmp_path):
     """As of items."""
     (line,) = prepared_users(tmp_path, [None] * 30 + ROWS[30:])
     assert line.startswith("users.people.vectors: found column 'image' without a vector of a user ")
+
+
+def problems_of(root, users, **fields) -> dict[str, list[str]]:
+    """What the audit finds wrong in the table of users that `prepared_users` wrote, by user."""
+    folder = load_prepared(str(root / "out"))
+    profiles = read_audit_profiles(users_project(root, **fields), folder, "shop", users)
+    assert profiles is not None
+    persons = hash_strings(pa.array(users)).view(np.int64)
+    found = {u: profiles.check(u, int(p)) for u, p in zip(users, persons, strict=True)}
+    return {user: lines for user, lines in found.items() if lines}
+
+
+def test_the_audit_finds_the_vector_of_another(tmp_path):
+    """Honest ones pass, also missing and odd ones; one that is another's is a line."""
+    rows = [*ROWS]
+    rows[2] = [np.nan, 1, 2, 3]
+    rows[3] = [1e8, 0, 0, 0]
+    _, profiles, persons = prepared_users(tmp_path, rows)
+    users = ["u0", "u2", "u3", "u6", "u35", "nobody"]
+    assert not problems_of(tmp_path, users, missing={"image": ["none", 17]})
+    path = tmp_path / "out" / "profiles.people.vectors.0.npy"
+    stored = np.load(path)
+    places = profiles.places(persons)
+    stored[places[[0, 6]]] = stored[places[[6, 0]]]
+    np.save(path, stored)
+    found = problems_of(tmp_path, users)
+    assert set(found) == {"u0", "u6"}
+    assert found["u0"][0].startswith("profile.image: prepared None, in the table [")
+    assert found["u6"][0].endswith("], in the table None")
 
 
 def test_without_vectors_nothing_is_written_anew(tmp_path):
