@@ -125,6 +125,6 @@ def write_vectors(path: str, column: pa.ChunkedArray, scale: VectorScale) -> Non
     shape = (len(column), len(scale.mean))
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
     with storage.new_file(path) as stream:
-        np.lib.format.write_array_header_1_0(stream, header)  # pyright: ignore[reportArgumentType]
+        np.lib.format.write_array_header_1_0(stream, header)
         for block in vector_blocks(column, len(scale.mean)):
             stream.write(scale.of(block).tobytes())
