@@ -150,7 +150,7 @@ def user_vocabularies(
 def write_catalogues(
     project: Project, items: dict[str, pa.Table], scans: dict[str, Scan], folder: str
 ) -> dict[str, dict[str, list[str]]]:
-    """Write each scenario's catalogue and vectors; returns vocabularies of its categorical columns."""
+    """Write each scenario's catalogue and vectors; returns the vocabularies of its categories."""
     vocabularies = {}
     for name, table in items.items():
         out, vocabularies[name] = assemble(table, project.scenarios[name], scans[name].item_rows)
