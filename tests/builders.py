@@ -175,6 +175,13 @@ def make_catalogues(seed: int = 0) -> dict[str, Catalogue]:
     return {name: make_catalogue(rng, facts) for name, facts in FACTS.items()}
 
 
+def with_vectors(catalogues: Mapping[str, Catalogue], seed: int = 8) -> dict[str, Catalogue]:
+    """The catalogues with a column of ready vectors for shop, which some of its items lack."""
+    values = np.random.default_rng(seed).normal(size=(NUM_ITEMS, 5)).astype(np.float16)
+    values[::4] = np.nan
+    return {**catalogues, "shop": replace(catalogues["shop"], vectors=(values,))}
+
+
 def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) -> Arrays:
     """Prepared rows: short histories, null numbers, a third of the labels missing."""
     shape = (num_rows, facts.history_last)

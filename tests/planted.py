@@ -73,9 +73,14 @@ def planted_model(
     return model, vectors
 
 
-def learn(model: Recommender, vectors: ItemVectors, rows_of: Callable[[int], Arrays]) -> None:
+def learn(
+    model: Recommender,
+    vectors: ItemVectors,
+    rows_of: Callable[[int], Arrays],
+    lr: float = 0.02,
+) -> None:
     """Train on the first rows of each step's."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     counts = {"shop": torch.full((model.facts["shop"].num_items,), 100.0, dtype=torch.float64)}
     draws = CandidateDraws(model.options, model.facts, counts, 0)
     weights, forward = torch.ones(1, dtype=torch.float64), Forward(model.train(), vectors)

@@ -1,8 +1,9 @@
 """Prepared data on disk: the manifest.
 
 prepared/manifest.json              what was prepared: tasks, columns, shards, fitted numbers
-prepared/NAME/catalogue.parquet     items
-prepared/profiles.NAME.parquet      a table of users, and profiles.NAME.texts.parquet its texts
+prepared/NAME/catalogue.parquet     items, and catalogue.vectors.0.npy, ...: their vectors
+prepared/profiles.NAME.parquet      a table of users, profiles.NAME.texts.parquet its texts, and
+                                    profiles.NAME.vectors.0.npy, ... its vectors
 prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
@@ -174,7 +175,7 @@ class Prepared:
 
     def catalogue(self, name: str) -> Catalogue:
         """Returns the catalogue of a scenario, read from disk."""
-        return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"))
+        return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"), vectors=True)
 
     def profiles(self, name: str) -> Profiles | None:
         """Returns the profiles of a scenario's users, read from disk; None without a table."""

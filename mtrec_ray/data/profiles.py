@@ -5,7 +5,7 @@ Rows and snapshots name a user by that hash (`person`); they hold nothing of his
 Letters: P users of the table, N persons, C categorical and M numeric columns, Q quantiles.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import Catalogue, load_catalogue
 from mtrec_ray.data.columns import fixed_list, matrix
 from mtrec_ray.data.storage import join, read_table, write_table
+from mtrec_ray.data.vectors import VectorScale
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ProfileFacts:
             with several values.
         numeric_mean, numeric_std, numeric_quantiles: of the numeric columns; [M], [M], [M, Q].
         has_text: whether users have a text.
+        vector_means, vector_scales: by column of vectors, [D] and a number, as `VectorScale`.
     """
 
     vocabularies: dict[str, list[str]]
@@ -33,6 +35,12 @@ class ProfileFacts:
     numeric_std: list[float]
     numeric_quantiles: list[list[float]]
     has_text: bool
+    vector_means: dict[str, list[float]] = field(default_factory=dict)
+    vector_scales: dict[str, float] = field(default_factory=dict)
+
+    def vector_scale(self, column: str) -> VectorScale:
+        """Returns mean and scale of a column of vectors."""
+        return VectorScale(self.vector_means[column], self.vector_scales[column])
 
     @property
     def category_sizes(self) -> list[int]:
@@ -103,4 +111,4 @@ def load_profiles(folder: str, space: str, facts: ProfileFacts) -> Profiles:
     persons = read_table(path, ["person"]).column(0).to_numpy()
     if facts.has_text:
         texts = matrix(read_table(texts_path(folder, space)).column("text"))
-    return Profiles(facts, persons, load_catalogue(path), texts)
+    return Profiles(facts, persons, load_catalogue(path, vectors=True), texts)

@@ -176,16 +176,19 @@ class CatalogueScorer:
         return PairInputs(
             user=rows(user),
             candidate=rows(candidates),
-            columns=rows(columns + self._user_columns(users, items)),
+            columns=rows(columns + self._user_columns(users, items, histories)),
             identity=rows(identity),
             similarity=similarity,
         )
 
-    def _user_columns(self, users: UserSnapshot, items: Tensor) -> Tensor:
-        """Returns f32[B, C, W], what the users' own columns add to those of candidates."""
+    def _user_columns(self, users: UserSnapshot, items: Tensor, histories: Histories) -> Tensor:
+        """Returns f32[B, C, W], what users' columns and histories add to candidates' columns."""
         columns = self._map_without_bias(users.numeric).unsqueeze(1)
         for column, statistics in users.categories.items():
             columns = columns + self._category_columns(column, statistics, items)
+        past, inputs = (histories.items, histories.mask), self.inputs
+        for like in inputs.likeness.of_pairs(inputs.item_vectors, items, *past):
+            columns = columns + like
         return columns
 
     def _category_columns(

@@ -16,6 +16,7 @@ from mtrec_ray.model.history import NUM_KERNELS
 from mtrec_ray.model.numeric import NumericInputs
 from mtrec_ray.model.outcomes import OutcomeEmbedding, OutcomeVectors, similarity_by_outcome
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.model.vectors import VectorLikeness, ready_vectors
 from mtrec_ray.project.model import Model
 
 # Ages beyond 30 days are read as 30 days: the age of an item that was there from the first row on
@@ -87,6 +88,8 @@ class ScenarioInputs(nn.Module):
         )
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.category_sizes)
         self.item_several = pooled_values(catalogue, width)
+        self.item_vectors = ready_vectors(catalogue.vectors, width)
+        self.likeness = VectorLikeness(len(catalogue.vectors), width)
         self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
         self.outcomes = self.by_outcome = None
         if facts.history_outcomes:
@@ -102,7 +105,7 @@ class ScenarioInputs(nn.Module):
         self.register_buffer("catalogue_categories", codes, persistent=False)
 
     def item_extras(self, items: Tensor) -> Tensor:
-        """Returns f32[U, W], what is added to the text of items: ids, categories, numbers."""
+        """Returns f32[U, W], what is added to the text of items: all else that they have."""
         extra = torch.zeros(len(items), self.options.width, device=items.device)
         if self.item_numeric is not None:
             extra = extra + self.item_numeric(self.catalogue_numeric[items])
@@ -111,7 +114,7 @@ class ScenarioInputs(nn.Module):
             extra = extra + self.item_ids(ids)
         for i, table in enumerate(self.item_categories):
             extra = extra + table(self.catalogue_categories[items, i])
-        for values in self.item_several:
+        for values in [*self.item_several, *self.item_vectors]:
             extra = extra + values(items)
         return extra
 
@@ -137,12 +140,18 @@ class ScenarioInputs(nn.Module):
         values = values.masked_fill(~self.kept[:num_columns], math.nan)
         return torch.minimum(values, self.limits[:num_columns])
 
-    def row_columns(self, samples: Samples) -> Tensor:
-        """Returns f32[N, W] of the samples' statistics and categories, and candidates' numbers."""
+    def row_columns(self, samples: Samples, seen: Tensor) -> Tensor:
+        """Returns f32[N, W] of the samples' statistics and categories, and candidates' numbers.
+
+        Of items' vectors their likeness, too; `seen` bool[N, H] are history items that the model
+        sees.
+        """
         numbers = self.catalogue_raw[samples.items[samples.candidate]]
         columns = self.columns(self.visible_columns(torch.cat([samples.numeric, numbers], 1)))
         for i, table in enumerate(self.categories):
             columns = columns + table(samples.categorical[:, i])
+        for like in self.likeness.of_samples(self.item_vectors, samples, seen):
+            columns = columns + like
         return columns
 
 

@@ -178,7 +178,7 @@ class Recommender(nn.Module):
         return PairInputs(
             user=user,
             candidate=candidate,
-            columns=inputs.row_columns(samples)
+            columns=inputs.row_columns(samples, mask)
             + inputs.outcome_columns(cosine, mask, samples.outcomes),
             identity=identity,
             similarity=similarity,

@@ -1,8 +1,8 @@
 """The retrieval side: vectors of users and items whose cosines find the candidates to rank.
 
-An item's vector is made of its text, its id, its categories and its numbers, a user's of the
-history and, where there is a table of users, the profile. All parameters are its own: where the
-encoder is frozen, the ranking heads learn the same with and without it.
+An item's vector is made of its text, its id, its categories, its numbers and its ready vectors, a
+user's of the history and, where there is a table of users, the profile. All parameters are its own:
+where the encoder is frozen, the ranking heads learn the same with and without it.
 
 Letters: n items of a catalogue, m of them, B users, H history items, D width of text vectors, E
 width of retrieval vectors, A queries of a scenario.
@@ -30,6 +30,7 @@ from mtrec_ray.model.inputs import (
 from mtrec_ray.model.outcomes import OutcomeEmbedding
 from mtrec_ray.model.profiles import profile_inputs
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.model.vectors import ready_vectors
 from mtrec_ray.project.model import Model
 
 NUM_QUERIES = 4
@@ -37,7 +38,7 @@ MAX_ROWS = 65_536  # items whose vectors are made at a time
 
 
 class ItemExtras(nn.Module):
-    """What a scenario's items have beside their text: ids, categories and numbers."""
+    """What a scenario's items have beside their text: ids, categories, numbers and vectors."""
 
     ids: Tensor
     codes: Tensor
@@ -53,6 +54,7 @@ class ItemExtras(nn.Module):
         self.item_ids = id_embedding(facts.num_items + 1, width) if has_ids else None
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.item_category_sizes)
         self.several = pooled_values(catalogue, width)
+        self.vectors = ready_vectors(catalogue.vectors, width)
         num_numbers = numbers.shape[1]
         self.numeric = nn.Linear(num_numbers, width, bias=False) if num_numbers else None
 
@@ -68,7 +70,7 @@ class ItemExtras(nn.Module):
             total = total + self.item_ids(ids)
         for i, table in enumerate(self.categories):
             total = total + table(self.codes[items, i])
-        for values in self.several:
+        for values in [*self.several, *self.vectors]:
             total = total + values(items)
         return total if self.numeric is None else total + self.numeric(self.numbers[items])
 

@@ -3,7 +3,7 @@
 import math
 import re
 import string
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -83,6 +83,11 @@ def check_separators(separators: dict[str, str]) -> dict[str, str]:
 Separators = Annotated[dict[str, str], AfterValidator(check_separators)]
 
 
+def is_empty(value: Collection[object]) -> bool:
+    """Returns whether a field says nothing: what was made before there was such a field stays."""
+    return not value
+
+
 # Values that mean that nothing is known, by column.
 Missing = Annotated[dict[str, tuple[str | int | float, ...]], BeforeValidator(values_by_column)]
 
@@ -127,6 +132,12 @@ class Items(Section):
         description='Texts with several values and what parts them, such as `{genres: "|"}`: as '
         "`lists`.",
     )
+    vectors: Columns = Field(
+        default=(),
+        exclude_if=is_empty,
+        description="Columns of ready vectors, such as embeddings of images: lists of numbers, all "
+        "of one length; null is allowed.",
+    )
     published: Column | None = Field(
         default=None,
         description="Column with the publishing time, for the item's age. null: no age.",
@@ -154,6 +165,16 @@ class Items(Section):
         """Yields a line for each column that would be read in two ways."""
         yield from twice_named(self.categorical, self.lists, self.separators)
 
+    def check_vectors(self) -> Iterator[str]:
+        """Yields a line for each column of vectors that another field names, too."""
+        others: dict[str, Collection[str]] = {
+            "id": [self.id],
+            "text": self.text_columns,
+            "published": [self.published] if self.published else [],
+        }
+        named = ("categorical", "numeric", "lists", "separators")
+        yield from shared_vectors(self.vectors, others | {n: getattr(self, n) for n in named})
+
     @property
     def several(self) -> dict[str, str | None]:
         """Columns with several values, by the separator of their texts; None of lists."""
@@ -176,6 +197,17 @@ def twice_named(
     """Yields a line for each column of one or of several values that another field names, too."""
     for column in sorted({*categorical} & {*lists, *separators} | {*lists} & {*separators}):
         yield f"lists: found {column!r} twice; allowed: in one of categorical, lists, separators"
+
+
+def shared_vectors(
+    vectors: Collection[str], others: Mapping[str, Collection[str]]
+) -> Iterator[str]:
+    """Yields a line for each column of vectors that another field, of `others`, names, too."""
+    for column in vectors:
+        fields = [field for field, columns in others.items() if column in columns]
+        if fields:
+            also = " and ".join(fields)
+            yield f"vectors: found {column!r}, which {also} names, too; allowed: in one of them"
 
 
 class Propensity(Section):

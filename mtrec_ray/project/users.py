@@ -10,6 +10,8 @@ from mtrec_ray.project.scenario import (
     Missing,
     Separators,
     check_template,
+    is_empty,
+    shared_vectors,
     template_columns,
     twice_named,
 )
@@ -38,6 +40,11 @@ class Users(Section):
     separators: Separators = Field(
         default={}, description="Texts with several values and what parts them, as those of items."
     )
+    vectors: Columns = Field(
+        default=(),
+        exclude_if=is_empty,
+        description="Columns of ready vectors, as those of items.",
+    )
     text: Annotated[str, AfterValidator(check_template)] | None = Field(
         default=None,
         description="Template of the user's text, which the pretrained encoder reads. null: none.",
@@ -48,12 +55,18 @@ class Users(Section):
 
     def check_columns(self) -> Iterator[str]:
         """Yields a line for a table of ids alone."""
-        if not (self.categorical or self.numeric or self.several or self.text):
+        if not (self.categorical or self.numeric or self.several or self.vectors or self.text):
             yield "found no column beside the id; allowed: at least one of any kind"
 
     def check_several(self) -> Iterator[str]:
         """Yields a line for each column that would be read in two ways."""
         yield from twice_named(self.categorical, self.lists, self.separators)
+
+    def check_vectors(self) -> Iterator[str]:
+        """Yields a line for each column of vectors that another field names, too."""
+        named = ("categorical", "numeric", "lists", "separators")
+        others = {"id": [self.id], "text": self.text_columns}
+        yield from shared_vectors(self.vectors, others | {n: getattr(self, n) for n in named})
 
     @property
     def several(self) -> dict[str, str | None]:

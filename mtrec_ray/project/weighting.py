@@ -9,19 +9,19 @@ from mtrec_ray.project.base import Section
 
 Method = Literal[
     "fixed",
-    "random",
-    "uncertainty",
-    "dwa",
-    "geometric",
-    "famo",
-    "tchebycheff",
-    "gradnorm",
-    "upgrad",
-    "pcgrad",
-    "cagrad",
-    "mgda",
-    "nash",
-    "aligned",
+    "random",  # 2111.10603
+    "uncertainty",  # 1705.07115
+    "dwa",  # 1803.10704
+    "geometric",  # 1904.08492
+    "famo",  # 2306.03792
+    "tchebycheff",  # 2402.19078
+    "gradnorm",  # 1711.02257
+    "upgrad",  # 2406.16232
+    "pcgrad",  # 2001.06782
+    "cagrad",  # 2110.14048
+    "mgda",  # 1810.04650
+    "nash",  # 2202.01017
+    "aligned",  # 2305.19000
 ]
 
 
@@ -35,11 +35,9 @@ class Weighting(Section):
 
     method: Method = Field(
         default="fixed",
-        description="fixed: the weights of the project file. Others multiply these, step by step: "
-        "random (2111.10603), uncertainty (1705.07115), dwa (1803.10704), geometric (1904.08492), "
-        "famo (2306.03792), tchebycheff (2402.19078); by gradients gradnorm (1711.02257), nash "
-        "(2202.01017), and with the extra `weighting` upgrad (2406.16232), pcgrad (2001.06782), "
-        "cagrad (2110.14048), mgda (1810.04650), aligned (2305.19000).",
+        description="fixed: the weights of the project file; the others multiply these, step by "
+        "step (papers: `project/weighting.py`). upgrad, pcgrad, cagrad, mgda and aligned need the "
+        "extra `weighting`.",
     )
     by: Literal["scenarios", "tasks"] = Field(
         default="scenarios",

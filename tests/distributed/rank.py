@@ -48,6 +48,7 @@ from tests.builders import (
     small_model,
     take,
     two_scenario_project,
+    with_vectors,
     with_weights,
 )
 
@@ -70,6 +71,7 @@ MODES = {
     "weighted": ("none", False, False),
     "kinds": ("none", False, False),
     "shapes": ("none", False, False),
+    "vectors": ("none", False, False),
 } | {f"weighting {method}": ("top_k", True, False) for method in METHODS}
 KINDS = ("kinds", "shapes")  # modes in which shop has a task of every kind; their rows have weights
 
@@ -129,7 +131,9 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
         encoder["gather_items"] = 3
     options = small_model(trainable, encoder=encoder, retrieval=RETRIEVAL)
     facts = facts_of(mode)
-    model, vectors = build(options, make_catalogues(), facts)
+    catalogues = make_catalogues()
+    catalogues = with_vectors(catalogues) if mode == "vectors" else catalogues
+    model, vectors = build(options, catalogues, facts)
     vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
     if mode.startswith("gather"):

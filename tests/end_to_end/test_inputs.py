@@ -576,6 +576,16 @@ CASES = {
         told=(r"shop: 50\.0% of the users of training have no profile \(10\)",),
         check=lambda p: profiles_are(p, ["a", "b0", "b1"]),
     ),
+    "27 ready vectors": Case(
+        both(
+            catalogue(image=[None, [np.inf, 1.0, 2.0], *np.eye(12, 3)[2:].tolist()]),
+            fields(items={"vectors": ["image"]}),
+            users(country=["c"] * 20, age=range(20), interests=np.eye(20, 5).tolist()),
+            lambda p: p.tree["users"]["people"].update(lists=[], vectors=["interests"]),
+        ),
+        told=(r"shop: 1 values ignored \(vector of image with a null, NaN or infinite number\)",),
+        check=lambda p: vectors_are_there(p, [False, False, *[True] * 10]),
+    ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(
         catalogue(title=["\U0001f600 \u202eabc\u202c \x00 x"] * NUM_ITEMS), long=True
@@ -615,6 +625,15 @@ def profiles_are(project: SmallProject, values: list[str]) -> None:
     assert texts.shape == (10, 384)
     assert np.isfinite(texts).all()
     assert np.isnan(people.column("numeric.age").to_numpy()).sum() == 1
+
+
+def vectors_are_there(project: SmallProject, known: list[bool]) -> None:
+    """Items and users have vectors beside their tables, NaN where there is none."""
+    items = np.load(project.prepared / "shop" / "catalogue.vectors.0.npy")
+    people = np.load(project.prepared / "profiles.people.vectors.0.npy")
+    assert (items.shape, people.shape) == ((12, 3), (20, 5))
+    assert np.isfinite(items).all(1).tolist() == known
+    assert np.isfinite(people).all()
 
 
 @pytest.mark.usefixtures("session_ray")

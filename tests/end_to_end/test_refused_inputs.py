@@ -124,6 +124,10 @@ ROBERTA = {
 }  # fmt: skip
 
 IN_THE_FILES = {
+    "27 ready vectors as texts": Case(
+        both(catalogue(image=["0.1, 0.2"] * NUM_ITEMS), fields(items={"vectors": ["image"]})),
+        (rf"{SHOP}items\.vectors: found column 'image' of .* type string; allowed: a list of num",),
+    ),
     "4 later file without a label": Case(
         lacking("click"),
         (rf"{SHOP}tasks\.click: found no column 'click' in .*/ev/b\.parquet; allowed: .*",),
@@ -290,6 +294,23 @@ IN_THE_FILES = {
 }  # fmt: skip
 
 IN_THE_ROWS = {
+    "27 ready vectors of two lengths": Case(
+        both(
+            catalogue(image=[[1.0] * (3 + (i == 5)) for i in range(NUM_ITEMS)]),
+            fields(items={"vectors": ["image"]}),
+        ),
+        (
+            rf"{SHOP}items\.vectors: found column 'image' with vectors of lengths 3 \(such as that "
+            r"of 'i0'\), 4 \(such as that of 'i5'\); allowed: one length",
+        ),
+    ),
+    "27 no ready vector": Case(
+        both(
+            catalogue(image=pa.nulls(NUM_ITEMS, pa.list_(pa.float32(), 4))),
+            fields(items={"vectors": ["image"]}),
+        ),
+        (rf"{SHOP}items\.vectors: found column 'image' without a vector of an item that .*",),
+    ),
     "5 ids that differ, with fractions": Case(
         both(log(item_id=OF_ITEM), catalogue(item_id=[f"{i:05}" for i in ITEM]), FRACTIONS),
         NO_ITEM,

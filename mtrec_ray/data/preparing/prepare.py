@@ -33,10 +33,16 @@ from mtrec_ray.data.preparing.problems import item_problems, scan_problems, user
 from mtrec_ray.data.preparing.profiles import (
     KnownUsers,
     profile_problems,
+    user_vector_problems,
     without_profile,
     write_profiles,
 )
 from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
+from mtrec_ray.data.preparing.vectors import (
+    incomplete_vectors,
+    item_vector_problems,
+    write_table_vectors,
+)
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
@@ -146,11 +152,13 @@ def user_vocabularies(
 def write_catalogues(
     project: Project, items: dict[str, pa.Table], scans: dict[str, Scan], folder: str
 ) -> dict[str, dict[str, list[str]]]:
-    """Write each scenario's catalogue; returns the vocabularies of its categorical columns."""
+    """Write each scenario's catalogue and vectors; returns the vocabularies of its categories."""
     vocabularies = {}
     for name, table in items.items():
         out, vocabularies[name] = assemble(table, project.scenarios[name], scans[name].item_rows)
-        storage.write_table(storage.join(folder, name, CATALOGUE), out)
+        path, rows = storage.join(folder, name, CATALOGUE), scans[name].item_rows
+        storage.write_table(path, out)
+        write_table_vectors(path, table, project.scenarios[name].items.vectors, rows > 0)
     return vocabularies
 
 
@@ -173,6 +181,7 @@ def prepare(
     sources = ray.put({name: source_of(project, name, items[name]) for name in items})
     fragments, scans = expanded_log(project, sources, storage.join(folder, "work"), log)
     refuse(scan_problems(project, scans))
+    refuse(item_vector_problems(project, items, {n: s.item_rows for n, s in scans.items()}))
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans, stored_users)
     profiles = prepare_profiles(project, people, users, stored_users, folder)
@@ -185,6 +194,9 @@ def prepare(
             own = project.users[scenario.users]
             missing = without_profile(people[scenario.users], own, scans[name].users)
             facts[name]["users_without_profile"] = missing
+            odd = incomplete_vectors(people[scenario.users], own.vectors)
+            if any(odd.values()):
+                facts[name]["ignored_user_values"] = {k: v for k, v in odd.items() if v}
     return manifest_of(project, scans, specs, vocabularies, written, facts, folder) | profiles
 
 
@@ -205,7 +217,8 @@ def prepare_profiles(
     if not people:
         return {}
     known = {s.users: users[name] for name, s in project.scenarios.items() if s.users in people}
-    refuse(profile_problems(project, people, known))
+    lines = profile_problems(project, people, known)
+    refuse(lines + user_vector_problems(project, people, known, stored))
     return {
         "users": write_profiles(project, tokenised_users(project, people), known, stored, folder)
     }
@@ -218,7 +231,7 @@ def item_facts(project: Project, name: str, table: pa.Table) -> dict[str, Any]:
     ignored = {
         f"number of {column} that is infinite": int(np.isinf(floats(table.column(column))).sum())
         for column in items.numeric
-    }
+    } | incomplete_vectors(table, items.vectors)
     if items.published:
         times = milliseconds(table.column(items.published), unit)
         known = int((published_ms(table, items, unit) != NO_TIME).sum())

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import as_text, is_plain_number, milliseconds, plausible_unit
+from mtrec_ray.data.preparing.vectors import length_problems
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 
@@ -37,7 +38,7 @@ LABELS = {
 
 
 def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
-    """Returns a line for each fault of a catalogue: null or repeated ids, times in no unit."""
+    """Returns a line for each fault of a catalogue: ids, odd vectors, times in no unit."""
     return [
         line
         for name, table in tables.items()
@@ -46,12 +47,13 @@ def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]
 
 
 def user_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
-    """Returns a line for each fault of a table of users: null or repeated ids."""
-    return [
-        line
-        for space, table in tables.items()
-        for line in _id_problems(f"users.{space}.id", table.column(project.users[space].id))
-    ]
+    """Returns a line for each fault of a table of users: null or repeated ids, odd vectors."""
+    lines: list[str] = []
+    for space, table in tables.items():
+        users = project.users[space]
+        lines += _id_problems(f"users.{space}.id", table.column(users.id))
+        lines += length_problems(f"users.{space}", table, users.id, users.vectors)
+    return lines
 
 
 def _id_problems(where: str, ids: pa.ChunkedArray) -> Iterator[str]:
@@ -68,6 +70,7 @@ def _id_problems(where: str, ids: pa.ChunkedArray) -> Iterator[str]:
 def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Iterator[str]:
     where = f"scenarios.{name}.items"
     yield from _id_problems(f"{where}.id", table.column(scenario.items.id))
+    yield from length_problems(where, table, scenario.items.id, scenario.items.vectors)
     column = scenario.items.published
     if column and scenario.events.time_unit is None and is_plain_number(table[column].type):
         ms = pc.fill_null(milliseconds(table[column]), NO_TIME).to_numpy()

@@ -18,7 +18,13 @@ from mtrec_ray.data.catalogue import (
 )
 from mtrec_ray.data.columns import as_text, finite_floats, hash_strings
 from mtrec_ray.data.preparing.manifest import scales
+from mtrec_ray.data.preparing.vectors import (
+    stored_problems,
+    train_problems,
+    write_table_vectors,
+)
 from mtrec_ray.data.profiles import ProfileFacts, profiles_path
+from mtrec_ray.data.vectors import VECTORS, has_vector
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.users import Users
 
@@ -70,6 +76,8 @@ def assemble_users(
         columns[f"{SEVERAL}{name}"] = lists
     for name in users.numeric:
         columns[f"numeric.{name}"] = finite_floats(table.column(name))
+    for name in users.vectors:
+        columns[f"{VECTORS}{name}"] = has_vector(table.column(name))
     prepared = pa.table(columns).sort_by("person")
     return prepared, {"vocabularies": single, "several": several}
 
@@ -94,8 +102,23 @@ def write_profiles(
         storage.write_table(path, out)
         scale = {f"numeric_{k}": v for k, v in numeric_scales(path).items()}
         fitted = ProfileFacts(**vocabularies, **scale, has_text=users.text is not None)
-        facts[space] = asdict(fitted)
+        facts[space] = asdict(fitted) | _write_vectors(path, table, users, seen, before)
+        if not users.vectors:
+            del facts[space]["vector_means"], facts[space]["vector_scales"]
     return facts
+
+
+def _write_vectors(
+    path: str, table: pa.Table, users: Users, known: Bools, stored: ProfileFacts | None
+) -> dict[str, Any]:
+    """Write the vectors of users in the order of persons; returns what was fitted on them."""
+    order = np.argsort(hash_strings(table.column(users.id)).view(np.int64))
+    own = table.select(users.vectors).take(order)
+    scales = write_table_vectors(path, own, users.vectors, known[order], stored)
+    return {
+        "vector_means": {column: scale.mean for column, scale in scales.items()},
+        "vector_scales": {column: scale.scale for column, scale in scales.items()},
+    }
 
 
 def numeric_scales(path: str) -> dict[str, Any]:
@@ -118,6 +141,25 @@ def profile_problems(
                 f"users.{space}.id: found ids such as {example!r}, none of which is a user of "
                 "training; allowed: the ids that events.user has"
             )
+    return lines
+
+
+def user_vector_problems(
+    project: Project,
+    tables: Mapping[str, pa.Table],
+    known: Mapping[str, np.ndarray],
+    stored: Mapping[str, KnownUsers],
+) -> list[str]:
+    """Returns a line for each column of vectors of no user of training, or unlike the stored."""
+    lines: list[str] = []
+    for space, table in tables.items():
+        users, where = project.users[space], f"users.{space}"
+        before = stored[space].profiles if space in stored else None
+        seen = in_training(table, users, known[space])
+        if before:
+            lines += stored_problems(where, table, users.vectors, before)
+        elif seen.any():
+            lines += train_problems(where, table, users.vectors, seen, "a user")
     return lines
 
 
