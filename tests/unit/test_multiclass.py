@@ -222,7 +222,7 @@ def test_what_training_lacks_is_refused():
     scan, _ = scanned(project, reaction=["skip", "like"] * 4, click=[1.0, 0] * 4)
     (line,) = (x for x in scan_problems(project, {"shop": scan}) if ".tasks." in x)
     assert line == (
-        "scenarios.shop.tasks.reaction.classes: found no row of 'love' in train; allowed: classes "
+        "scenarios.shop.tasks.reaction.classes: found no row of love in train; allowed: classes "
         "that training has"
     )
 

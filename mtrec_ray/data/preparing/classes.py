@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.data.arrays import Float32s, Floats
+from mtrec_ray.project.classes import key_of
 from mtrec_ray.project.scenario import Scenario
 
 # By multiclass task, f64[2, C]: rows of each class, and the sum of their weights.
@@ -65,7 +66,7 @@ def class_facts(scenario: Scenario, sums: Mapping[str, Floats]) -> dict[str, Any
 def class_rows(scenario: Scenario, sums: Mapping[str, Floats]) -> dict[str, Any]:
     """Returns what the data report says of classes: training rows of each, by task."""
     found = {
-        name: dict(zip(map(str, task.classes), sums[name][0].astype(int).tolist(), strict=True))
+        name: dict(zip(map(key_of, task.classes), sums[name][0].astype(int).tolist(), strict=True))
         for name, task in scenario.tasks.items()
         if task.classes
     }

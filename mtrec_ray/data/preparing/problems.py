@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import as_text, is_plain_number, milliseconds, plausible_unit
-from mtrec_ray.project.base import shorten
+from mtrec_ray.project.classes import key_of
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 
@@ -136,8 +136,8 @@ def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]
         if what.startswith("bad label of "):
             task = what.removeprefix("bad label of ")
             kind = scenario.tasks[task].kind
-            wrong, allowed = LABELS.get(kind, ("no class", ""))
-            allowed = allowed or ", ".join([*map(str, scenario.tasks[task].classes or ()), "null"])
+            classes = ", ".join([*map(key_of, scenario.tasks[task].classes or ()), "null"])
+            wrong, allowed = LABELS.get(kind, ("no class", classes))
             yield (
                 f"{where}.tasks.{task}: found {number} labels of a {kind} task that are {wrong}, "
                 f"such as {examples[what]}; allowed: {allowed}"
@@ -229,7 +229,7 @@ def classes_without_rows(scenario: Scenario, task: str, scan: "Scan") -> list[st
         return []
     rows = scan.class_sums[task][0]
     return [
-        shorten(v) for v, n in zip(scenario.tasks[task].classes or (), rows, strict=True) if not n
+        key_of(v) for v, n in zip(scenario.tasks[task].classes or (), rows, strict=True) if not n
     ]
 
 
