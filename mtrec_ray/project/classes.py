@@ -89,6 +89,16 @@ def by_class(
     return tuple(found)
 
 
+def own_gains(classes: Classes) -> list[float]:
+    """Returns the numbers that classes are themselves, or else their places.
+
+    The expectation of grades so is a grade (McRank, Li, Burges and Wu, NIPS 2007).
+    """
+    if any(isinstance(value, str) for value in classes):
+        return [float(place) for place in range(len(classes))]
+    return [float(value) for value in classes]
+
+
 def check_keys(field: str, numbers: Mapping[str, float] | None, classes: Classes) -> Iterator[str]:
     """Yields a line for each key of numbers by class that is no class."""
     for value in numbers or {}:

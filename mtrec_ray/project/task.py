@@ -14,7 +14,14 @@ from pydantic import (
 
 from mtrec_ray.project.assortment import Value
 from mtrec_ray.project.base import Duration, Section, shorten
-from mtrec_ray.project.classes import ClassList, ClassWeights, Gains, by_class, check_keys
+from mtrec_ray.project.classes import (
+    ClassList,
+    ClassWeights,
+    Gains,
+    by_class,
+    check_keys,
+    own_gains,
+)
 
 
 def check_column(name: str) -> str:
@@ -130,8 +137,8 @@ class Task(Section):
         default=None,
         exclude_if=is_none,
         description="Number of each class of a multiclass task (others: 0). Its expectation is the "
-        "task's one number, by which lists rank; past rates are its means. null: 0, 1, 2, ... in "
-        "the order of `classes`.",
+        "task's one number, by which lists rank; past rates are its means. null: classes that are "
+        "numbers themselves, or else 0, 1, 2, ... in the order of `classes`.",
     )
     given: str | None = Field(
         default=None,
@@ -229,7 +236,7 @@ class Task(Section):
     def class_gains(self) -> tuple[float, ...]:
         """The number of each class, in their order; empty for another kind."""
         classes = self.classes or ()
-        default = [0.0 if self.gains else float(place) for place in range(len(classes))]
+        default = [0.0] * len(classes) if self.gains else own_gains(classes)
         return by_class(self.gains, classes, default)
 
     @property

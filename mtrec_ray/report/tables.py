@@ -48,7 +48,7 @@ MULTICLASS = {
     "logloss": "log loss",
     "ne": "NE",
     "accuracy": "accuracy",
-    "majority": "most frequent",
+    "majority": "majority",
     "macro_auc": "AUC",
 }
 TABLES = (  # each with a metric that only its kind of label has

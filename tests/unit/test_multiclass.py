@@ -81,12 +81,15 @@ def reaction_of(**fields) -> Task:
         ({}, (0, 1, 2), (1, 1, 1)),
         ({"gains": "love"}, (0, 0, 1), (1, 1, 1)),
         ({"gains": {"like": 1, "skip": -2}}, (-2, 1, 0), (1, 1, 1)),
+        ({"classes": [1, 2.5, 7]}, (1, 2.5, 7), (1, 1, 1)),
         ({"classes": [1, 2.5, 7], "gains": {2.5: 3}}, (0, 3, 0), (1, 1, 1)),
+        ({"classes": [True, False, "?"]}, (0, 1, 2), (1, 1, 1)),
+        ({"classes": [True, False]}, (1, 0), (1, 1)),
         ({"classes": [False, True], "class_weights": {True: 4}}, (0, 1), (1, 4)),
     ],
 )
 def test_numbers_of_classes(fields, gains, weights):
-    """Gains are 0, 1, 2, ... or those of the file, others 0; weights are 1; a dump keeps them."""
+    """Gains are the classes, their places, or those of the file; a dump keeps all of it."""
     task = reaction_of(**fields)
     assert (task.class_gains, task.weights_of_classes) == (gains, weights)
 
