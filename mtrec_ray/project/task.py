@@ -136,9 +136,9 @@ class Task(Section):
     gains: Gains | None = Field(
         default=None,
         exclude_if=is_none,
-        description="Number of each class of a multiclass task (others: 0). Its expectation is the "
-        "task's one number, by which lists rank; past rates are its means. null: classes that are "
-        "numbers themselves, or else 0, 1, 2, ... in the order of `classes`.",
+        description="Number of each class (others: 0), or a class alone (1). Its expectation is "
+        "the task's one number, by which lists rank. null: classes that are numbers themselves, or "
+        "else their places, from 0.",
     )
     given: str | None = Field(
         default=None,
