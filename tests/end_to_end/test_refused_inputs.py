@@ -390,7 +390,7 @@ IN_THE_ROWS = {
     ),
     "32 a value that is no class": Case(
         fields(tasks={"stars": {"kind": "multiclass", "classes": [1, 2, 3, 4]}}),
-        (rf"{SHOP}tasks\.stars: found \d+ labels .* no class, such as 5; allowed: 1, 2, 3, 4, null",),
+        (rf"{SHOP}tasks\.stars: found \d+ labels .* no class, such as 5; allowed: 1, 2, 3, 4, ",),
     ),
     "32 classes that training has not": Case(
         fields(tasks={"stars": {"kind": "multiclass", "classes": [0, 1, 2, 3, 4, 5, 6]}}),
