@@ -9,6 +9,7 @@ everything below them is zero and a test that compares gradients could not fail.
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.order import Slice
-from mtrec_ray.data.prepared import Prepared, PreparedScenario, Shard, load_prepared
+from mtrec_ray.data.prepared import Classes, Prepared, PreparedScenario, Shard, load_prepared
 from mtrec_ray.data.shards import LISTS, OUTCOME, SCALARS, WEIGHT, Arrays, concatenate
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
@@ -98,6 +99,19 @@ EVERY_KIND = FACTS | {
     )
 }  # fmt: skip
 
+# Shop with a multiclass task between its others, defined where there was a click.
+WITH_CLASSES = FACTS | {
+    "shop": replace(
+        SHOP,
+        kinds={"click": "binary", "reaction": "multiclass", "buy": "binary"},
+        given={"buy": "click", "reaction": "click"},
+        label_means={"click": 0.4, "reaction": 1.3, "buy": 0.25},
+        label_stds={"click": 0.49, "reaction": 1.2, "buy": 0.43},
+        popularity=dict.fromkeys(("click", "reaction", "buy"), "item.log_count"),
+        classes={"reaction": Classes(["skip", "like", "love"], [0.0, 1.0, 3.0], [0.5, 0.2, 0.3])},
+    )
+}
+
 
 def scenario_tree(tasks: Mapping[str, Any], **fields: object) -> dict[str, Any]:
     """A scenario of a project file."""
@@ -149,6 +163,18 @@ def shaped_project() -> Project:
     tasks["cart"] |= {"label_smoothing": 0.1, "positive_weight": 0.5}
     tasks["buy"] |= {"focal": 2.0, "positive_weight": 2.0}
     tree["scenarios"]["video"]["tasks"]["stars"]["huber"] = 0.7
+    return parse_project(tree)
+
+
+def classes_project() -> Project:
+    """The project of `WITH_CLASSES`; its loss weighs classes, and smooths their labels."""
+    tree = two_scenario_project().dump()
+    reaction = {
+        "kind": "multiclass", "given": "click", "classes": ["skip", "like", "love"],
+        "gains": {"like": 1, "love": 3}, "class_weights": {"love": 2.5}, "label_smoothing": 0.1,
+    }  # fmt: skip
+    click, buy = tree["scenarios"]["shop"]["tasks"].values()
+    tree["scenarios"]["shop"]["tasks"] = {"click": click, "reaction": reaction, "buy": buy}
     return parse_project(tree)
 
 
@@ -227,6 +253,7 @@ def make_labels(rng: np.random.Generator, facts: PreparedScenario, num_rows: int
             "regression": lambda: rng.normal(3.5, 1, num_rows),
             "count": lambda: rng.poisson(2, num_rows),
             "duration": lambda: rng.lognormal(3.4, 1.2, num_rows),
+            "multiclass": partial(rng.integers, 0, facts.num_logits(task), num_rows),
         }[kind]()
         known = rng.random(num_rows) < 0.67
         if task in facts.given:

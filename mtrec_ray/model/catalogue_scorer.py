@@ -6,7 +6,7 @@ forward pass (`Recommender.assemble`). What it reads is prepared here: what depe
 the user alone is computed once, and histories are projected once a user and not once a pair.
 
 Letters: n items, C candidates of a user, B users, H history items, F numeric columns, M of the
-catalogue, W width, D width of texts, K similarity kernels, T tasks.
+catalogue, W width, D width of texts, K similarity kernels, T tasks, L their logits, P predictions.
 """
 
 from collections.abc import Mapping
@@ -91,7 +91,7 @@ class CatalogueScorer:
     def logits(
         self, users: UserSnapshot, items: Tensor | None = None, numeric: Tensor | None = None
     ) -> Tensor:
-        """Returns logits f32[B, C, T] of every user with candidates i64[B, C], or all items.
+        """Returns logits f32[B, C, L] of every user with candidates i64[B, C], or all items.
 
         `numeric` f32[B, C, F]: the candidates' columns at the moment when each user asks; without
         them those of the catalogue. The logits equal those of `Recommender.score` for the pairs as
@@ -220,7 +220,7 @@ def repeated(values: Tensor, number: int) -> Tensor:
 def blend(
     predicted: Tensor, tasks: list[str], given: Mapping[str, str], by: Mapping[str, float]
 ) -> Tensor:
-    """Returns the weighted sum f32[..] of tasks' predictions f32[.., T].
+    """Returns the weighted sum f32[..] of tasks' predictions f32[.., P].
 
     A conditional task counts with the product of its prediction and those of all tasks above it.
     """

@@ -225,7 +225,12 @@ def fit_trees(
 
 
 def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
-    """Returns the number of labels; for a binary task, of its rarer label."""
+    """Returns the number of labels; for a binary task, of its rarer label.
+
+    0 of a multiclass task, which trees leave to the network.
+    """
+    if kind == "multiclass":
+        return 0
     if kind != "binary":
         return len(labels)
     return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))

@@ -40,7 +40,9 @@ from tests.builders import (
     EVERY_KIND,
     FACTS,
     RETRIEVAL,
+    WITH_CLASSES,
     build,
+    classes_project,
     every_kind_project,
     make_catalogues,
     make_rows,
@@ -72,12 +74,15 @@ MODES = {
     "kinds": ("none", False, False),
     "shapes": ("none", False, False),
     "vectors": ("none", False, False),
+    "classes": ("none", False, False),
 } | {f"weighting {method}": ("top_k", True, False) for method in METHODS}
 KINDS = ("kinds", "shapes")  # modes in which shop has a task of every kind; their rows have weights
 
 
 def facts_of(mode: str) -> dict[str, PreparedScenario]:
     """The scenarios of a mode."""
+    if mode == "classes":
+        return WITH_CLASSES
     return EVERY_KIND if mode in KINDS else FACTS
 
 
@@ -93,7 +98,7 @@ def step_rows(mode: str = "all") -> dict[str, Arrays]:
     for name, positives in {"shop": [12, 14, 19], "video": [0, 1, 2]}.items():
         rows[name]["labels"][positives, 0] = 1
         rows[name]["history"][positives[0]] = -1
-    if mode in (*KINDS, "weighted"):
+    if mode in (*KINDS, "weighted", "classes"):
         return {name: with_weights(own) for name, own in rows.items()}
     return rows
 
@@ -139,7 +144,7 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     if mode.startswith("gather"):
         vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
-    projects = {"kinds": every_kind_project, "shapes": shaped_project}
+    projects = {"kinds": every_kind_project, "shapes": shaped_project, "classes": classes_project}
     project = projects.get(mode, two_scenario_project)()
     weights = weight_tensor(facts, project.scenarios)
     batches = batches_of(rank, size, mode)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.builders import EVERY_KIND, FACTS, make_catalogues, make_rows, take, write_prepared
+from tests.builders import FACTS, make_catalogues, make_rows, take, write_prepared
 from tests.distributed import rank as own
 from tests.distributed.rank import METHODS, MODES, SECONDS
 
@@ -144,13 +144,13 @@ def test_weights_change_the_step(one):
     assert plain["loss"] != pytest.approx(weighted["loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["kinds", "shapes"])
+@pytest.mark.parametrize("mode", ["kinds", "shapes", "classes"])
 def test_each_kind_of_task_learns(one, mode):
     """The step whose gradients are compared moves the head of a task of each kind."""
     gradients = one["steps"][mode]["gradients"]
-    for task in EVERY_KIND["shop"].tasks:
-        own = [g for n, g in gradients.items() if n.startswith(f"heads.shop.{task}.out.")]
-        assert all(g.any() for g in own), task
+    for task in own.facts_of(mode)["shop"].tasks:
+        of_head = [g for n, g in gradients.items() if n.startswith(f"heads.shop.{task}.out.")]
+        assert all(g.any() for g in of_head), task
 
 
 @pytest.mark.parametrize("part", ["encoder.", "sharing.", "retrieval.", *HEADS])
@@ -201,7 +201,7 @@ def test_part_of_the_encoder_learns(one, mode):
     assert all("lora_" in n for n in learning) == (mode == "lora")
 
 
-@pytest.mark.parametrize("mode", ["none", "every", "weighted", "kinds", "shapes"])
+@pytest.mark.parametrize("mode", ["none", "every", "weighted", "kinds", "shapes", "classes"])
 def test_an_encoder_that_does_not_learn_has_no_gradient(one, ranks, mode):
     """A frozen encoder, and one in a step that does not encode, has no gradient on any rank."""
     for found in (one, *ranks[2]):

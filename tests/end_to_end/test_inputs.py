@@ -492,6 +492,24 @@ CASES = {
         ),
         report={"train_label_means": {"view": 0.5, "click": 0.5}},
     ),
+    "32 one of three values as classes": Case(
+        both(
+            log(event=[("skip", "like", "love", None)[i % 4] for i in ROW]),
+            fields(
+                tasks={
+                    "click": {"kind": "binary"},
+                    "event": {
+                        "kind": "multiclass", "classes": ["skip", "like", "love"], "delay": "1d",
+                        "gains": {"love": 3, "like": 1},
+                    },
+                }
+            ),
+        ),
+        report={
+            "train_classes.event": {"skip": 53, "like": 53, "love": 52},
+            "train_label_means.event": round((53 + 3 * 52) / 158, 4),
+        },
+    ),
     "32 stars from four on as labels": Case(
         fields(tasks={"click": {"kind": "binary", "label": {"column": "stars", "at_least": 4}}}),
         report={"train_label_means.click": round(float((STARS[:210] >= 4).mean()), 4)}, long=True,

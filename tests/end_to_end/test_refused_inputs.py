@@ -409,6 +409,21 @@ IN_THE_ROWS = {
         fields(tasks={"click": {"kind": "binary", "label": {"column": "stars", "equals": "buy"}}}),
         (rf"{SHOP}tasks\.click: found only the label 0 in train; allowed: two values or more",),
     ),
+    "32 a value that is no class": Case(
+        fields(tasks={"stars": {"kind": "multiclass", "classes": [1, 2, 3, 4]}}),
+        (rf"{SHOP}tasks\.stars: found \d+ labels .* no class, such as 5; allowed: 1, 2, 3, 4, ",),
+    ),
+    "32 classes that training has not": Case(
+        fields(tasks={"stars": {"kind": "multiclass", "classes": [0, 1, 2, 3, 4, 5, 6]}}),
+        (rf"{SHOP}tasks\.stars\.classes: found no row of 0, 6 in train; allowed: classes that",),
+    ),
+    "32 classes of lists": Case(
+        both(
+            log(seen=[["a"]] * NUM_ROWS),
+            fields(tasks={"seen": {"kind": "multiclass", "classes": ["a", "b"]}}),
+        ),
+        (rf"{SHOP}tasks\.seen\.classes: found column 'seen' .* type list.*; allowed: text, a num",),
+    ),
     "33 a weight below 0": Case(
         both(log(trust=np.where(ROW == 7, -1, 1)), fields(events={"weight_column": "trust"})),
         (rf"{SHOP}events\.weight_column: found 1 of 300 rows with .* as -1\.0; allowed: a number",),

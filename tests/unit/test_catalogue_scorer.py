@@ -12,7 +12,7 @@ from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSn
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
 from mtrec_ray.model.recommender import GENERAL
 from mtrec_ray.model.samples import Samples
-from tests.builders import SHOP, VIDEO, build, make_catalogues, small_model
+from tests.builders import SHOP, VIDEO, WITH_CLASSES, build, make_catalogues, small_model
 
 NAMES = [
     "item.log_count",
@@ -161,6 +161,23 @@ def test_scores_of_all_pairs_with_each_sharing(world, sharing):
     wanted = brute_force(model, vectors, world)
     assert wanted.std() > 0.01
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("general", ["towers", "general", "from_general"])
+@torch.no_grad()
+def test_scores_of_classes(world, general):
+    """A block of users has the logits of its pairs where one task has several of them."""
+    numbers = {k: v for k, v in vars(FACTS["shop"]).items() if k.startswith("numeric")}
+    facts = WITH_CLASSES | {"shop": replace(WITH_CLASSES["shop"], **numbers)}
+    model, _ = build(small_model("none"), CATALOGUES, facts)
+    model.eval().use_general_head = general == "general"
+    model.starts_from_general = general == "from_general"
+    vectors = torch.randn(NUM_ITEMS, model.encoder.width)
+    found = CatalogueScorer(model, "shop", vectors, world[0]).logits(world[1])
+    wanted = brute_force(model, vectors, world)
+    assert found.shape == (NUM_USERS, NUM_ITEMS, 5)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert general == "general" or (wanted.std((0, 1)) > 0.01).all()
 
 
 @pytest.mark.parametrize("hidden", ["text", "history", "statistics"])

@@ -161,6 +161,8 @@ class AuditPast:
             prior, until = self.priors[task], self.time - 1000 * known_after(self.scenario, task)
             known = (same[same["time"] < until] if timed else same)[["time", f"label.{task}"]]
             known = known.dropna()
+            if gains := self.scenario.tasks[task].class_gains:
+                known[f"label.{task}"] = [gains[int(n)] for n in known[f"label.{task}"]]
             expected[f"{key}.log_known.{task}"] = float(np.log(1 + self.scale * len(known)))
             expected[f"{key}.rate.{task}"] = smoothed(known[f"label.{task}"], prior)
             for days in windows if timed else ():

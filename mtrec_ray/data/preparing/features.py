@@ -20,6 +20,7 @@ from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
 from mtrec_ray.data.outcomes import levels, outcome_parts
 from mtrec_ray.data.preparing import statistics
+from mtrec_ray.data.preparing.classes import with_gains
 from mtrec_ray.data.preparing.events import TRAIN
 from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals, part_of
 from mtrec_ray.data.preparing.samples import order_key, source_rows
@@ -171,7 +172,7 @@ def with_end_rows(
     _, first, code = np.unique(key, return_index=True, return_inverse=True)
     num_keys = len(first)
     fold = folds(table, spec)
-    labels = label_matrix(table, spec)
+    labels = with_gains(label_matrix(table, spec), spec.scenario)
     rows = KeyedRows(
         key=np.concatenate([code, np.arange(num_keys)]),
         time=np.concatenate([table.column("time").to_numpy(), np.full(num_keys, spec.end_ms)]),

@@ -87,12 +87,13 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
 
 def label_columns(scenario: Scenario) -> list[tuple[str, str]]:
     """Returns the columns that labels come from, each with the field that names it."""
-    labels = {task: scenario.label(task) for task in scenario.tasks}
-    return [
-        (label.column, ".".join([f"tasks.{task}", *(f"label.{way}" for way in label.ways)]))
-        for task, label in labels.items()
-        if label.column
-    ]
+    found = []
+    for task, spec in scenario.tasks.items():
+        label = scenario.label(task)
+        more = ["classes"] if spec.classes else [f"label.{way}" for way in label.ways]
+        if label.column:
+            found.append((label.column, ".".join([f"tasks.{task}", *more])))
+    return found
 
 
 def wanted_columns(scenario: Scenario, kind: str) -> list[str]:
@@ -263,7 +264,8 @@ VECTORS = ("items.vectors", "users.vectors")
 
 def holds_numbers(field: str) -> bool:
     """Returns whether a field of the project file names a column of numbers."""
-    return field.startswith(NUMBERS) and not field.endswith(".label.equals")
+    of_values = field.removeprefix("tasks.").endswith((".label.equals", ".classes"))
+    return field.startswith(NUMBERS) and not of_values
 
 
 def fits(kind: pa.DataType, field: str) -> bool:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import as_text, is_plain_number, milliseconds, plausible_unit
 from mtrec_ray.data.preparing.vectors import length_problems
+from mtrec_ray.project.classes import key_of
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 
@@ -138,7 +139,8 @@ def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]
         if what.startswith("bad label of "):
             task = what.removeprefix("bad label of ")
             kind = scenario.tasks[task].kind
-            wrong, allowed = LABELS[kind]
+            classes = ", ".join([*map(key_of, scenario.tasks[task].classes or ()), "null"])
+            wrong, allowed = LABELS.get(kind, ("no class", classes))
             yield (
                 f"{where}.tasks.{task}: found {number} labels of a {kind} task that are {wrong}, "
                 f"such as {examples[what]}; allowed: {allowed}"
@@ -210,6 +212,11 @@ def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool
                 f"{where}.events.weight_column: found only weights of 0 in the training rows with "
                 f"a label of {task}; allowed: at least one above 0"
             )
+        elif lacking := classes_without_rows(scenario, task, scan):
+            yield (
+                f"{where}.tasks.{task}.classes: found no row of {', '.join(lacking)} in train; "
+                "allowed: classes that training has"
+            )
         elif low == high and (expanded or not drawn):
             positives_alone = scenario.tasks[task].kind == "binary" and low == 1
             hint = f", or negatives: {{of: {task}}}" if positives_alone else ""
@@ -217,6 +224,16 @@ def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool
                 f"{where}.tasks.{task}: found only the label {low:g} in train; allowed: two values "
                 f"or more{hint}"
             )
+
+
+def classes_without_rows(scenario: Scenario, task: str, scan: "Scan") -> list[str]:
+    """Returns the classes of a task that no training row has; none of another kind."""
+    if task not in scan.class_sums:
+        return []
+    rows = scan.class_sums[task][0]
+    return [
+        key_of(v) for v, n in zip(scenario.tasks[task].classes or (), rows, strict=True) if not n
+    ]
 
 
 def _valid_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]:
