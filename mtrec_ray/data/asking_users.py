@@ -19,7 +19,7 @@ from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.end_states import CatalogueColumns, user_parts, users_at_end
 from mtrec_ray.data.interactions import is_met
 from mtrec_ray.data.preparing import statistics
-from mtrec_ray.data.shards import Arrays, concatenate, read_rows
+from mtrec_ray.data.shards import OUTCOME, Arrays, concatenate, read_rows
 from mtrec_ray.data.snapshot import SnapshotColumns, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.project.scenario import SPLITS
 
@@ -182,6 +182,7 @@ def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints, split: str)
         history=rows["history"].astype(np.int64),
         ages=rows["history_age"].astype(np.int64),
         numeric=np.where(of_user, rows["numeric"], np.nan).astype(np.float32),
+        outcomes=rows[OUTCOME].astype(np.int64) if layout.facts.history_outcomes else None,
     )
 
 

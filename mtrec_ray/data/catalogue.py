@@ -3,6 +3,7 @@
 An item is a row number of its catalogue everywhere else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ from mtrec_ray.data.columns import (
     lists_of,
     milliseconds,
 )
+from mtrec_ray.data.mapped_arrays import map_array
+from mtrec_ray.data.vectors import VECTORS, has_vector, vectors_path
 from mtrec_ray.project.scenario import Items, Scenario
 
 NO_TIME = np.iinfo(np.int64).min
@@ -76,6 +79,7 @@ class Catalogue:
         published: i64[n], ms, NO_TIME for null.
         known: bool[n], whether training has a row of the item.
         several: of each column with several values.
+        vectors: f16[n, D] of each column of vectors, standardised; NaN where an item has none.
     """
 
     tokens: NDArray[np.int32]
@@ -85,6 +89,7 @@ class Catalogue:
     published: NDArray[np.int64]
     known: NDArray[np.bool_]
     several: tuple[Ragged, ...] = ()
+    vectors: tuple[NDArray[np.float16], ...] = ()
 
     @property
     def num_items(self) -> int:
@@ -197,13 +202,15 @@ def assemble(
         columns[f"code.{name}"] = pa.array(category_codes(table.column(name)))
     for name in items.numeric:
         columns[f"numeric.{name}"] = pa.array(finite_floats(table.column(name)))
+    for name in items.vectors:
+        columns[f"{VECTORS}{name}"] = pa.array(has_vector(table.column(name)))
     if items.published:
         columns["published"] = pa.array(published_ms(table, items, scenario.events.time_unit))
     return pa.table(columns), vocabularies
 
 
-def load_catalogue(path: str) -> Catalogue:
-    """Returns the arrays of a prepared catalogue file."""
+def load_catalogue(path: str, *, vectors: bool = False) -> Catalogue:
+    """Returns the arrays of a prepared catalogue file; with `vectors` those beside it, mapped."""
     table = storage.read_table(path).combine_chunks()
     tokens = table.column("tokens").combine_chunks()
     n = table.num_rows
@@ -217,7 +224,13 @@ def load_catalogue(path: str) -> Catalogue:
         else np.full(n, NO_TIME),
         known=table.column("known").to_numpy(),
         several=tuple(ragged(table.column(c)) for c in table.column_names if c.startswith(SEVERAL)),
+        vectors=_mapped_vectors(path, table.column_names) if vectors else (),
     )
+
+
+def _mapped_vectors(path: str, columns: Sequence[str]) -> tuple[NDArray[np.float16], ...]:
+    number = sum(column.startswith(VECTORS) for column in columns)
+    return tuple(map_array(vectors_path(path, i)) for i in range(number))
 
 
 def ragged(column: pa.ChunkedArray) -> Ragged:

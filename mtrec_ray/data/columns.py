@@ -87,6 +87,18 @@ def is_one_of(column: pa.ChunkedArray, values: Sequence[str | float]) -> pa.Chun
     return pc.is_in(compared, pa.array(wanted, compared.type))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def place_among(column: pa.ChunkedArray, values: Sequence[str | float]) -> NDArray[np.float32]:
+    """Returns f32[N]: which of some values a column has, compared as `is_one_of` does.
+
+    From 0; -1 for another value, NaN for null.
+    """
+    found = np.full(len(column), -1, np.float32)
+    for place, value in enumerate(values):
+        found[is_one_of(column, [value]).to_numpy()] = place
+    found[column.is_null(nan_is_null=True).to_numpy()] = np.nan
+    return found
+
+
 def _scalar(value: str | float, kind: pa.DataType) -> pa.Scalar | None:
     """Returns a value in a type; None where the type has no such value.
 

@@ -15,6 +15,7 @@ from mtrec_ray.data.columns import hash_strings, matrix
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS
+from mtrec_ray.data.shards import OUTCOME
 from mtrec_ray.data.snapshot import (
     ItemSnapshot,
     SnapshotColumns,
@@ -143,6 +144,9 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
     end = np.full(len(ids), layout.end)
     numeric = layout.scatter("user", WINDOWS_MS, matrix(state.column("numeric")))
     person = hash_strings(state.column("user_id")).view(np.int64)
+    outcomes = None
+    if layout.facts.history_outcomes:
+        outcomes = matrix(state.column(OUTCOME)).astype(np.int64)
     places = dict(zip(person.tolist(), range(len(person)), strict=True))
     return UserSnapshot(
         ids=ids,
@@ -156,6 +160,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
             c: category_statistics_at_end(layout, c, part, places)
             for c in layout.scenario.items.statistics_columns
         },
+        outcomes=outcomes,
     )
 
 

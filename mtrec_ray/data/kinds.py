@@ -4,9 +4,11 @@
     regression  any number                  squared error
     count       whole numbers >= 0          Poisson deviance, with a logarithm as link
     duration    numbers >= 0                squared error of log(1 + y): a log-normal law
+    multiclass  number of a class, from 0   log loss of a softmax over the classes
 
 A duration is fitted as a number on its logarithmic scale, and told in its own units: what is
-predicted of it is about the median, not the mean.
+predicted of it is about the median, not the mean. A multiclass task has a probability for each
+class, and one number, the expected gain; trees and blends leave it to the network.
 """
 
 import numpy as np

@@ -64,12 +64,16 @@ def latest_of_pairs(user: Ints, item: Ints, num_items: int) -> Ints:
 def read_labels(layout: SnapshotColumns) -> dict[str, Labels]:
     """Returns the labels of a scenario by task, of tasks that have two values at least in train.
 
+    Not of multiclass tasks: the number of a class is no label to take a mean of.
+
     Sampled negatives are no rows here: nobody gave them a label.
     """
     parts = [part for code, _ in enumerate(SPLITS) for part in met_labels(layout, code)]
     rows = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     found = {}
-    for column, task in enumerate(layout.facts.tasks):
+    for column, (task, kind) in enumerate(layout.facts.kinds.items()):
+        if kind == "multiclass":
+            continue
         one = labels_of(layout, rows, column)
         if len(np.unique(one.before(1).values)) > 1:
             found[task] = one

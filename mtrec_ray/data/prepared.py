@@ -1,8 +1,9 @@
 """Prepared data on disk: the manifest.
 
 prepared/manifest.json              what was prepared: tasks, columns, shards, fitted numbers
-prepared/NAME/catalogue.parquet     items
-prepared/profiles.NAME.parquet      a table of users, and profiles.NAME.texts.parquet its texts
+prepared/NAME/catalogue.parquet     items, and catalogue.vectors.0.npy, ...: their vectors
+prepared/profiles.NAME.parquet      a table of users, profiles.NAME.texts.parquet its texts, and
+                                    profiles.NAME.vectors.0.npy, ... its vectors
 prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
@@ -21,7 +22,7 @@ from mtrec_ray.project.base import ProjectError
 MANIFEST = "manifest.json"
 
 # Facts of a scenario that a manifest may leave out.
-OPTIONAL = {"several_sizes", "several_widths"}
+OPTIONAL = {"several_sizes", "several_widths", "history_outcomes", "classes"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,33 @@ class TeacherLabels:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """The classes of a multiclass task, in their order.
+
+    Attributes:
+        values: as the project file has them.
+        gains: the number of each, whose expectation is the task's one number.
+        rates: the share of each in the training labels, by the weights of their rows.
+    """
+
+    values: list[bool | int | float | str]
+    gains: list[float]
+    rates: list[float]
+
+
+@dataclass(frozen=True)
 class PreparedScenario:
     """What was prepared for one scenario.
 
+    A task has a logit and a prediction; a multiclass task has a logit for each class, and, after
+    the predictions of all tasks, a probability for each class.
+
     Attributes:
-        kinds: binary, regression, count or duration, by task.
+        kinds: binary, regression, count, duration or multiclass, by task.
+        classes: of multiclass tasks, whose labels are numbers of classes.
         given: the parent task, by conditional task, which may be conditional itself; `entire` those
             trained over the whole space.
-        label_means, label_stds: over training rows, by task.
+        label_means, label_stds: over training rows, by task; of a multiclass task those of gains.
         label_log_means, label_log_stds: the same of log(1 + y), of durations.
         numeric_names: of the numeric columns of a row.
         numeric_mean, numeric_std, numeric_quantiles: fitted on training rows; [F], [F], [F, Q].
@@ -63,6 +83,8 @@ class PreparedScenario:
         user_space: the id space of the users; `num_users`: its training users plus one.
         popularity: by task, the numeric column that ranks items by their past.
         end_ms: the end of the data, the moment just after the last row.
+        history_outcomes: whether histories tell what came of their items (`outcomes.py`); a
+            manifest names it where they do.
     """
 
     name: str
@@ -91,16 +113,46 @@ class PreparedScenario:
     label_log_stds: dict[str, float] = field(default_factory=dict)
     several_sizes: list[int] = field(default_factory=list)
     several_widths: list[int] = field(default_factory=list)
+    history_outcomes: bool = False
+    classes: dict[str, Classes] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
         """Task names in the order of the label columns."""
         return list(self.kinds)
 
+    @property
+    def logit_tasks(self) -> list[str]:
+        """The task of each logit, in their order."""
+        return [task for task in self.kinds for _ in range(self.num_logits(task))]
+
+    @property
+    def num_predictions(self) -> int:
+        """P: one a task, and one a class of each multiclass task."""
+        return len(self.kinds) + sum(len(one.gains) for one in self.classes.values())
+
+    def num_logits(self, task: str) -> int:
+        """Returns how many logits a task has."""
+        return len(self.classes[task].gains) if task in self.classes else 1
+
+    def logits_of(self, task: str) -> slice:
+        """Returns where the logits of a task stand."""
+        start = self.logit_tasks.index(task)
+        return slice(start, start + self.num_logits(task))
+
+    def probabilities_of(self, task: str) -> slice:
+        """Returns where the probabilities of a multiclass task's classes stand in predictions."""
+        start = len(self.kinds)
+        for other in self.kinds:
+            if other == task:
+                break
+            start += len(self.classes[other].gains) if other in self.classes else 0
+        return slice(start, start + len(self.classes[task].gains))
+
     def base_prediction(self, task: str) -> float:
         """Returns what a model says that knows the labels of training alone: their mean.
 
-        Of a duration, the mean on its logarithmic scale.
+        Of a duration, the mean on its logarithmic scale; of a multiclass task, the mean gain.
         """
         if self.kinds[task] == "duration":
             return math.expm1(self.label_log_means[task])
@@ -124,7 +176,8 @@ class PreparedScenario:
         """Bytes of a row in memory: 1 for an age, 8 for each of three scalars, 4 for all else."""
         four = len(self.numeric_names) + len(self.category_sizes) + len(self.kinds) + 2
         four += sum(self.several_widths)
-        return 5 * self.history_last + 4 * four + 8 * 3
+        of_history = 9 if self.history_outcomes else 5
+        return of_history * self.history_last + 4 * four + 8 * 3
 
     def num_rows(self, split: str) -> int:
         """Returns the number of samples of a split."""
@@ -179,7 +232,7 @@ class Prepared:
 
     def catalogue(self, name: str) -> Catalogue:
         """Returns the catalogue of a scenario, read from disk."""
-        return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"))
+        return load_catalogue(storage.join(self.folder, name, "catalogue.parquet"), vectors=True)
 
     def profiles(self, name: str) -> Profiles | None:
         """Returns the profiles of a scenario's users, read from disk; None without a table."""
@@ -228,4 +281,5 @@ def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
             ]
         )
     shards = {split: [Shard(**s) for s in files] for split, files in tree["shards"].items()}
-    return PreparedScenario(**{**tree, "shards": shards})
+    classes = {task: Classes(**facts) for task, facts in tree.get("classes", {}).items()}
+    return PreparedScenario(**{**tree, "shards": shards, "classes": classes})

@@ -7,7 +7,7 @@ strictly before its own time: a profile of the same millisecond may be what the 
 Letters: P rows of the table, N persons, C categorical and M numeric columns, Q quantiles.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
@@ -18,6 +18,7 @@ from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue, load_catalogue
 from mtrec_ray.data.columns import fixed_list, matrix
 from mtrec_ray.data.storage import join, read_footer, read_table, write_table
+from mtrec_ray.data.vectors import VectorScale
 
 # The column of times, in ms; a table with one row a user does not have it.
 TIME = "time"
@@ -32,6 +33,7 @@ class ProfileFacts:
             with several values.
         numeric_mean, numeric_std, numeric_quantiles: of the numeric columns; [M], [M], [M, Q].
         has_text: whether users have a text.
+        vector_means, vector_scales: by column of vectors, [D] and a number, as `VectorScale`.
     """
 
     vocabularies: dict[str, list[str]]
@@ -40,6 +42,12 @@ class ProfileFacts:
     numeric_std: list[float]
     numeric_quantiles: list[list[float]]
     has_text: bool
+    vector_means: dict[str, list[float]] = field(default_factory=dict)
+    vector_scales: dict[str, float] = field(default_factory=dict)
+
+    def vector_scale(self, column: str) -> VectorScale:
+        """Returns mean and scale of a column of vectors."""
+        return VectorScale(self.vector_means[column], self.vector_scales[column])
 
     @property
     def category_sizes(self) -> list[int]:
@@ -147,7 +155,7 @@ def load_profiles(folder: str, space: str, facts: ProfileFacts) -> Profiles:
     persons, times = persons_and_times(read_table(path, sorted(columns)))
     if facts.has_text:
         texts = matrix(read_table(texts_path(folder, space)).column("text"))
-    return Profiles(facts, persons, load_catalogue(path), texts, times)
+    return Profiles(facts, persons, load_catalogue(path, vectors=True), texts, times)
 
 
 def persons_and_times(table: pa.Table) -> tuple[Ints, Ints | None]:

@@ -20,6 +20,11 @@ SCALARS = ("row", "user", "person", "item", "time")
 WEIGHT = "weight"
 
 
+# The column of what came of the items of a history, i32[N, H] (`outcomes.py`); data without it does
+# not have it.
+OUTCOME = "history_outcome"
+
+
 # The column of the log's columns with several values: codes i32[N, S] of all of them, side by side,
 # 0 where a row has no more values; data without such columns does not have it.
 SEVERAL = "several"
@@ -57,7 +62,7 @@ def to_arrays(table: pa.Table) -> Arrays:
     """Returns columns of samples as arrays: [N] for numbers, [N, k] for lists."""
     scalars = [*SCALARS, WEIGHT] if WEIGHT in table.column_names else SCALARS
     arrays = {c: table.column(c).to_numpy() for c in scalars}
-    lists = [*LISTS, *(c for c in (SEVERAL, TEACHER) if c in table.column_names)]
+    lists = [*LISTS, *(c for c in (OUTCOME, SEVERAL, TEACHER) if c in table.column_names)]
     return arrays | {c: matrix(table.column(c)) for c in lists}
 
 

@@ -21,7 +21,7 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
-from mtrec_ray.data.shards import MOMENT, SEVERAL, Arrays
+from mtrec_ray.data.shards import MOMENT, OUTCOME, SEVERAL, Arrays
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED = "item.log_seconds_since_published"
@@ -57,7 +57,7 @@ class UserSnapshot:
         ids: their ids, as strings; `person`: hashes of these.
         moment: i64[B], when each asks, in ms.
         user: i64[B], vocabulary numbers, 0 for users without a training row.
-        history, ages: i64[B, H], as in a sample.
+        history, ages: i64[B, H], as in a sample; so are `outcomes`, None where data has none.
         numeric: f32[B, F], the user's own columns.
         categories: by categorical column that has statistics.
     """
@@ -70,6 +70,7 @@ class UserSnapshot:
     ages: Ints
     numeric: Float32s
     categories: dict[str, UserCategoryStatistics] = field(default_factory=dict)
+    outcomes: Ints | None = None
 
     def __len__(self) -> int:
         """Returns the number of users."""
@@ -99,6 +100,7 @@ class UserSnapshot:
             ages=self.ages[rows],
             numeric=self.numeric[rows],
             categories=categories,
+            outcomes=None if self.outcomes is None else self.outcomes[rows],
         )
 
 
@@ -225,14 +227,17 @@ def rows_of_pairs(
     What a row says of its own event (`events.categorical`, `events.lists`) is not known of them.
     """
     facts = layout.facts
+    num_categories, num_codes = len(facts.category_sizes), sum(facts.several_widths)
     categories = [
         category_statistics(items, column, own, user, item)
         for column, own in users.categories.items()
     ]
-    unknown = {"categorical": np.zeros((len(item), max(len(facts.category_sizes), 1)), np.int32)}
+    told: Arrays = {"categorical": np.zeros((len(item), max(num_categories, 1)), np.int32)}
     if facts.several_sizes:
-        unknown[SEVERAL] = np.zeros((len(item), max(sum(facts.several_widths), 1)), np.int32)
-    return unknown | {
+        told[SEVERAL] = np.zeros((len(item), max(num_codes, 1)), np.int32)
+    if users.outcomes is not None:
+        told[OUTCOME] = users.outcomes[user]
+    return told | {
         "person": users.person[user],
         MOMENT: users.moment[user],
         "user": users.user[user],
@@ -286,6 +291,7 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
         categories={
             c: no_category_statistics(layout) for c in layout.scenario.items.statistics_columns
         },
+        outcomes=np.zeros_like(none) if layout.facts.history_outcomes else None,
     )
 
 

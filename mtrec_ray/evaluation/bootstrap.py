@@ -5,7 +5,7 @@ weight (how often it was drawn) for every user. A metric of a resample weights r
 Models that are compared see the same resamples (paired). Resamples are drawn and used in blocks, so
 that memory grows neither with their number nor, beyond one weight a user, with the users.
 
-Letters: N rows, U users, B resamples.
+Letters: N rows, U users, B resamples, C classes.
 """
 
 from collections.abc import Callable, Iterator
@@ -115,6 +115,11 @@ def deviance_of(labels: Floats, predictions: Floats, users: NDArray[np.int64]) -
     return error_of("count", labels, predictions, users)
 
 
+def logloss_of(labels: Floats, predictions: Floats, users: NDArray[np.int64]) -> Resampled:
+    """Log-loss of probabilities of classes f64[N, C] with rows weighted by their users."""
+    return error_of("multiclass", labels, predictions, users)
+
+
 def error_of(kind: str, labels: Floats, predictions: Floats, users: NDArray[np.int64]) -> Resampled:
     """The mean loss of a kind of number, or its root, with rows weighted by their users."""
     loss, rows = np.bincount(users, row_losses(kind, labels, predictions)), np.bincount(users)
@@ -144,7 +149,7 @@ def loss_ratio_of(
 
 METRICS = {
     "auc": auc_of, "gauc": gauc_of, "rmse": rmse_of, "rmsle": rmsle_of,
-    "poisson_deviance": deviance_of,
+    "poisson_deviance": deviance_of, "logloss": logloss_of,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Metrics of record: scikit-learn's definitions, and GAUC, which it lacks.
 
-Letters: N rows, T tasks.
+Letters: N rows, T tasks, P predictions, C classes.
 
 GAUC is the AUC inside each user's own rows, over users that have both classes: the mean weighted
 by the user's rows (`gauc`), and the plain mean over users (`gauc_unweighted`).
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mtrec_ray.data.arrays import Floats
 from mtrec_ray.data.kinds import LEAST_COUNT
-from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.data.prepared import Classes, PreparedScenario
 
 Metrics = dict[str, float]
 
@@ -23,7 +23,8 @@ EPSILON = 1e-7
 
 # The metric by which models of a kind of label are compared; higher is better for AUC alone.
 MAIN_METRIC = {
-    "binary": "auc", "regression": "rmse", "count": "poisson_deviance", "duration": "rmsle"
+    "binary": "auc", "regression": "rmse", "count": "poisson_deviance", "duration": "rmsle",
+    "multiclass": "logloss",
 }  # fmt: skip
 
 
@@ -38,9 +39,12 @@ SCORES = ("ne", "relative_rmse", "relative_deviance", "relative_rmsle")
 def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
     """Returns f64[N]: the loss of each row that its kind of label has.
 
-    Log-loss (binary), squared error (regression) or that of logarithms (duration), and Poisson
-    deviance (count).
+    Log-loss (binary, multiclass), squared error (regression) or that of logarithms (duration), and
+    Poisson deviance (count). Scores of classes are f[N, C].
     """
+    if kind == "multiclass":
+        p = scores[np.arange(len(labels)), labels.astype(np.int64)].astype(np.float64)
+        return -np.log(np.clip(p, EPSILON, 1))
     if kind == "regression":
         return (labels - scores) ** 2
     if kind == "duration":
@@ -53,13 +57,28 @@ def row_losses(kind: str, labels: Floats, scores: Floats) -> Floats:
     return -(labels * np.log(p) + (1 - labels) * np.log(1 - p))
 
 
-def constant_losses(kind: str, labels: Floats, constant: float) -> Floats:
+def constant_losses(kind: str, labels: Floats, constant: float | Floats) -> Floats:
     """Returns f64[N], the row losses of a model that knows only the labels of training."""
-    return row_losses(kind, labels, np.full(len(labels), constant))
+    shape = (len(labels), *np.shape(constant))
+    return row_losses(kind, labels, np.broadcast_to(np.asarray(constant, np.float64), shape))
+
+
+def constant_of(facts: PreparedScenario, task: str) -> float | Floats:
+    """Returns what a model says that knows only the labels of training; of classes f64[C]."""
+    if task in facts.classes:
+        return np.array(facts.classes[task].rates)
+    return facts.base_prediction(task)
+
+
+def said_of(facts: PreparedScenario, task: str, predicted: np.ndarray) -> Floats:
+    """Returns what losses read of predictions f32[N, P]: f64[N], or of classes f64[N, C]."""
+    if task in facts.classes:
+        return predicted[:, facts.probabilities_of(task)].astype(np.float64)
+    return predicted[:, facts.tasks.index(task)].astype(np.float64)
 
 
 def error(kind: str, labels: Floats, predictions: Floats) -> float:
-    """Returns the metric of `MAIN_METRIC` of numbers: RMSE, RMSLE or the mean deviance."""
+    """Returns the metric of `MAIN_METRIC`: RMSE, RMSLE, mean deviance; log-loss of classes."""
     mean = row_losses(kind, labels, predictions).mean()
     return float(np.sqrt(mean) if kind in ROOTS else mean)
 
@@ -175,6 +194,38 @@ def positive_metrics(kind: str, labels: Floats, predictions: Floats, *, constant
     }
 
 
+def multiclass_metrics(labels: Floats, probabilities: Floats, classes: Classes) -> Metrics:
+    """Returns metrics of probabilities f64[N, C] against numbers of classes f64[N].
+
+    `ne` is the log-loss over that of the training rates on the same rows, `macro_auc` the mean AUC
+    of each class against the others, of those that have both kinds of rows; `majority` is the
+    accuracy of the class that training has most; `calibration` is the sum of expected gains over
+    that of actual ones.
+    """
+    code, gains, rates = labels.astype(np.int64), np.array(classes.gains), np.array(classes.rates)
+    loss = float(row_losses("multiclass", labels, probabilities).mean())
+    actual = gains[code].sum()
+    return {
+        "logloss": loss,
+        "ne": loss / float(constant_losses("multiclass", labels, rates).mean()),
+        "accuracy": float((probabilities.argmax(1) == code).mean()),
+        "majority": float((code == rates.argmax()).mean()),
+        "macro_auc": macro_auc(code, probabilities),
+        "calibration": float((probabilities @ gains).sum() / actual) if actual else float("nan"),
+        "rows": float(len(labels)),
+    }
+
+
+def macro_auc(code: NDArray[np.int64], probabilities: Floats) -> float:
+    """Returns the mean over classes of the AUC of each against the others; NaN where all is one."""
+    found = [
+        roc_auc(code == number, own)
+        for number, own in enumerate(probabilities.T)
+        if 0 < (code == number).sum() < len(code)
+    ]
+    return float(np.mean(found)) if found else float("nan")
+
+
 def task_score(metrics: Mapping[str, float]) -> float:
     """Returns the metric of `SCORES`: below 1 if better than what training labels alone tell."""
     return next(metrics[name] for name in SCORES if name in metrics)
@@ -232,7 +283,7 @@ TaskMetrics = dict[str, dict[str, float]]
 def task_metrics(
     facts: PreparedScenario, users: np.ndarray, labels: np.ndarray, scores: np.ndarray
 ) -> TaskMetrics:
-    """Returns metrics of each task over its labelled rows; arrays are [N], [N, T], [N, T]."""
+    """Returns metrics of each task over its labelled rows; arrays are [N], [N, T], [N, P]."""
     metrics: TaskMetrics = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         known = np.isfinite(labels[:, i])
@@ -243,6 +294,9 @@ def task_metrics(
             metrics[task] = binary_metrics(
                 *known_rows, users[known], base_rate=facts.label_means[task]
             )
+        elif kind == "multiclass":
+            probabilities = said_of(facts, task, scores)[known]
+            metrics[task] = multiclass_metrics(known_rows[0], probabilities, facts.classes[task])
         elif kind == "regression":
             metrics[task] = regression_metrics(*known_rows, train_mean=facts.label_means[task])
         else:

@@ -1,9 +1,9 @@
 """Which of two models is better for a scenario, and whether significantly: paired bootstrap.
 
-The score of a scenario is the mean over its tasks of NE (binary) or the relative error of numbers,
+The score of a scenario is the mean over its tasks of NE (classes) or the relative error of numbers,
 as in early stopping: lower is better, 1 for a model that knows only the training mean.
 
-Letters: N rows, T tasks, B resamples, U users.
+Letters: N rows, T tasks, P predictions, B resamples, U users.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,14 +26,16 @@ from mtrec_ray.evaluation.metrics import (
     MAIN_METRIC,
     ROOTS,
     constant_losses,
+    constant_of,
     mean_task_score,
     row_losses,
+    said_of,
 )
 
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Rows of a split: persons i64[N], labels f32[N, T], and predictions f32[N, T] by model."""
+    """Rows of a split: persons i64[N], labels f32[N, T], and predictions f32[N, P] by model."""
 
     users: NDArray[np.int64]
     labels: NDArray[np.float32]
@@ -41,13 +43,17 @@ class ScoredRows:
 
 
 def rare_labels(facts: PreparedScenario, labels: NDArray[np.float32]) -> dict[str, int]:
-    """Returns the number of labels of each task; for a binary task, of its rarer label."""
+    """Returns the number of labels of each task; for a binary task, of its rarer label.
+
+    For a multiclass task, of all classes but the most frequent one.
+    """
     counts = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
-        task_labels = labels[:, i]
-        known = int(np.isfinite(task_labels).sum())
-        positive = int(np.nansum(task_labels == 1))
-        counts[task] = min(positive, known - positive) if kind == "binary" else known
+        known = labels[np.isfinite(labels[:, i]), i]
+        counts[task] = len(known)
+        if kind in ("binary", "multiclass"):
+            _, rows = np.unique(known, return_counts=True)
+            counts[task] -= int(rows.max(initial=0))
     return counts
 
 
@@ -59,8 +65,8 @@ def resampled_task_score(
     known = np.isfinite(scored.labels[:, i])
     labels = scored.labels[known, i].astype(np.float64)
     people, codes = np.unique(scored.users, return_inverse=True)
-    losses = row_losses(kind, labels, scored.scores[model][known, i].astype(np.float64))
-    constant = constant_losses(kind, labels, facts.base_prediction(task))
+    losses = row_losses(kind, labels, said_of(facts, task, scored.scores[model])[known])
+    constant = constant_losses(kind, labels, constant_of(facts, task))
     ratio = loss_ratio_of(losses, constant, codes[known], len(people))
     return (lambda weights: np.sqrt(ratio(weights))) if kind in ROOTS else ratio
 
@@ -120,7 +126,7 @@ def task_differences(
         i = facts.tasks.index(task)
         known = np.isfinite(scored.labels[:, i])
         metric = MAIN_METRIC[facts.kinds[task]]
-        first, second = ([scored.scores[m][known, i].astype(np.float64)] for m in models)
+        first, second = ([said_of(facts, task, scored.scores[m])[known]] for m in models)
         labels = scored.labels[known, i].astype(np.float64)
         gap = paired_difference(metric, labels, first, second, scored.users[known])
         differences[task] = {"metric": metric, **asdict(gap)}

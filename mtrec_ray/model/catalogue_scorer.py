@@ -6,7 +6,7 @@ forward pass (`Recommender.assemble`). What it reads is prepared here: what depe
 the user alone is computed once, and histories are projected once a user and not once a pair.
 
 Letters: n items, C candidates of a user, B users, H history items, F numeric columns, M of the
-catalogue, W width, D width of texts, K similarity kernels, T tasks.
+catalogue, W width, D width of texts, K similarity kernels, T tasks, L their logits, P predictions.
 """
 
 from collections.abc import Mapping
@@ -31,12 +31,13 @@ class Histories:
     """Histories of B users, as rows of the catalogue.
 
     Attributes:
-        items: i64[B, H], 0 where there is none. ages: i64[B, H].
+        items: i64[B, H], 0 where there is none. ages, outcomes: i64[B, H].
         mask: bool[B, H], whether the model sees an item there.
     """
 
     items: Tensor
     ages: Tensor
+    outcomes: Tensor
     mask: Tensor
 
 
@@ -91,7 +92,7 @@ class CatalogueScorer:
     def logits(
         self, users: UserSnapshot, items: Tensor | None = None, numeric: Tensor | None = None
     ) -> Tensor:
-        """Returns logits f32[B, C, T] of every user with candidates i64[B, C], or all items.
+        """Returns logits f32[B, C, L] of every user with candidates i64[B, C], or all items.
 
         `numeric` f32[B, C, F]: the candidates' columns at the moment when each user asks; without
         them those of the catalogue. The logits equal those of `Recommender.score` for the pairs as
@@ -102,7 +103,9 @@ class CatalogueScorer:
             items = every.expand(len(users), -1)
         numbers = self.item_numbers[items] if numeric is None else numeric
         histories = self._histories(users)
-        similarity = self._similarity(histories, items)
+        cosine = self._cosines(histories, items)
+        mask = repeated(histories.mask, items.shape[1])
+        similarity = similarity_kernels(cosine, mask)
         common = numbers
         if self.model.use_general_head or self.model.starts_from_general:
             common = self._common_numbers(users, numbers)
@@ -112,6 +115,7 @@ class CatalogueScorer:
             columns = (
                 self.item_columns[items] if numeric is None else self._item_columns(numbers, items)
             )
+            columns = columns + self._outcome_columns(histories, cosine, mask)
             pairs = self._pair_inputs(users, items, columns, histories, similarity)
             logits = self.model.assemble(self.name, pairs)
             logits = self.model.from_general(self.name, logits, similarity, common)
@@ -123,14 +127,27 @@ class CatalogueScorer:
         longest = max(int((users.history >= 0).sum(1).max(initial=0)), 1)
         history = torch.tensor(users.history[:, :longest]).to(device)
         ages = torch.tensor(users.ages[:, :longest]).to(device)
-        return Histories(history.clamp(min=0), ages, self.model.visible_history(history))
+        outcomes = torch.zeros_like(history)
+        if users.outcomes is not None:
+            outcomes = torch.tensor(users.outcomes[:, :longest]).to(device)
+        mask = self.model.visible_history(history)
+        return Histories(history.clamp(min=0), ages, outcomes, mask)
 
-    def _similarity(self, histories: Histories, items: Tensor) -> Tensor:
-        """Returns kernels f32[B C, 4 K] of the cosines of candidates with each history."""
-        (b, h), c = histories.items.shape, items.shape[1]
-        cosine = torch.einsum("bcd,bhd->bch", self.unit[items], self.unit[histories.items])
-        mask = histories.mask.unsqueeze(1).expand(b, c, h)
-        return similarity_kernels(cosine.reshape(b * c, h), mask.reshape(b * c, h))
+    def _cosines(self, histories: Histories, items: Tensor) -> Tensor:
+        """Returns the cosines f32[B C, H] of candidates with each history."""
+        candidates, met = self.unit[items], self.unit[histories.items]
+        return torch.einsum("bcd,bhd->bch", candidates, met).flatten(0, 1)
+
+    def _outcome_columns(
+        self, histories: Histories, cosine: Tensor, mask: Tensor
+    ) -> Tensor | float:
+        """Returns f32[B, C, W], what is added by closeness to what was taken and passed over."""
+        num_users = len(histories.items)
+        outcomes = repeated(histories.outcomes, len(cosine) // max(num_users, 1))
+        columns = self.inputs.outcome_columns(cosine, mask, outcomes)
+        if not isinstance(columns, Tensor):
+            return columns
+        return columns.unflatten(0, (num_users, -1))
 
     def _pair_inputs(
         self,
@@ -144,7 +161,12 @@ class CatalogueScorer:
         model, candidates = self.model, self.items[items]
         met, place = histories.items.unique(return_inverse=True)  # these are projected, not all
         user = model.interest.cross(
-            candidates, self.items[met], place, histories.ages, histories.mask
+            candidates,
+            self.items[met],
+            place,
+            histories.ages,
+            histories.mask,
+            self.inputs.outcome_vectors(histories.outcomes),
         )
         number = torch.tensor(users.user).to(self.unit.device)
         identity = model.user_vectors(self.name, number).unsqueeze(1)
@@ -157,16 +179,19 @@ class CatalogueScorer:
         return PairInputs(
             user=rows(user),
             candidate=rows(candidates),
-            columns=rows(columns + self._user_columns(users, items)),
+            columns=rows(columns + self._user_columns(users, items, histories)),
             identity=rows(identity),
             similarity=similarity,
         )
 
-    def _user_columns(self, users: UserSnapshot, items: Tensor) -> Tensor:
-        """Returns f32[B, C, W], what the users' own columns add to those of candidates."""
+    def _user_columns(self, users: UserSnapshot, items: Tensor, histories: Histories) -> Tensor:
+        """Returns f32[B, C, W], what users' columns and histories add to candidates' columns."""
         columns = self._map_without_bias(users.numeric).unsqueeze(1)
         for column, statistics in users.categories.items():
             columns = columns + self._category_columns(column, statistics, items)
+        past, inputs = (histories.items, histories.mask), self.inputs
+        for like in inputs.likeness.of_pairs(inputs.item_vectors, items, *past):
+            columns = columns + like
         return columns
 
     def _category_columns(
@@ -190,10 +215,15 @@ class CatalogueScorer:
         return torch.where(numbers.isnan(), user_numbers, numbers).flatten(0, 1)
 
 
+def repeated(values: Tensor, number: int) -> Tensor:
+    """Returns [B C, ..], each row of values [B, ..] as often as a user has candidates."""
+    return values.repeat_interleave(number, 0)
+
+
 def blend(
     predicted: Tensor, tasks: list[str], given: Mapping[str, str], by: Mapping[str, float]
 ) -> Tensor:
-    """Returns the weighted sum f32[..] of tasks' predictions f32[.., T].
+    """Returns the weighted sum f32[..] of tasks' predictions f32[.., P].
 
     A conditional task counts with the product of its prediction and those of all tasks above it.
     """

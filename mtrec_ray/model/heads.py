@@ -1,11 +1,12 @@
 """Towers and heads: the layers between the joined inputs and the logits.
 
-Letters: N samples, X input width.
+Letters: N samples, X input width, C logits of a task: one for each class of a multiclass task.
 """
 
 import itertools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,15 +24,19 @@ def tower(sizes: Sequence[int], dropout: float) -> nn.Sequential:
 
 
 class Head(nn.Module):
-    """Gives a task one logit, from the shared layers' output and the scenario's own columns."""
+    """Gives a task its logits, from the shared layers' output and the scenario's own columns."""
 
-    def __init__(self, num_inputs: int, num_hidden: int, bias: float, dropout: float) -> None:
+    def __init__(
+        self, num_inputs: int, num_hidden: int, biases: Sequence[float], dropout: float
+    ) -> None:
+        """`biases`: what the logits start at, one each."""
         super().__init__()
         self.layers = tower([num_inputs, num_hidden], dropout)
-        self.out = nn.Linear(num_hidden, 1)
+        self.out = nn.Linear(num_hidden, len(biases))
         nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, bias)
+        with torch.no_grad():
+            self.out.bias.copy_(torch.tensor(biases))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns logits f32[N] for inputs f32[N, X]."""
-        return self.out(self.layers(inputs)).squeeze(-1)
+        """Returns logits f32[N, C] for inputs f32[N, X]."""
+        return self.out(self.layers(inputs))

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+# Vectors f32[C, W], and which of them [N, H] is beside each item of a history.
+Beside = tuple[Tensor, Tensor]
+
+
 NUM_AGES = 64
 NUM_KERNELS, KERNEL_LOW = 13, -0.2
 
@@ -25,14 +29,21 @@ class HistoryAttention(nn.Module):
         nn.init.zeros_(self.age_key.weight)
 
     def forward(
-        self, candidate: Tensor, items: Tensor, history: Tensor, ages: Tensor, mask: Tensor
+        self,
+        candidate: Tensor,
+        items: Tensor,
+        history: Tensor,
+        ages: Tensor,
+        mask: Tensor,
+        beside: Beside | None = None,
     ) -> Tensor:
         """Returns f32[N, W] for candidates [N, W] and histories of distinct items [U, W].
 
         `history` (rows of `items`), age buckets `ages` and `mask` are [N, H]. Keys and values are
-        those of distinct items, so that an item in many histories is projected once.
+        those of distinct items, so that an item in many histories is projected once. `beside` is
+        added to the items.
         """
-        keys, values = self._keys_and_values(items, history)
+        keys, values = self._keys_and_values(items, history, beside)
         scores = torch.einsum("nad,nhad->nha", self._queries(candidate), keys)
         scores = scores + self.age_key(ages.clamp(max=NUM_AGES - 1))
         known = mask.unsqueeze(-1)
@@ -40,14 +51,20 @@ class HistoryAttention(nn.Module):
         return torch.einsum("nha,nhad->nad", weights * known, values).flatten(1)
 
     def cross(
-        self, candidates: Tensor, items: Tensor, history: Tensor, ages: Tensor, mask: Tensor
+        self,
+        candidates: Tensor,
+        items: Tensor,
+        history: Tensor,
+        ages: Tensor,
+        mask: Tensor,
+        beside: Beside | None = None,
     ) -> Tensor:
         """Returns f32[B, m, W] for B histories, each with candidates of its own [B, m, W].
 
         Equal to `forward` of all pairs, but histories [B, H] are gathered once instead of m times,
         and scores and sums are products of matrices.
         """
-        keys, values = self._keys_and_values(items, history)
+        keys, values = self._keys_and_values(items, history, beside)
         queries = self._queries(candidates.flatten(0, 1)).unflatten(0, candidates.shape[:2])
         scores = torch.einsum("bmad,bhad->bmha", queries, keys)
         scores = scores + self.age_key(ages.clamp(max=NUM_AGES - 1)).unsqueeze(1)
@@ -60,10 +77,16 @@ class HistoryAttention(nn.Module):
         size = candidates.shape[1] // self.num_heads
         return self.query(candidates).view(-1, self.num_heads, size) / size**0.5
 
-    def _keys_and_values(self, items: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(
+        self, items: Tensor, history: Tensor, beside: Beside | None
+    ) -> tuple[Tensor, Tensor]:
         """Returns keys and values, each f32[N, H, A, W / A], of histories of items [U, W]."""
         projected = torch.cat([self.key(items), self.value(items)], 1)
         gathered = F.embedding(history, projected)
+        if beside is not None:
+            vectors, place = beside
+            weights = torch.cat([self.key.weight, self.value.weight])
+            gathered = gathered + F.embedding(place, F.linear(vectors, weights))
         keys, values = gathered.view(*history.shape, 2, self.num_heads, -1).unbind(2)
         return keys, values
 

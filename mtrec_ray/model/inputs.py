@@ -12,8 +12,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.data.catalogue import Catalogue, Ragged
 from mtrec_ray.data.prepared import PreparedScenario
+from mtrec_ray.model.history import NUM_KERNELS
 from mtrec_ray.model.numeric import NumericInputs
+from mtrec_ray.model.outcomes import OutcomeEmbedding, OutcomeVectors, similarity_by_outcome
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.model.vectors import VectorLikeness, ready_vectors
 from mtrec_ray.project.model import Model
 
 # Ages beyond 30 days are read as 30 days: the age of an item that was there from the first row on
@@ -100,7 +103,14 @@ class ScenarioInputs(nn.Module):
         self.several = nn.ModuleList(PooledCodes(n, width) for n in facts.several_sizes)
         self.several_widths = facts.several_widths
         self.item_several = pooled_values(catalogue, width)
+        self.item_vectors = ready_vectors(catalogue.vectors, width)
+        self.likeness = VectorLikeness(len(catalogue.vectors), width)
         self.item_numeric = nn.Linear(2 * num_numeric, width, bias=False) if num_numeric else None
+        self.outcomes = self.by_outcome = None
+        if facts.history_outcomes:
+            self.outcomes = OutcomeEmbedding(len(facts.tasks), width, std=0.01)
+            self.by_outcome = nn.Linear(8 * NUM_KERNELS, width, bias=False)
+            nn.init.zeros_(self.by_outcome.weight)
         self.options = options
         raw = torch.from_numpy(catalogue.numeric)
         numbers, codes = standard_numbers(facts, catalogue), category_codes(catalogue)
@@ -110,7 +120,7 @@ class ScenarioInputs(nn.Module):
         self.register_buffer("catalogue_categories", codes, persistent=False)
 
     def item_extras(self, items: Tensor) -> Tensor:
-        """Returns f32[U, W], what is added to the text of items: ids, categories, numbers."""
+        """Returns f32[U, W], what is added to the text of items: all else that they have."""
         extra = torch.zeros(len(items), self.options.width, device=items.device)
         if self.item_numeric is not None:
             extra = extra + self.item_numeric(self.catalogue_numeric[items])
@@ -119,9 +129,22 @@ class ScenarioInputs(nn.Module):
             extra = extra + self.item_ids(ids)
         for i, table in enumerate(self.item_categories):
             extra = extra + table(self.catalogue_categories[items, i])
-        for values in self.item_several:
+        for values in [*self.item_several, *self.item_vectors]:
             extra = extra + values(items)
         return extra
+
+    def outcome_vectors(self, outcomes: Tensor) -> OutcomeVectors | None:
+        """Returns the vectors of what came of histories i64[N, H]; None where no data tells."""
+        return None if self.outcomes is None else self.outcomes(outcomes)
+
+    def outcome_columns(self, cosine: Tensor, mask: Tensor, outcomes: Tensor) -> Tensor | float:
+        """Returns f32[N, W] of how close candidates are to what was taken and what passed over.
+
+        From cosines [N, H] with histories and what came of them; 0 where no data tells.
+        """
+        if self.by_outcome is None:
+            return 0.0
+        return self.by_outcome(similarity_by_outcome(cosine, mask, outcomes))
 
     def visible_columns(self, values: Tensor) -> Tensor:
         """Returns numeric columns f32[N, G], the first G of all, as the model sees them.
@@ -132,8 +155,12 @@ class ScenarioInputs(nn.Module):
         values = values.masked_fill(~self.kept[:num_columns], math.nan)
         return torch.minimum(values, self.limits[:num_columns])
 
-    def row_columns(self, samples: Samples) -> Tensor:
-        """Returns f32[N, W] of the samples' statistics and categories, and candidates' numbers."""
+    def row_columns(self, samples: Samples, seen: Tensor) -> Tensor:
+        """Returns f32[N, W] of the samples' statistics and categories, and candidates' numbers.
+
+        Of items' vectors their likeness, too; `seen` bool[N, H] are history items that the model
+        sees.
+        """
         numbers = self.catalogue_raw[samples.items[samples.candidate]]
         columns = self.columns(self.visible_columns(torch.cat([samples.numeric, numbers], 1)))
         for i, table in enumerate(self.categories):
@@ -142,6 +169,8 @@ class ScenarioInputs(nn.Module):
         for pool, num in zip(self.several, self.several_widths, strict=True):
             columns = columns + pool(samples.several[:, start : start + num])
             start += num
+        for like in self.likeness.of_samples(self.item_vectors, samples, seen):
+            columns = columns + like
         return columns
 
 

@@ -13,6 +13,7 @@ from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.model.inputs import PooledValues, category_codes, id_embedding
 from mtrec_ray.model.numeric import NumericInputs
+from mtrec_ray.model.vectors import ReadyVectors, ready_vectors
 
 
 class Asking(NamedTuple):
@@ -28,11 +29,11 @@ class Asking(NamedTuple):
 
 
 class ProfileInputs(nn.Module):
-    """Vectors of profiles: embeddings of categories, and maps of numbers and of texts.
+    """Vectors of profiles: embeddings of categories, and maps of numbers, texts and ready vectors.
 
-    A number that is missing has a vector of its own, and so has a user without a profile; these
-    start at zero, the others at random: where they did not, nothing that users and items tell
-    together could be learned before something else had moved the layers above.
+    A number or a ready vector that is missing has a vector of its own, and so has a user without a
+    profile; these start at zero, the others at random: where they did not, nothing that users and
+    items tell together could be learned before something else had moved the layers above.
     """
 
     persons: Tensor
@@ -52,6 +53,7 @@ class ProfileInputs(nn.Module):
             PooledValues(values, size, width)
             for values, size in zip(table.several, facts.several_sizes, strict=True)
         )
+        self.vectors = ready_vectors(table.vectors, width)
         self.numeric = self.missing = self.project = None
         if num_numbers:
             scales = (facts.numeric_mean, facts.numeric_std, facts.numeric_quantiles)
@@ -75,8 +77,11 @@ class ProfileInputs(nn.Module):
         """Set the weights to their start; unknown categories have zeros."""
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=std)
+        ready = [module for module in self.modules() if isinstance(module, ReadyVectors)]
+        for own in ready:  # D numbers of size 1 say no more than an embedding does
+            own.project.weight.div_(own.project.in_features**0.5)
         tables = [module for module in self.modules() if isinstance(module, nn.Embedding)]
-        marks = [self.absent, *(table.weight[0] for table in tables)]
+        marks = [self.absent, *(own.absent for own in ready), *(t.weight[0] for t in tables)]
         if self.numeric is not None and self.missing is not None:
             marks += [self.numeric.plain.bias, self.missing.weight]
         for mark in marks:
@@ -99,7 +104,7 @@ class ProfileInputs(nn.Module):
         total = self.absent.new_zeros(len(place), len(self.absent))
         for i, table in enumerate(self.categories):
             total = total + table(self.codes[place, i])
-        for values in self.several:
+        for values in [*self.several, *self.vectors]:
             total = total + values(place)
         if self.numeric is not None and self.missing is not None:
             numbers = self.numbers[place]

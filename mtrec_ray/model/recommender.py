@@ -1,7 +1,9 @@
-"""The joint model: item texts, histories, ids and statistics to one logit a scenario and task.
+"""The joint model: item texts, histories, ids and statistics to logits of scenarios and tasks.
 
 Letters: N samples of a scenario, U its distinct items in the batch, H history items, D width of
-text vectors, W width of item representations, K similarity kernels, F numeric columns, T tasks.
+text vectors, W width of item representations, K similarity kernels, F numeric columns, T tasks, L
+logits of all tasks (`PreparedScenario.logits_of`: one a task, of a multiclass task one a class), P
+predictions: one a task, and then the probabilities of classes.
 """
 
 import math
@@ -28,6 +30,7 @@ from mtrec_ray.project.model import Model
 
 GENERAL = "general/"  # before a scenario's name, which cannot hold a slash
 NUM_SIMILARITIES = 4 * NUM_KERNELS
+LEAST_RATE = 1e-4  # of a class, whose logit is finite
 NO_PROFILES: Mapping[str, Profiles] = {}
 
 
@@ -99,12 +102,12 @@ class Recommender(nn.Module):
             self.profiles = profile_inputs(profiles, width, options.bins, width**-0.5)
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
-        """Returns heads that start at the base rate (binary) or the mean of training labels."""
+        """Returns heads that start at base rates (binary, multiclass) or at means of labels."""
         options = self.options
         return nn.ModuleDict(
             {
                 task: Head(
-                    num_inputs, options.head_hidden, base_rate_logit(facts, task), options.dropout
+                    num_inputs, options.head_hidden, base_logits(facts, task), options.dropout
                 )
                 for task in facts.tasks
             }
@@ -113,7 +116,7 @@ class Recommender(nn.Module):
     def forward(
         self, samples: Mapping[str, Samples], vectors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Returns logits f32[N, T] by scenario, and the general head's while it learns.
+        """Returns logits f32[N, L] by scenario, and the general head's while it learns.
 
         Text vectors are f32[U, D] of each scenario's distinct items, or (layout `pair`) f32[N, D]
         of its samples. Outputs of a regression (a duration) are in units of the standard deviation
@@ -123,24 +126,30 @@ class Recommender(nn.Module):
         logits: dict[str, Tensor] = {}
         general: dict[str, Tensor] = {}
         for name, rows in samples.items():
-            similarity = self.sample_similarity(rows, vectors[name])
-            logits[name] = self._logits(name, rows, vectors[name], similarity)
+            cosine = self.sample_cosines(rows, vectors[name])
+            similarity = self.sample_similarity(rows, cosine)
+            logits[name] = self._logits(name, rows, vectors[name], cosine, similarity)
             if self.training and self.general_head_learns and self.facts[name].main:
                 general[GENERAL + name] = self.main_task_logits(name, similarity, rows.numeric)
         return logits | general
 
     def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
-        """Returns the logits f32[N, T] of one scenario."""
-        return self._logits(name, samples, vectors, self.sample_similarity(samples, vectors))
+        """Returns the logits f32[N, L] of one scenario."""
+        cosine = self.sample_cosines(samples, vectors)
+        similarity = self.sample_similarity(samples, cosine)
+        return self._logits(name, samples, vectors, cosine, similarity)
 
-    def _logits(self, name: str, samples: Samples, vectors: Tensor, similarity: Tensor) -> Tensor:
+    def _logits(
+        self, name: str, samples: Samples, vectors: Tensor, cosine: Tensor, similarity: Tensor
+    ) -> Tensor:
         if self.use_general_head:
             return self.general_logits(name, similarity, samples.numeric)
-        logits = self.assemble(name, self._pair_inputs(name, samples, vectors, similarity))
+        pairs = self._pair_inputs(name, samples, vectors, cosine, similarity)
+        logits = self.assemble(name, pairs)
         return self.from_general(name, logits, similarity, samples.numeric)
 
     def assemble(self, name: str, pairs: PairInputs) -> Tensor:
-        """Returns the logits f32[N, T] of a scenario's pairs: shared layers, then heads.
+        """Returns the logits f32[N, L] of a scenario's pairs: shared layers, then heads.
 
         Rows of a batch and blocks of a catalogue (`CatalogueScorer`) both end here.
         """
@@ -156,23 +165,25 @@ class Recommender(nn.Module):
         logits = [
             head(torch.cat([x, columns], 1)) for head, x in zip(heads.values(), shared, strict=True)
         ]
-        return torch.stack(logits, 1)
+        return torch.cat(logits, 1)
 
     def _pair_inputs(
-        self, name: str, samples: Samples, vectors: Tensor, similarity: Tensor
+        self, name: str, samples: Samples, vectors: Tensor, cosine: Tensor, similarity: Tensor
     ) -> PairInputs:
         """Returns what the shared layers and heads read of a scenario's samples."""
         inputs = self.scenario_inputs(name)
         items, candidate = self._items_and_candidates(inputs, samples, self.visible_text(vectors))
         history, mask = samples.history.clamp(min=0), self.visible_history(samples.history)
-        user = self.interest(candidate, items, history, samples.ages, mask)
+        beside = inputs.outcome_vectors(samples.outcomes)
+        user = self.interest(candidate, items, history, samples.ages, mask, beside)
         identity = self.user_vectors(name, samples.user)
         asking = Asking(samples.person, samples.moment)
         user, identity = self.with_profiles(name, asking, user, identity)
         return PairInputs(
             user=user,
             candidate=candidate,
-            columns=inputs.row_columns(samples),
+            columns=inputs.row_columns(samples, mask)
+            + inputs.outcome_columns(cosine, mask, samples.outcomes),
             identity=identity,
             similarity=similarity,
         )
@@ -202,15 +213,20 @@ class Recommender(nn.Module):
         """Returns which history items [.., H] (-1: none) are seen: none with `history: false`."""
         return (history >= 0) & self.options.history
 
-    def sample_similarity(self, samples: Samples, vectors: Tensor) -> Tensor:
-        """Returns kernels f32[N, 4 K] of the cosines of candidates and histories.
+    def sample_cosines(self, samples: Samples, vectors: Tensor) -> Tensor:
+        """Returns the cosines f32[N, H] of the texts of candidates and histories.
 
         They carry no gradient into the text vectors, and are zeros where one text holds both.
         """
         if self.options.layout == "pair":
-            return vectors.new_zeros(len(vectors), NUM_SIMILARITIES)
+            return vectors.new_zeros(samples.history.shape)
         text = self.visible_text(vectors.detach())
-        cosine = cosines(text, samples.candidate, samples.history.clamp(min=0))
+        return cosines(text, samples.candidate, samples.history.clamp(min=0))
+
+    def sample_similarity(self, samples: Samples, cosine: Tensor) -> Tensor:
+        """Returns kernels f32[N, 4 K] of cosines [N, H]; zeros where one text holds both."""
+        if self.options.layout == "pair":
+            return cosine.new_zeros(len(cosine), NUM_SIMILARITIES)
         return similarity_kernels(cosine, self.visible_history(samples.history))
 
     def user_vectors(self, name: str, user: Tensor) -> Tensor:
@@ -241,14 +257,14 @@ class Recommender(nn.Module):
     def from_general(
         self, name: str, logits: Tensor, similarity: Tensor, numeric: Tensor
     ) -> Tensor:
-        """Returns logits f32[N, T], the main task's on top of what the general head says of it.
+        """Returns logits f32[N, L], the main task's on top of what the general head says of it.
 
         Where the model does not start from the general head, they stay as they are.
         """
         facts = self.facts[name]
         if not self.starts_from_general or not facts.main:
             return logits
-        is_main = torch.tensor([task == facts.main for task in facts.tasks], device=logits.device)
+        is_main = torch.tensor([t == facts.main for t in facts.logit_tasks], device=logits.device)
         return logits + self.general_says(name, similarity, numeric)[:, None] * is_main
 
     def general_says(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
@@ -266,22 +282,23 @@ class Recommender(nn.Module):
         facts = self.facts[name]
         assert facts.main
         says = self.general_says(name, similarity, numeric)
-        return says + base_rate_logit(facts, facts.main)
+        return says + base_logits(facts, facts.main)[0]
 
     def general_logits(self, name: str, similarity: Tensor, numeric: Tensor) -> Tensor:
-        """Returns logits f32[N, T] without a model of the scenario.
+        """Returns logits f32[N, L] without a model of the scenario.
 
-        The main task has the general head's logits, other tasks their base rate or mean.
+        The main task has the general head's logits, other tasks their base rates or mean.
         """
         facts = self.facts[name]
-        size = (len(numeric),)
         logits = [
-            self.main_task_logits(name, similarity, numeric)
+            self.main_task_logits(name, similarity, numeric)[:, None]
             if task == facts.main
-            else torch.full(size, base_rate_logit(facts, task), device=numeric.device)
+            else torch.tensor(base_logits(facts, task), device=numeric.device).expand(
+                len(numeric), -1
+            )
             for task in facts.tasks
         ]
-        return torch.stack(logits, 1)
+        return torch.cat(logits, 1)
 
 
 def scenario_parameters(model: Recommender, name: str) -> list[str]:
@@ -302,23 +319,37 @@ def is_below(full: str, parts: Sequence[str]) -> bool:
     return any(full == part or full.startswith(part + ".") for part in parts)
 
 
-def base_rate_logit(facts: PreparedScenario, task: str) -> float:
+def base_logits(facts: PreparedScenario, task: str) -> list[float]:
     """Returns the logit of the training base rate, and the logarithm of a count's mean.
 
-    0 for a regression and a duration, whose mean on the scale of the fit is 0.
+    Of a multiclass task the logarithms of its classes' rates. 0 for a regression and a duration,
+    whose mean on the scale of the fit is 0.
     """
+    if task in facts.classes:
+        return [math.log(max(rate, LEAST_RATE)) for rate in facts.classes[task].rates]
     if facts.kinds[task] == "count":
-        return math.log(max(facts.label_means[task], LEAST_COUNT))
+        return [math.log(max(facts.label_means[task], LEAST_COUNT))]
     if facts.kinds[task] != "binary":
-        return 0.0
-    rate = min(max(facts.label_means[task], 1e-4), 1 - 1e-4)
-    return math.log(rate / (1 - rate))
+        return [0.0]
+    rate = min(max(facts.label_means[task], LEAST_RATE), 1 - LEAST_RATE)
+    return [math.log(rate / (1 - rate))]
 
 
 def predictions(facts: PreparedScenario, logits: Tensor) -> Tensor:
-    """Returns f32[N, T]: probabilities, and numbers in the label's own units."""
-    columns = [prediction(facts, task, logits[:, i].float()) for i, task in enumerate(facts.tasks)]
-    return torch.stack(columns, 1)
+    """Returns f32[N, P] of logits f32[N, L].
+
+    By task a probability, a number in the label's own units, or the expected gain of the classes;
+    then the probabilities of each multiclass task's classes.
+    """
+    columns, classes = [], []
+    for task in facts.tasks:
+        own = logits[:, facts.logits_of(task)].float()
+        if task in facts.classes:
+            classes.append(own.softmax(1))
+            columns.append(classes[-1] @ own.new_tensor(facts.classes[task].gains))
+        else:
+            columns.append(prediction(facts, task, own[:, 0]))
+    return torch.cat([torch.stack(columns, 1), *classes], 1)
 
 
 def prediction(facts: PreparedScenario, task: str, logit: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The retrieval side: vectors of users and items whose cosines find the candidates to rank.
 
-An item's vector is made of its text, its id, its categories and its numbers, a user's of the
-history and, where there is a table of users, the profile. All parameters are its own: where the
-encoder is frozen, the ranking heads learn the same with and without it.
+An item's vector is made of its text, its id, its categories, its numbers and its ready vectors, a
+user's of the history and, where there is a table of users, the profile. All parameters are its own:
+where the encoder is frozen, the ranking heads learn the same with and without it.
 
 Letters: n items of a catalogue, m of them, B users, H history items, D width of text vectors, E
 width of retrieval vectors, A queries of a scenario.
@@ -27,8 +27,10 @@ from mtrec_ray.model.inputs import (
     pooled_values,
     standard_numbers,
 )
+from mtrec_ray.model.outcomes import OutcomeEmbedding
 from mtrec_ray.model.profiles import Asking, profile_inputs
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.model.vectors import ready_vectors
 from mtrec_ray.project.model import Model
 
 NUM_QUERIES = 4
@@ -36,7 +38,7 @@ MAX_ROWS = 65_536  # items whose vectors are made at a time
 
 
 class ItemExtras(nn.Module):
-    """What a scenario's items have beside their text: ids, categories and numbers."""
+    """What a scenario's items have beside their text: ids, categories, numbers and vectors."""
 
     ids: Tensor
     codes: Tensor
@@ -52,6 +54,7 @@ class ItemExtras(nn.Module):
         self.item_ids = id_embedding(facts.num_items + 1, width) if has_ids else None
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.item_category_sizes)
         self.several = pooled_values(catalogue, width)
+        self.vectors = ready_vectors(catalogue.vectors, width)
         num_numbers = numbers.shape[1]
         self.numeric = nn.Linear(num_numbers, width, bias=False) if num_numbers else None
 
@@ -67,7 +70,7 @@ class ItemExtras(nn.Module):
             total = total + self.item_ids(ids)
         for i, table in enumerate(self.categories):
             total = total + table(self.codes[items, i])
-        for values in self.several:
+        for values in [*self.several, *self.vectors]:
             total = total + values(items)
         return total if self.numeric is None else total + self.numeric(self.numbers[items])
 
@@ -109,6 +112,13 @@ class Retrieval(nn.Module):
             {n: nn.Parameter(torch.randn(width) / width**0.5) for n in facts}
         )
 
+        self.outcomes = nn.ModuleDict(
+            {
+                n: OutcomeEmbedding(len(f.tasks), NUM_QUERIES, std=0.0)
+                for n, f in facts.items()
+                if f.history_outcomes
+            }
+        )
         self.spaces = {n: f.user_space for n, f in facts.items()}
         shared = {n: p for n, p in profiles.items() if n in self.spaces.values()}
         self.profiles = profile_inputs(shared, width, options.bins, std=0.0)
@@ -131,9 +141,15 @@ class Retrieval(nn.Module):
         return self.out(self.norm(extras.add_to(self.project(text), items, dropped)))
 
     def users(
-        self, name: str, states: Tensor, history: Tensor, ages: Tensor, asking: Asking
+        self,
+        name: str,
+        states: Tensor,
+        history: Tensor,
+        ages: Tensor,
+        outcomes: Tensor,
+        asking: Asking,
     ) -> Tensor:
-        """Returns unit vectors f32[B, E] of users with histories [B, H] and age buckets [B, H].
+        """Returns unit vectors f32[B, E] of users with histories, ages and outcomes, each [B, H].
 
         Histories are rows of the items' vectors f32[m, E], -1 where there is none; profiles are
         those of the B users `asking`.
@@ -144,6 +160,9 @@ class Retrieval(nn.Module):
         place = history.clamp(min=0)
         interest = states @ self.queries[name].T / states.shape[1] ** 0.5
         scores = F.embedding(place, interest) + self.ages(ages.clamp(max=NUM_AGES - 1))
+        if name in self.outcomes:
+            vectors, which = self.outcomes[name](outcomes)
+            scores = scores + F.embedding(which, vectors)
         weights = masked_softmax(scores, known.unsqueeze(-1), 1).to(states.dtype)
         found = torch.einsum("bha,bhe->bae", weights, F.embedding(place, states))
         user = found.mean(1) + self.mix(found.flatten(1))
@@ -163,7 +182,7 @@ class Retrieval(nn.Module):
         history = torch.where(known, number[samples.history.clamp(min=0)], -1)
         states = self.states(name, samples.items[items], text[items], dropped)
         asking = Asking(samples.person, samples.moment)
-        return self.users(name, states, history, samples.ages, asking)
+        return self.users(name, states, history, samples.ages, samples.outcomes, asking)
 
     @torch.no_grad()
     def item_vectors(self, name: str, text: Tensor) -> Tensor:
@@ -180,8 +199,11 @@ class Retrieval(nn.Module):
         rows = torch.tensor(items[shift:], dtype=torch.int64, device=text.device)
         history = torch.tensor(history.reshape(users.history.shape) - shift).to(text.device)
         ages = torch.tensor(users.ages, dtype=torch.int64, device=text.device)
-        asking = Asking.of(users, text.device)
-        return self.users(name, self.states(name, rows, text[rows]), history, ages, asking)
+        outcomes = torch.zeros_like(ages)
+        if users.outcomes is not None:
+            outcomes = torch.tensor(users.outcomes, device=text.device)
+        asking, states = Asking.of(users, text.device), self.states(name, rows, text[rows])
+        return self.users(name, states, history, ages, outcomes, asking)
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.data.shards import SEVERAL, WEIGHT
+from mtrec_ray.data.shards import OUTCOME, SEVERAL, WEIGHT
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Samples:
         moment: i64[N], when the samples happened, in ms.
         several: i64[N, S], codes of columns with several values, side by side, then zeros.
         numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
+        outcomes: i64[N, H], what came of the history's items (`data/outcomes.py`); 0 where the data
+            does not tell.
         weights: f32[N], of rows in the losses of the tasks; 1 where the data has none.
     """
 
@@ -33,6 +35,7 @@ class Samples:
     candidate: Tensor
     history: Tensor
     ages: Tensor
+    outcomes: Tensor
     user: Tensor
     person: Tensor
     moment: Tensor
@@ -75,6 +78,7 @@ class Samples:
             candidate=put(index[:, 0], np.int64),
             history=put(index[:, 1:], np.int64),
             ages=put(arrays["history_age"], np.int64),
+            outcomes=put(arrays.get(OUTCOME, np.zeros_like(arrays["history"])), np.int64),
             user=put(arrays["user"], np.int64),
             person=put(arrays["person"], np.int64),
             moment=put(arrays["time"], np.int64),

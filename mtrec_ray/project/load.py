@@ -31,7 +31,7 @@ def load_project(path: str | Path, overrides: Sequence[str] = ()) -> Project:
         project = parse_project(tree)
     except ProjectError as error:
         raise ProjectError([*problems, *error.problems]) from None
-    refuse([*problems, *project.unused_options()])
+    refuse([*problems, *project.unused_options(), *project.single_weights()])
     return project
 
 

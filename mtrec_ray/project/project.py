@@ -223,6 +223,12 @@ class Project(Section):
             found = ", ".join(sorted(used - {""})) or "none, as all paths are local"
             yield f"storage_options: found {protocol!r}; allowed: protocols of paths ({found})"
 
+    def single_weights(self) -> Iterator[str]:
+        """Yields a line for moving weights of one loss alone; no check of the section, as above."""
+        learned = [s for s in self.scenarios.values() if s.weight > 0]
+        tasks = [task for s in learned for task in s.tasks.values() if task.weight > 0]
+        yield from self.training.weighting.single(len(learned), len(tasks))
+
     def check_users(self) -> Iterator[str]:
         """Yields a line for each table of users that no scenario names."""
         named = {scenario.users for scenario in self.scenarios.values()}

@@ -3,7 +3,7 @@
 import math
 import re
 import string
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from mtrec_ray.project.base import Name, Section, Share, none_word, shorten
+from mtrec_ray.project.history import MOST_OUTCOMES, History
 from mtrec_ray.project.task import Column, Columns, Label, Task
 
 SPLITS = ("train", "valid", "test")
@@ -82,6 +83,11 @@ def check_separators(separators: dict[str, str]) -> dict[str, str]:
 Separators = Annotated[dict[str, str], AfterValidator(check_separators)]
 
 
+def is_empty(value: Collection[object]) -> bool:
+    """Returns whether a field says nothing: what was made before there was such a field stays."""
+    return not value
+
+
 # Values that mean that nothing is known, by column.
 Missing = Annotated[dict[str, tuple[str | int | float, ...]], BeforeValidator(values_by_column)]
 
@@ -126,6 +132,12 @@ class Items(Section):
         description='Texts with several values and what parts them, such as `{genres: "|"}`: as '
         "`lists`.",
     )
+    vectors: Columns = Field(
+        default=(),
+        exclude_if=is_empty,
+        description="Columns of ready vectors, such as embeddings of images: lists of numbers, all "
+        "of one length; null is allowed.",
+    )
     published: Column | None = Field(
         default=None,
         description="Column with the publishing time, for the item's age. null: no age.",
@@ -153,6 +165,16 @@ class Items(Section):
         """Yields a line for each column that would be read in two ways."""
         yield from twice_named(self.categorical, self.lists, self.separators)
 
+    def check_vectors(self) -> Iterator[str]:
+        """Yields a line for each column of vectors that another field names, too."""
+        others: dict[str, Collection[str]] = {
+            "id": [self.id],
+            "text": self.text_columns,
+            "published": [self.published] if self.published else [],
+        }
+        named = ("categorical", "numeric", "lists", "separators")
+        yield from shared_vectors(self.vectors, others | {n: getattr(self, n) for n in named})
+
     @property
     def several(self) -> dict[str, str | None]:
         """Columns with several values, by the separator of their texts; None of lists."""
@@ -175,6 +197,17 @@ def twice_named(
     """Yields a line for each column of one or of several values that another field names, too."""
     for column in sorted({*categorical} & {*lists, *separators} | {*lists} & {*separators}):
         yield f"lists: found {column!r} twice; allowed: in one of categorical, lists, separators"
+
+
+def shared_vectors(
+    vectors: Collection[str], others: Mapping[str, Collection[str]]
+) -> Iterator[str]:
+    """Yields a line for each column of vectors that another field, of `others`, names, too."""
+    for column in vectors:
+        fields = [field for field, columns in others.items() if column in columns]
+        if fields:
+            also = " and ".join(fields)
+            yield f"vectors: found {column!r}, which {also} names, too; allowed: in one of them"
 
 
 class Propensity(Section):
@@ -296,17 +329,6 @@ class Negatives(Section):
     )
 
 
-class History(Section):
-    """The user's earlier items, strictly before the sample."""
-
-    of: str = Field(
-        default="any", description="Task whose positives are in the history; any: all rows."
-    )
-    last: Annotated[int, Field(ge=1, le=512)] = Field(
-        default=20, description="Items of the history, at most: the latest ones."
-    )
-
-
 class Scenario(Section):
     """One recommendation surface: its catalogue, log, split, tasks and loss weight (lambda)."""
 
@@ -335,24 +357,23 @@ class Scenario(Section):
         description="Share of rows whose item the catalogue may lack; these rows are dropped.",
     )
 
-    def _parents(self) -> dict[str, str]:
-        """Returns the task that a field names, by field."""
-        named = {f"tasks.{n}.given": t.given for n, t in self.tasks.items() if t.given}
-        if self.history.of != "any":
-            named["history.of"] = self.history.of
+    def _parents(self) -> list[tuple[str, str]]:
+        """Returns the fields that name a task, with the task."""
+        named = [(f"tasks.{n}.given", t.given) for n, t in self.tasks.items() if t.given]
+        named += [("history.of", task) for task in self.history.tasks]
         if self.negatives:
-            named["negatives.of"] = self.negatives.of
+            named.append(("negatives.of", self.negatives.of))
         return named
 
     def check_tasks_exist(self) -> Iterator[str]:
         """Yields a line for each field that names no other task."""
-        for field, task in self._parents().items():
+        for field, task in self._parents():
             if task not in self.tasks or field == f"tasks.{task}.given":
                 yield f"{field}: found {task!r}; allowed: another of {sorted(self.tasks)}"
 
     def check_parents_are_binary(self) -> Iterator[str]:
         """Yields a line for each field that names a task of another kind than binary."""
-        for field, name in self._parents().items():
+        for field, name in self._parents():
             task = self.tasks.get(name)
             if task is None or field == f"tasks.{name}.given":
                 continue
@@ -369,6 +390,14 @@ class Scenario(Section):
                 seen |= set(chain)
                 cycle = " given ".join([*chain, name])
                 yield f"tasks.{name}.given: found a cycle, {cycle}; allowed: a chain that ends"
+
+    def check_outcomes(self) -> Iterator[str]:
+        """Yields a line for more tasks than the outcomes of a history have room for."""
+        if self.history.outcomes and len(self.tasks) > MOST_OUTCOMES:
+            yield (
+                f"history.outcomes: found {len(self.tasks)} tasks; allowed: at most "
+                f"{MOST_OUTCOMES} beside it"
+            )
 
     def check_positives(self) -> Iterator[str]:
         """Yields a line for each task of which every row is a positive and nothing is drawn."""

@@ -14,6 +14,14 @@ from pydantic import (
 
 from mtrec_ray.project.assortment import Value
 from mtrec_ray.project.base import Duration, Section, shorten
+from mtrec_ray.project.classes import (
+    ClassList,
+    ClassWeights,
+    Gains,
+    by_class,
+    check_keys,
+    own_gains,
+)
 
 
 def check_column(name: str) -> str:
@@ -98,21 +106,40 @@ class Label(Section):
             yield f"always: found 1 beside the column {self.column!r}; allowed: one of them"
 
 
-# Fields that give a task's loss a shape, and the kind of task that may have them.
+# Fields that give a task's loss a shape, and the kinds of task that may have them.
 SHAPES = {
-    "positive_weight": "binary", "label_smoothing": "binary", "focal": "binary",
-    "huber": "regression",
+    "positive_weight": ("binary",), "label_smoothing": ("binary", "multiclass"),
+    "focal": ("binary",), "huber": ("regression",), "class_weights": ("multiclass",),
 }  # fmt: skip
+
+
+def is_none(value: object) -> bool:
+    """Returns whether a field has no value: a dump of a project does not name it then."""
+    return value is None
 
 
 class Task(Section):
     """A label to predict."""
 
-    kind: Literal["binary", "regression", "count", "duration"] = Field(
+    kind: Literal["binary", "regression", "count", "duration", "multiclass"] = Field(
         description="Labels are 0 or 1 (binary), numbers (regression), whole numbers >= 0 (count: "
-        "Poisson), or numbers >= 0 such as seconds (duration: log-normal); null is unknown."
+        "Poisson), numbers >= 0 such as seconds (duration: log-normal), or one of `classes` "
+        "(multiclass: softmax); null is unknown."
     )
     label: Label = Field(default=Label(), description="Where the label comes from.")
+    classes: ClassList | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Values of a multiclass task's column, 2 to 100, in their order. null: the "
+        "task is of another kind.",
+    )
+    gains: Gains | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Number of each class (others: 0), or a class alone (1). Its expectation is "
+        "the task's one number, by which lists rank. null: classes that are numbers themselves, or "
+        "else their places, from 0.",
+    )
     given: str | None = Field(
         default=None,
         description="Binary task without whose positive this task is undefined; it may have a "
@@ -139,7 +166,8 @@ class Task(Section):
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
-        description="Share of a label of a binary task that is 1/2 in its loss (1512.00567).",
+        description="Share of a label of a binary or multiclass task that is spread evenly over "
+        "its classes in the loss (1512.00567).",
     )
     focal: NonNegativeFloat = Field(
         default=0.0,
@@ -151,9 +179,15 @@ class Task(Section):
         description="Error, in units of the label of a regression, from which on the loss grows as "
         "a line. null: squares alone.",
     )
+    class_weights: ClassWeights | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Weight of each class of a multiclass task in its loss (others: 1); "
+        "probabilities are no rates with them. null: all 1.",
+    )
 
     @property
-    def shape(self) -> dict[str, float]:
+    def shape(self) -> dict[str, object]:
         """The fields of the loss that are not as its kind has them, by name."""
         fields = {name: getattr(self, name) for name in SHAPES}
         return {k: v for k, v in fields.items() if v != type(self).model_fields[k].default}
@@ -161,9 +195,11 @@ class Task(Section):
     def check_shape(self) -> Iterator[str]:
         """Yields a line for each shape of the loss that a task of this kind cannot have."""
         for name, value in self.shape.items():
-            kind = SHAPES[name]
-            if self.kind != kind:
-                yield f"{name}: found {value:g} in a {self.kind} task; allowed: a {kind} one"
+            kinds = SHAPES[name]
+            if self.kind not in kinds:
+                found = f"{value:g}" if isinstance(value, float) else shorten(value)
+                allowed = " or ".join(kinds)
+                yield f"{name}: found {found} in a {self.kind} task; allowed: a {allowed} one"
 
     def check_space(self) -> Iterator[str]:
         """Yields a line for an entire space without a parent."""
@@ -175,3 +211,36 @@ class Task(Section):
         if self.label.ways and self.kind != "binary":
             way = self.label.ways[0]
             yield f"label.{way}: found it in a {self.kind}; allowed: a binary task, or the column"
+
+    def check_classes(self) -> Iterator[str]:
+        """Yields a line for a multiclass task without classes, and for classes of another kind."""
+        if self.kind == "multiclass" and self.classes is None:
+            yield "classes: found none in a multiclass task; allowed: a list of 2 values or more"
+        for name, value in (("classes", self.classes), ("gains", self.gains)):
+            if value is not None and self.kind != "multiclass":
+                found = f"found {shorten(value)} in a {self.kind} task"
+                yield f"{name}: {found}; allowed: a multiclass one"
+
+    def check_numbers_of_classes(self) -> Iterator[str]:
+        """Yields a line for each number of a value that is no class, and for gains all alike."""
+        if self.kind != "multiclass" or self.classes is None:
+            return
+        wrong = list(check_keys("gains", self.gains, self.classes))
+        yield from wrong
+        yield from check_keys("class_weights", self.class_weights, self.classes)
+        if not wrong and len(set(self.class_gains)) == 1:
+            found = f"found {self.class_gains[0]:g} of every class"
+            yield f"gains: {found}; allowed: two numbers or more, by which lists can rank"
+
+    @property
+    def class_gains(self) -> tuple[float, ...]:
+        """The number of each class, in their order; empty for another kind."""
+        classes = self.classes or ()
+        default = [0.0] * len(classes) if self.gains else own_gains(classes)
+        return by_class(self.gains, classes, default)
+
+    @property
+    def weights_of_classes(self) -> tuple[float, ...]:
+        """The weight of each class in the loss, in their order."""
+        classes = self.classes or ()
+        return by_class(self.class_weights, classes, [1.0] * len(classes))

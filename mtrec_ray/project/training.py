@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from mtrec_ray.project.base import Name, Section, Share, check_workers_or_none
+from mtrec_ray.project.weighting import Weighting
 
 
 class Teacher(Section):
@@ -113,6 +114,10 @@ class Training(Section):
     max_skipped: Share = Field(
         default=0.01,
         description="Training stops above this share of steps without a finite loss or gradient.",
+    )
+    weighting: Weighting = Field(
+        default=Weighting(),
+        description="How the weights of losses move while the joint model trains.",
     )
     seed: NonNegativeInt = Field(default=0, description="Seed of all that is trained.")
 

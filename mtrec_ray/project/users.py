@@ -3,7 +3,7 @@
 It has a row for each user; with `time`, a row for each change of a profile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -13,6 +13,8 @@ from mtrec_ray.project.scenario import (
     Missing,
     Separators,
     check_template,
+    is_empty,
+    shared_vectors,
     template_columns,
     twice_named,
 )
@@ -53,6 +55,11 @@ class Users(Section):
     separators: Separators = Field(
         default={}, description="Texts with several values and what parts them, as those of items."
     )
+    vectors: Columns = Field(
+        default=(),
+        exclude_if=is_empty,
+        description="Columns of ready vectors, as those of items.",
+    )
     text: Annotated[str, AfterValidator(check_template)] | None = Field(
         default=None,
         description="Template of the user's text, which the pretrained encoder reads. null: none.",
@@ -63,7 +70,7 @@ class Users(Section):
 
     def check_columns(self) -> Iterator[str]:
         """Yields a line for a table of ids alone."""
-        if not (self.categorical or self.numeric or self.several or self.text):
+        if not (self.categorical or self.numeric or self.several or self.vectors or self.text):
             yield "found no column beside the id; allowed: at least one of any kind"
 
     def check_unit(self) -> Iterator[str]:
@@ -74,6 +81,16 @@ class Users(Section):
     def check_several(self) -> Iterator[str]:
         """Yields a line for each column that would be read in two ways."""
         yield from twice_named(self.categorical, self.lists, self.separators)
+
+    def check_vectors(self) -> Iterator[str]:
+        """Yields a line for each column of vectors that another field names, too."""
+        named = ("categorical", "numeric", "lists", "separators")
+        others: dict[str, Collection[str]] = {
+            "id": [self.id],
+            "time": [self.time] if self.time else [],
+            "text": self.text_columns,
+        }
+        yield from shared_vectors(self.vectors, others | {n: getattr(self, n) for n in named})
 
     @property
     def several(self) -> dict[str, str | None]:

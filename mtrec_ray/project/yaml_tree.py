@@ -1,6 +1,6 @@
 """YAML as a tree of mappings with text keys, with a line for whatever YAML would pass over."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import yaml
 from mtrec_ray.project.base import ProjectError
 
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+VALUES = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool")}
+BY_VALUE = ("gains", "class_weights")  # fields whose keys are values of a column, of any kind
 
 
 def read_tree(file: Path) -> tuple[dict[str, Any], list[str]]:
     """Returns the mapping of a YAML file, and a line for each key that is no text or stands twice.
 
-    Keys that are no text are left out of the mapping.
+    Keys that are no text are left out of the mapping, but those that are values of a column.
 
     Raises:
         ProjectError: no text in UTF-8, no YAML, or no mapping.
@@ -50,26 +52,32 @@ def yaml_mistake(error: yaml.YAMLError) -> str:
 
 
 def key_mistakes(root: yaml.Node) -> Iterator[str]:
-    """Yields a line for each key that stands twice in its mapping or is no text."""
-    waiting, visited = [root], set[int]()
+    """Yields a line for each key that stands twice in its mapping or is no text.
+
+    Of a field whose keys are values of a column a number, true or false is a key, too.
+    """
+    waiting, visited = [("", root)], set[int]()
     while waiting:
-        node = waiting.pop()
+        field, node = waiting.pop()
         if id(node) in visited:  # an alias
             continue
         visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            yield from mapping_mistakes(node)
-            waiting += [value for _, value in reversed(node.value)]
+            yield from mapping_mistakes(node, VALUES if field in BY_VALUE else set())
+            waiting += [(str(key.value), value) for key, value in reversed(node.value)]
         elif isinstance(node, yaml.SequenceNode):
-            waiting += reversed(node.value)
+            waiting += [("", value) for value in reversed(node.value)]
 
 
-def mapping_mistakes(node: yaml.MappingNode) -> Iterator[str]:
-    """Yields a line for each key of one mapping that stands twice or is no text."""
+def mapping_mistakes(node: yaml.MappingNode, others: Collection[str]) -> Iterator[str]:
+    """Yields a line for each key of one mapping that stands twice or is no text.
+
+    `others`: tags that a key may have beside that of a text.
+    """
     first: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
-        if key.tag not in (TEXT, MERGE):
+        if key.tag not in (TEXT, MERGE, *others):
             yield (
                 f"line {line}: found the key {key.value}, which YAML reads as "
                 f'{key.tag.rsplit(":", 1)[-1]}; allowed: a text, such as "{key.value}"'
@@ -82,8 +90,12 @@ def mapping_mistakes(node: yaml.MappingNode) -> Iterator[str]:
         first.setdefault(str(key.value), line)
 
 
-def with_text_keys(tree: Any) -> Any:
-    """Returns the tree without keys that are no text; shared parts stay shared no longer."""
+def with_text_keys(tree: Any, field: str = "") -> Any:
+    """Returns the tree without keys that are no text; shared parts stay shared no longer.
+
+    Those of a field whose keys are values of a column stay.
+    """
     if isinstance(tree, dict):
-        return {k: with_text_keys(v) for k, v in tree.items() if isinstance(k, str)}
+        kept = str | bool | int | float if field in BY_VALUE else str
+        return {k: with_text_keys(v, str(k)) for k, v in tree.items() if isinstance(k, kept)}
     return [with_text_keys(v) for v in tree] if isinstance(tree, list) else tree

@@ -25,6 +25,8 @@ WORDS = {
     "read_alternatives": "list of different values",
     "values_by_column": "values by column",
     "read_value": "text, a number, `true` or `false`",
+    "read_gains": "number by class, or a class",
+    "read_class_weights": "number > 0 by class",
 }
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", JsonValue: "value"}
 LIMITS = {

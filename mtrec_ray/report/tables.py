@@ -43,8 +43,17 @@ DURATION = {
     "mae": "MAE",
     "calibration": "pred/act.",
 }
+MULTICLASS = {
+    "rows": "rows",
+    "logloss": "log loss",
+    "ne": "NE",
+    "accuracy": "accuracy",
+    "majority": "majority",
+    "macro_auc": "AUC",
+}
 TABLES = (  # each with a metric that only its kind of label has
-    (BINARY, "auc"), (REGRESSION, "relative_rmse"), (COUNT, "poisson_deviance"), (DURATION, "rmsle")
+    (BINARY, "auc"), (REGRESSION, "relative_rmse"), (COUNT, "poisson_deviance"),
+    (DURATION, "rmsle"), (MULTICLASS, "macro_auc"),
 )  # fmt: skip
 
 

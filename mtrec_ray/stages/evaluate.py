@@ -17,6 +17,7 @@ from mtrec_ray.evaluation.metrics import (
     joint_score,
     reliability,
     roc_auc,
+    said_of,
     task_metrics,
 )
 from mtrec_ray.model.encoder import quantise_problems
@@ -51,6 +52,8 @@ def measure_predictions(folder: str, facts: PreparedScenario) -> TaskMetrics:
             continue
         known = np.isfinite(rows["label"][:, i])
         label, popular = rows["label"][known, i], rows["popularity"][known, i]
+        if kind == "multiclass":
+            continue  # a past rate is a mean gain, and no probability of a class
         if kind != "binary":
             metrics[task][f"popularity_{MAIN_METRIC[kind]}"] = error(kind, label, popular)
         elif 0 < label.mean() < 1:
@@ -76,7 +79,7 @@ def details(folder: str, facts: PreparedScenario, known_items: np.ndarray) -> di
     result: dict[str, dict[str, Any]] = {"intervals": {}, "slices": {}, "reliability": {}}
     for i, (task, kind) in enumerate(facts.kinds.items()):
         label = predicted["label"][:, i].astype(np.float64)
-        score = predicted["score"][:, i].astype(np.float64)
+        score = said_of(facts, task, predicted["score"])
         known = np.isfinite(label)
         if not known.any():
             continue

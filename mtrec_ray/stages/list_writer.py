@@ -26,7 +26,7 @@ from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot, blocks, new_user
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.list_inputs import ListInputs, ask, open_sources, users_per_block
-from mtrec_ray.stages.predictions import Beside, SecondOpinion
+from mtrec_ray.stages.predictions import Beside, SecondOpinion, probability_columns
 from mtrec_ray.stages.ranker import Ranker
 
 NEW_USERS = "new"  # in place of a partition: users without a row
@@ -209,7 +209,7 @@ class Writer:
     def table(
         self, users: UserSnapshot, candidates: Candidates, predicted: Float32s, lists: Lists
     ) -> pa.Table:
-        """Returns lists as rows: user, rank, item, score, predictions (the network's f32[M, T])."""
+        """Returns lists as rows: user, rank, item, score, predictions (the network's f32[M, P])."""
         ranker = self.ranker
         user, rank = np.nonzero(lists.items >= 0)
         item = lists.items[user, rank]
@@ -224,6 +224,7 @@ class Writer:
         for i, (task, kind) in enumerate(ranker.facts.kinds.items()):
             word = "probability" if kind == "binary" else "prediction"
             columns[f"{word}.{task}"] = told[:, i]
+        columns |= probability_columns(ranker.facts, told)
         columns["new_user"] = users.user[user] == 0  # no training row
         columns["new_item"] = ~ranker.items.in_training[item]
         if ranker.options.explore.way != "none":
@@ -231,7 +232,7 @@ class Writer:
         return pa.table(columns)
 
     def told(self, users: UserSnapshot, user: Ints, item: Ints, network: Float32s) -> Float32s:
-        """Returns f32[m, T]: predictions of pairs, blended as those of an evaluation."""
+        """Returns f32[m, P]: predictions of pairs, blended as those of an evaluation."""
         if self.beside is None or not len(item):
             return network
         layout = self.ranker.layout

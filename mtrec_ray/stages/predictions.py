@@ -3,6 +3,8 @@
 A row has its label, score and popularity by task. Where others stand beside the network, the score
 is the blend, `network` and `trees` are what each of them says by task, `labels.NAME` is what the
 user's other labels say of each task, and `source.NAME` what a source of candidates says of the row.
+Labels of a multiclass task are numbers of classes, its score the expected gain, and
+`probabilities.TASK` has the probability of each class.
 """
 
 from collections.abc import Mapping
@@ -32,6 +34,7 @@ from mtrec_ray.training.validation import SCORING_BATCH_ROWS, score_rows
 
 ModelByScenario = Mapping[str, TrainedModel]
 SOURCE = "source."  # before a source's name, in the name of its column
+PROBABILITIES = "probabilities."  # before the name of a multiclass task
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Beside:
         self, rows: Arrays, network: Float32s, known: int = FITTED_BEFORE
     ) -> dict[str, Float32s]:
         """Returns f32[N, T] or f32[N] by column: the blended score, and what it is made from.
+
+        The score and the network's predictions are f32[N, P]: those of classes stand behind.
 
         Where rows have no time users are known by the splits before `known`.
         """
@@ -207,7 +212,11 @@ class Predictor:
 def prediction_table(
     facts: PreparedScenario, arrays: Arrays, values: Mapping[str, Float32s]
 ) -> pa.Table:
-    """Returns the predictions of a block as it is written to Parquet: f32[N, T] or f32[N]."""
+    """Returns the predictions of a block as it is written to Parquet: f32[N, T] or f32[N].
+
+    Those of classes, which stand behind the others f32[N, P] of the score, have columns of their
+    own.
+    """
     columns: dict[str, Any] = {c: arrays[c] for c in ("row", "user", "person", "item")}
     columns["scenario"] = pa.array([facts.name] * len(arrays["row"]))
     width = max(len(facts.tasks), 1)
@@ -215,16 +224,27 @@ def prediction_table(
         [arrays["numeric"][:, facts.numeric_names.index(facts.popularity[t])] for t in facts.tasks],
         1,
     )
+    columns |= probability_columns(facts, values["score"])
     every = {"label": arrays["labels"], **values, "popularity": popularity}
     for key, matrix in every.items():
-        flat = pa.array(matrix.astype(np.float32).ravel())
-        if matrix.ndim == 1:
-            columns[key] = flat
-            continue
-        columns[key] = pa.ListArray.from_arrays(
-            np.arange(0, len(flat) + 1, width, dtype=np.int32), flat
-        )
+        whole = matrix.ndim == 1
+        columns[key] = matrix.astype(np.float32) if whole else lists_of(matrix[:, :width])
     return pa.table(columns)
+
+
+def lists_of(matrix: Float32s) -> pa.ListArray:
+    """Returns numbers [N, k] as a column of lists."""
+    flat, width = pa.array(matrix.astype(np.float32).ravel()), max(matrix.shape[1], 1)
+    return pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, width, dtype=np.int32), flat)
+
+
+def probability_columns(facts: PreparedScenario, predicted: Float32s) -> dict[str, pa.ListArray]:
+    """Returns the probabilities of each multiclass task's classes in predictions f32[N, P]."""
+    return {
+        PROBABILITIES + task: lists_of(predicted[:, facts.probabilities_of(task)])
+        for task in facts.tasks
+        if task in facts.classes
+    }
 
 
 def predict_split(
@@ -263,7 +283,7 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
     """Returns users [N] and labels, scores, popularity [N, T] of a scenario's predictions.
 
     And what stands beside the network: `network`, `trees` and `labels.NAME` [N, T], `source.NAME`
-    [N].
+    [N]. Behind the scores and those of the network stand the probabilities of classes: [N, P].
     """
     tables = []
     for path in storage.parquet_files(storage.join(folder, name)):
@@ -278,4 +298,20 @@ def read_predictions(folder: str, name: str, num_tasks: int) -> dict[str, np.nda
         if key in table.column_names:
             values = table.column(key).combine_chunks().flatten().to_numpy(zero_copy_only=False)
             columns[key] = values.reshape(-1, num_tasks)
+    return with_probabilities(columns, table)
+
+
+def with_probabilities(columns: dict[str, np.ndarray], table: pa.Table) -> dict[str, np.ndarray]:
+    """Returns columns of predictions, with those of classes behind the scores of tasks."""
+    named = [name for name in table.column_names if name.startswith(PROBABILITIES)]
+    of_classes = [matrix_of(table.column(name)) for name in named]
+    for key in ("score", "network"):
+        if key in columns and of_classes:
+            columns[key] = np.concatenate([columns[key], *of_classes], 1)
     return columns
+
+
+def matrix_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns [N, k] of a column of lists that are equally long."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1)

@@ -215,12 +215,12 @@ def read_user_texts(project: Project, folder: str, space: str) -> None:
 def suspicious(name: str, report: Record) -> list[str]:
     """Returns a line for each thing in a scenario's rows that was left out, or that looks wrong."""
     left_out = {"dropped": "rows dropped", "missing_values": "values read as null"}
-    ignored = ("ignored_labels", "ignored_numbers", "ignored_item_values")
+    ignored = ("ignored_labels", "ignored_numbers", "ignored_item_values", "ignored_user_values")
     left_out |= dict.fromkeys(ignored, "values ignored")
     lines = [
         f"{name}: {number:,} {what} ({why})"
         for part, what in left_out.items()
-        for why, number in report[part].items()
+        for why, number in report.get(part, {}).items()
         if number
     ]
     if repeated := report["duplicates"]:

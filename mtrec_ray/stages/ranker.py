@@ -85,12 +85,13 @@ class Ranker:
     def predictions(
         self, users: UserSnapshot, candidates: Candidates, numeric: Float32s | None = None
     ) -> Float32s:
-        """Returns f32[M, T], the predictions of each candidate.
+        """Returns f32[M, P], the predictions of each candidate.
 
         Candidates have the columns of their snapshot, or `numeric` f32[M, F], those of the moment
         at which their user asks.
         """
-        found = np.zeros((len(candidates), len(self.facts.tasks)), np.float32)
+        width = self.facts.num_predictions
+        found = np.zeros((len(candidates), width), np.float32)
         for block in blocks(candidates, self.options.pairs_per_block):
             own = users.of(block.users.start, block.users.stop)
             own_numeric = None if numeric is None else torch.from_numpy(numeric[block.pairs])
@@ -98,14 +99,13 @@ class Ranker:
             device = self.ranking.unit.device
             moved = None if own_numeric is None else own_numeric.to(device)
             logits = self.ranking.logits(own, items.to(device), moved)
-            b, c, t = logits.shape
-            values = predictions(self.facts, logits.view(b * c, t)).cpu().numpy().reshape(b, c, t)
+            values = predictions(self.facts, logits.flatten(0, 1)).cpu().numpy()
             real = block.pairs >= 0
-            found[block.pairs[real]] = values[real]
+            found[block.pairs[real]] = values.reshape(*block.pairs.shape, width)[real]
         return found
 
     def blended(self, predicted: Float32s) -> Float32s:
-        """Returns f32[M], the weighted sum of the tasks' predictions f32[M, T]."""
+        """Returns f32[M], the weighted sum of the tasks' predictions f32[M, P]."""
         facts = self.facts
         return blend(torch.from_numpy(predicted), facts.tasks, facts.given, self.by).numpy()
 

@@ -234,11 +234,14 @@ def blends_of_folder(folder: str, facts: PreparedScenario) -> Record:
 def blends_of(rows: Mapping[str, np.ndarray], facts: PreparedScenario) -> Record:
     """Returns by task the blend that pays, as plain values; `rows`: predictions of valid.
 
-    Users who said how many trees are best do not judge what a task that has trees gains by them.
-    Of more than 100,000 labelled rows those of some users are taken.
+    A multiclass task has none: the probabilities of its classes are the network's. Users who said
+    how many trees are best do not judge what a task that has trees gains by them. Of more than
+    100,000 labelled rows those of some users are taken.
     """
     found = {}
     for i, (task, kind) in enumerate(facts.kinds.items()):
+        if kind == "multiclass":
+            continue
         said, label = said_of_task(rows, i), rows["label"][:, i].astype(np.float64)
         known, judges = np.isfinite(label), np.ones(len(label), bool)
         if not np.isfinite(said.get("trees", label)).any():

@@ -18,8 +18,9 @@ from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.kinds import OBJECTIVES, fitted_scale
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.profiles import Profiles
-from mtrec_ray.data.shards import MOMENT, SEVERAL, WEIGHT, Arrays, read_rows
+from mtrec_ray.data.shards import MOMENT, OUTCOME, SEVERAL, WEIGHT, Arrays, read_rows
 from mtrec_ray.model.history import cosines, similarity_summary
+from mtrec_ray.model.outcomes import taken_and_passed_over
 from mtrec_ray.project.project import Project
 from mtrec_ray.training.build import pretrained_vectors
 
@@ -125,7 +126,7 @@ class Columns:
         return self.profiles.places(rows["person"], rows.get(MOMENT, rows["time"]))
 
     def text(self, rows: Arrays) -> Float32s:
-        """Returns f32[N, 3 + E]: cosines of candidate and history, and main components.
+        """Returns f32[N, 3 + E] (or 9 + E): cosines of candidate and history, main components.
 
         Where users have texts there is one more: the cosine of the candidate and that text.
         """
@@ -146,13 +147,22 @@ class Columns:
         return np.where(place[:, None] >= 0, cosines, np.float32(np.nan))
 
     def similarity(self, rows: Arrays) -> Float32s:
-        """Returns f32[N, 3]: cosine of candidate and history, mean, maximum and latest."""
+        """Returns f32[N, 3]: cosine of candidate and history, mean, maximum and latest.
+
+        Where histories tell what came of their items f32[N, 9]: the same of what was taken, and of
+        what was passed over.
+        """
+        names = ["item", "history", *([OUTCOME] if self.facts.history_outcomes else [])]
         parts = []
         for start in range(0, len(rows["item"]), 8192):
-            candidate = torch.from_numpy(rows["item"][start : start + 8192].astype(np.int64))
-            places = torch.from_numpy(rows["history"][start : start + 8192].astype(np.int64))
-            cosine = cosines(self.vectors, candidate, places.clamp(min=0))
-            parts.append(similarity_summary(cosine, places >= 0))
+            candidate, places, *outcomes = (
+                torch.from_numpy(rows[name][start : start + 8192].astype(np.int64))
+                for name in names
+            )
+            cosine, masks = cosines(self.vectors, candidate, places.clamp(min=0)), [places >= 0]
+            for told in outcomes:
+                masks += taken_and_passed_over(places >= 0, told)
+            parts.append(torch.cat([similarity_summary(cosine, mask) for mask in masks], 1))
         return torch.cat(parts).numpy()
 
 
@@ -232,7 +242,12 @@ def fit_trees(
 
 
 def num_rarer_labels(kind: str, labels: np.ndarray) -> int:
-    """Returns the number of labels; for a binary task, of its rarer label."""
+    """Returns the number of labels; for a binary task, of its rarer label.
+
+    0 of a multiclass task, which trees leave to the network.
+    """
+    if kind == "multiclass":
+        return 0
     if kind != "binary":
         return len(labels)
     return int(min((labels > 0.5).sum(), (labels <= 0.5).sum()))

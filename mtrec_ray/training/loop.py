@@ -153,6 +153,7 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
         "retrieval_loss": {name: loss for name, loss in losses.items() if "/" not in name},
         "valid": flat(metrics),
         **shared_layer_record(run),
+        **({"loss_weights": run.moving.take_means()} if run.moving else {}),
         "skipped_steps": progress.skipped_steps,
     }
     progress.curve.append(record)

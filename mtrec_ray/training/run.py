@@ -20,11 +20,13 @@ from mtrec_ray.training.checkpoint import SavedRun
 from mtrec_ray.training.collectives import any_rank, world
 from mtrec_ray.training.context import TrainContext
 from mtrec_ray.training.delta import L2SP, FineTuneStart, load_joint_weights
+from mtrec_ray.training.forward import Forward, wrap
 from mtrec_ray.training.item_vectors import Batch, ItemVectors
-from mtrec_ray.training.losses import task_labels, task_shapes, weight_tensor
+from mtrec_ray.training.losses import task_keys, task_labels, task_shapes, weight_tensor
 from mtrec_ray.training.optim import build_optimization
 from mtrec_ray.training.retrieval_loss import CandidateDraws, positive_counts
-from mtrec_ray.training.step import Forward, StepResult, accumulate, wrap
+from mtrec_ray.training.step import StepResult, accumulate
+from mtrec_ray.training.weighting import MovingWeights, moving_weights, units_of
 
 # How often all ranks ask whether one of their nodes will be preempted: the question is a barrier.
 PREEMPTION_CHECK_SECONDS = 5.0
@@ -144,6 +146,7 @@ class RankRun:
         self.session = Session()
         self.weights = weight_tensor(prepared.scenarios, project.scenarios).to(context.device)
         self.shapes = task_shapes(project.scenarios)
+        self.moving = self._moving_weights(state)
         self.model, self.vectors, self.l2_sp = start_model(
             project, prepared, context.device, start, saved
         )
@@ -157,6 +160,16 @@ class RankRun:
         self.draws: CandidateDraws | None = None
         self.forward = Forward(self.model, self.vectors)
         self.module = wrap(self.forward, some_unused=self.encoder_skips_steps)
+
+    def _moving_weights(self, state: dict[str, Any] | None) -> MovingWeights | None:
+        """Returns weights that move while the model trains, at their start or as they were."""
+        options = self.project.training
+        units = units_of(task_keys(self.prepared.scenarios), self.weights, options.weighting.by)
+        steps = self.progress.steps_per_epoch
+        moving = moving_weights(options.weighting, units, options.seed, steps)
+        if moving is not None and state is not None:
+            moving.restore(state["weighting"])
+        return moving
 
     @property
     def num_steps(self) -> int:
@@ -184,6 +197,7 @@ class RankRun:
             "schedule": self.schedule.state_dict(),
             "batches": self.batches.state(),
             "vectors": self.vectors.state(),
+            "weighting": self.moving.state() if self.moving else {},
         }
 
     def start(self) -> None:
@@ -243,6 +257,7 @@ class RankRun:
             self.module, self.prepared.scenarios, batches, self.weights,
             encode=self.encodes(), autocast=self.vectors.autocast,
             drawn=self.draws.of_step(batches, step) if self.draws else None, shapes=self.shapes,
+            moving=self.moving, step=step,
         )  # fmt: skip
         if self.finite_on_all_ranks(result):
             self.learn(result)
@@ -288,6 +303,8 @@ class RankRun:
             return
         self.optimizer.step()
         self.l2_sp.step(self.optimizer)
+        if self.moving is not None and result.seen is not None:
+            self.moving.update(result.seen, result.look_back() if result.look_back else None)
         self.progress.add_losses(self.by_label(result.sums), self.by_label(result.counts))
         self.progress.add_losses(result.retrieval_sums, result.retrieval_counts)
 

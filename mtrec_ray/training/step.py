@@ -1,19 +1,18 @@
 """One optimizer step: the joint loss of a global batch, exact over ranks and micro-batches."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mtrec_ray.data.prepared import PreparedScenario
-from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.training.collectives import sum_over_ranks, world
-from mtrec_ray.training.item_vectors import Autocast, Batch, ItemVectors
+from mtrec_ray.training.forward import Forward, without_synchronisation
+from mtrec_ray.training.item_vectors import Autocast, Batch
 from mtrec_ray.training.losses import (
     PLAIN,
     Shapes,
@@ -22,56 +21,10 @@ from mtrec_ray.training.losses import (
     label_counts,
     loss_sums,
 )
-from mtrec_ray.training.retrieval_loss import (
-    RETRIEVAL,
-    Candidates,
-    positives,
-    retrieval_loss,
-    retrieval_loss_sum,
-)
-
-
-class Forward(nn.Module):
-    """Texts to logits, as one module, so that DDP sees every parameter of a step."""
-
-    vectors: ItemVectors
-
-    def __init__(self, model: Recommender, vectors: ItemVectors) -> None:
-        super().__init__()
-        self.model = model
-        object.__setattr__(self, "vectors", vectors)
-
-    def forward(
-        self, batch: Batch, encode: bool, drawn: Mapping[str, Candidates] | None = None
-    ) -> dict[str, Tensor]:
-        """Returns logits f32[N, T] by scenario; with `encode` the encoder learns from it.
-
-        With candidates the retrieval side's loss sums f32[] are `retrieval/NAME`.
-        """
-        vectors = self.vectors.of_batch(batch, encode=encode)
-        sums: dict[str, Tensor] = {}
-        for name, own in (drawn or {}).items():
-            rows = positives(self.model.facts[name], batch[name])
-            texts = vectors[name], self.vectors.of_items(name, own.items)
-            sums[RETRIEVAL + name] = retrieval_loss_sum(self.model, name, rows, texts, own)
-        return self.model(batch, vectors) | sums
-
-
-def wrap(forward: Forward, *, some_unused: bool) -> nn.Module:
-    """Returns the module, wrapped by DDP where there are several ranks."""
-    if world()[1] == 1:
-        return forward
-    device = next(forward.parameters()).device
-    if forward.vectors.gathered is not None:  # it sums the encoder's gradient itself
-        names = {f"model.encoder.{n}" for n, _ in forward.model.encoder.named_parameters()}
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(forward, names)
-    return DistributedDataParallel(
-        forward,
-        device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=some_unused,
-        forward_sync_buffers=False,  # they are constants of the data, the same on every rank
-        gradient_as_bucket_view=True,
-    )
+from mtrec_ray.training.retrieval_loss import RETRIEVAL, Candidates, retrieval_loss
+from mtrec_ray.training.union_batch import Ahead, UnionBatch, look_ahead, losses_after
+from mtrec_ray.training.weighting import MovingWeights
+from mtrec_ray.training.weighting_methods import Seen
 
 
 @dataclass
@@ -84,6 +37,8 @@ class StepResult:
 
     Attributes:
         retrieval_sums, retrieval_counts: the same of the retrieval side's loss, by scenario.
+        seen: what a method of moving weights learns from; None with fixed ones.
+        look_back: computes the losses of its units on the same rows again, for a method that asks.
     """
 
     sums: Tensor
@@ -91,6 +46,8 @@ class StepResult:
     loss: float
     retrieval_sums: dict[str, float]
     retrieval_counts: dict[str, float]
+    seen: Seen | None = None
+    look_back: Callable[[], Tensor] | None = None
 
 
 def accumulate(
@@ -103,31 +60,36 @@ def accumulate(
     autocast: Autocast = nullcontext,
     drawn: Mapping[str, Candidates] | None = None,
     shapes: Shapes = PLAIN,
+    moving: MovingWeights | None = None,
+    step: int = 0,
 ) -> StepResult:
     """Add the gradient of the joint loss of the union batch to the parameters' gradients.
 
     The counts of the whole step (all ranks, all micro-batches) are known before the first
     backward; only the last micro-batch synchronises gradients. With candidates the retrieval side
-    learns, too.
+    learns, too. With `moving` the tasks' weights are those of the step.
     """
-    labels = [{name: s.labels for name, s in batch.items()} for batch in batches]
-    rows = [{name: s.weights for name, s in batch.items()} for batch in batches]
-    every = [label_counts(facts, x, v, shapes) for x, v in zip(labels, rows, strict=True)]
-    counts = sum_over_ranks(torch.stack(every).sum(0))
-    drawn = drawn or {}
-    size = world()[1]
-    total = torch.zeros(len(counts) + len(drawn), dtype=counts.dtype, device=counts.device)
-    for i, batch in enumerate(batches):
+    rows = UnionBatch(facts, batches, shapes, encode, autocast, drawn or {})
+    counts, size = rows.counts(), world()[1]
+    ahead = Ahead()
+    if moving is not None:
+        ahead = look_ahead(module, rows, counts, moving, step)
+    learned = weights if ahead.weights is None else ahead.weights
+    total = torch.zeros(len(counts) + len(rows.drawn), dtype=counts.dtype, device=counts.device)
+    for i in range(len(batches)):
         with nullcontext() if i == len(batches) - 1 else without_synchronisation(module):
-            with autocast():
-                logits = module(batch, encode, drawn)
-            sums = loss_sums(facts, logits, labels[i], rows[i], shapes)
-            beside = general_loss(facts, logits, labels[i], counts, rows[i], shapes)
-            beside = beside + retrieval_loss(facts, logits, drawn, weights)
-            (size * (joint_loss(sums, counts, weights.to(sums)) + beside)).backward()
-        own = [logits[RETRIEVAL + name].detach() for name in drawn]
+            logits, sums = ahead.outputs or rows.forward(module, i)
+            beside = general_loss(facts, logits, rows.labels(i), counts, rows.weights(i), shapes)
+            beside = beside + retrieval_loss(facts, logits, rows.drawn, weights)
+            (size * (joint_loss(sums, counts, learned.to(sums)) + beside)).backward()
+        own = [logits[RETRIEVAL + name].detach() for name in rows.drawn]
         total += torch.cat([sums.detach(), *(s.view(1) for s in own)]).double()
-    return step_result(sum_over_ranks(total), counts, weights, drawn)
+    result = step_result(sum_over_ranks(total), counts, weights, rows.drawn)
+    if moving is not None:
+        result.seen = Seen(step, moving.losses(result.sums, counts), ahead.gramian)
+        if moving.method.looks_back:
+            result.look_back = partial(losses_after, module, rows, counts, moving)
+    return result
 
 
 def step_result(
@@ -142,13 +104,6 @@ def step_result(
         retrieval_sums=dict(zip(drawn, retrieval, strict=True)),
         retrieval_counts={name: float(own.num_positives) for name, own in drawn.items()},
     )
-
-
-def without_synchronisation(module: nn.Module) -> AbstractContextManager[object]:
-    """Returns a context in which DDP leaves gradients on their rank."""
-    if isinstance(module, DistributedDataParallel):
-        return cast("DistributedDataParallel", module).no_sync()
-    return nullcontext()
 
 
 def scenario_gradients(

@@ -1,6 +1,6 @@
 """The loss of each row, by the kind of its task and the shape that the project file gives it.
 
-Letters: N rows, T tasks of a scenario.
+Letters: N rows, T tasks of a scenario, L their logits, C classes of a task.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,9 @@ def target(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
     """Returns f32[N]: what the task's loss compares with, NaN where the row takes no part.
 
     Regression labels are standardised by the training mean and deviation, durations so on their
-    logarithmic scale. A task over the entire space (ESMM, 1804.07931) has label 0 where a task
-    above it is 0, and null where the first of them that is not 1 is null.
+    logarithmic scale; those of a multiclass task are numbers of classes. A task over the entire
+    space (ESMM, 1804.07931) has label 0 where a task above it is 0, and null where the first of
+    them that is not 1 is null.
     """
     label = labels[:, facts.tasks.index(task)]
     if facts.kinds[task] == "regression":
@@ -42,11 +43,15 @@ def joint_label(facts: PreparedScenario, task: str, labels: Tensor) -> Tensor:
 def logit_losses(
     facts: PreparedScenario, task: str, logits: Tensor, targets: Tensor, shape: Task | None = None
 ) -> Tensor:
-    """Returns f32[N]: loss of each row for targets without NaN.
+    """Returns f32[N]: loss of each row of logits f32[N, L], for targets without NaN.
 
     `shape`: the task of the project file, where it has a loss of another shape than its kind.
     """
-    logit = logits[:, facts.tasks.index(task)].float()
+    own = logits[:, facts.logits_of(task)].float()
+    if task in facts.classes:
+        smoothing = 0.0 if shape is None else shape.label_smoothing
+        return F.cross_entropy(own, targets.long(), reduction="none", label_smoothing=smoothing)
+    logit = own[:, 0]
     if facts.kinds[task] in ("regression", "duration"):
         if shape is not None and shape.huber is not None:
             return huber(logit - targets, shape.huber / facts.label_stds[task])
@@ -56,7 +61,7 @@ def logit_losses(
     if task not in facts.entire and shape is None:
         return F.binary_cross_entropy_with_logits(logit, targets, reduction="none")
     above = facts.given if task in facts.entire else {}
-    log_p, log_rest = log_joint(facts.tasks, above, task, logits)
+    log_p, log_rest = log_joint(facts.logit_tasks, above, task, logits)
     if shape is not None:
         return shaped_losses(shape, log_p, log_rest, targets)
     return -(targets * log_p + (1 - targets) * log_rest)
@@ -84,8 +89,12 @@ def huber(errors: Tensor, delta: float) -> Tensor:
 def class_weights(shape: Task | None, targets: Tensor) -> Tensor:
     """Returns f32[N]: `positive_weight` where the target is 1, 1 where it is 0 or NaN.
 
-    In between for a target that a teacher has mixed.
+    In between for a target that a teacher has mixed. Of a multiclass task the weight of the
+    target's class.
     """
+    if shape is not None and shape.kind == "multiclass":
+        weights = targets.new_tensor(shape.weights_of_classes)
+        return weights[targets.nan_to_num(0.0).long()]
     weight = 1.0 if shape is None else shape.positive_weight
     return 1 + (weight - 1) * targets.nan_to_num(0.0)
 
@@ -94,6 +103,8 @@ def log_joint(
     tasks: list[str], given: Mapping[str, str], task: str, logits: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns f32[N] each: log p and log (1 - p) of a task and all tasks above it together.
+
+    `tasks`: those of the logits [N, L].
 
     With q of the tasks above and r of the task, 1 - q r = (1 - q) + q (1 - r): exact where both are
     near 1, so that no gradient is lost.

@@ -25,7 +25,7 @@ SCORING_BATCH_ROWS = 16_384
 def score_rows(
     model: Recommender, vectors: ItemVectors, name: str, batches: Iterator[Arrays]
 ) -> Iterator[tuple[Arrays, np.ndarray]]:
-    """Yields each batch with its predictions f32[N, T], from the cached item vectors."""
+    """Yields each batch with its predictions f32[N, P], from the cached item vectors."""
     was_training = model.training
     model.eval()
     for arrays in batches:
@@ -44,7 +44,7 @@ def score_split(
     split: str,
     most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns user hashes [N], labels and predictions [N, T] of a split, the same on every rank.
+    """Returns user hashes [N], labels [N, T] and predictions [N, P] of a split, on every rank.
 
     Of all its rows, or of the first `most`. Every rank scores its range of rows; labels and scores
     (not features) are gathered from all.

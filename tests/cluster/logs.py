@@ -175,6 +175,7 @@ def logs_project(root: Path) -> dict[str, Any]:
             "bought": {"kind": "binary", "label": "buy", "given": "click", "delay": "2d"},
             "stars": {"kind": "regression", "weight": 0.5},
         },
+        history={"of": "click", "last": 5, "outcomes": True},
         users="people",
         max_unknown_items=0.02,
     )
@@ -190,7 +191,7 @@ def logs_project(root: Path) -> dict[str, Any]:
         "folds",
         items={"path": "folds/items.parquet", "text": "{title}", "categorical": ["brand"]},
         events={"path": "folds/events.parquet"},
-        history={"of": "any", "last": 4},
+        history={"of": "any", "last": 4, "outcomes": True},
         tasks={
             "click": {"kind": "binary"},
             "score": {"kind": "regression", "given": "click"},

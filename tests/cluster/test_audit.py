@@ -18,7 +18,7 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import features
 from mtrec_ray.data.preparing import passes as data_prepare
 from mtrec_ray.data.preparing.audit import audit, sampled_rows
-from mtrec_ray.data.shards import Arrays
+from mtrec_ray.data.shards import OUTCOME, Arrays
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
@@ -60,11 +60,11 @@ def audited(prepared: Prepared, name: str, *splits: str) -> Iterator[tuple[str, 
 
 
 def plant(prepared: Prepared, name: str, edit: Edit, folder: Path) -> Prepared:
-    """A copy of the prepared data with the numbers or the history of one row changed."""
-    split, _, row, values = edit
+    """A copy of the prepared data with numbers, history or outcomes of one row changed."""
+    split, what, row, values = edit
     copy = replace(prepared, folder=str(folder / "planted"))
     shutil.copytree(Path(prepared.folder) / name, folder / "planted" / name)
-    column = "numeric" if isinstance(values, dict) else "history"
+    column = {"history": "history", "outcome": OUTCOME}.get(what, "numeric")
     for path in copy.shard_paths(name, split):
         table = pq.read_table(path)
         place = np.flatnonzero(table.column("row").to_numpy() == row)
@@ -153,6 +153,22 @@ def longer_history(prepared: Prepared, log: Log) -> Edit:
     raise AssertionError("all audited histories are full")
 
 
+def outcome_within_delay(prepared: Prepared, log: Log) -> Edit:
+    """A history that tells of an item whether it was bought, before the two days have passed."""
+    code = {item: i for i, item in enumerate(log.items["item_id"])}
+    for split, sample in audited(prepared, "live", *SPLITS):
+        now = log.rows.loc[int(sample["row"])]
+        mine = log.rows[(log.rows["user_id"] == now["user_id"]) & log.rows["buy"].notna()]
+        recent = mine[(mine["time"] < now["time"]) & (mine["time"] >= now["time"] - TWO_DAYS)]
+        once = ~mine["item_id"].duplicated(keep=False)
+        for item in recent["item_id"][(recent["click"] == 1) & once[recent.index]]:
+            place = sample["history"].tolist().index(code[item])
+            outcomes = sample[OUTCOME].copy()
+            outcomes[place] |= 3 << 2  # bought: the second task, its highest level
+            return split, "outcome", int(sample["row"]), outcomes.tolist()
+    raise AssertionError("no audited row has an item within its delay")
+
+
 def not_frozen(prepared: Prepared, log: Log) -> Edit:
     """Frozen statistics that count validation and test rows before the sample."""
     split_of = {
@@ -216,6 +232,7 @@ PLANTS: dict[str, tuple[str, Callable[[Prepared, Log], Edit]]] = {
     "label within its delay": ("live", label_within_delay),
     "equal-time item": ("live", history_edit(later=False)),
     "later item": ("live", history_edit(later=True)),
+    "outcome within its delay": ("live", outcome_within_delay),
     "own item beside the others": ("ordered", longer_history),
     "frozen statistics not frozen": ("cut", not_frozen),
     "own fold": ("folds", own_fold),

@@ -25,6 +25,7 @@ def shop_tree(root):
         items={**items, "numeric": ["price"]},
         split={"time": ["2025-03-12", "2025-03-22"]},
         tasks={"click": {"kind": "binary"}, "buy": {"kind": "binary", "given": "click"}},
+        history={"of": "any", "last": 5, "outcomes": True},
     )
     return world_tree(root) | {"scenarios": {"shop": shop}}
 
@@ -82,6 +83,7 @@ def test_state_is_the_next_rows_features(worlds):
             np.testing.assert_array_equal(found, wanted["numeric"][i])
             np.testing.assert_array_equal(state.history[at], wanted["history"][i])
             np.testing.assert_array_equal(state.ages[at], wanted["history_age"][i])
+            np.testing.assert_array_equal(state.outcomes[at], wanted["history_outcome"][i])
             assert state.user[at] == wanted["user"][i]
             row = rows_of_pairs(layout, state, catalogue, np.array([at]), np.array([number]))
             assert set(wanted) - set(row) == {"row", "labels"}

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -25,18 +25,24 @@ import torch.distributed as dist
 from mtrec_ray.data.prepared import PreparedScenario, load_prepared
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.model.samples import Samples
+from mtrec_ray.project.weighting import Method, Weighting
 from mtrec_ray.training import validation
 from mtrec_ray.training.cached_gradients import CachedGradients
 from mtrec_ray.training.collectives import world
+from mtrec_ray.training.forward import Forward, wrap
 from mtrec_ray.training.item_vectors import Batch
-from mtrec_ray.training.losses import task_shapes, weight_tensor
+from mtrec_ray.training.losses import task_keys, task_shapes, weight_tensor
 from mtrec_ray.training.retrieval_loss import CandidateDraws
-from mtrec_ray.training.step import Forward, accumulate, wrap
+from mtrec_ray.training.step import accumulate
+from mtrec_ray.training.weighting import MovingWeights, moving_weights, units_of
+from mtrec_ray.training.weighting_methods import Seen
 from tests.builders import (
     EVERY_KIND,
     FACTS,
     RETRIEVAL,
+    WITH_CLASSES,
     build,
+    classes_project,
     every_kind_project,
     make_catalogues,
     make_rows,
@@ -44,6 +50,7 @@ from tests.builders import (
     small_model,
     take,
     two_scenario_project,
+    with_vectors,
     with_weights,
 )
 
@@ -51,6 +58,7 @@ SECONDS = 100
 ACCUMULATION = 2
 # Rows of one micro-batch of one of two ranks, so that a step has 4 times as many.
 MICRO_ROWS = {"shop": 5, "video": 3}
+METHODS = [method for method in get_args(Method) if method != "fixed"]  # of moving weights
 # Trainable part, whether the step encodes, and whether DDP looks for unused parameters: as the
 # loop wraps each of them (`every: 2` encodes in every second step only).
 MODES = {
@@ -65,12 +73,16 @@ MODES = {
     "weighted": ("none", False, False),
     "kinds": ("none", False, False),
     "shapes": ("none", False, False),
-}
+    "vectors": ("none", False, False),
+    "classes": ("none", False, False),
+} | {f"weighting {method}": ("top_k", True, False) for method in METHODS}
 KINDS = ("kinds", "shapes")  # modes in which shop has a task of every kind; their rows have weights
 
 
 def facts_of(mode: str) -> dict[str, PreparedScenario]:
     """The scenarios of a mode."""
+    if mode == "classes":
+        return WITH_CLASSES
     return EVERY_KIND if mode in KINDS else FACTS
 
 
@@ -86,7 +98,7 @@ def step_rows(mode: str = "all") -> dict[str, Arrays]:
     for name, positives in {"shop": [12, 14, 19], "video": [0, 1, 2]}.items():
         rows[name]["labels"][positives, 0] = 1
         rows[name]["history"][positives[0]] = -1
-    if mode in (*KINDS, "weighted"):
+    if mode in (*KINDS, "weighted", "classes"):
         return {name: with_weights(own) for name, own in rows.items()}
     return rows
 
@@ -124,19 +136,25 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
         encoder["gather_items"] = 3
     options = small_model(trainable, encoder=encoder, retrieval=RETRIEVAL)
     facts = facts_of(mode)
-    model, vectors = build(options, make_catalogues(), facts)
+    catalogues = make_catalogues()
+    catalogues = with_vectors(catalogues) if mode == "vectors" else catalogues
+    model, vectors = build(options, catalogues, facts)
     vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
     if mode.startswith("gather"):
         vectors.gathered = CachedGradients(vectors)
     module = wrap(Forward(model, vectors), some_unused=some_unused)
-    projects = {"kinds": every_kind_project, "shapes": shaped_project}
+    projects = {"kinds": every_kind_project, "shapes": shaped_project, "classes": classes_project}
     project = projects.get(mode, two_scenario_project)()
     weights = weight_tensor(facts, project.scenarios)
     batches = batches_of(rank, size, mode)
+    moving = moving_of(mode, facts, weights)
     drawn = CandidateDraws(options, facts, positive_counts(), seed=3).of_step(batches, step=5)
     shapes = task_shapes(project.scenarios)
-    result = accumulate(module, facts, batches, weights, encode=encode, drawn=drawn, shapes=shapes)
+    result = accumulate(
+        module, facts, batches, weights, encode=encode, drawn=drawn, shapes=shapes, moving=moving,
+        step=7,
+    )  # fmt: skip
     if vectors.gathered is not None:
         vectors.gathered.collect()
         vectors.gathered.backward()
@@ -144,8 +162,40 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     retrieval = {"sums": result.retrieval_sums, "counts": result.retrieval_counts}
     return {
         "loss": result.loss, "counts": result.counts, "gradients": gradients,
-        "retrieval": retrieval,
+        "retrieval": retrieval, "moving": told_of(moving, result),
     }  # fmt: skip
+
+
+def moving_of(mode: str, facts: dict[str, PreparedScenario], weights) -> MovingWeights | None:
+    """Weights that have moved for two steps, or None."""
+    if not mode.startswith("weighting "):
+        return None
+    method = mode.removeprefix("weighting ")
+    by = "tasks" if METHODS.index(method) % 2 else "scenarios"
+    options = Weighting.model_validate({"method": method, "by": by, "every": 1, "lr": 0.3})
+    units = units_of(task_keys(facts), weights, by)
+    moving = moving_weights(options, units, 3, 50)
+    assert moving is not None
+    first = torch.linspace(0.5, 1.0, len(units.names), dtype=torch.float64)
+    gramian = torch.eye(len(first), dtype=torch.float64) + 0.1
+    for number, losses in enumerate((first, first.flip(0) * 0.7)):
+        seen = Seen(number, losses, gramian)
+        moving.task_weights(seen)
+        moving.update(seen, losses**2)
+    moving.take_means()
+    return moving
+
+
+def told_of(moving: MovingWeights | None, result) -> dict[str, torch.Tensor]:
+    """What a method saw of the step, the weights that it gave, and the losses of a second look."""
+    if moving is None:
+        return {}
+    found = {"losses": result.seen.losses, "means": moving.total}
+    if result.seen.gramian is not None:
+        found["gramian"] = result.seen.gramian
+    if result.look_back is not None:
+        found["after"] = result.look_back()
+    return found
 
 
 def resumed_gradients(rank: int, size: int, folder: Path, *, gather: bool) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.builders import EVERY_KIND, FACTS, make_catalogues, make_rows, take, write_prepared
+from tests.builders import FACTS, make_catalogues, make_rows, take, write_prepared
 from tests.distributed import rank as own
-from tests.distributed.rank import MODES, SECONDS
+from tests.distributed.rank import METHODS, MODES, SECONDS
 
 pytestmark = pytest.mark.distributed
 TOP = Path(__file__).parents[2]
@@ -117,6 +117,23 @@ def test_two_ranks_have_the_retrieval_loss_of_one(one, ranks, mode):
         assert found["sums"] == pytest.approx(wanted["sums"], rel=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_have_the_moving_weights_of_one(one, ranks, method):
+    """Ranks and micro-batches see the losses and gradients of the whole step, and weigh alike.
+
+    The weights are not those of the project file, and move the gradient of the shared layers.
+    """
+    wanted = one["steps"][f"weighting {method}"]
+    for found in (r["steps"][f"weighting {method}"]["moving"] for r in ranks[2]):
+        assert found.keys() == wanted["moving"].keys()
+        for name, values in wanted["moving"].items():
+            torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-7)
+    assert (wanted["moving"]["means"] - 1).abs().max() > 0.01
+    fixed = one["steps"]["top_k"]["gradients"]
+    name = next(n for n in fixed if n.startswith("sharing."))
+    assert (wanted["gradients"][name] - fixed[name]).norm() > 0.01 * fixed[name].norm()
+
+
 HEADS = [f"heads.{n}.{t}." for n, f in FACTS.items() for t in f.tasks]
 
 
@@ -127,13 +144,13 @@ def test_weights_change_the_step(one):
     assert plain["loss"] != pytest.approx(weighted["loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["kinds", "shapes"])
+@pytest.mark.parametrize("mode", ["kinds", "shapes", "classes"])
 def test_each_kind_of_task_learns(one, mode):
     """The step whose gradients are compared moves the head of a task of each kind."""
     gradients = one["steps"][mode]["gradients"]
-    for task in EVERY_KIND["shop"].tasks:
-        own = [g for n, g in gradients.items() if n.startswith(f"heads.shop.{task}.out.")]
-        assert all(g.any() for g in own), task
+    for task in own.facts_of(mode)["shop"].tasks:
+        of_head = [g for n, g in gradients.items() if n.startswith(f"heads.shop.{task}.out.")]
+        assert all(g.any() for g in of_head), task
 
 
 @pytest.mark.parametrize("part", ["encoder.", "sharing.", "retrieval.", *HEADS])
@@ -184,7 +201,7 @@ def test_part_of_the_encoder_learns(one, mode):
     assert all("lora_" in n for n in learning) == (mode == "lora")
 
 
-@pytest.mark.parametrize("mode", ["none", "every", "weighted", "kinds", "shapes"])
+@pytest.mark.parametrize("mode", ["none", "every", "weighted", "kinds", "shapes", "classes"])
 def test_an_encoder_that_does_not_learn_has_no_gradient(one, ranks, mode):
     """A frozen encoder, and one in a step that does not encode, has no gradient on any rank."""
     for found in (one, *ranks[2]):

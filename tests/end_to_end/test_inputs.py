@@ -496,6 +496,24 @@ CASES = {
         ),
         report={"train_label_means": {"view": 0.5, "click": 0.5}},
     ),
+    "32 one of three values as classes": Case(
+        both(
+            log(event=[("skip", "like", "love", None)[i % 4] for i in ROW]),
+            fields(
+                tasks={
+                    "click": {"kind": "binary"},
+                    "event": {
+                        "kind": "multiclass", "classes": ["skip", "like", "love"], "delay": "1d",
+                        "gains": {"love": 3, "like": 1},
+                    },
+                }
+            ),
+        ),
+        report={
+            "train_classes.event": {"skip": 53, "like": 53, "love": 52},
+            "train_label_means.event": round((53 + 3 * 52) / 158, 4),
+        },
+    ),
     "32 stars from four on as labels": Case(
         fields(tasks={"click": {"kind": "binary", "label": {"column": "stars", "at_least": 4}}}),
         report={"train_label_means.click": round(float((STARS[:210] >= 4).mean()), 4)}, long=True,
@@ -599,6 +617,16 @@ CASES = {
         report={"users_without_profile": NUM_USERS - 10},
         check=lambda p: profiles_of_training(p),
     ),
+    "27 ready vectors": Case(
+        both(
+            catalogue(image=[None, [np.inf, 1.0, 2.0], *np.eye(12, 3)[2:].tolist()]),
+            fields(items={"vectors": ["image"]}),
+            users(country=["c"] * 20, age=range(20), interests=np.eye(20, 5).tolist()),
+            lambda p: p.tree["users"]["people"].update(lists=[], vectors=["interests"]),
+        ),
+        told=(r"shop: 1 values ignored \(vector of image with a null, NaN or infinite number\)",),
+        check=lambda p: vectors_are_there(p, [False, False, *[True] * 10]),
+    ),
     "31 tags in titles": Case(catalogue(title=["A &amp; B <b>"] * NUM_ITEMS)),
     "31 emoji, right to left, and NUL in titles": Case(
         catalogue(title=["\U0001f600 \u202eabc\u202c \x00 x"] * NUM_ITEMS), long=True
@@ -679,6 +707,15 @@ def profiles_of_training(project: SmallProject) -> None:
     found = audit(whole, data, rows_per_split=30)
     assert len(found) > 10
     assert all("profile.the time of the row: " in f or "profile.country: " in f for f in found)
+
+
+def vectors_are_there(project: SmallProject, known: list[bool]) -> None:
+    """Items and users have vectors beside their tables, NaN where there is none."""
+    items = np.load(project.prepared / "shop" / "catalogue.vectors.0.npy")
+    people = np.load(project.prepared / "profiles.people.vectors.0.npy")
+    assert (items.shape, people.shape) == ((12, 3), (20, 5))
+    assert np.isfinite(items).all(1).tolist() == known
+    assert np.isfinite(people).all()
 
 
 @pytest.mark.usefixtures("session_ray")

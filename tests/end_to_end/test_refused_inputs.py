@@ -125,6 +125,10 @@ ROBERTA = {
 }  # fmt: skip
 
 IN_THE_FILES = {
+    "27 ready vectors as texts": Case(
+        both(catalogue(image=["0.1, 0.2"] * NUM_ITEMS), fields(items={"vectors": ["image"]})),
+        (rf"{SHOP}items\.vectors: found column 'image' of .* type string; allowed: a list of num",),
+    ),
     "4 later file without a label": Case(
         lacking("click"),
         (rf"{SHOP}tasks\.click: found no column 'click' in .*/ev/b\.parquet; allowed: .*",),
@@ -291,6 +295,23 @@ IN_THE_FILES = {
 }  # fmt: skip
 
 IN_THE_ROWS = {
+    "27 ready vectors of two lengths": Case(
+        both(
+            catalogue(image=[[1.0] * (3 + (i == 5)) for i in range(NUM_ITEMS)]),
+            fields(items={"vectors": ["image"]}),
+        ),
+        (
+            rf"{SHOP}items\.vectors: found column 'image' with vectors of lengths 3 \(such as that "
+            r"of 'i0'\), 4 \(such as that of 'i5'\); allowed: one length",
+        ),
+    ),
+    "27 no ready vector": Case(
+        both(
+            catalogue(image=pa.nulls(NUM_ITEMS, pa.list_(pa.float32(), 4))),
+            fields(items={"vectors": ["image"]}),
+        ),
+        (rf"{SHOP}items\.vectors: found column 'image' without a vector of an item that .*",),
+    ),
     "5 ids that differ, with fractions": Case(
         both(log(item_id=OF_ITEM), catalogue(item_id=[f"{i:05}" for i in ITEM]), FRACTIONS),
         NO_ITEM,
@@ -400,6 +421,21 @@ IN_THE_ROWS = {
     "32 an event that no row is": Case(
         fields(tasks={"click": {"kind": "binary", "label": {"column": "stars", "equals": "buy"}}}),
         (rf"{SHOP}tasks\.click: found only the label 0 in train; allowed: two values or more",),
+    ),
+    "32 a value that is no class": Case(
+        fields(tasks={"stars": {"kind": "multiclass", "classes": [1, 2, 3, 4]}}),
+        (rf"{SHOP}tasks\.stars: found \d+ labels .* no class, such as 5; allowed: 1, 2, 3, 4, ",),
+    ),
+    "32 classes that training has not": Case(
+        fields(tasks={"stars": {"kind": "multiclass", "classes": [0, 1, 2, 3, 4, 5, 6]}}),
+        (rf"{SHOP}tasks\.stars\.classes: found no row of 0, 6 in train; allowed: classes that",),
+    ),
+    "32 classes of lists": Case(
+        both(
+            log(seen=[["a"]] * NUM_ROWS),
+            fields(tasks={"seen": {"kind": "multiclass", "classes": ["a", "b"]}}),
+        ),
+        (rf"{SHOP}tasks\.seen\.classes: found column 'seen' .* type list.*; allowed: text, a num",),
     ),
     "33 a weight below 0": Case(
         both(log(trust=np.where(ROW == 7, -1, 1)), fields(events={"weight_column": "trust"})),

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from mtrec_ray.data.shards import OUTCOME
 from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
 from mtrec_ray.model.recommender import GENERAL
 from mtrec_ray.model.samples import Samples
-from tests.builders import SHOP, VIDEO, build, make_catalogues, small_model
+from tests.builders import SHOP, VIDEO, WITH_CLASSES, build, make_catalogues, small_model
 
 NAMES = [
     "item.log_count",
@@ -91,6 +92,8 @@ def samples_of_all_pairs(world):
         "categorical": np.zeros((len(user), 1), np.int32),
         "labels": np.zeros((len(user), 2), np.float32),
     }  # fmt: skip
+    if users.outcomes is not None:
+        arrays[OUTCOME] = users.outcomes[user]
     return Samples.of(arrays)
 
 
@@ -131,6 +134,26 @@ def test_scores_of_all_pairs(world, fields, general):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_scores_of_all_pairs_with_outcomes(world):
+    """A block of users has the scores of its pairs where histories tell what came of their items.
+
+    Other outcomes are other scores.
+    """
+    items, users, own = world
+    facts = FACTS | {"shop": replace(FACTS["shop"], history_outcomes=True)}
+    model, _ = build(small_model("none"), CATALOGUES, facts)
+    vectors = model_and_vectors()[1]
+    rng, found = np.random.default_rng(3), []
+    for _ in range(2):
+        outcomes = np.where(users.history >= 0, rng.integers(0, 16, users.history.shape), 0)
+        told = items, replace(users, outcomes=outcomes), own
+        found.append(CatalogueScorer(model.eval(), "shop", vectors, items).logits(told[1]))
+        wanted = brute_force(model, vectors, told)
+        torch.testing.assert_close(found[-1], wanted, rtol=1e-4, atol=1e-5)
+    assert (found[0] - found[1]).abs()[1:].mean() > 0.01
+
+
 @pytest.mark.parametrize("sharing", ["mmoe", "ple", "star", "pepnet"])
 @torch.no_grad()
 def test_scores_of_all_pairs_with_each_sharing(world, sharing):
@@ -140,6 +163,23 @@ def test_scores_of_all_pairs_with_each_sharing(world, sharing):
     wanted = brute_force(model, vectors, world)
     assert wanted.std() > 0.01
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("general", ["towers", "general", "from_general"])
+@torch.no_grad()
+def test_scores_of_classes(world, general):
+    """A block of users has the logits of its pairs where one task has several of them."""
+    numbers = {k: v for k, v in vars(FACTS["shop"]).items() if k.startswith("numeric")}
+    facts = WITH_CLASSES | {"shop": replace(WITH_CLASSES["shop"], **numbers)}
+    model, _ = build(small_model("none"), CATALOGUES, facts)
+    model.eval().use_general_head = general == "general"
+    model.starts_from_general = general == "from_general"
+    vectors = torch.randn(NUM_ITEMS, model.encoder.width)
+    found = CatalogueScorer(model, "shop", vectors, world[0]).logits(world[1])
+    wanted = brute_force(model, vectors, world)
+    assert found.shape == (NUM_USERS, NUM_ITEMS, 5)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert general == "general" or (wanted.std((0, 1)) > 0.01).all()
 
 
 @pytest.mark.parametrize("hidden", ["text", "history", "statistics"])

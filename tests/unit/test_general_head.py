@@ -10,9 +10,10 @@ from mtrec_ray.model.recommender import GENERAL
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.stages import recommend
+from mtrec_ray.training.forward import Forward
 from mtrec_ray.training.losses import general_loss, label_counts
 from mtrec_ray.training.run import clipped_together
-from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.step import accumulate
 from tests.builders import (
     FACTS,
     build,
@@ -96,7 +97,7 @@ def test_scores_generally():
     text = vectors.of_batch(batch, encode=False)["shop"]
     model.eval().use_general_head = True
     found = model.score("shop", batch["shop"], text)
-    similarity = model.sample_similarity(batch["shop"], text)
+    similarity = model.sample_similarity(batch["shop"], model.sample_cosines(batch["shop"], text))
     wanted = model.main_task_logits("shop", similarity, batch["shop"].numeric)
     torch.testing.assert_close(found[:, 0], wanted)
     assert found[:, 0].std() > 0

@@ -164,6 +164,26 @@ def test_going_on_equals_an_undisturbed_run(data, tmp_path, trainable, seed):
     assert found["curve"] == wanted["curve"]
 
 
+@pytest.mark.parametrize("method", ["dwa", "famo", "gradnorm", "pcgrad", "tchebycheff"])
+def test_moving_weights_go_on(data, tmp_path, method):
+    """Ended within an epoch, a run with moving weights ends with the same bits and weights."""
+    prepared, rows = data
+    moving = {"method": method, "by": "tasks", "lr": 0.2}
+    options = project(cache=tmp_path / "cache", accumulation=2, weighting=moving)
+    whole = Host(rows, tmp_path / "whole")
+    wanted = ended(whole, options, prepared)
+    cut = Host(rows, tmp_path / "cut")
+    for ends_at in (5, 8, None):
+        cut.ends_at = ends_at
+        found = ended(cut, options, prepared)
+    before, after = (load_file(h.folder / WEIGHTS) for h in (whole, cut))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert found["curve"] == wanted["curve"]
+    told = wanted["curve"][-1]["loss_weights"]
+    assert set(told) == {"shop/click", "shop/buy", "video/like", "video/stars"}
+    assert max(abs(weight - 1) for weight in told.values()) > 0.001
+
+
 @pytest.mark.parametrize("trainable", ["top_k", "lora"])
 def test_frozen_layers_do_not_run_in_a_resumed_run(data, tmp_path, trainable):
     """Their states come from the node's cache, in a run that goes on as in one that starts."""

@@ -14,6 +14,7 @@ from sklearn.metrics import mean_poisson_deviance
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.task import Task
+from mtrec_ray.training.forward import Forward
 from mtrec_ray.training.losses import (
     joint_loss,
     label_counts,
@@ -22,7 +23,7 @@ from mtrec_ray.training.losses import (
     task_shapes,
     weight_tensor,
 )
-from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.step import accumulate
 from mtrec_ray.training.task_losses import logit_losses, target
 from mtrec_ray.training.teacher_labels import mixable_tasks
 from tests.builders import (

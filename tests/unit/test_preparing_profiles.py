@@ -155,7 +155,11 @@ def test_a_wrong_file_or_column_is_one_line(tmp_path, fields, line):
     ("tree", "line"),
     [
         ({"categorical": [], "numeric": []}, "users.people: found no column beside the id; "),
-        ({"vectors": ["x"]}, "users.people.vectors: found an unknown key; allowed: categorical, "),
+        ({"images": ["x"]}, "users.people.images: found an unknown key; allowed: categorical, "),
+        (
+            {"vectors": ["age"]},
+            "users.people.vectors: found 'age', which numeric names, too; allowed: in one of them",
+        ),
         ({"text": "cook"}, "users.people.text: found 'cook'; no column name in braces; "),
     ],
 )

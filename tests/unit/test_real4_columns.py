@@ -73,7 +73,8 @@ def test_histories_are_those_of_the_plain_formula(log):
     _, key = np.unique(user, return_inverse=True)
     listed, delay, last = labels[:, 0] == 1, DAY_MS, 5
     rows = KeyedRows(key, time, labels, np.ones(len(key), bool))
-    history, ages = statistics.histories(rows, item, last, delay, listed)
+    found = statistics.histories(rows, item, last, delay, listed)
+    history, ages = found.items, found.ages
     for i in np.random.default_rng(1).choice(len(key), SHOWN, replace=False):
         past = np.flatnonzero((key == key[i]) & listed & (time < time[i] - delay))
         newest = past[np.argsort(time[past], kind="stable")][::-1][:last]

@@ -12,6 +12,7 @@ from mtrec_ray.model.retrieval import unit
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.training.cached_gradients import CachedGradients
+from mtrec_ray.training.forward import Forward
 from mtrec_ray.training.retrieval_loss import (
     RETRIEVAL,
     CandidateDraws,
@@ -23,7 +24,7 @@ from mtrec_ray.training.retrieval_loss import (
     softmax_loss_sum,
 )
 from mtrec_ray.training.run import clipped_together
-from mtrec_ray.training.step import Forward, accumulate
+from mtrec_ray.training.step import accumulate
 from tests.builders import (
     CPU,
     FACTS,
@@ -68,6 +69,7 @@ def samples_of(users, items, history, num_items=SHOP.num_items):
         candidate=torch.tensor(items),
         history=history,
         ages=torch.zeros_like(history),
+        outcomes=torch.zeros_like(history),
         user=torch.tensor(users),
         person=torch.tensor(users),
         moment=torch.zeros(len(users), dtype=torch.int64),

@@ -8,8 +8,9 @@ from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import SharingInputs, build_sharing
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
+from mtrec_ray.training.forward import Forward
 from mtrec_ray.training.losses import weight_tensor
-from mtrec_ray.training.step import Forward, gradient_cosines, gradient_shares, scenario_gradients
+from mtrec_ray.training.step import gradient_cosines, gradient_shares, scenario_gradients
 from tests.builders import (
     FACTS,
     build,

@@ -129,7 +129,8 @@ def test_histories_equal_the_loop(table, last, delay):
     """A history is the loop's: newest first, at most `last`, ages floor(log2(1 + seconds))."""
     rows = rows_of(table)
     item = np.arange(100, 100 + len(table), dtype=np.int32)
-    history, ages = statistics.histories(rows, item, last, delay)
+    found = statistics.histories(rows, item, last, delay)
+    history, ages = found.items, found.ages
     for i in range(len(table)):
         past = [
             j
@@ -148,8 +149,9 @@ def test_fold_histories_equal_the_loop(table, last):
     """Without time, a history is the first rows, in the order given, of the key's other folds."""
     rows = rows_of(table, folded=True)
     item = np.arange(100, 100 + len(table), dtype=np.int32)
-    history, ages = statistics.histories(rows, item, last, 0)
-    assert not ages.any()
+    found = statistics.histories(rows, item, last, 0)
+    history = found.items
+    assert not found.ages.any()
     for i in range(len(table)):
         first = other_fold_rows(rows, i)[:last]
         assert history[i].tolist() == [item[j] for j in first] + [-1] * (last - len(first))
@@ -167,8 +169,7 @@ def test_equal_times_do_not_see_each_other():
         assert values["user.log_count"] == values["user.log_known.buy"] == 0
         assert values["user.rate.buy"] == pytest.approx(0.25)
         assert math.isnan(values["user.log_seconds_since_last"])
-    history, _ = statistics.histories(rows, np.arange(3, dtype=np.int32), 4, 0)
-    assert (history == -1).all()
+    assert (statistics.histories(rows, np.arange(3, dtype=np.int32), 4, 0).items == -1).all()
 
 
 def test_a_label_is_known_only_after_its_delay():
@@ -201,12 +202,9 @@ def test_present_and_future_change_nothing(table, random):
         statistics.statistics(after, [0, 1], PRIORS)[i],
         rtol=1e-12,
     )
-    for a, b in zip(
-        statistics.histories(before, item, 3, 0),
-        statistics.histories(after, item, 3, 0),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a[i], b[i])
+    first, second = (statistics.histories(rows, item, 3, 0) for rows in (before, after))
+    np.testing.assert_array_equal(first.items[i], second.items[i])
+    np.testing.assert_array_equal(first.ages[i], second.ages[i])
 
 
 def test_too_many_keys_are_refused():

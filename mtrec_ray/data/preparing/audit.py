@@ -93,7 +93,10 @@ def check_row(
             if value is None:
                 expected = dict.fromkeys(expected, np.nan)
             problems += disagreements(columns, expected)
-    return problems + check_history(log, scenario, of_user, raw["time"], sample["history"].tolist())
+    problems += check_history(log, scenario, of_user, raw["time"], sample["history"].tolist())
+    if scenario.history.outcomes and not problems:
+        problems += check_outcomes(log, scenario, facts, of_user, raw["time"], sample)
+    return problems
 
 
 def check_labels(scenario: Scenario, raw: Any, sample: Arrays) -> list[str]:
@@ -159,6 +162,8 @@ class AuditPast:
             prior, until = self.priors[task], self.time - 1000 * known_after(self.scenario, task)
             known = (same[same["time"] < until] if timed else same)[["time", f"label.{task}"]]
             known = known.dropna()
+            if gains := self.scenario.tasks[task].class_gains:
+                known[f"label.{task}"] = [gains[int(n)] for n in known[f"label.{task}"]]
             expected[f"{key}.log_known.{task}"] = float(np.log(1 + self.scale * len(known)))
             expected[f"{key}.rate.{task}"] = smoothed(known[f"label.{task}"], prior)
             for days in windows if timed else ():
@@ -209,9 +214,9 @@ def check_history(
 ) -> list[str]:
     """Returns how a history differs from the last positives before a time (without time: any)."""
     delay = 0
-    if scenario.history.of != "any":
-        of_user = of_user[of_user[f"label.{scenario.history.of}"] == 1]
-        delay = 1000 * known_after(scenario, scenario.history.of)
+    if tasks := scenario.history.tasks:
+        of_user = of_user[(of_user[[f"label.{task}" for task in tasks]] == 1).any(axis=1)]
+        delay = 1000 * max(known_after(scenario, task) for task in tasks)
     if scenario.events.time is not None:
         of_user = of_user[of_user["time"] < time - delay]
     wanted = min(len(of_user), scenario.history.last)
@@ -226,3 +231,45 @@ def check_history(
     if rows.is_unique and [times[item] for item in listed] != latest:
         return ["history: is not the user's latest positives, newest first"]
     return []
+
+
+def check_outcomes(
+    log: AuditLog,
+    scenario: Scenario,
+    facts: PreparedScenario,
+    of_user: pd.DataFrame,
+    time: float,
+    sample: Arrays,
+) -> list[str]:
+    """Returns how a history's outcomes differ from what its rows' labels told before a time.
+
+    An item that the user has several rows with is left out: its row in the history is not known.
+    """
+    rows = of_user["item"].map(log.item_row)
+    problems = []
+    for item, outcome in zip(sample["history"], sample["history_outcome"], strict=True):
+        same = of_user[rows == item]
+        if item < 0 or len(same) > 1:
+            continue
+        for place, task in enumerate(facts.tasks):
+            known = scenario.events.time is None or (
+                same["time"].iloc[0] < time - 1000 * known_after(scenario, task)
+            )
+            label = float(same[f"label.{task}"].iloc[0]) if known else np.nan
+            found, wanted = int(outcome) // 4**place % 4, level(facts, task, label)
+            if found != wanted:
+                problems.append(f"outcome of {task}: prepared {found}, by brute force {wanted}")
+    return problems
+
+
+def level(facts: PreparedScenario, task: str, label: float) -> int:
+    """Returns 1 for a low label, 2 for one in the middle, 3 for a high one, 0 for none."""
+    if np.isnan(label):
+        return 0
+    if facts.kinds[task] == "binary":
+        return 3 if label == 1 else 1
+    mean, std = facts.label_means[task], facts.label_stds[task]
+    if facts.kinds[task] == "duration":
+        mean, std = facts.label_log_means[task], facts.label_log_stds[task]
+        label = float(np.log(1 + label))
+    return 1 if label < mean - std / 2 else 3 if label > mean + std / 2 else 2

@@ -261,6 +261,8 @@ def raw_label(table: pa.Table, scenario: Scenario, task: str) -> np.ndarray:
         return np.ones(table.num_rows)
     name = label.column or task
     column = table.column(name)
+    if scenario.tasks[task].classes:
+        return raw_class(column, scenario.tasks[task].classes or ())
     if label.equals is not None:
         rest = raw_nulls(table.select([name]), {name: label.equals}).column(0)
         hits = rest.is_null().to_numpy() & ~column.is_null().to_numpy()
@@ -268,6 +270,17 @@ def raw_label(table: pa.Table, scenario: Scenario, task: str) -> np.ndarray:
     if label.at_least is not None:
         return raw_at_least(column, label.at_least)
     return raw_numbers(column)
+
+
+def raw_class(column: pa.ChunkedArray, classes: Sequence[str | float]) -> np.ndarray:
+    """Returns f64[N]: the place of each value among the classes, NaN for null."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    places = np.full(len(column), np.nan)
+    for place, value in reversed(list(enumerate(classes))):
+        same = raw_equal(column.cast(kind), value)
+        hits = same.to_numpy() if isinstance(same, pa.ChunkedArray) else same.as_py()
+        places = np.where(hits, place, places)
+    return places
 
 
 def raw_at_least(column: pa.ChunkedArray, least: float) -> np.ndarray:

@@ -5,22 +5,26 @@ of rows with times the latest is looked for among all rows of the user.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.input_files import input_files
+from mtrec_ray.data.mapped_arrays import map_array
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.audit_log import raw_milliseconds, raw_nulls, raw_numbers, raw_text
 from mtrec_ray.data.profiles import ProfileIndex, persons_and_times, profiles_path
+from mtrec_ray.data.vectors import vectors_path
 from mtrec_ray.project.project import Project
 
 Row = dict[str, Any]
+ROW = "mtrec_ray.row"  # the column of the rows' numbers; no column of a user has such a name
 
 # Of a row: when it was written, in ms; no column of a table of users has such a name.
 WRITTEN = "the time of the row"
@@ -31,8 +35,10 @@ class AuditProfiles:
     """Rows of a table of users, as they were found and as they were prepared.
 
     Attributes:
-        raw: by id, the values of the columns of his rows: texts, numbers, None or NaN for null.
-        prepared: the user's id, numbers, and texts of which training knows enough, of each row.
+        raw: by id, the values of the columns of his rows: texts, numbers, standardised vectors as
+            lists, None or NaN for null.
+        prepared: the user's id, numbers, vectors, and texts of which training knows enough, of each
+            row.
         index: where the model finds these rows.
         vocabularies: by categorical column.
     """
@@ -67,17 +73,30 @@ class AuditProfiles:
             return [f"profile: prepared that of user {found['id']!r}, in the log {user!r}"]
         known = {n: v if v in self.vocabularies.get(n, (v,)) else None for n, v in expected.items()}
         return [
-            f"profile.{name}: prepared {found[name]!r}, in the table {value!r}"
+            f"profile.{name}: prepared {shown(found[name])}, in the table {shown(value)}"
             for name, value in known.items()
             if not same(found[name], value)
         ]
 
 
 def same(first: object, second: object) -> bool:
-    """Returns whether two values are equal, numbers in 32 bits; NaN is equal to itself."""
+    """Returns whether two values are equal, numbers in 32 bits, those of vectors in 16.
+
+    NaN is equal to itself.
+    """
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and np.allclose(first, second, rtol=1e-3, atol=1e-3)
     if isinstance(first, float) and isinstance(second, float):
         return bool(np.isclose(first, second, rtol=1e-6, atol=0, equal_nan=True))
     return first == second
+
+
+def shown(value: object) -> str:
+    """Returns a value for a person; of a vector the first numbers."""
+    if not isinstance(value, list):
+        return repr(value)
+    numbers = ", ".join(f"{number:.3g}" for number in value[:4])
+    return f"[{numbers}, ...]" if value[4:] else f"[{numbers}]"
 
 
 def read_audit_profiles(
@@ -89,6 +108,9 @@ def read_audit_profiles(
         return None
     facts = prepared.users[space]
     raw = raw_profiles(project, space, users)
+    for row in (row for rows in raw.values() for row in rows):
+        for column, mean in facts.vector_means.items():
+            row[column] = standardised(row[column], mean, facts.vector_scales[column])
     stored, index = prepared_profiles(prepared, space, users)
     return AuditProfiles(raw, stored, index, facts.vocabularies)
 
@@ -100,9 +122,11 @@ def raw_profiles(project: Project, space: str, users: Sequence[str]) -> dict[str
     """
     own = project.users[space]
     found: dict[str, list[Row]] = {}
-    columns = [own.id, *own.categorical, *own.numeric, *([own.time] if own.time else [])]
+    columns = [own.id, *own.categorical, *own.numeric, *own.vectors]
+    columns += [own.time] if own.time else []
+    blank = {c: v for c, v in own.missing.items() if c not in own.vectors}
     for file in input_files(project.path(own.path)):
-        table = raw_nulls(storage.read_table(file, list(dict.fromkeys(columns))), own.missing)
+        table = raw_nulls(storage.read_table(file, list(dict.fromkeys(columns))), blank)
         ids = raw_text(table.column(own.id))
         table, ids = rows_of(table, ids, users)
         values: dict[str, list[Any]] = {WRITTEN: [-math.inf] * table.num_rows}
@@ -112,16 +136,44 @@ def raw_profiles(project: Project, space: str, users: Sequence[str]) -> dict[str
             values[column] = raw_text(table.column(column)).to_pylist()
         for column in own.numeric:
             values[column] = raw_numbers(table.column(column)).tolist()
+        for column in own.vectors:
+            words = pd.Series(own.missing.get(column, ()), dtype=object)
+            none = pd.to_numeric(words, errors="coerce").astype(float).tolist()
+            values[column] = [raw_vector(v, none) for v in table.column(column).to_pylist()]
         for user, row in zip(ids.to_pylist(), rows_of_columns(values), strict=True):
             found.setdefault(user, []).append(row)
     return found
+
+
+def raw_vector(value: Sequence[Any] | None, none: Collection[float]) -> list[float] | None:
+    """Returns a vector as the table has it; None without one.
+
+    There is none where a number is null or not finite in 32 bits, or where all of them are values
+    that mean it.
+    """
+    if value is None or any(number is None for number in value):
+        return None
+    numbers = np.array([float(number) for number in value])
+    finite = (np.abs(numbers) <= np.finfo(np.float32).max).all()
+    return numbers.tolist() if finite and not {*numbers.tolist()} <= {*none} else None
+
+
+def standardised(
+    vector: Sequence[float] | None, mean: Sequence[float], scale: float
+) -> list[float] | None:
+    """Returns a vector less the mean, over the scale, within 1,000 of them."""
+    if vector is None:
+        return None
+    return np.clip((np.array(vector) - np.array(mean)) / scale, -1000, 1000).tolist()
 
 
 def prepared_profiles(
     prepared: Prepared, space: str, users: Sequence[str]
 ) -> tuple[list[Row], ProfileIndex]:
     """Returns the prepared rows of some users, codes as the texts that they stand for."""
-    table = storage.read_table(profiles_path(prepared.folder, space))
+    path = profiles_path(prepared.folder, space)
+    table = storage.read_table(path)
+    table = table.append_column(ROW, pa.array(np.arange(table.num_rows)))
     table, ids = rows_of(table, table.column("user_id"), users)
     persons, times = persons_and_times(table)
     values: dict[str, list[Any]] = {"id": ids.to_pylist()}
@@ -133,6 +185,9 @@ def prepared_profiles(
         if column.startswith("numeric."):
             numbers = table.column(column).to_numpy().astype(float)
             values[column.removeprefix("numeric.")] = numbers.tolist()
+    for number, column in enumerate(prepared.users[space].vector_means):
+        found = map_array(vectors_path(path, number))[table.column(ROW).to_numpy()].tolist()
+        values[column] = [None if any(np.isnan(vector)) else vector for vector in found]
     return rows_of_columns(values), ProfileIndex.of(persons, times)
 
 

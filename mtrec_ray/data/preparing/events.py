@@ -30,6 +30,7 @@ from mtrec_ray.data.columns import (
     list_parts,
     milliseconds,
     numbers,
+    place_among,
     plain_type,
 )
 from mtrec_ray.data.preparing.event_values import column_name, hashed_values
@@ -88,12 +89,17 @@ def _splits(
 
 
 def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDArray[np.float32]:
-    """Returns f32[N, T]: labels, NaN where unknown or where a task above is not positive."""
-    columns = {t: label_values(table, scenario.label(t)) for t in scenario.tasks}
+    """Returns f32[N, T]: labels, NaN where unknown or where a task above is not positive.
+
+    Those of a multiclass task are places in its list of classes.
+    """
+    columns = {t: task_labels(table, scenario, t) for t in scenario.tasks}
     positive = {t: values == 1 for t, values in columns.items()}
     for name, task in scenario.tasks.items():
         values = columns[name]
-        findings.note(f"bad label of {name}", is_wrong(task.kind, values), values)
+        wrong, label = is_wrong(task.kind, values), scenario.label(name)
+        shown = table.column(label.column) if task.classes and label.column else values
+        findings.note(f"bad label of {name}", wrong, shown)
         findings.note(f"label of {name} that is infinite", np.isinf(values))
         values = np.where(np.isinf(values), np.nan, values)
         if task.given:
@@ -106,12 +112,20 @@ def read_labels(table: pa.Table, scenario: Scenario, findings: Findings) -> NDAr
     return np.stack(list(columns.values()), 1)
 
 
+def task_labels(table: pa.Table, scenario: Scenario, task: str) -> NDArray[np.float32]:
+    """Returns f32[N]: the labels of a task before its parents are looked at; -1 for no class."""
+    label, classes = scenario.label(task), scenario.tasks[task].classes
+    if classes is None or label.column is None:
+        return label_values(table, label)
+    return place_among(table.column(label.column), classes)
+
+
 def is_wrong(kind: str, values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Returns bool[N]: labels that a task of a kind cannot have."""
     known = np.isfinite(values)
     if kind == "binary":
         return known & (values != 0) & (values != 1) | np.isinf(values)
-    negative = known & (values < 0) & (kind in ("count", "duration"))
+    negative = known & (values < 0) & (kind in ("count", "duration", "multiclass"))
     return negative | (known & (values != np.floor(values)) & (kind == "count"))
 
 

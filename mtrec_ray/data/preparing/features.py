@@ -19,13 +19,22 @@ from numpy.typing import NDArray
 from mtrec_ray.data.arrays import Float32s
 from mtrec_ray.data.catalogue import NO_TIME
 from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
+from mtrec_ray.data.outcomes import levels, outcome_parts
 from mtrec_ray.data.preparing import statistics
+from mtrec_ray.data.preparing.classes import with_gains
 from mtrec_ray.data.preparing.event_values import EventValues, all_codes
 from mtrec_ray.data.preparing.events import TRAIN
 from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals, part_of
 from mtrec_ray.data.preparing.samples import order_key, source_rows
-from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS, KeyedRows, Windows
-from mtrec_ray.data.shards import SEVERAL, WEIGHT
+from mtrec_ray.data.preparing.statistics import (
+    NO_WINDOWS,
+    WINDOWS_MS,
+    Histories,
+    KeyedRows,
+    Outcomes,
+    Windows,
+)
+from mtrec_ray.data.shards import OUTCOME, SEVERAL, WEIGHT
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED_AGE = "item.log_seconds_since_published"
@@ -95,6 +104,7 @@ class FeatureSpec:
         event_values: of the log's columns with several values.
         categories: of the catalogue columns whose values have statistics: i64[n], a number for the
             value of each item, -1 where it has none.
+        level_bounds: of each task, below which a label is low, and above which it is high.
     """
 
     scenario: Scenario
@@ -106,6 +116,7 @@ class FeatureSpec:
     seed: int
     categories: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     event_values: tuple[EventValues, ...] = ()
+    level_bounds: tuple[tuple[float, float], ...] = ()
 
     @functools.cached_property
     def columns(self) -> NumericColumns:
@@ -165,7 +176,7 @@ def with_end_rows(
     _, first, code = np.unique(key, return_index=True, return_inverse=True)
     num_keys = len(first)
     fold = folds(table, spec)
-    labels = label_matrix(table, spec)
+    labels = with_gains(label_matrix(table, spec), spec.scenario)
     rows = KeyedRows(
         key=np.concatenate([code, np.arange(num_keys)]),
         time=np.concatenate([table.column("time").to_numpy(), np.full(num_keys, spec.end_ms)]),
@@ -260,30 +271,31 @@ def category_statistics(
 
 
 def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[NDArray[np.bool_] | None, int]:
-    """Returns which rows histories list (None: all), and the label's delay in ms."""
-    of = spec.scenario.history.of
-    if of == "any":
+    """Returns which rows histories list (None: all), and after how many ms that is known."""
+    tasks = [spec.tasks.index(task) for task in spec.scenario.history.tasks]
+    if not tasks:
         return None, 0
-    index = spec.tasks.index(of)
-    return rows.labels[:, index] == 1, spec.delays_ms[index]
+    return (rows.labels[:, tasks] == 1).any(1), max(spec.delays_ms[task] for task in tasks)
 
 
 def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[str, pa.Table]]:
     """Returns the finished rows of a partition of users, and their end states by kind.
 
     A row: row, user (vocabulary number, 0 unknown), person (hash of the user), item, time, split,
-    history, history_age, numeric, categorical, labels; its weight, and codes of columns with
-    several values, if it has any. States: `users`, and `user_category.COLUMN` of each user and
-    value.
+    history, history_age, numeric, categorical, labels; its weight, what came of the items of its
+    history, and codes of columns with several values, where the project wants them. States:
+    `users`, and `user_category.COLUMN` of each user and value.
     """
     table = table.take(pa.array(np.argsort(order_key(table, spec.seed), kind="stable")))
     rows, first = with_end_rows(table, table.column("user").to_numpy(), spec)
     values = statistics_of(rows, spec)
-    history, age = histories_of(rows, table, spec)
+    past = histories_of(rows, table, spec)
     user = vocabulary_numbers(table.column("user").to_numpy(), spec.users)
     by_category, states = user_categories(table, user, rows.key[: table.num_rows], spec)
     num = table.num_rows
-    parts = {"history": history, "history_age": age}
+    parts = {"history": past.items, "history_age": past.ages}
+    if past.outcomes is not None:
+        parts[OUTCOME] = past.outcomes
     states["users"] = pa.table(
         {
             "user_id": table.column("user_id").take(pa.array(first)),
@@ -313,14 +325,16 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
     return finished, states
 
 
-def histories_of(
-    rows: KeyedRows, table: pa.Table, spec: FeatureSpec
-) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Returns histories before each row and at the end: items i32[N + K, H], ages u8[N + K, H]."""
+def histories_of(rows: KeyedRows, table: pa.Table, spec: FeatureSpec) -> Histories:
+    """Returns histories [N + K, H] before each row and at the end."""
     listed, delay = history_rows(rows, spec)
     at_the_end = np.full(len(rows.key) - table.num_rows, -1, np.int32)
     item = np.concatenate([table.column("item").to_numpy(), at_the_end])
-    return statistics.histories(rows, item, spec.scenario.history.last, delay, listed)
+    outcomes = None
+    if spec.scenario.history.outcomes:
+        parts = outcome_parts(levels(rows.labels, spec.level_bounds))
+        outcomes = Outcomes(parts, spec.delays_ms)
+    return statistics.histories(rows, item, spec.scenario.history.last, delay, listed, outcomes)
 
 
 def user_categories(

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import as_text, blank, is_bytes, is_list, plain_type
+from mtrec_ray.data.columns import as_text, blank, is_bytes, is_list, is_plain_number, plain_type
 from mtrec_ray.data.input_files import holds_text, input_files, look_at
 from mtrec_ray.data.storage import FileVersion
+from mtrec_ray.data.vectors import blank_vectors, vector_lists
 from mtrec_ray.project.base import ProjectError, without_options
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
@@ -68,6 +70,7 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
     of_items += [(column, "items.numeric") for column in items.numeric]
     of_items += [(column, "items.lists") for column in items.lists]
     of_items += [(column, "items.separators") for column in items.separators]
+    of_items += [(column, "items.vectors") for column in items.vectors]
     if items.published:
         of_items.append((items.published, "items.published"))
     of_events = [(events.user, "events.user"), (events.item, "events.item")]
@@ -86,12 +89,13 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
 
 def label_columns(scenario: Scenario) -> list[tuple[str, str]]:
     """Returns the columns that labels come from, each with the field that names it."""
-    labels = {task: scenario.label(task) for task in scenario.tasks}
-    return [
-        (label.column, ".".join([f"tasks.{task}", *(f"label.{way}" for way in label.ways)]))
-        for task, label in labels.items()
-        if label.column
-    ]
+    found = []
+    for task, spec in scenario.tasks.items():
+        label = scenario.label(task)
+        more = ["classes"] if spec.classes else [f"label.{way}" for way in label.ways]
+        if label.column:
+            found.append((label.column, ".".join([f"tasks.{task}", *more])))
+    return found
 
 
 def wanted_columns(scenario: Scenario, kind: str) -> list[str]:
@@ -107,7 +111,8 @@ def columns_of_users(users: Users) -> list[tuple[str, str]]:
     named += [(column, "users.categorical") for column in users.categorical]
     named += [(column, "users.numeric") for column in users.numeric]
     named += [(column, "users.lists") for column in users.lists]
-    return named + [(column, "users.separators") for column in users.separators]
+    named += [(column, "users.separators") for column in users.separators]
+    return named + [(column, "users.vectors") for column in users.vectors]
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ def _column_problems(
             f"{where}: found column {column!r} of {wrong[0].path}{_and_more(wrong)} with type "
             f"{wrong[0].schema.field(column).type}; allowed: {allowed_types(field)}"
         )
-    if field.startswith(("items.", "users.")) and not wrong:
+    if field.startswith(("items.", "users.")) and field not in VECTORS and not wrong:
         first = having[0].schema.field(column).type if having else None
         odd = [f for f in having if not _can_be_joined(first, f.schema.field(column).type)]
         if odd:
@@ -257,9 +262,13 @@ LISTS = ("items.lists", "users.lists", "events.lists")
 TEXTS = ("items.separators", "users.separators", "events.separators")
 
 
+VECTORS = ("items.vectors", "users.vectors")
+
+
 def holds_numbers(field: str) -> bool:
     """Returns whether a field of the project file names a column of numbers."""
-    return field.startswith(NUMBERS) and not field.endswith(".label.equals")
+    of_values = field.removeprefix("tasks.").endswith((".label.equals", ".classes"))
+    return field.startswith(NUMBERS) and not of_values
 
 
 def fits(kind: pa.DataType, field: str) -> bool:
@@ -276,6 +285,8 @@ def fits(kind: pa.DataType, field: str) -> bool:
         return is_number or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     if field in LISTS:
         return is_list(kind) and not pa.types.is_nested(kind.value_type)
+    if field in VECTORS:
+        return is_list(kind) and is_plain_number(kind.value_type)
     if field in TEXTS:
         return pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_bytes(kind)
     return not pa.types.is_nested(kind)
@@ -287,6 +298,8 @@ def allowed_types(field: str) -> str:
         return "a number or a boolean"
     if field in LISTS:
         return "a list of texts, numbers or dates"
+    if field in VECTORS:
+        return "a list of numbers"
     if field in TEXTS:
         return "text"
     return "a time stamp, a date or a number" if field in TIMES else "text, a number or a date"
@@ -372,12 +385,24 @@ def read_whole(source: InputTable) -> pa.Table:
         ProjectError: numbers of one file do not fit the type that the files have in common.
     """
     files = input_files(source.path)
-    read: Callable[[FileVersion], pa.Table] = lambda file: storage.read_table(file, source.wanted)  # noqa: E731
+    read: Callable[[FileVersion], pa.Table] = lambda file: read_columns(file, source)  # noqa: E731
     with ThreadPoolExecutor(READ_THREADS) as pool:
         table = _joined(source, list(pool.map(read, files)))
+    vectors = {column for column, field in source.columns if field in VECTORS}
     for column, values in source.missing.items():
         number = table.column_names.index(column)
-        table = table.set_column(number, column, blank(table.column(column), values))
+        emptied = blank_vectors if column in vectors else blank
+        table = table.set_column(number, column, emptied(table.column(column), values))
+    return table
+
+
+def read_columns(file: FileVersion, source: InputTable) -> pa.Table:
+    """Returns the columns of a file that the project file names, vectors in one type."""
+    table = storage.read_table(file, source.wanted)
+    for column, field in source.columns:
+        if field in VECTORS:
+            number = table.column_names.index(column)
+            table = table.set_column(number, column, vector_lists(table.column(column)))
     return table
 
 
@@ -398,10 +423,19 @@ def without_copies(table: pa.Table, key: str) -> pa.Table:
     """Returns the rows without those that are equal to an earlier one, in the same order."""
     if pc.count_distinct(as_text(table.column(key))).as_py() == table.num_rows:  # pyright: ignore[reportAttributeAccessIssue]
         return table
+    ids = as_text(table.column(key)).to_pandas()
+    rows = np.flatnonzero(ids.duplicated(keep=False))
     lists = [n for n in table.column_names if is_list(table.schema.field(n).type)]
-    plain = table.to_pandas()
-    plain[lists] = plain[lists].map(str)
-    return table.filter(pa.array(~plain.duplicated().to_numpy()))
+    plain = table.take(rows).to_pandas()
+    plain[lists] = plain[lists].map(list_text)
+    kept = np.ones(table.num_rows, bool)
+    kept[rows] = ~plain.duplicated().to_numpy()
+    return table.filter(pa.array(kept))
+
+
+def list_text(value: np.ndarray | None) -> str:
+    """Returns a list as a text that no other list has; NumPy's own leaves out what is long."""
+    return str(None if value is None else value.tolist())
 
 
 def num_items_read(project: Project, name: str) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import load_catalogue
+from mtrec_ray.data.preparing.classes import class_facts, class_rows
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.project import Project
@@ -38,7 +39,9 @@ def manifest_of(
         scenarios[name] = {
             "name": name,
             **task_facts(scenario, scans[name]),
+            **class_facts(scenario, scans[name].class_sums),
             "history_last": scenario.history.last,
+            **({"history_outcomes": True} if scenario.history.outcomes else {}),
             "numeric_names": list(specs[name].columns.names),
             **fit_numeric(folder, shards["train"]),
             **fit_items(storage.join(folder, name, "catalogue.parquet")),
@@ -205,6 +208,7 @@ def data_report(
         "train_labels": dict(zip(scenario.tasks, known.tolist(), strict=True)),
         "train_label_means": dict(zip(scenario.tasks, scan.priors.round(4).tolist(), strict=True)),
         "train_label_ranges": dict(zip(scenario.tasks, scan.label_ranges.T.tolist(), strict=True)),
+        **class_rows(scenario, scan.class_sums),
         "labels": {
             split: dict(zip(scenario.tasks, row.tolist(), strict=True))
             for split, row in zip(SPLITS, scan.num_labels, strict=True)

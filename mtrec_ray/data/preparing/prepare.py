@@ -24,20 +24,27 @@ import ray.data
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, published_ms
 from mtrec_ray.data.columns import floats, milliseconds
+from mtrec_ray.data.outcomes import level_bounds
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
-from mtrec_ray.data.preparing.manifest import manifest_of
+from mtrec_ray.data.preparing.manifest import manifest_of, task_facts
 from mtrec_ray.data.preparing.passes import add_fractions, build_shards, rewrite_with_negatives
 from mtrec_ray.data.preparing.problems import item_problems, scan_problems, user_problems
 from mtrec_ray.data.preparing.profiles import (
     KnownUsers,
     TrainingUsers,
     profile_problems,
+    user_vector_problems,
     without_profile,
     write_profiles,
 )
 from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
+from mtrec_ray.data.preparing.vectors import (
+    incomplete_vectors,
+    item_vector_problems,
+    write_table_vectors,
+)
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import refuse
@@ -125,6 +132,7 @@ def spec_of(
             column: category_codes(items.column(column))
             for column in scenario.items.statistics_columns
         },
+        level_bounds=level_bounds(task_facts(scenario, scan)),
     )
 
 
@@ -147,11 +155,13 @@ def user_vocabularies(
 def write_catalogues(
     project: Project, items: dict[str, pa.Table], scans: dict[str, Scan], folder: str
 ) -> dict[str, dict[str, list[str]]]:
-    """Write each scenario's catalogue; returns the vocabularies of its categorical columns."""
+    """Write each scenario's catalogue and vectors; returns the vocabularies of its categories."""
     vocabularies = {}
     for name, table in items.items():
         out, vocabularies[name] = assemble(table, project.scenarios[name], scans[name].item_rows)
-        storage.write_table(storage.join(folder, name, CATALOGUE), out)
+        path, rows = storage.join(folder, name, CATALOGUE), scans[name].item_rows
+        storage.write_table(path, out)
+        write_table_vectors(path, table, project.scenarios[name].items.vectors, rows > 0)
     return vocabularies
 
 
@@ -174,6 +184,7 @@ def prepare(
     sources = ray.put({name: source_of(project, name, items[name]) for name in items})
     fragments, scans = expanded_log(project, sources, storage.join(folder, "work"), log)
     refuse(scan_problems(project, scans))
+    refuse(item_vector_problems(project, items, {n: s.item_rows for n, s in scans.items()}))
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans, stored_users)
     trained_on = training_users(project, scans, users)
@@ -188,6 +199,9 @@ def prepare(
             of_log = TrainingUsers(scans[name].users, trained_on[scenario.users].end_ms)
             missing = without_profile(people[scenario.users], own, of_log)
             facts[name]["users_without_profile"] = missing
+            odd = incomplete_vectors(people[scenario.users], own.vectors)
+            if any(odd.values()):
+                facts[name]["ignored_user_values"] = {k: v for k, v in odd.items() if v}
     return manifest_of(project, scans, specs, vocabularies, written, facts, folder) | profiles
 
 
@@ -223,7 +237,8 @@ def prepare_profiles(
     """
     if not people:
         return {}
-    refuse(profile_problems(project, people, known))
+    lines = profile_problems(project, people, known)
+    refuse(lines + user_vector_problems(project, people, known, stored))
     return {
         "users": write_profiles(project, tokenised_users(project, people), known, stored, folder)
     }
@@ -236,7 +251,7 @@ def item_facts(project: Project, name: str, table: pa.Table) -> dict[str, Any]:
     ignored = {
         f"number of {column} that is infinite": int(np.isinf(floats(table.column(column))).sum())
         for column in items.numeric
-    }
+    } | incomplete_vectors(table, items.vectors)
     if items.published:
         times = milliseconds(table.column(items.published), unit)
         known = int((published_ms(table, items, unit) != NO_TIME).sum())

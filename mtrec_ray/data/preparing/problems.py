@@ -17,6 +17,8 @@ from mtrec_ray.data.columns import (
     milliseconds,
     plausible_unit,
 )
+from mtrec_ray.data.preparing.vectors import length_problems
+from mtrec_ray.project.classes import key_of
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
 from mtrec_ray.project.users import Users
@@ -46,7 +48,7 @@ LABELS = {
 
 
 def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
-    """Returns a line for each fault of a catalogue: null or repeated ids, times in no unit."""
+    """Returns a line for each fault of a catalogue: ids, odd vectors, times in no unit."""
     return [
         line
         for name, table in tables.items()
@@ -55,12 +57,13 @@ def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]
 
 
 def user_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
-    """Returns a line for each fault of a table of users: ids and times that it cannot have."""
-    return [
-        line
-        for space, table in tables.items()
-        for line in _user_table_problems(f"users.{space}", project.users[space], table)
-    ]
+    """Returns a line for each fault of a table of users: ids, times, vectors."""
+    lines: list[str] = []
+    for space, table in tables.items():
+        users = project.users[space]
+        lines += _user_table_problems(f"users.{space}", users, table)
+        lines += length_problems(f"users.{space}", table, users.id, users.vectors)
+    return lines
 
 
 def _user_table_problems(where: str, users: Users, table: pa.Table) -> Iterator[str]:
@@ -122,6 +125,7 @@ def _null_problems(where: str, ids: pa.ChunkedArray) -> Iterator[str]:
 def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Iterator[str]:
     where = f"scenarios.{name}.items"
     yield from _id_problems(f"{where}.id", table.column(scenario.items.id))
+    yield from length_problems(where, table, scenario.items.id, scenario.items.vectors)
     column = scenario.items.published
     if column and scenario.events.time_unit is None and is_plain_number(table[column].type):
         ms = pc.fill_null(milliseconds(table[column]), NO_TIME).to_numpy()
@@ -193,7 +197,8 @@ def _row_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]
         if what.startswith("bad label of "):
             task = what.removeprefix("bad label of ")
             kind = scenario.tasks[task].kind
-            wrong, allowed = LABELS[kind]
+            classes = ", ".join([*map(key_of, scenario.tasks[task].classes or ()), "null"])
+            wrong, allowed = LABELS.get(kind, ("no class", classes))
             yield (
                 f"{where}.tasks.{task}: found {number} labels of a {kind} task that are {wrong}, "
                 f"such as {examples[what]}; allowed: {allowed}"
@@ -265,6 +270,11 @@ def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool
                 f"{where}.events.weight_column: found only weights of 0 in the training rows with "
                 f"a label of {task}; allowed: at least one above 0"
             )
+        elif lacking := classes_without_rows(scenario, task, scan):
+            yield (
+                f"{where}.tasks.{task}.classes: found no row of {', '.join(lacking)} in train; "
+                "allowed: classes that training has"
+            )
         elif low == high and (expanded or not drawn):
             positives_alone = scenario.tasks[task].kind == "binary" and low == 1
             hint = f", or negatives: {{of: {task}}}" if positives_alone else ""
@@ -272,6 +282,16 @@ def _label_problems(where: str, scenario: Scenario, scan: "Scan", expanded: bool
                 f"{where}.tasks.{task}: found only the label {low:g} in train; allowed: two values "
                 f"or more{hint}"
             )
+
+
+def classes_without_rows(scenario: Scenario, task: str, scan: "Scan") -> list[str]:
+    """Returns the classes of a task that no training row has; none of another kind."""
+    if task not in scan.class_sums:
+        return []
+    rows = scan.class_sums[task][0]
+    return [
+        key_of(v) for v, n in zip(scenario.tasks[task].classes or (), rows, strict=True) if not n
+    ]
 
 
 def _valid_problems(where: str, scenario: Scenario, scan: "Scan") -> Iterator[str]:

@@ -22,7 +22,13 @@ from mtrec_ray.data.catalogue import (
 )
 from mtrec_ray.data.columns import as_text, finite_floats, hash_strings, milliseconds
 from mtrec_ray.data.preparing.manifest import scales
+from mtrec_ray.data.preparing.vectors import (
+    stored_problems,
+    train_problems,
+    write_table_vectors,
+)
 from mtrec_ray.data.profiles import TIME, ProfileFacts, profiles_path
+from mtrec_ray.data.vectors import VECTORS, has_vector
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.users import Users
 
@@ -104,8 +110,17 @@ def assemble_users(
         columns[f"{SEVERAL}{name}"] = lists
     for name in users.numeric:
         columns[f"numeric.{name}"] = finite_floats(table.column(name))
-    order = [(name, "ascending") for name in ("person", TIME) if name in columns]
-    return pa.table(columns).sort_by(order), {"vocabularies": single, "several": several}
+    for name in users.vectors:
+        columns[f"{VECTORS}{name}"] = has_vector(table.column(name))
+    prepared = pa.table(columns).take(pa.array(row_order(table, users)))
+    return prepared, {"vocabularies": single, "several": several}
+
+
+def row_order(table: pa.Table, users: Users) -> Ints:
+    """Returns i64[P]: the rows of a table in the order of the prepared one, by person and time."""
+    person = hash_strings(table.column(users.id)).view(np.int64)
+    times = [times_of(table, users)] if users.time else []
+    return np.lexsort([*times, person])
 
 
 def frequent_values(values: pd.Series, row: Ints, person: Ints, known: Bools) -> list[str]:
@@ -140,8 +155,23 @@ def write_profiles(
         storage.write_table(path, out)
         scale = {f"numeric_{k}": v for k, v in numeric_scales(path).items()}
         fitted = ProfileFacts(**vocabularies, **scale, has_text=users.text is not None)
-        facts[space] = asdict(fitted)
+        facts[space] = asdict(fitted) | _write_vectors(path, table, users, seen, before)
+        if not users.vectors:
+            del facts[space]["vector_means"], facts[space]["vector_scales"]
     return facts
+
+
+def _write_vectors(
+    path: str, table: pa.Table, users: Users, known: Bools, stored: ProfileFacts | None
+) -> dict[str, Any]:
+    """Write the vectors of users in the order of the prepared rows; returns what was fitted."""
+    order = row_order(table, users)
+    own = table.select(users.vectors).take(order)
+    scales = write_table_vectors(path, own, users.vectors, known[order], stored)
+    return {
+        "vector_means": {column: scale.mean for column, scale in scales.items()},
+        "vector_scales": {column: scale.scale for column, scale in scales.items()},
+    }
 
 
 def numeric_scales(path: str) -> dict[str, Any]:
@@ -172,6 +202,25 @@ def profile_problems(
                 f"users.{space}.id: found ids such as {example!r}, none of which is a user of "
                 "training; allowed: the ids that events.user has"
             )
+    return lines
+
+
+def user_vector_problems(
+    project: Project,
+    tables: Mapping[str, pa.Table],
+    known: Mapping[str, TrainingUsers],
+    stored: Mapping[str, KnownUsers],
+) -> list[str]:
+    """Returns a line for each column of vectors that training has none of, or unlike the stored."""
+    lines: list[str] = []
+    for space, table in tables.items():
+        users, where = project.users[space], f"users.{space}"
+        before = stored[space].profiles if space in stored else None
+        seen = known[space].rows(table, users)
+        if before:
+            lines += stored_problems(where, table, users.vectors, before)
+        elif seen.any():
+            lines += train_problems(where, table, users.vectors, seen, "a user")
     return lines
 
 

@@ -16,6 +16,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import MIN_ROWS, NO_TIME, ItemLookup, published_ms
 from mtrec_ray.data.columns import LARGEST_MS, hash_ints, matrix
 from mtrec_ray.data.preparing import inputs
+from mtrec_ray.data.preparing.classes import ClassSums, add_sums, class_sums, with_gains
 from mtrec_ray.data.preparing.event_values import (
     EventValues,
     column_name,
@@ -78,6 +79,7 @@ class Scan:
         label_sums: f64[6, T], of the known labels: their number, the sum of their rows' weights,
             weighted sums of labels and of their squares, and the same two of log(1 + label).
         label_ranges: f64[2, T], the least and the greatest label.
+        class_sums: of multiclass tasks, whose labels above are gains of classes.
         num_labels: i64[3, T], the known labels of train, valid and test.
         item_rows: i64[n].
         all_item_rows: i64[n], of all splits.
@@ -94,6 +96,7 @@ class Scan:
     split_rows: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
     label_sums: np.ndarray = field(default_factory=lambda: np.zeros((6, 1)))
     label_ranges: np.ndarray = field(default_factory=lambda: np.zeros((2, 1)))
+    class_sums: ClassSums = field(default_factory=dict)
     num_labels: np.ndarray = field(default_factory=lambda: np.zeros((3, 1), np.int64))
     item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     all_item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
@@ -180,7 +183,8 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource, one_in: in
     labels = matrix(table.column("labels"))[:, : len(source.scenario.tasks)]
     weighted = WEIGHT in table.column_names
     weights = table.column(WEIGHT).to_numpy() if weighted else np.ones(len(split), np.float32)
-    sums, ranges = label_facts(labels[train], weights[train])
+    numbers = with_gains(labels[train], source.scenario)
+    sums, ranges = label_facts(numbers, weights[train])
     known = np.isfinite(labels)
     items, time = table.column("item").to_numpy(), table.column("time").to_numpy()
     several = [table.column(column_name(i)) for i in range(len(source.scenario.events.several))]
@@ -190,6 +194,7 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource, one_in: in
         split_rows=np.bincount(split, minlength=4)[:4],
         label_sums=sums,
         label_ranges=ranges,
+        class_sums=class_sums(labels[train], weights[train], source.scenario),
         num_labels=np.stack([known[split == code].sum(0) for code in range(len(SPLITS))]),
         item_rows=np.bincount(items[train], minlength=source.num_items),
         all_item_rows=np.bincount(items, minlength=source.num_items),
@@ -238,6 +243,7 @@ def merge_scans(first: Scan | None, second: Scan) -> Scan:
         split_rows=first.split_rows + second.split_rows,
         label_sums=first.label_sums + second.label_sums,
         label_ranges=np.stack([np.minimum(low, other_low), np.maximum(high, other_high)]),
+        class_sums=add_sums(first.class_sums, second.class_sums),
         num_labels=first.num_labels + second.num_labels,
         item_rows=first.item_rows + second.item_rows,
         all_item_rows=first.all_item_rows + second.all_item_rows,

@@ -202,31 +202,61 @@ def _smoothed(known: Floats, total: Floats, prior: float) -> list[Floats]:
     return [np.log1p(known), (total + SMOOTHING * prior) / (known + SMOOTHING)]
 
 
+@dataclass(frozen=True)
+class Histories:
+    """The user's last items before each row, newest first.
+
+    Attributes:
+        items: i32[N, H], catalogue rows, -1 where there is none.
+        ages: u8[N, H], floor(log2(1 + seconds)); without time 0.
+        outcomes: i32[N, H], what came of them (`data/outcomes.py`), 0 where there is none; None
+            where nobody asked.
+    """
+
+    items: NDArray[np.int32]
+    ages: NDArray[np.uint8]
+    outcomes: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What came of each row: i32[N, T], a part of its outcome, known after T delays in ms."""
+
+    parts: NDArray[np.int32]
+    delays_ms: Sequence[int]
+
+
 def histories(
-    rows: KeyedRows, item: NDArray[np.int32], last: int, delay_ms: int, listed: Bools | None = None
-) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Returns the user's last items before each row.
+    rows: KeyedRows,
+    item: NDArray[np.int32],
+    last: int,
+    delay_ms: int,
+    listed: Bools | None = None,
+    outcomes: Outcomes | None = None,
+) -> Histories:
+    """Returns the user's last items i32[N] before each row.
 
-    `listed` bool[N] marks the rows that may stand in a history (positives of the history's task,
+    `listed` bool[N] marks the rows that may stand in a history (positives of the history's tasks,
     if they count); without it all that count may.
-
-    Returns:
-        i32[N, H] catalogue rows, newest first, -1 where there is none, and
-        u8[N, H] ages, floor(log2(1 + seconds)); without time 0.
     """
     counts = rows.counts if listed is None else rows.counts & listed
     if rows.fold is None:
-        return _timed_histories(rows.past.only(counts), item, last, delay_ms)
+        return _timed_histories(rows.past.only(counts), item, last, delay_ms, outcomes)
     index = _fold_history(rows, rows.fold, counts, last)
-    history = np.where(index >= 0, item[index], -1).astype(np.int32)
-    return history, np.zeros(index.shape, np.uint8)
+    known = index >= 0
+    history = np.where(known, item[index], -1).astype(np.int32)
+    told = None
+    if outcomes is not None:
+        told = np.where(known, outcomes.parts.sum(1, dtype=np.int32)[index], 0).astype(np.int32)
+    return Histories(history, np.zeros(index.shape, np.uint8), told)
 
 
 def _timed_histories(
-    past: Past, item: NDArray[np.int32], last: int, delay_ms: int
-) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    past: Past, item: NDArray[np.int32], last: int, delay_ms: int, outcomes: Outcomes | None
+) -> Histories:
     history = np.full((len(past.order), last), -1, np.int32)
     ages = np.zeros(history.shape, np.uint8)
+    told = None if outcomes is None else np.zeros(history.shape, np.int32)
     items = item[past.rows]
     for asked in questions(past):
         taken = asked.end(delay_ms)[:, None] - 1 - np.arange(last)
@@ -238,7 +268,19 @@ def _timed_histories(
         history[asked.place] = np.where(exists, items[taken], -1)
         # 1 + age = m 2^e with 1/2 <= m < 1: e - 1 is the floor of its logarithm, without one.
         ages[asked.place] = np.where(exists, np.frexp(1 + age)[1] - 1, 0)
-    return history, ages
+        if outcomes is not None and told is not None:
+            told[asked.place] = np.where(exists, _known_outcomes(past, asked, taken, outcomes), 0)
+    return Histories(history, ages, told)
+
+
+def _known_outcomes(
+    past: Past, asked: Questions, taken: Ints, outcomes: Outcomes
+) -> NDArray[np.int32]:
+    """Returns i32[B, H]: what is known of rows `taken` in the sorted order when each asks."""
+    parts = outcomes.parts[past.rows[taken]]
+    for task, delay in enumerate(outcomes.delays_ms):
+        parts[taken >= asked.end(delay)[:, None], task] = 0
+    return parts.sum(-1, dtype=np.int32)
 
 
 def _fold_history(rows: KeyedRows, fold: Ints, counts: Bools, last: int) -> Ints:

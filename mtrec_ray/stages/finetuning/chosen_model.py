@@ -174,7 +174,7 @@ def with_use_options(trained_model: TrainedModel, project: Project) -> TrainedMo
 
 
 def score_split_by_tasks(trained_model: TrainedModel, name: str, split: str) -> ScoredSplit:
-    """Returns a split's persons i64[N], labels and predictions f32[N, T], by Ray tasks."""
+    """Returns a split's persons i64[N], labels f32[N, T], predictions f32[N, P], by Ray tasks."""
     facts, run = trained_model.open_prepared().scenarios[name], trained_model.project.run
     shards = facts.shards[split]
     vectors = ray.put(ensure_vectors(trained_model))

@@ -73,6 +73,7 @@ def scenario_project(
         overrides["training.lr"] = tuned.lr_new
         rows = tuned.rows_per_epoch or joint_run.data(name).scenarios[name].num_rows("train")
         batch_size = min(batch_size, max(rows // STEPS_AN_EPOCH, LEAST_BATCH))
+    overrides["training.weighting.method"] = "fixed"  # of one scenario
     overrides["training.batch_size"] = tuned.batch_size or batch_size
     if tuned.l2_sp:  # it stands in place of weight decay
         overrides |= {"training.weight_decay": 0.0, "training.id_weight_decay": 0.0}

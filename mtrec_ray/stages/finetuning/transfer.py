@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from mtrec_ray.data import storage
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.evaluation.bootstrap import paired_difference
-from mtrec_ray.evaluation.metrics import MAIN_METRIC, error, roc_auc
+from mtrec_ray.evaluation.metrics import MAIN_METRIC, error, roc_auc, said_of
 from mtrec_ray.evaluation.model_choice import ScoredRows, score_difference
 from mtrec_ray.progress import Log
 from mtrec_ray.project.depends_on import Fields, task_weights
@@ -218,7 +218,7 @@ def task_row(
     kind = facts.kinds[task]
     metric = MAIN_METRIC[kind]
     labels, users = scored.labels[known, i].astype(np.float64), scored.users[known]
-    known_scores = {m: [s[known, i].astype(np.float64)] for m, s in scored.scores.items()}
+    known_scores = {m: [said_of(facts, task, s)[known]] for m, s in scored.scores.items()}
     row: dict[str, Any] = {"metric": metric, "rows": int(known.sum())}
     for model, scores in known_scores.items():
         row[model] = metric_of(kind, labels, scores[0])
