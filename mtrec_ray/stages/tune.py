@@ -135,10 +135,10 @@ def scheduler_of(
     options, protected = project.search, list(references(project))
     epochs = options.epochs or project.training.epochs
     if options.scheduler == "pbt":
-        return Population(space, epochs, options.grace, protected, options.seed)
+        return Population(space, epochs, options.first_stop, protected, options.seed)
     if options.scheduler == "none":
         return None
-    halving = Halving(epochs, options.grace, protected)
+    halving = Halving(epochs, options.first_stop, protected)
     halving.fill([trial for trial in trials.values() if trial.ended])
     return halving
 

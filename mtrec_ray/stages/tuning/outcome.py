@@ -128,7 +128,7 @@ def trial_rows(project: Project, outcome: Outcome) -> list[dict[str, Any]]:
             "status": trial.status,
             "reason": trial.reason,
             "seconds": round(trial.seconds, 2),
-            "epochs": len(trial.curve),
+            "epochs": trial.epochs,
             "best_epoch": best.get("epoch"),
             "on_front": trial.name in front,
             "chosen": trial.name == outcome.chosen.name,

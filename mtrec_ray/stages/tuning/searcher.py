@@ -155,7 +155,7 @@ class Halving(ASHAScheduler):
         stopped: names of the trials that it ended.
     """
 
-    def __init__(self, epochs: int, grace: int, spared: Sequence[str]) -> None:
+    def __init__(self, epochs: int, grace: float, spared: Sequence[str]) -> None:
         super().__init__(
             time_attr="epoch", metric=JOINT, mode="min", max_t=epochs, grace_period=grace,
             reduction_factor=REDUCTION, stop_last_trials=False,

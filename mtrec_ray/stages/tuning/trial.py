@@ -56,6 +56,10 @@ def trial_project(project: Project) -> Project:
         {
             "training.epochs": search.epochs or project.training.epochs,
             "training.rows_per_epoch": rows,
+            "training.validations": search.validations,
+            "evaluation.valid_rows": min(
+                search.valid_rows or project.evaluation.valid_rows, project.evaluation.valid_rows
+            ),
             **workers(project),
             "run.name": run.name,
         },
