@@ -111,7 +111,7 @@ def unit_gradients(
     losses = units.matrix((num * units.task_weights(moving.method.ones)).to(sums)) @ (
         sums / at_least_something(counts).to(sums)
     )
-    gradients = [
+    gradients: list[Tensor | None] = [
         torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)[0]
         for loss in losses
     ]

