@@ -145,7 +145,7 @@ def run_ours(
         loop.train_epoch(run)
         run.vectors.refresh()
         spent += time.monotonic() - started
-        run.progress.epoch += 1
+        run.progress.validations += 1
         metrics = validate(run.model, run.vectors, mine, "valid")
         curve.seconds.append(spent)
         curve.rows.append(run.progress.rows_seen[scenario])

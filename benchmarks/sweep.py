@@ -109,7 +109,7 @@ def sweep(
         shared = TrialInputs(prepared, source, files.join(own, "runs"))
         shares = WAYS[way]["num_workers"] == 0
         trials = search(asked, own, train_trial if shares else alone, shared, log)
-    epochs = sum(len(t.curve) for t in trials)
+    epochs = sum(t.epochs for t in trials)
     failed = sum(t.status == "failed" for t in trials)
     return found | {"trials": float(len(trials)), "epochs": float(epochs), "failed": float(failed)}
 

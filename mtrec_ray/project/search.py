@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mtrec_ray.project.base import Name, Section
 from mtrec_ray.project.ranges import Range
@@ -32,8 +32,20 @@ class Search(Section):
         description="asha stops trials outside the better half; pbt lets the worse quarter "
         "continue from the better quarter with values nearby.",
     )
-    grace: PositiveInt = Field(
-        default=1, description="Epochs before the first stop (asha), or between moves (pbt)."
+    grace: PositiveFloat | None = Field(
+        default=None,
+        description="Epochs before the first stop (asha), or between moves (pbt). null: until the "
+        "first validation of a trial; of pbt 1.",
+    )
+    validations: PositiveInt = Field(
+        default=4,
+        description="Validations in an epoch of a trial: asha can end it at each whose epochs are "
+        "`grace` times a power of two.",
+    )
+    valid_rows: PositiveInt | None = Field(
+        default=20_000,
+        description="Rows of each scenario's valid that score a trial, at most. null: as many as "
+        "in training.",
     )
     scenario_weights: bool = Field(
         default=True, description="Searches the scenarios' weights, uniformly over the simplex."
@@ -92,6 +104,11 @@ class Search(Section):
             return tree
         rest = {key: value for key, value in tree.items() if key not in dotted}
         return rest | {"fields": {**(fields or {}), **dotted}}
+
+    @property
+    def first_stop(self) -> float:
+        """Epochs before a trial can be ended, or moved."""
+        return self.grace or (1.0 if self.scheduler == "pbt" else 1 / self.validations)
 
     def check_preference(self) -> Iterator[str]:
         """Yields a line for weights of scores without `choose: preference`, or it without them."""

@@ -110,6 +110,9 @@ class Training(Section):
         default=3,
         description="Training stops after so many epochs without a better validation score.",
     )
+    validations: PositiveInt = Field(
+        default=1, description="Validations in an epoch, each followed by a checkpoint."
+    )
     teacher: Teacher = Field(default=Teacher(), description="Boosted trees that soften the labels.")
     max_skipped: Share = Field(
         default=0.01,

@@ -15,6 +15,7 @@ FIXED_FIELDS = {
     "search": "the search itself",
     "evaluation": "the score that trials are judged by",
     "training.epochs": "search.epochs sets it for all trials",
+    "training.validations": "search.validations sets it for all trials",
     "training.rows_per_epoch": "search.rows_per_epoch sets it for all trials",
     "training.teacher": "the teacher is fitted once, for all trials",
 }
@@ -40,8 +41,8 @@ def space_problems(project: Project) -> list[str]:
         f"search.{line}" for field in search.fields or {} for line in field_problems(project, field)
     ]
     epochs = search.epochs or project.training.epochs
-    if search.scheduler != "none" and search.grace > epochs:
-        problems.append(f"search.grace: found {search.grace}; allowed: at most {epochs} epochs")
+    if search.scheduler != "none" and search.first_stop > epochs:
+        problems.append(f"search.grace: found {search.grace:g}; allowed: at most {epochs} epochs")
     if search.scheduler == "pbt":
         problems += pbt_problems(project)
     if not problems and not space_of(project).distributions():

@@ -46,6 +46,11 @@ class Trial:
         return best_of(self.curve)
 
     @property
+    def epochs(self) -> float:
+        """Epochs that it was trained for, as far as it told."""
+        return max((entry["epoch"] for entry in self.curve), default=0)
+
+    @property
     def ended(self) -> bool:
         """Whether the trial has ended."""
         return self.status in ENDED
@@ -57,8 +62,7 @@ class Trial:
 
     def move(self, source: str, overrides: Overrides, point: Point) -> None:
         """Go on from another trial, with other values."""
-        epoch = max((e["epoch"] for e in self.curve), default=0)
-        self.moves.append({"after_epoch": epoch, "from": source, "before": self.overrides})
+        self.moves.append({"after_epoch": self.epochs, "from": source, "before": self.overrides})
         self.overrides, self.point = overrides, point
 
     def save(self, folder: str) -> None:

@@ -22,6 +22,7 @@ from mtrec_ray.project.base import refuse
 from mtrec_ray.project.depends_on import Fields, joint_model_depends_on
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
+from mtrec_ray.search.affinity import advice_of, affinities
 from mtrec_ray.search.problems import space_problems
 from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.search.space import Overrides, Point, Space, references, space_of
@@ -83,7 +84,7 @@ def search_and_confirm(project: Project, inputs: TrialInputs, folder: str, log: 
     trials = search(project, folder, train_trial, inputs, log)
     outcome = outcome_of(project, trials)
     log(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
-    for line in advice(common_people(inputs.prepared)):
+    for line in [*advice_of(affinities(trials)), *advice(common_people(inputs.prepared))]:
         log(line)
     confirmed = confirm(project, outcome, folder, inputs, log)
     storage.remove_folder(inputs.folder)
@@ -135,10 +136,10 @@ def scheduler_of(
     options, protected = project.search, list(references(project))
     epochs = options.epochs or project.training.epochs
     if options.scheduler == "pbt":
-        return Population(space, epochs, options.grace, protected, options.seed)
+        return Population(space, epochs, options.first_stop, protected, options.seed)
     if options.scheduler == "none":
         return None
-    halving = Halving(epochs, options.grace, protected)
+    halving = Halving(epochs, options.first_stop, protected)
     halving.fill([trial for trial in trials.values() if trial.ended])
     return halving
 

@@ -49,15 +49,16 @@ def train(
         losses = train_epoch(run)
         finish_epoch(run, losses)
     if run.rank == 0:
-        told = f"{run.progress.epoch} epochs, best score {run.progress.best:.4f}"
+        told = f"{run.epoch:g} epochs, best score {run.progress.best:.4f}"
         tell_progress(context.log, "training", run.num_steps, run.num_steps, told, quiet=True)
     return run_summary(run)
 
 
 def is_finished(run: RankRun) -> bool:
     """Returns whether the last epoch is over, or the score has not fallen for `patience` epochs."""
-    options, progress = run.project.training, run.progress
-    return progress.epoch >= options.epochs or progress.epochs_since_best >= options.patience
+    options = run.project.training
+    patience = options.patience * options.validations
+    return run.epoch >= options.epochs or run.progress.since_best >= patience
 
 
 def plan_text(run: RankRun) -> str:
@@ -67,10 +68,10 @@ def plan_text(run: RankRun) -> str:
 
 
 def train_epoch(run: RankRun) -> dict[str, float]:
-    """Take the remaining steps of an epoch; returns its mean losses."""
+    """Take the remaining steps until the next validation; returns their mean losses."""
     run.module.train()
     progress, log = run.progress, StepLog(run)
-    last = (progress.epoch + 1) * progress.steps_per_epoch
+    last = run.next_validation
     first, started, run.session.wait_seconds = progress.step, time.time(), 0.0
     has_notice = False  # a preemption gets one checkpoint an epoch
     while progress.step < last:
@@ -100,7 +101,7 @@ def note_speed(run: RankRun, num_steps: int, started: float) -> None:
     seconds = max(time.time() - started, 1e-9)
     run.session.speed.append(
         {
-            "epoch": run.progress.epoch + 1,
+            "epoch": run.epoch + 1 / run.project.training.validations,
             "started": started,
             "seconds": seconds,
             "rows_per_s": sum(run.rows_per_step.values()) * num_steps / seconds,
@@ -131,7 +132,7 @@ class StepLog:
             "training",
             progress.step,
             run.num_steps,
-            f"epoch {progress.epoch + 1}/{run.project.training.epochs}  "
+            f"epoch {int(run.epoch) + 1}/{run.project.training.epochs}  "
             f"{rows_per_s:,.0f} rows/s  loss {result.loss:.3f}",
         )
 
@@ -142,11 +143,11 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
     options, progress = run.project.evaluation, run.progress
     metrics = validate(run.model, run.vectors, run.prepared, "valid", options.valid_rows)
     score = joint_score(metrics, options.weights or None)
-    progress.epoch += 1
-    progress.epochs_since_best = 0 if score < progress.best else progress.epochs_since_best + 1
+    progress.validations += 1
+    progress.since_best = 0 if score < progress.best else progress.since_best + 1
     progress.best = min(progress.best, score)
     record = {
-        "epoch": progress.epoch,
+        "epoch": run.epoch,
         "step": progress.step,
         "joint_score": score,
         "train_loss": {label: loss for label, loss in losses.items() if "/" in label},
@@ -167,9 +168,9 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
 def tell_epoch(run: RankRun, score: float) -> None:
     """Log an epoch's validation score, the best so far and the speed."""
     progress = run.progress
-    best = "" if progress.epochs_since_best == 0 else f" (best {progress.best:.4f})"
+    best = "" if progress.since_best == 0 else f" (best {progress.best:.4f})"
     run.context.log(
-        f"epoch {progress.epoch}: joint validation score {score:.4f}{best}, "
+        f"epoch {run.epoch:g}: joint validation score {score:.4f}{best}, "
         f"{run.session.speed[-1]['rows_per_s']:,.0f} rows/s"
     )
 
@@ -191,7 +192,7 @@ def report_checkpoint(
     run: RankRun, metrics: Mapping[str, float], record: Mapping[str, Any] | None = None
 ) -> None:
     """Report metrics; rank 0 brings the checkpoint. Every rank must call this."""
-    report = {"epoch": run.progress.epoch, "step": run.progress.step, **metrics}
+    report = {"epoch": run.epoch, "step": run.progress.step, **metrics}
     state = run.state()
     if run.rank:
         run.context.report(report, None)
@@ -209,7 +210,7 @@ def run_summary(run: RankRun) -> dict[str, Any]:
     progress = run.progress
     return {
         "best_joint_score": progress.best,
-        "epochs": progress.epoch,
+        "epochs": run.epoch,
         "steps": progress.step,
         "skipped_steps": progress.skipped_steps,
         "not_finite_losses": progress.not_finite_losses,

@@ -43,7 +43,8 @@ class TrainingProgress:
     Attributes:
         steps_per_epoch: as planned at the first start; another number of ranks does not change it.
         rows_seen: over all ranks, by scenario.
-        best: the lowest joint score so far, `epochs_since_best` epochs ago.
+        validations: how many there were.
+        best: the lowest joint score so far, `since_best` validations ago.
         loss_sums, label_counts: of the present epoch, by `scenario/task`; those of the retrieval
             side by scenario.
         skipped_steps: steps whose loss or gradient was not finite.
@@ -54,9 +55,9 @@ class TrainingProgress:
     steps_per_epoch: int
     rows_seen: dict[str, int]
     step: int = 0
-    epoch: int = 0
+    validations: int = 0
     best: float = math.inf
-    epochs_since_best: int = 0
+    since_best: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     loss_sums: dict[str, float] = field(default_factory=dict)
     label_counts: dict[str, float] = field(default_factory=dict)
@@ -175,6 +176,18 @@ class RankRun:
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.progress.steps_per_epoch * self.project.training.epochs
+
+    @property
+    def epoch(self) -> float:
+        """How many epochs are over: whole ones, and parts of one between two validations."""
+        whole, rest = divmod(self.progress.validations, self.project.training.validations)
+        return whole + rest / self.project.training.validations if rest else whole
+
+    @property
+    def next_validation(self) -> int:
+        """The step after which the next validation follows."""
+        steps = (self.progress.validations + 1) * self.progress.steps_per_epoch
+        return -(-steps // self.project.training.validations)
 
     @property
     def rows_per_step(self) -> dict[str, int]:

@@ -372,3 +372,21 @@ def test_too_many_steps_without_a_finite_gradient_stop(data, tmp_path):
     assert all(value.isfinite().all() for value in weights.values())
     with pytest.raises(NotFiniteError, match=r"training\.max_skipped: found 1 .*video/stars 1"):
         ended(Host(rows, tmp_path / "none"), project(max_skipped=0.0), data[0])
+
+
+def test_validations_within_an_epoch(data, tmp_path):
+    """Four a epoch, of which none changes the steps: the weights of the last are those of one."""
+    found = []
+    for each in (1, 4):
+        options = project(cache=tmp_path / "cache", validations=each, patience=9)
+        context = Host(data[1], tmp_path / str(each))
+        summary = ended(context, options, data[0])
+        found.append((summary, load_file(context.folder / WEIGHTS)))
+    (one, first), (four, second) = found
+    assert [record["epoch"] for record in one["curve"]] == [1, 2]
+    assert [record["epoch"] for record in four["curve"]] == [n / 4 for n in range(1, 9)]
+    assert one["steps"] == four["steps"] == STEPS
+    steps = [record["step"] for record in four["curve"]]
+    assert steps == [-(-n * STEPS // 8) for n in range(1, 9)]
+    assert one["curve"][-1]["valid"] == four["curve"][-1]["valid"]
+    assert all(torch.equal(second[name], value) for name, value in first.items())

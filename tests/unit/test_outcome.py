@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -291,5 +292,36 @@ def test_a_trial_has_the_searchs_epochs():
     project = trial_project(searching(epochs=1, rows_per_epoch=99, num_workers=0))
     assert (project.training.epochs, project.training.rows_per_epoch) == (1, 99)
     assert project.run.num_workers == 1
-    plain = searching()
+    assert (project.training.validations, project.evaluation.valid_rows) == (4, 20_000)
+    plain = searching(validations=1, valid_rows=None)
     assert trial_project(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [({}, 0.25), ({"validations": 10}, 0.1), ({"grace": 1}, 1), ({"scheduler": "pbt"}, 1)],
+)
+def test_the_first_stop(fields, wanted):
+    """ASHA can end a trial at its first validation, pbt moves it after an epoch."""
+    assert searching(**fields).search.first_stop == wanted
+
+
+def test_a_trial_is_ended_within_an_epoch():
+    """Of eight trials with four validations in two epochs, half end at each of 1/4, 1/2 and 1."""
+    scheduler = Halving(epochs=2, grace=0.25, spared=["best"])
+    names = ["best", *(f"t{i}" for i in range(7))]
+    trials = {
+        n: SimpleNamespace(trial_id=n, config={"trial": {"name": n}}, status="RUNNING")
+        for n in names
+    }
+    for trial in trials.values():
+        scheduler.on_trial_add(None, trial)
+    going = list(names)
+    for validation in range(1, 9):
+        for name in list(going):
+            told = {"epoch": validation / 4, "joint_score": float(names.index(name))}
+            if scheduler.on_trial_result(None, trials[name], told) == "STOP":
+                going.remove(name)
+    assert going[0] == "best"
+    assert len(going) <= 2
+    assert scheduler.stopped == set(names) - set(going)

@@ -15,6 +15,7 @@ from mtrec_ray.project.load import value_at, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.page import tune_page
 from mtrec_ray.report.plots import tune_plots
+from mtrec_ray.search.affinity import affinities, as_json, as_matrix
 from mtrec_ray.search.importance import importances
 from mtrec_ray.search.pareto import REFERENCE, hypervolume, pareto_front, preferred, worst_gains
 from mtrec_ray.search.records import Trial
@@ -128,7 +129,7 @@ def trial_rows(project: Project, outcome: Outcome) -> list[dict[str, Any]]:
             "status": trial.status,
             "reason": trial.reason,
             "seconds": round(trial.seconds, 2),
-            "epochs": len(trial.curve),
+            "epochs": trial.epochs,
             "best_epoch": best.get("epoch"),
             "on_front": trial.name in front,
             "chosen": trial.name == outcome.chosen.name,
@@ -254,7 +255,9 @@ def write_outcome(
     storage.write_bytes(storage.join(folder, "chosen.yaml"), text.encode())
     for name, png in plots.items():
         storage.write_bytes(storage.join(folder, "plots", f"{name}.png"), png)
-    page = tune_page(project.run.name, front, rows, compared, plots, generated(project))
+    affinity = affinities(outcome.trials)
+    matrix = as_matrix(affinity, list(project.scenarios)) if affinity else []
+    page = tune_page(project.run.name, front, rows, compared, plots, matrix, generated(project))
     storage.write_bytes(storage.join(folder, "report.html"), page.encode())
     return {
         "trials": len(rows),
@@ -267,6 +270,7 @@ def write_outcome(
         "comparison": compared,
         "confirmed": confirmed,
         "importance": weight,
+        "affinity": as_json(affinity),
         "folder": folder,
     }
 

@@ -32,7 +32,7 @@ class Population(PopulationBasedTraining):
     """PBT over epochs; trials that are references keep their values."""
 
     def __init__(
-        self, space: Space, epochs: int, grace: int, spared: Sequence[str], seed: int
+        self, space: Space, epochs: int, grace: float, spared: Sequence[str], seed: int
     ) -> None:
         super().__init__(
             time_attr="epoch", metric=LATEST_SCORE, mode="min", perturbation_interval=grace,

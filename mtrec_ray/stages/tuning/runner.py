@@ -115,7 +115,8 @@ class Recorder(Callback):
 
     def line(self, record: Trial) -> str:
         """Returns how a trial ended."""
-        epochs = "1 epoch" if len(record.curve) == 1 else f"{len(record.curve)} epochs"
+        trained = record.epochs
+        epochs = "1 epoch" if trained == 1 else f"{trained:g} epochs"
         told = f"{score_of(record):.4f} after {epochs}" if record.best else record.reason
         return f"{record.name} {record.status}: {told}, {record.seconds:.0f} s"
 
@@ -123,11 +124,11 @@ class Recorder(Callback):
         """Show how many trials have ended, how many epochs were trained, and the best score."""
         trials = self.trials.values()
         ended = sum(t.ended for t in trials)
-        epochs = sum(self.epochs if t.ended else len(t.curve) for t in trials)
+        epochs = sum(self.epochs if t.ended else t.epochs for t in trials)
         best = min((t for t in trials if t.best), key=score_of, default=None)
         leads = f", best {best.name} {score_of(best):.4f}" if best else ""
-        trained = sum(len(t.curve) for t in trials)
-        text = f"{ended} of {self.total} ended, {trained} epochs{leads}"
+        trained = sum(t.epochs for t in trials)
+        text = f"{ended} of {self.total} ended, {trained:g} epochs{leads}"
         whole = self.total * self.epochs
         # A trial that has told its last epoch has not ended yet.
         done = whole if ended == self.total else min(epochs, 0.99 * whole)

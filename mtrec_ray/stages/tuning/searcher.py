@@ -155,9 +155,10 @@ class Halving(ASHAScheduler):
         stopped: names of the trials that it ended.
     """
 
-    def __init__(self, epochs: int, grace: int, spared: Sequence[str]) -> None:
+    def __init__(self, epochs: int, grace: float, spared: Sequence[str]) -> None:
         super().__init__(
-            time_attr="epoch", metric=JOINT, mode="min", max_t=epochs, grace_period=grace,
+            time_attr="epoch", metric=JOINT, mode="min", max_t=epochs,
+            grace_period=grace,  # pyright: ignore[reportArgumentType] (rungs are powers of it)
             reduction_factor=REDUCTION, stop_last_trials=False,
         )  # fmt: skip
         self.epochs, self.spared = epochs, frozenset(spared)

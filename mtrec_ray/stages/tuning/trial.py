@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import ray.tune
@@ -56,6 +57,10 @@ def trial_project(project: Project) -> Project:
         {
             "training.epochs": search.epochs or project.training.epochs,
             "training.rows_per_epoch": rows,
+            "training.validations": search.validations,
+            "evaluation.valid_rows": min(
+                search.valid_rows or project.evaluation.valid_rows, project.evaluation.valid_rows
+            ),
             **workers(project),
             "run.name": run.name,
         },
@@ -168,7 +173,14 @@ def train_trial(
         summary = train_in_workers(project, name, shared, tell)
     for record in summary["curve"]:  # an epoch whose report was lost
         tell({**record["valid"], "epoch": record["epoch"], "joint_score": record["joint_score"]})
-    return {key: summary[key] for key in ("epochs", "steps", "skipped_steps", "gradient_share")}
+    told = {key: summary[key] for key in ("epochs", "steps", "skipped_steps", "gradient_share")}
+    return told | {"gradient_cosine": mean_cosines(summary["curve"])}
+
+
+def mean_cosines(curve: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the cosine of each two scenarios' gradients, its mean over a trial's validations."""
+    pairs = curve[0]["gradient_cosine"] if curve else {}
+    return {pair: fmean(record["gradient_cosine"][pair] for record in curve) for pair in pairs}
 
 
 class ToQueue(UserCallback):
