@@ -76,6 +76,9 @@ MODES = {
     "vectors": ("none", False, False),
     "classes": ("none", False, False),
 } | {f"weighting {method}": ("top_k", True, False) for method in METHODS}
+# In one micro-batch of each rank, which is computed once.
+AT_ONCE = [f"weighting {method} at once" for method in ("famo", "pcgrad", "gradnorm")]
+MODES |= dict.fromkeys(AT_ONCE, ("top_k", True, False))
 KINDS = ("kinds", "shapes")  # modes in which shop has a task of every kind; their rows have weights
 
 
@@ -105,10 +108,10 @@ def step_rows(mode: str = "all") -> dict[str, Arrays]:
 
 def batches_of(rank: int, size: int, mode: str = "all") -> list[Batch]:
     """The micro-batches of a rank: equal parts of the step's rows."""
-    rows = step_rows(mode)
-    parts = size * ACCUMULATION
+    rows, accumulation = step_rows(mode), 1 if mode in AT_ONCE else ACCUMULATION
+    parts = size * accumulation
     batches = []
-    for part in range(rank * ACCUMULATION, (rank + 1) * ACCUMULATION):
+    for part in range(rank * accumulation, (rank + 1) * accumulation):
         cuts = {n: 4 * MICRO_ROWS[n] // parts for n in rows}
         batches.append(
             {
@@ -170,7 +173,7 @@ def moving_of(mode: str, facts: dict[str, PreparedScenario], weights) -> MovingW
     """Weights that have moved for two steps, or None."""
     if not mode.startswith("weighting "):
         return None
-    method = mode.removeprefix("weighting ")
+    method = mode.removeprefix("weighting ").removesuffix(" at once")
     by = "tasks" if METHODS.index(method) % 2 else "scenarios"
     options = Weighting.model_validate({"method": method, "by": by, "every": 1, "lr": 0.3})
     units = units_of(task_keys(facts), weights, by)

@@ -12,7 +12,7 @@ import torch
 
 from tests.builders import FACTS, make_catalogues, make_rows, take, write_prepared
 from tests.distributed import rank as own
-from tests.distributed.rank import METHODS, MODES, SECONDS
+from tests.distributed.rank import AT_ONCE, METHODS, MODES, SECONDS
 
 pytestmark = pytest.mark.distributed
 TOP = Path(__file__).parents[2]
@@ -115,6 +115,17 @@ def test_two_ranks_have_the_retrieval_loss_of_one(one, ranks, mode):
     for found in (r["steps"][mode]["retrieval"] for r in ranks[2]):
         assert found["counts"] == wanted["counts"]
         assert found["sums"] == pytest.approx(wanted["sums"], rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", AT_ONCE)
+def test_a_step_at_once_is_that_in_parts(one, mode):
+    """One micro-batch, computed once, gives the weights and gradients of two, computed twice."""
+    at_once, parts = one["steps"][mode], one["steps"][mode.removesuffix(" at once")]
+    for name, values in parts["moving"].items():
+        torch.testing.assert_close(at_once["moving"][name], values, rtol=1e-4, atol=1e-7)
+    for name, gradient in parts["gradients"].items():
+        if gradient is not None:
+            torch.testing.assert_close(at_once["gradients"][name], gradient, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
