@@ -116,11 +116,7 @@ def run_one(project: Project, prepared: Prepared, name: str, seed: int, path: Pa
     """Train one variant with one seed; what it reached goes into a file."""
     found = fit(project, prepared, splits=())
     best = min(found.curve, key=lambda record: record["joint_score"])
-    path.write_text(
-        json.dumps(
-            {"variant": name, "seed": seed, "seconds": found.seconds, "valid": best["valid"]}
-        )
-    )
+    path.write_text(json.dumps({"variant": name, "seed": seed, "valid": best["valid"]}))
     print(f"{name} seed {seed}: {found.seconds:.0f} s, "
           f"joint score {best['joint_score']:.4f}", flush=True)  # fmt: skip
 
@@ -161,9 +157,7 @@ def summarise(runs: list[dict[str, Any]]) -> tuple[dict[str, float], list[dict[s
                 }
             if key.endswith(".ne"):
                 row[key.removesuffix(".ne")] = cell(figures, f"{name}.{key}")
-        seconds = float(np.mean([r["seconds"] for r in runs if r["variant"] == name]))
-        figures[f"{name}.seconds"] = seconds
-        table.append(row | {"seconds": f"{seconds:.0f}"})
+        table.append(row)
     return figures, table
 
 

@@ -267,6 +267,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "real4_alone": ("real4", alone),
     "real4_cosines": ("real4", cosines),
     "ablation": ("ablation", plain),
+    "features": ("features", plain),
     "joining": ("joining", lambda result: result["three_ways"]),
     "joining_curves": ("joining", lambda result: result["curves"]),
     "tune_quickstart": ("tune_quickstart", plain),
