@@ -23,7 +23,9 @@ def prepared_data_depends_on(project: Project) -> Fields:
     weights = {"weight": True, "tasks": {"__all__": set(OF_LOSS)}}
     tables = project.model_dump(mode="json", include={"users"}) if project.users else {}
     encoder = {"source", "max_tokens"}
-    if any(users.text for users in project.users.values()):
+    read = [users.text is not None for users in project.users.values()]
+    read += [scenario.history.elsewhere > 0 for scenario in project.scenarios.values()]
+    if any(read):
         encoder |= {"pooling"}
     return {
         "format": FORMAT,

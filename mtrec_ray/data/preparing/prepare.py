@@ -14,6 +14,7 @@ object store, and in the driver.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +25,9 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, published_ms
 from mtrec_ray.data.columns import floats, milliseconds
 from mtrec_ray.data.outcomes import level_bounds
+from mtrec_ray.data.prepared import parse_scenario
 from mtrec_ray.data.preparing import inputs
+from mtrec_ray.data.preparing.elsewhere import Beside, write_timelines
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of, task_facts
@@ -163,11 +166,16 @@ def write_catalogues(
 
 
 def prepare(
-    project: Project, folder: str, log: Log, stored_users: Mapping[str, KnownUsers] = NO_USERS
+    project: Project,
+    folder: str,
+    log: Log,
+    stored_users: Mapping[str, KnownUsers] = NO_USERS,
+    beside: Beside | None = None,
 ) -> dict[str, Any]:
     """Write the prepared data of a project; returns the manifest (without its fingerprint).
 
-    `stored_users`: by id space, the users that a model knows already.
+    `stored_users`: by id space, the users that a model knows already. `beside`: scenarios that were
+    prepared before, whose rows timelines hold, too.
 
     Raises:
         ProjectError: whatever in the inputs the job cannot work with, all at once.
@@ -197,7 +205,20 @@ def prepare(
             odd = incomplete_vectors(people[scenario.users], own.vectors)
             if any(odd.values()):
                 facts[name]["ignored_user_values"] = {k: v for k, v in odd.items() if v}
-    return manifest_of(project, scans, specs, vocabularies, written, facts, folder) | profiles
+    manifest = manifest_of(project, scans, specs, vocabularies, written, facts, folder) | profiles
+    add_timelines(project, manifest["scenarios"], folder, log, beside)
+    return manifest
+
+
+def add_timelines(
+    project: Project, scenarios: dict[str, Any], folder: str, log: Log, beside: Beside | None
+) -> None:
+    """Write what users took in other scenarios; the scenarios of the manifest tell it."""
+    if any(scenario.history.elsewhere for scenario in project.scenarios.values()):
+        log("what users took in other scenarios")
+        facts = {name: parse_scenario(tree) for name, tree in scenarios.items()}
+        for name, found in write_timelines(project, facts, folder, beside).items():
+            scenarios[name]["elsewhere"] = asdict(found)
 
 
 def prepare_profiles(
