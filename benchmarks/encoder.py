@@ -174,6 +174,7 @@ def make_rows(rng: np.random.Generator, num_items: int, history: int, num_rows: 
         "item": drawn[:, 0], "history": drawn[:, 1:],
         "history_age": rng.integers(0, 60, (num_rows, width)),
         "user": rng.integers(0, 10_000, num_rows), "person": np.arange(num_rows),
+        "time": np.zeros(num_rows, np.int64),
         "numeric": rng.normal(size=(num_rows, 10)).astype(np.float32),
         "categorical": np.zeros((num_rows, 0), np.int64),
         "labels": (rng.random((num_rows, 1)) < 0.3).astype(np.float32),

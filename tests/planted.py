@@ -46,13 +46,18 @@ def planted_facts(num_items: int, item_category_sizes: list[int]) -> PreparedSce
 
 
 def planted_rows(
-    rng: np.random.Generator, item: np.ndarray, person: np.ndarray, likes: np.ndarray
+    rng: np.random.Generator,
+    item: np.ndarray,
+    person: np.ndarray,
+    likes: np.ndarray,
+    time: np.ndarray | None = None,
 ) -> Arrays:
     """Rows of users without a past, who mostly take what they like (bool[N])."""
     num, none = len(item), np.full((len(item), HISTORY), -1)
     return {
         "item": item, "person": person, "user": np.zeros(num, int), "history": none,
-        "history_age": np.zeros_like(none), "numeric": rng.normal(size=(num, 1)),
+        "time": np.zeros(num, int) if time is None else time, "history_age": np.zeros_like(none),
+        "numeric": rng.normal(size=(num, 1)),
         "categorical": np.zeros((num, 0), int),
         "labels": (rng.random(num) < np.where(likes, 0.85, 0.15))[:, None].astype("f4"),
     }  # fmt: skip

@@ -101,7 +101,7 @@ def asking_users(
 def no_users(layout: SnapshotColumns) -> UserSnapshot:
     """Returns a snapshot without users."""
     none, history = np.zeros(0, np.int64), np.zeros((0, layout.facts.history_last), np.int64)
-    return UserSnapshot(np.zeros(0, object), none, none, history, history, layout.blank(0))
+    return UserSnapshot(np.zeros(0, object), none, none, none, history, history, layout.blank(0))
 
 
 def is_positive(layout: SnapshotColumns, task: str, labels: NDArray[np.float32]) -> NDArray[Any]:
@@ -177,6 +177,7 @@ def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints, split: str)
     return UserSnapshot(
         ids=persons.astype(str).astype(object),
         person=persons,
+        moment=rows["time"].astype(np.int64),
         user=rows["user"].astype(np.int64),
         history=rows["history"].astype(np.int64),
         ages=rows["history_age"].astype(np.int64),

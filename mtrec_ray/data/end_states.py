@@ -151,6 +151,7 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
     return UserSnapshot(
         ids=ids,
         person=person,
+        moment=end,
         user=state.column("user").to_numpy().astype(np.int64),
         history=matrix(state.column("history")).astype(np.int64),
         ages=matrix(state.column("history_age")).astype(np.int64),

@@ -24,6 +24,9 @@ from mtrec_ray.project.base import ProjectError
 
 MANIFEST = "manifest.json"
 
+# Facts of a scenario that a manifest may leave out.
+OPTIONAL = {"several_sizes", "several_widths", "history_outcomes", "classes", "elsewhere"}
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -78,10 +81,13 @@ class PreparedScenario:
         item_numeric_mean, item_numeric_std, item_numeric_quantiles: the same of the catalogue's
             numeric columns; [M], [M], [M, Q].
         item_category_sizes, category_sizes: vocabulary sizes with the unknown one.
+        several_sizes: the same of the log's columns with several values; `several_widths`: how many
+            codes of each a row has at most. A manifest without any does not name them.
         user_space: the id space of the users; `num_users`: its training users plus one.
         popularity: by task, the numeric column that ranks items by their past.
         end_ms: the end of the data, the moment just after the last row.
-        history_outcomes: whether histories tell what came of their items (`outcomes.py`).
+        history_outcomes: whether histories tell what came of their items (`outcomes.py`); a
+            manifest names it where they do.
         elsewhere: what it asks of other scenarios of its users; None for nothing.
     """
 
@@ -109,6 +115,8 @@ class PreparedScenario:
     shards: dict[str, list[Shard]]
     label_log_means: dict[str, float] = field(default_factory=dict)
     label_log_stds: dict[str, float] = field(default_factory=dict)
+    several_sizes: list[int] = field(default_factory=list)
+    several_widths: list[int] = field(default_factory=list)
     history_outcomes: bool = False
     classes: dict[str, Classes] = field(default_factory=dict)
     elsewhere: ElsewhereFacts | None = None
@@ -172,6 +180,7 @@ class PreparedScenario:
     def row_bytes(self) -> int:
         """Bytes of a row in memory: 1 for an age, 8 for each of three scalars, 4 for all else."""
         four = len(self.numeric_names) + len(self.category_sizes) + len(self.kinds) + 2
+        four += sum(self.several_widths)
         of_history = 9 if self.history_outcomes else 5
         return of_history * self.history_last + 4 * four + 8 * 3
 
@@ -274,8 +283,7 @@ def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
     Raises:
         ProjectError: a manifest that an earlier version wrote.
     """
-    known = {*tree, "classes", "elsewhere"}
-    missing = sorted({f.name for f in fields(PreparedScenario)} - known)
+    missing = sorted({f.name for f in fields(PreparedScenario)} - set(tree) - OPTIONAL)
     if missing:
         raise ProjectError(
             [

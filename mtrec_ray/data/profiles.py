@@ -1,20 +1,27 @@
-"""Profiles of users: a prepared table of users, found by the hash of a user's id.
+"""Profiles of users: a prepared table of users, found by the hash of a user's id, and a moment.
 
-Rows and snapshots name a user by that hash (`person`); they hold nothing of his profile.
+Rows and snapshots name a user by that hash (`person`), and say when they ask; they hold nothing of
+his profile. He has one profile, or one for each time at which it changed. A row sees the latest one
+strictly before its own time: a profile of the same millisecond may be what the row led to.
 
-Letters: P users of the table, N persons, C categorical and M numeric columns, Q quantiles.
+Letters: P rows of the table, N persons, C categorical and M numeric columns, Q quantiles.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.data.arrays import Float32s, Ints
-from mtrec_ray.data.catalogue import Catalogue, load_catalogue
+from mtrec_ray.data.catalogue import NO_TIME, Catalogue, load_catalogue
 from mtrec_ray.data.columns import fixed_list, matrix
-from mtrec_ray.data.storage import join, read_table, write_table
+from mtrec_ray.data.storage import join, read_footer, read_table, write_table
 from mtrec_ray.data.vectors import VectorScale
+
+# The column of times, in ms; a table with one row a user does not have it.
+TIME = "time"
 
 
 @dataclass(frozen=True)
@@ -54,39 +61,75 @@ class ProfileFacts:
 
 
 @dataclass(frozen=True)
+class ProfileIndex:
+    """Finds the row of a table by a person and a moment, with a binary search in `keys`.
+
+    Attributes:
+        persons: i64[P], ascending; those of one person are in the order of their times.
+        clock: i64[T], the different times, ascending.
+        keys: i64[P], ascending: the place of the person's first row, times T + 1, plus the place of
+            the row's time in the clock.
+    """
+
+    persons: Ints
+    clock: Ints
+    keys: Ints
+
+    @classmethod
+    def of(cls, persons: Ints, times: Ints | None = None) -> Self:
+        """Returns the index of rows sorted by person and time; one without times holds always."""
+        if times is None:
+            times = np.full(len(persons), NO_TIME)
+        clock = np.unique(times)
+        first = np.searchsorted(persons, persons)
+        return cls(persons, clock, first * (len(clock) + 1) + np.searchsorted(clock, times))
+
+    def places(self, person: Ints, moment: Ints) -> Ints:
+        """Returns i64[N]: each person's last row before a moment, in ms; -1 without one."""
+        earlier = np.searchsorted(self.clock, moment)  # times strictly before
+        first = np.searchsorted(self.persons, person)
+        place = np.searchsorted(self.keys, first * (len(self.clock) + 1) + earlier) - 1
+        return np.where((place >= 0) & (self.persons[place] == person), place, -1)
+
+
+@dataclass(frozen=True)
 class Profiles:
     """A table of users.
 
     Attributes:
-        persons: i64[P], sorted.
+        persons: i64[P], ascending.
         table: categories, numbers and token ids of each, and whether training knows him.
         texts: f32[P, D], what the pretrained encoder makes of the users' texts; None without texts.
+        times: i64[P], when each row was written, in ms, ascending for each person; None where a
+            person has one row, which holds at any time.
     """
 
     facts: ProfileFacts
     persons: Ints
     table: Catalogue
     texts: Float32s | None = None
+    times: Ints | None = None
 
-    def places(self, person: Ints) -> Ints:
-        """Returns i64[N]: rows of the table, -1 for persons without one."""
-        place = np.minimum(np.searchsorted(self.persons, person), len(self.persons) - 1)
-        return np.where(self.persons[place] == person, place, -1)
+    @cached_property
+    def index(self) -> ProfileIndex:
+        """Where the rows lie."""
+        return ProfileIndex.of(self.persons, self.times)
 
-    def categorical(self, person: Ints) -> Ints:
-        """Returns i32[N, C]: codes, 0 for unknown."""
-        place = self.places(person)
+    def places(self, person: Ints, moment: Ints) -> Ints:
+        """Returns i64[N]: rows of the table as of a moment, in ms; -1 for persons without one."""
+        return self.index.places(person, moment)
+
+    def categorical(self, place: Ints) -> Ints:
+        """Returns i32[N, C]: codes of rows i64[N], 0 for unknown."""
         return np.where(place[:, None] >= 0, self.table.categorical[place], 0)
 
-    def indicators(self, person: Ints, most: int) -> list[Float32s]:
-        """Returns f32[N, K] of each column with several values: whether he has the K first."""
-        place = self.places(person)
+    def indicators(self, place: Ints, most: int) -> list[Float32s]:
+        """Returns f32[N, K] of each column with several values: whether a row has the K first."""
         columns = (ragged.indicators(most) for ragged in self.table.several)
         return [np.where(place[:, None] >= 0, c[place], np.float32(np.nan)) for c in columns]
 
-    def numeric(self, person: Ints) -> Float32s:
-        """Returns f32[N, M]: numbers, NaN for null."""
-        place = self.places(person)
+    def numeric(self, place: Ints) -> Float32s:
+        """Returns f32[N, M]: numbers of rows i64[N], NaN for null."""
         return np.where(place[:, None] >= 0, self.table.numeric[place], np.float32(np.nan))
 
 
@@ -108,7 +151,14 @@ def write_texts(folder: str, space: str, vectors: Float32s) -> None:
 def load_profiles(folder: str, space: str, facts: ProfileFacts) -> Profiles:
     """Returns a prepared table of users."""
     path, texts = profiles_path(folder, space), None
-    persons = read_table(path, ["person"]).column(0).to_numpy()
+    columns = {"person", TIME} & set(read_footer(path).schema.names)
+    persons, times = persons_and_times(read_table(path, sorted(columns)))
     if facts.has_text:
         texts = matrix(read_table(texts_path(folder, space)).column("text"))
-    return Profiles(facts, persons, load_catalogue(path, vectors=True), texts)
+    return Profiles(facts, persons, load_catalogue(path, vectors=True), texts, times)
+
+
+def persons_and_times(table: pa.Table) -> tuple[Ints, Ints | None]:
+    """Returns persons i64[P] of a prepared table, and times i64[P] of its rows, if it has any."""
+    times = table.column(TIME).to_numpy() if TIME in table.column_names else None
+    return table.column("person").to_numpy(), times

@@ -25,6 +25,16 @@ WEIGHT = "weight"
 OUTCOME = "history_outcome"
 
 
+# The column of the log's columns with several values: codes i32[N, S] of all of them, side by side,
+# 0 where a row has no more values; data without such columns does not have it.
+SEVERAL = "several"
+
+
+# When pairs that are no rows of the log ask for their users' profiles, i64[N], in ms; rows ask at
+# their own time.
+MOMENT = "moment"
+
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -52,7 +62,7 @@ def to_arrays(table: pa.Table) -> Arrays:
     """Returns columns of samples as arrays: [N] for numbers, [N, k] for lists."""
     scalars = [*SCALARS, WEIGHT] if WEIGHT in table.column_names else SCALARS
     arrays = {c: table.column(c).to_numpy() for c in scalars}
-    lists = [*LISTS, *(c for c in (OUTCOME, TEACHER) if c in table.column_names)]
+    lists = [*LISTS, *(c for c in (OUTCOME, SEVERAL, TEACHER) if c in table.column_names)]
     return arrays | {c: matrix(table.column(c)) for c in lists}
 
 

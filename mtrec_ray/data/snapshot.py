@@ -21,7 +21,7 @@ from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
-from mtrec_ray.data.shards import OUTCOME, Arrays
+from mtrec_ray.data.shards import MOMENT, OUTCOME, SEVERAL, Arrays
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED = "item.log_seconds_since_published"
@@ -55,6 +55,7 @@ class UserSnapshot:
 
     Attributes:
         ids: their ids, as strings; `person`: hashes of these.
+        moment: i64[B], when each asks, in ms.
         user: i64[B], vocabulary numbers, 0 for users without a training row.
         history, ages: i64[B, H], as in a sample; so are `outcomes`, None where data has none.
         numeric: f32[B, F], the user's own columns.
@@ -63,6 +64,7 @@ class UserSnapshot:
 
     ids: NDArray[np.object_]
     person: Ints
+    moment: Ints
     user: Ints
     history: Ints
     ages: Ints
@@ -92,6 +94,7 @@ class UserSnapshot:
             self,
             ids=self.ids[rows],
             person=self.person[rows],
+            moment=self.moment[rows],
             user=self.user[rows],
             history=self.history[rows],
             ages=self.ages[rows],
@@ -221,22 +224,28 @@ def rows_of_pairs(
 ) -> Arrays:
     """Returns pairs i64[m] of users and items at the end of the data as rows.
 
-    What a row says of its own event (`events.categorical`) is not known of them.
+    What a row says of its own event (`events.categorical`, `events.lists`) is not known of them.
     """
+    facts = layout.facts
+    num_categories, num_codes = len(facts.category_sizes), sum(facts.several_widths)
     categories = [
         category_statistics(items, column, own, user, item)
         for column, own in users.categories.items()
     ]
-    told = {} if users.outcomes is None else {OUTCOME: users.outcomes[user]}
+    told: Arrays = {"categorical": np.zeros((len(item), max(num_categories, 1)), np.int32)}
+    if facts.several_sizes:
+        told[SEVERAL] = np.zeros((len(item), max(num_codes, 1)), np.int32)
+    if users.outcomes is not None:
+        told[OUTCOME] = users.outcomes[user]
     return told | {
         "person": users.person[user],
+        MOMENT: users.moment[user],
         "user": users.user[user],
         "item": item,
         "time": np.full(len(item), layout.end),
         "history": users.history[user],
         "history_age": users.ages[user],
         "numeric": overlay(items.numeric[item], users.numeric[user], *categories),
-        "categorical": np.zeros((len(item), max(len(layout.facts.category_sizes), 1)), np.int32),
     }
 
 
@@ -274,6 +283,7 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
     return UserSnapshot(
         ids=np.array(ids, object),
         person=hash_strings(pa.array(ids, pa.string())).view(np.int64),
+        moment=np.full(num, layout.end),
         user=np.zeros(num, np.int64),
         history=none,
         ages=np.zeros_like(none),

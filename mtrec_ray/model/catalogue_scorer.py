@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from mtrec_ray.data.prepared import chain_of
 from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
 from mtrec_ray.model.history import similarity_kernels
+from mtrec_ray.model.profiles import Asking
 from mtrec_ray.model.recommender import PairInputs, Recommender
 
 MAX_ROWS = 65_536  # whose numeric columns are mapped at a time: bins take K + 1 numbers a column
@@ -144,7 +145,9 @@ class CatalogueScorer:
         num_users = len(histories.items)
         outcomes = repeated(histories.outcomes, len(cosine) // max(num_users, 1))
         columns = self.inputs.outcome_columns(cosine, mask, outcomes)
-        return columns if isinstance(columns, float) else columns.unflatten(0, (num_users, -1))
+        if not isinstance(columns, Tensor):
+            return columns
+        return columns.unflatten(0, (num_users, -1))
 
     def _pair_inputs(
         self,
@@ -167,8 +170,8 @@ class CatalogueScorer:
         )
         number = torch.tensor(users.user).to(self.unit.device)
         identity = model.user_vectors(self.name, number).unsqueeze(1)
-        person = torch.tensor(users.person).to(self.unit.device)
-        user, identity = model.with_profiles(self.name, person, user, identity)
+        asking = Asking.of(users, self.unit.device)
+        user, identity = model.with_profiles(self.name, asking, user, identity)
 
         def rows(values: Tensor) -> Tensor:
             return values.expand_as(user).reshape(-1, user.shape[2])

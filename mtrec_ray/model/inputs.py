@@ -50,6 +50,19 @@ class PooledValues(nn.Module):
         return F.embedding_bag(codes, self.table.weight, ends - lengths, mode="mean")
 
 
+class PooledCodes(nn.Module):
+    """The mean of the embeddings of codes that rows hold themselves; zeros without a code."""
+
+    def __init__(self, size: int, width: int) -> None:
+        """`size`: number of codes, with the 0 of no value."""
+        super().__init__()
+        self.table = id_embedding(size, width)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Returns f32[N, W] of codes i64[N, S], of which 0 is no value."""
+        return F.embedding_bag(codes, self.table.weight, mode="mean", padding_idx=0)
+
+
 def pooled_values(catalogue: Catalogue, width: int) -> nn.ModuleList:
     """Returns the embeddings of a catalogue's columns with several values."""
     return nn.ModuleList(PooledValues(v, v.size, width) for v in catalogue.several)
@@ -87,6 +100,8 @@ class ScenarioInputs(nn.Module):
             id_embedding(n, width) for n in facts.item_category_sizes
         )
         self.categories = nn.ModuleList(id_embedding(n, width) for n in facts.category_sizes)
+        self.several = nn.ModuleList(PooledCodes(n, width) for n in facts.several_sizes)
+        self.several_widths = facts.several_widths
         self.item_several = pooled_values(catalogue, width)
         self.item_vectors = ready_vectors(catalogue.vectors, width)
         self.likeness = VectorLikeness(len(catalogue.vectors), width)
@@ -150,6 +165,10 @@ class ScenarioInputs(nn.Module):
         columns = self.columns(self.visible_columns(torch.cat([samples.numeric, numbers], 1)))
         for i, table in enumerate(self.categories):
             columns = columns + table(samples.categorical[:, i])
+        start = 0
+        for pool, num in zip(self.several, self.several_widths, strict=True):
+            columns = columns + pool(samples.several[:, start : start + num])
+            start += num
         for like in self.likeness.of_samples(self.item_vectors, samples, seen):
             columns = columns + like
         return columns

@@ -1,17 +1,31 @@
 """A table of users as the network reads it: one vector of each profile.
 
-Letters: P users of the table, N persons, D width of texts, W width.
+Letters: P rows of the table, N persons, D width of texts, W width.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from mtrec_ray.data.profiles import Profiles
+from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.model.inputs import PooledValues, category_codes, id_embedding
 from mtrec_ray.model.numeric import NumericInputs
 from mtrec_ray.model.vectors import ReadyVectors, ready_vectors
+
+
+class Asking(NamedTuple):
+    """Whose profiles are asked for, and when: hashes of users' ids i64[N], moments i64[N] in ms."""
+
+    person: Tensor
+    moment: Tensor
+
+    @classmethod
+    def of(cls, users: UserSnapshot, device: torch.device) -> Self:
+        """Returns the users of a snapshot, at the moment of each."""
+        return cls(*(torch.tensor(values).to(device) for values in (users.person, users.moment)))
 
 
 class ProfileInputs(nn.Module):
@@ -23,6 +37,8 @@ class ProfileInputs(nn.Module):
     """
 
     persons: Tensor
+    clock: Tensor
+    keys: Tensor
     codes: Tensor
     numbers: Tensor
     texts: Tensor
@@ -49,7 +65,9 @@ class ProfileInputs(nn.Module):
             self.project = nn.Linear(texts.shape[1], width, bias=False)
         self.absent = nn.Parameter(torch.zeros(width))
         self.start(std)
-        self.register_buffer("persons", torch.tensor(profiles.persons), persistent=False)
+        index = profiles.index
+        for name in ("persons", "clock", "keys"):
+            self.register_buffer(name, torch.tensor(getattr(index, name)), persistent=False)
         self.register_buffer("codes", category_codes(table), persistent=False)
         self.register_buffer("numbers", torch.from_numpy(table.numeric), persistent=False)
         self.register_buffer("texts", texts, persistent=False)
@@ -69,11 +87,17 @@ class ProfileInputs(nn.Module):
         for mark in marks:
             mark.zero_()
 
-    def forward(self, person: Tensor) -> Tensor:
-        """Returns f32[N, W] of persons i64[N], hashes of users' ids."""
-        place = torch.searchsorted(self.persons, person).clamp(max=len(self.persons) - 1)
-        known = (self.persons[place] == person).unsqueeze(1)
-        return torch.where(known, self.of_rows(place), self.absent)
+    def forward(self, asking: Asking) -> Tensor:
+        """Returns f32[N, W] of persons as of the moment of each.
+
+        Rows are found as `ProfileIndex.places` finds them.
+        """
+        earlier = torch.searchsorted(self.clock, asking.moment)
+        first = torch.searchsorted(self.persons, asking.person)
+        wanted = first * (len(self.clock) + 1) + earlier
+        place = (torch.searchsorted(self.keys, wanted) - 1).clamp(min=0)
+        known = (self.keys[place] < wanted) & (self.persons[place] == asking.person)
+        return torch.where(known.unsqueeze(1), self.of_rows(place), self.absent)
 
     def of_rows(self, place: Tensor) -> Tensor:
         """Returns f32[N, W] of rows i64[N] of the table."""

@@ -22,7 +22,7 @@ from mtrec_ray.model.general_head import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head
 from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, cosines, similarity_kernels
 from mtrec_ray.model.inputs import ScenarioInputs, drop_ids, id_embedding
-from mtrec_ray.model.profiles import profile_inputs
+from mtrec_ray.model.profiles import Asking, profile_inputs
 from mtrec_ray.model.retrieval import Retrieval
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.sharing import SharingInputs, build_sharing
@@ -177,7 +177,8 @@ class Recommender(nn.Module):
         beside = inputs.outcome_vectors(samples.outcomes)
         user = self.interest(candidate, items, history, samples.ages, mask, beside)
         identity = self.user_vectors(name, samples.user)
-        user, identity = self.with_profiles(name, samples.person, user, identity)
+        asking = Asking(samples.person, samples.moment)
+        user, identity = self.with_profiles(name, asking, user, identity)
         return PairInputs(
             user=user,
             candidate=candidate,
@@ -236,16 +237,16 @@ class Recommender(nn.Module):
         return self.users[space](drop_ids(user, self.options.id_dropout, self.training))
 
     def with_profiles(
-        self, name: str, person: Tensor, user: Tensor, identity: Tensor
+        self, name: str, asking: Asking, user: Tensor, identity: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns histories and embeddings f32[N, .., W] with the profiles of persons i64[N].
+        """Returns histories and embeddings f32[N, .., W] with the profiles of those who ask.
 
         Without a table of users they stay as they are.
         """
         space = self.facts[name].user_space
         if space not in self.profiles:
             return user, identity
-        profile = self.profiles[space](person).view(len(person), *[1] * (user.ndim - 2), -1)
+        profile = self.profiles[space](asking).view(len(user), *[1] * (user.ndim - 2), -1)
         return user + profile, identity + profile
 
     @property

@@ -28,7 +28,7 @@ from mtrec_ray.model.inputs import (
     standard_numbers,
 )
 from mtrec_ray.model.outcomes import OutcomeEmbedding
-from mtrec_ray.model.profiles import profile_inputs
+from mtrec_ray.model.profiles import Asking, profile_inputs
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.vectors import ready_vectors
 from mtrec_ray.project.model import Model
@@ -147,12 +147,12 @@ class Retrieval(nn.Module):
         history: Tensor,
         ages: Tensor,
         outcomes: Tensor,
-        person: Tensor,
+        asking: Asking,
     ) -> Tensor:
         """Returns unit vectors f32[B, E] of users with histories, ages and outcomes, each [B, H].
 
         Histories are rows of the items' vectors f32[m, E], -1 where there is none; profiles are
-        found by `person` i64[B], hashes of the users' ids.
+        those of the B users `asking`.
         """
         known = (history >= 0) & self.options.history
         if not len(states):
@@ -168,7 +168,7 @@ class Retrieval(nn.Module):
         user = found.mean(1) + self.mix(found.flatten(1))
         user = torch.where(known.any(1, keepdim=True), user.float(), self.no_history[name])
         if self.spaces[name] in self.profiles:
-            user = user + self.profiles[self.spaces[name]](person)
+            user = user + self.profiles[self.spaces[name]](asking)
         return F.normalize(user, dim=-1)
 
     def sample_users(
@@ -181,7 +181,8 @@ class Retrieval(nn.Module):
         items, number = met.nonzero().squeeze(1), met.cumsum(0) - 1
         history = torch.where(known, number[samples.history.clamp(min=0)], -1)
         states = self.states(name, samples.items[items], text[items], dropped)
-        return self.users(name, states, history, samples.ages, samples.outcomes, samples.person)
+        asking = Asking(samples.person, samples.moment)
+        return self.users(name, states, history, samples.ages, samples.outcomes, asking)
 
     @torch.no_grad()
     def item_vectors(self, name: str, text: Tensor) -> Tensor:
@@ -201,9 +202,8 @@ class Retrieval(nn.Module):
         outcomes = torch.zeros_like(ages)
         if users.outcomes is not None:
             outcomes = torch.tensor(users.outcomes, device=text.device)
-        person = torch.tensor(users.person, device=text.device)
-        states = self.states(name, rows, text[rows])
-        return self.users(name, states, history, ages, outcomes, person)
+        asking, states = Asking.of(users, text.device), self.states(name, rows, text[rows])
+        return self.users(name, states, history, ages, outcomes, asking)
 
 
 def unit(vectors: Tensor) -> Tensor:

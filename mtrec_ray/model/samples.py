@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.data.shards import OUTCOME, WEIGHT
+from mtrec_ray.data.shards import OUTCOME, SEVERAL, WEIGHT
 
 
 @dataclass
@@ -23,6 +23,8 @@ class Samples:
         history: i64[N, H], indices in `items`, -1 where there is none.
         ages: i64[N, H].
         user: i64[N], vocabulary numbers. person: i64[N], hashes of the users' ids.
+        moment: i64[N], when the samples happened, in ms.
+        several: i64[N, S], codes of columns with several values, side by side, then zeros.
         numeric: f32[N, F]. categorical: i64[N, C]. labels: f32[N, T], NaN unknown.
         outcomes: i64[N, H], what came of the history's items (`data/outcomes.py`); 0 where the data
             does not tell.
@@ -36,10 +38,12 @@ class Samples:
     outcomes: Tensor
     user: Tensor
     person: Tensor
+    moment: Tensor
     numeric: Tensor
     categorical: Tensor
     labels: Tensor
     weights: Tensor
+    several: Tensor
 
     @property
     def candidate_items(self) -> Tensor:
@@ -77,8 +81,10 @@ class Samples:
             outcomes=put(arrays.get(OUTCOME, np.zeros_like(arrays["history"])), np.int64),
             user=put(arrays["user"], np.int64),
             person=put(arrays["person"], np.int64),
+            moment=put(arrays["time"], np.int64),
             numeric=put(arrays["numeric"], np.float32),
             categorical=put(arrays["categorical"], np.int64),
             labels=put(arrays["labels"], np.float32),
             weights=put(arrays.get(WEIGHT, np.ones(len(rows))), np.float32),
+            several=put(arrays.get(SEVERAL, np.zeros((len(rows), 0))), np.int64),
         )

@@ -8,6 +8,7 @@ from typing import Any
 from mtrec_ray.project.base import shorten
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.task import SHAPES
+from mtrec_ray.project.users import Users
 
 # Plain JSON values by field: what a stage is made from.
 Fields = Mapping[str, Any]
@@ -20,8 +21,11 @@ FORMAT = 6  # of prepared data; another one cannot be read
 
 def prepared_data_depends_on(project: Project) -> Fields:
     """Returns the fields of the project that prepared data depends on."""
-    weights = {"weight": True, "tasks": {"__all__": set(OF_LOSS)}}
-    tables = project.model_dump(mode="json", include={"users"}) if project.users else {}
+    weights = {n: {"weight": True, "tasks": {"__all__": set(OF_LOSS)}} for n in project.scenarios}
+    for name, scenario in project.scenarios.items():
+        if not scenario.events.several:  # data that was prepared before there were any stays valid
+            weights[name] |= {"events": {"lists", "separators"}}
+    tables = {"users": {n: fields_of_users(u) for n, u in project.users.items()}}
     encoder = {"source", "max_tokens"}
     read = [users.text is not None for users in project.users.values()]
     read += [scenario.history.elsewhere > 0 for scenario in project.scenarios.values()]
@@ -29,15 +33,24 @@ def prepared_data_depends_on(project: Project) -> Fields:
         encoder |= {"pooling"}
     return {
         "format": FORMAT,
-        **tables,
+        **(tables if project.users else {}),
         **project.model_dump(
             mode="json",
             by_alias=True,
             include={"data_seed": True, "sample_world": True, "scenarios": True},
-            exclude={"scenarios": {"__all__": weights}},
+            exclude={"scenarios": weights},
         ),
         "model": {"encoder": project.model.encoder.model_dump(include=encoder)},
     }
+
+
+def fields_of_users(users: Users) -> Fields:
+    """Returns the fields of a table of users, without those of times where it has none.
+
+    Data that was prepared before there were any stays valid.
+    """
+    unused = set() if users.time else {"time", "time_unit"}
+    return users.model_dump(mode="json", exclude=unused)
 
 
 def joint_model_depends_on(project: Project, prepared: str) -> Fields:

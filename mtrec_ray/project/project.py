@@ -251,6 +251,16 @@ class Project(Section):
                     f"scenarios.NAME.users: {name}"
                 )
 
+    def check_times_of_users(self) -> Iterator[str]:
+        """Yields a line for each scenario without time whose users have profiles of some time."""
+        for name, scenario in self.scenarios.items():
+            table = self.users.get(scenario.users or "")
+            if table and table.time and not scenario.events.time:
+                yield (
+                    f"users.{scenario.users}.time: found {table.time!r}, and no events.time of "
+                    f"scenarios.{name}; allowed: null, or users whose logs all have a time"
+                )
+
     def check_weights(self) -> Iterator[str]:
         """Yields a line for scenarios that all weigh nothing."""
         if sum(s.weight for s in self.scenarios.values()) <= 0:

@@ -240,6 +240,16 @@ class Events(Section):
     numeric: Columns = Field(
         default=(), description="Columns of numbers that are known when the row happens."
     )
+    lists: Columns = Field(
+        default=(),
+        description="Columns of lists that are known when the row happens: several values, whose "
+        "embeddings are averaged.",
+    )
+    separators: Separators = Field(
+        default={},
+        description='Texts with several values and what parts them, such as `{filters: ","}`: as '
+        "`lists`.",
+    )
     missing: Missing = Field(
         default={},
         description='Values that are read as null, by column, such as `{user_id: [""], stars: '
@@ -256,6 +266,15 @@ class Events(Section):
         description="Weights the rows by the inverse of the probability of being logged, too. "
         "null: no such probability.",
     )
+
+    def check_several(self) -> Iterator[str]:
+        """Yields a line for each column that would be read in two ways."""
+        yield from twice_named(self.categorical, self.lists, self.separators)
+
+    @property
+    def several(self) -> dict[str, str | None]:
+        """Columns with several values, by the separator of their texts; None of lists."""
+        return {**dict.fromkeys(self.lists), **self.separators}
 
     @property
     def weigh(self) -> dict[str, str]:

@@ -1,7 +1,10 @@
-"""A table of users of a project file: a row for each, whatever scenarios they are in."""
+"""A table of users of a project file, whatever scenarios they are in.
 
-from collections.abc import Iterator
-from typing import Annotated
+It has a row for each user; with `time`, a row for each change of a profile.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -15,7 +18,7 @@ from mtrec_ray.project.scenario import (
     template_columns,
     twice_named,
 )
-from mtrec_ray.project.task import Columns
+from mtrec_ray.project.task import Column, Columns
 
 
 class Users(Section):
@@ -24,7 +27,19 @@ class Users(Section):
     path: str = Field(description="The table: a path or a URI, as that of a catalogue.")
     id: str = Field(
         default="user_id",
-        description="Column with the user's id, as the logs have it: unique, not null.",
+        description="Column with the user's id, as the logs have it: unique (unless there is a "
+        "`time`), not null.",
+    )
+    time: Column | None = Field(
+        default=None,
+        description="Column that says when a row was written: a user has one for each change, and "
+        "a sample sees the latest strictly before its own time. null: one row a user, true at any "
+        "time.",
+    )
+    time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
+        default=None,
+        description="Unit of a `time` of plain numbers. null: seconds; other units are refused by "
+        "name.",
     )
     categorical: Columns = Field(
         default=(),
@@ -58,6 +73,11 @@ class Users(Section):
         if not (self.categorical or self.numeric or self.several or self.vectors or self.text):
             yield "found no column beside the id; allowed: at least one of any kind"
 
+    def check_unit(self) -> Iterator[str]:
+        """Yields a line for a unit of no times."""
+        if self.time_unit and not self.time:
+            yield f"time_unit: found {self.time_unit!r} without time; allowed: null"
+
     def check_several(self) -> Iterator[str]:
         """Yields a line for each column that would be read in two ways."""
         yield from twice_named(self.categorical, self.lists, self.separators)
@@ -65,7 +85,11 @@ class Users(Section):
     def check_vectors(self) -> Iterator[str]:
         """Yields a line for each column of vectors that another field names, too."""
         named = ("categorical", "numeric", "lists", "separators")
-        others = {"id": [self.id], "text": self.text_columns}
+        others: dict[str, Collection[str]] = {
+            "id": [self.id],
+            "time": [self.time] if self.time else [],
+            "text": self.text_columns,
+        }
         yield from shared_vectors(self.vectors, others | {n: getattr(self, n) for n in named})
 
     @property

@@ -18,7 +18,7 @@ from mtrec_ray.data.columns import hash_ints
 from mtrec_ray.data.kinds import OBJECTIVES, fitted_scale
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.profiles import Profiles
-from mtrec_ray.data.shards import OUTCOME, WEIGHT, Arrays, read_rows
+from mtrec_ray.data.shards import MOMENT, OUTCOME, SEVERAL, WEIGHT, Arrays, read_rows
 from mtrec_ray.model.history import cosines, similarity_summary
 from mtrec_ray.model.outcomes import taken_and_passed_over
 from mtrec_ray.project.project import Project
@@ -96,16 +96,34 @@ class Columns:
 
     def plain(self, rows: Arrays) -> Float32s:
         """Returns f32[N, F]: categories, statistics and numbers, those of users' profiles too."""
-        item, person, profiles = rows["item"], rows["person"], self.profiles
-        of_profiles = [profiles.categorical(person)] if profiles else []
+        item, profiles = rows["item"], self.profiles
+        place = self.profile_places(rows) if profiles else item
+        of_profiles = [profiles.categorical(place)] if profiles else []
         codes = [self.catalogue.categorical[item], *of_profiles, rows["categorical"]]
         columns = [*codes, rows["numeric"], self.catalogue.numeric[item]]
         columns += [found[item] for found in self.indicators]
+        columns += self.event_values(rows)
         if profiles:
             columns += [
-                profiles.numeric(person), *profiles.indicators(person, NUM_INDICATORS)
+                profiles.numeric(place), *profiles.indicators(place, NUM_INDICATORS)
             ]  # fmt: skip
         return np.concatenate(columns, 1).astype(np.float32)
+
+    def event_values(self, rows: Arrays) -> list[Bools]:
+        """Returns bool[N, K] of the log's columns with several values: has a row the K first."""
+        found: list[Bools] = []
+        start = 0
+        for size, width in zip(self.facts.several_sizes, self.facts.several_widths, strict=True):
+            codes = rows[SEVERAL][:, start : start + width]
+            first = range(1, min(size, NUM_INDICATORS + 1))
+            found += [(codes == code).any(1)[:, None] for code in first]
+            start += width
+        return found
+
+    def profile_places(self, rows: Arrays) -> Ints:
+        """Returns i64[N]: where the users' profiles lie as of the rows; -1 without one."""
+        assert self.profiles is not None
+        return self.profiles.places(rows["person"], rows.get(MOMENT, rows["time"]))
 
     def text(self, rows: Arrays) -> Float32s:
         """Returns f32[N, 3 + E] (or 9 + E): cosines of candidate and history, main components.
@@ -119,8 +137,7 @@ class Columns:
 
     def likeness(self, texts: Float32s, rows: Arrays) -> Float32s:
         """Returns f32[N, 1]: cosines of candidates and users' texts f32[P, D]; NaN without one."""
-        assert self.profiles is not None
-        place, found = self.profiles.places(rows["person"]), []
+        place, found = self.profile_places(rows), []
         for start in range(0, len(place), BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
             item = self.vectors[torch.from_numpy(rows["item"][part].astype(np.int64))]

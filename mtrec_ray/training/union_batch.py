@@ -112,11 +112,10 @@ def unit_gradients(
         sums / at_least_something(counts).to(sums)
     )
     gradients = [
-        torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)[0]
+        torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True)[0]
         for loss in losses
     ]
-    return torch.stack([shared.new_zeros(shared.numel()) if g is None else g.flatten()
-                        for g in gradients])  # fmt: skip
+    return torch.stack([gradient.flatten() for gradient in gradients])
 
 
 @torch.no_grad()

@@ -294,7 +294,8 @@ def brute_force(tuned, name, part):
     users, items = users_at_end(layout, part), items_at_end(layout)
     user, item = (x.ravel() for x in np.indices((len(users), len(items.ids))))
     arrays = {
-        "item": item, "user": users.user[user], "history": users.history[user],
+        "item": item, "user": users.user[user], "person": users.person[user],
+        "time": users.moment[user], "history": users.history[user],
         "history_age": users.ages[user],
         "numeric": overlay(items.numeric[item], users.numeric[user]),
         "categorical": np.zeros((len(user), 0), np.int32),

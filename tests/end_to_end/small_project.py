@@ -172,6 +172,21 @@ def users(**columns: Any) -> Make:
     return make
 
 
+def changing_users(*days: float, **fields: Any) -> Make:
+    """A table of ten users with a row for each of some days; `fields` of its section."""
+
+    def make(project: SmallProject) -> None:
+        number = [n for n in range(10) for _ in days]
+        written = [int((START + 86_400 * day) * 1000) for _ in range(10) for day in days]
+        users(
+            user_id=[f"u{n}" for n in number], country=[f"c{d}" for _ in range(10) for d in days],
+            age=[float(n) for n in number], interests=[["p"]] * len(number), written=written,
+        )(project)  # fmt: skip
+        project.tree["users"]["people"] |= {"time": "written", "time_unit": "ms"} | fields
+
+    return make
+
+
 def model(**values: Any) -> Make:
     """Fields of the model; `encoder` is joined to what stands there."""
 

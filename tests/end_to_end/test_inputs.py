@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.data.columns import matrix
+from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.tokens import load_tokenizer
+from mtrec_ray.project.load import load_project
 from tests.end_to_end.small_project import (
     CLICK,
     ENCODER,
@@ -33,6 +36,7 @@ from tests.end_to_end.small_project import (
     SmallProject,
     both,
     catalogue,
+    changing_users,
     check_prepared,
     fields,
     in_files,
@@ -594,6 +598,25 @@ CASES = {
         told=(r"shop: 50\.0% of the users of training have no profile \(10\)",),
         check=lambda p: profiles_are(p, ["a", "b0", "b1"]),
     ),
+    "31 several values in the log, rewritten": Case(
+        both(
+            log(
+                tags=pa.array([["a", f"b{r % 2}", "a"] if r % 3 else None for r in ROW]),
+                query=[f"red shoes {'' if CLICK[r] else r}" for r in ROW],
+            ),
+            fields(
+                events={"lists": ["tags"], "separators": {"query": " "}},
+                split={"fractions": [0.6, 0.2, 0.2]}, negatives={"of": "click"},
+            ),
+        ),
+        report={"known_values": {"tags": 3, "query": 2}},
+        check=lambda p: values_of_rows_are(p),
+    ),
+    "31 users whose profiles change": Case(
+        changing_users(-1, 4, 11.5),
+        report={"users_without_profile": NUM_USERS - 10},
+        check=lambda p: profiles_of_training(p),
+    ),
     "27 ready vectors": Case(
         both(
             catalogue(image=[None, [np.inf, 1.0, 2.0], *np.eye(12, 3)[2:].tolist()]),
@@ -643,6 +666,47 @@ def profiles_are(project: SmallProject, values: list[str]) -> None:
     assert texts.shape == (10, 384)
     assert np.isfinite(texts).all()
     assert np.isnan(people.column("numeric.age").to_numpy()).sum() == 1
+
+
+def values_of_rows_are(project: SmallProject) -> None:
+    """Rows, and the negatives drawn for them, have the codes of the log's row."""
+    shards = pa.concat_tables([project.read(s) for s in ("train", "valid", "test")])
+    facts = load_prepared(str(project.prepared)).scenarios["shop"]
+    assert (facts.several_sizes, facts.several_widths) == ([4, 3], [2, 3])
+    number = shards.column("row").to_numpy()
+    source = np.where(number >= 2**48, (number - 2**48) // 4, number)
+    assert (number >= 2**48).any()
+    codes = matrix(shards.column("several"))
+    assert ((codes[:, :2] > 0).sum(1) == np.where(source % 3, 2, 0)).all()
+    assert (codes[:, 2:] == [1, 2, 0]).all()
+    b = np.where(source % 2, codes[source % 2 == 1, 1].max(), codes[source % 2 == 0, 1].max())
+    assert (codes[:, 1] == np.where(source % 3, b, 0)).all()
+
+
+def profiles_of_training(project: SmallProject) -> None:
+    """All rows are prepared; those that training could see make the vocabulary.
+
+    The audit of the data fails where samples see the last rows some days before they were written.
+    """
+    path = project.prepared / "profiles.people.parquet"
+    people = pq.read_table(path)
+    assert people.num_rows == 30
+    words = people.column("categorical.country").to_numpy()
+    known = people.column("known").to_numpy()
+    assert known.sum() == 20
+    assert set(words[known]) == {1, 2}
+    assert set(words[~known]) == {0}
+    whole, data = (
+        load_project(project.folder / "project.yaml"),
+        load_prepared(str(project.prepared)),
+    )
+    assert audit(whole, data, rows_per_split=30) == []
+    time = people.column("time").to_numpy()
+    early = pa.array(np.where(known, time, (START + 5 * 86_400) * 1000))
+    pq.write_table(people.set_column(people.column_names.index("time"), "time", early), path)
+    found = audit(whole, data, rows_per_split=30)
+    assert len(found) > 10
+    assert all("profile.the time of the row: " in f or "profile.country: " in f for f in found)
 
 
 def vectors_are_there(project: SmallProject, known: list[bool]) -> None:

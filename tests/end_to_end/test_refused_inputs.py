@@ -27,6 +27,7 @@ from tests.end_to_end.small_project import (
     SmallProject,
     both,
     catalogue,
+    changing_users,
     check_refused,
     fields,
     in_files,
@@ -396,6 +397,18 @@ IN_THE_ROWS = {
     "23 a user twice in his table": Case(
         users(user_id=["u1", "u2", "u1"], country=["c"] * 3, age=[1] * 3, interests=[["p"]] * 3),
         (r"users\.people\.id: found 1 duplicate ids, such as 'u1'; allowed: none",),
+    ),
+    "23 a user twice at the same time": Case(
+        changing_users(1, 2, 1),
+        (r"users\.people\.time: found a user twice at the same time \(to the millisecond\), such",),
+    ),
+    "12 profiles from after training": Case(
+        changing_users(9, 11),
+        (r"users\.people\.time: found no row of a user of training before 2025-01-09T",),
+    ),
+    "12 times of users in another unit": Case(
+        changing_users(1, 2, time_unit=None),
+        (r"users\.people\.time: found numbers such as 17\d+, .*: users\.people\.time_unit: ms",),
     ),
     "12 a table of other users": Case(
         users(user_id=[1, 2], country=["c"] * 2, age=[1] * 2, interests=[["p"]] * 2),

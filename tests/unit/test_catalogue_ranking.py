@@ -64,8 +64,9 @@ def test_users_without_a_past_stand_apart():
     none = np.zeros((3, 1), np.float32)
     history = np.array([[4, -1], [-1, -1], [-1, -1]])
     asking = UserSnapshot(
-        np.array(["a", "b", "c"], object), np.arange(3), np.array([1, 2, 0]), history, history, none
-    )
+        np.array(["a", "b", "c"], object), np.arange(3), np.zeros(3, int), np.array([1, 2, 0]),
+        history, history, none,
+    )  # fmt: skip
     users = {
         "model": {"recall": np.array([0.0, 1, 0])},
         "ease": {"recall": np.array([1.0, 0, 0.5])},

@@ -65,6 +65,7 @@ def world():
     users = UserSnapshot(
         ids=np.array([f"user {i}" for i in range(NUM_USERS)], object),
         person=np.arange(NUM_USERS),
+        moment=np.zeros(NUM_USERS, int),
         user=rng.integers(0, SHOP.num_users, NUM_USERS),
         history=np.where(some, rng.integers(0, NUM_ITEMS, shape), -1),
         ages=np.where(some, rng.integers(0, 30, shape), 0),
@@ -86,6 +87,7 @@ def samples_of_all_pairs(world):
     numeric[:, 2], numeric[:, 3] = users.numeric[user, 2], own.ravel()
     arrays = {
         "item": item, "user": users.user[user], "person": users.person[user],
+        "time": users.moment[user],
         "history": users.history[user], "history_age": users.ages[user], "numeric": numeric,
         "categorical": np.zeros((len(user), 1), np.int32),
         "labels": np.zeros((len(user), 2), np.float32),

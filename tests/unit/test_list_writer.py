@@ -32,8 +32,9 @@ def users_of(number):
     none, history = np.full((3, 2), -1), np.array([[-1, -1], [2, -1], [-1, -1]])
     ids = np.array(["plain", "shopper", "stranger"], object)
     users = UserSnapshot(
-        ids, np.arange(3), np.array([7, 3, 0]), history, none, np.zeros((3, 1), "f4")
-    )
+        ids, np.arange(3), np.zeros(3, int), np.array([7, 3, 0]), history, none,
+        np.zeros((3, 1), "f4"),
+    )  # fmt: skip
     return users.of(0, number)
 
 

@@ -291,8 +291,9 @@ def assert_found(model, vectors, rows):
     num = 200
     users = UserSnapshot(
         ids=np.arange(num).astype(str).astype(object), person=rows["person"][:num],
-        user=np.zeros(num, int), history=rows["history"][:num], ages=rows["history_age"][:num],
-        numeric=np.full((num, 1), np.nan, np.float32), outcomes=rows[OUTCOME][:num],
+        moment=rows["time"][:num], user=np.zeros(num, int), history=rows["history"][:num],
+        ages=rows["history_age"][:num], numeric=np.full((num, 1), np.nan, np.float32),
+        outcomes=rows[OUTCOME][:num],
     )  # fmt: skip
     text = vectors.of_items("shop", torch.arange(NUM_ITEMS))
     side = model.retrieval

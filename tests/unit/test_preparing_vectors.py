@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mtrec_ray.data import mapped_arrays, vectors
 from mtrec_ray.data.catalogue import TOKENS, assemble, load_catalogue
@@ -16,7 +17,12 @@ from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.audit_profiles import read_audit_profiles
 from mtrec_ray.data.preparing.problems import item_problems, user_problems
-from mtrec_ray.data.preparing.profiles import KnownUsers, user_vector_problems, write_profiles
+from mtrec_ray.data.preparing.profiles import (
+    KnownUsers,
+    TrainingUsers,
+    user_vector_problems,
+    write_profiles,
+)
 from mtrec_ray.data.preparing.vectors import (
     incomplete_vectors,
     item_vector_problems,
@@ -24,6 +30,7 @@ from mtrec_ray.data.preparing.vectors import (
 )
 from mtrec_ray.data.profiles import ProfileFacts, load_profiles
 from mtrec_ray.data.storage import read_json, write_bytes, write_json, write_table
+from mtrec_ray.model.profiles import Asking, ProfileInputs
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.depends_on import prepared_data_depends_on
 from mtrec_ray.project.load import parse_project
@@ -307,25 +314,33 @@ def prepared_users(root, image, stored=None):
     ids = [f"u{i}" for i in range(len(image))]
     table = pa.table({"user_id": ids, "image": pa.array(image, pa.list_(pa.float32()))})
     pq.write_table(table, root / "people.parquet")
-    project, known = users_project(root), np.sort(hash_strings(pa.array(ids[:30])))
+    known = TrainingUsers(np.sort(hash_strings(pa.array(ids[:30]))))
+    found = written_users(root, users_project(root), known, stored or {})
+    if isinstance(found, list):
+        return found
+    return *found, hash_strings(pa.array(ids)).view(np.int64)
+
+
+def written_users(root, project, known, stored):
+    """What was fitted on the table that lies there, and the profiles; lines of what is wrong."""
     tables = {"people": inputs.read_users(project, "people")}
-    lines = user_vector_problems(project, tables, {"people": known}, stored or {})
+    lines = user_vector_problems(project, tables, {"people": known}, stored)
     if lines:
         return lines
-    none = pa.array([[]] * len(ids), pa.list_(pa.int32()))
+    none = pa.array([[]] * tables["people"].num_rows, pa.list_(pa.int32()))
     tables = {"people": tables["people"].append_column(TOKENS, none)}
-    facts = write_profiles(project, tables, {"people": known}, stored or {}, str(root / "out"))
+    facts = write_profiles(project, tables, {"people": known}, stored, str(root / "out"))
     manifest = {"fingerprint": "", "scenarios": {}, "users": facts}
     write_json(str(root / "out" / "manifest.json"), manifest)
     folder = load_prepared(str(root / "out"))
     profiles = load_profiles(folder.folder, "people", folder.users["people"])
-    return folder.users["people"], profiles, hash_strings(pa.array(ids)).view(np.int64)
+    return folder.users["people"], profiles
 
 
 def test_vectors_of_users_follow_their_persons(tmp_path):
     """They lie in the order of the table, and what was fitted comes back from the manifest."""
     facts, profiles, persons = prepared_users(tmp_path, ROWS)
-    assert_prepared(profiles.table.vectors[0][profiles.places(persons)])
+    assert_prepared(profiles.table.vectors[0][profiles.places(persons, persons)])
     assert ProfileFacts(**asdict(facts)) == facts
     np.testing.assert_allclose(facts.vector_means["image"], VALUES[GIVEN & TRAIN].mean(0))
 
@@ -336,7 +351,7 @@ def test_a_model_that_knows_the_users_keeps_its_scale(tmp_path):
     stored = {"people": KnownUsers(np.zeros(0, np.uint64), facts)}
     _, profiles, persons = prepared_users(tmp_path, ROWS, stored)
     expected = np.where(GIVEN[:, None], (VALUES - 1) / 2, np.nan)
-    assert_prepared(profiles.table.vectors[0][profiles.places(persons)], expected)
+    assert_prepared(profiles.table.vectors[0][profiles.places(persons, persons)], expected)
     _, profiles, _ = prepared_users(tmp_path, [None] * 5, stored)
     assert profiles.table.vectors[0].shape == (5, 4)
     assert prepared_users(tmp_path, [[1.0, 2.0]] * 3, stored) == [
@@ -357,7 +372,7 @@ def problems_of(root, users, **fields) -> dict[str, list[str]]:
     profiles = read_audit_profiles(users_project(root, **fields), folder, "shop", users)
     assert profiles is not None
     persons = hash_strings(pa.array(users)).view(np.int64)
-    found = {u: profiles.check(u, int(p)) for u, p in zip(users, persons, strict=True)}
+    found = {u: profiles.check(u, int(p), 0, 0) for u, p in zip(users, persons, strict=True)}
     return {user: lines for user, lines in found.items() if lines}
 
 
@@ -371,13 +386,84 @@ def test_the_audit_finds_the_vector_of_another(tmp_path):
     assert not problems_of(tmp_path, users, missing={"image": ["none", 17]})
     path = tmp_path / "out" / "profiles.people.vectors.0.npy"
     stored = np.load(path)
-    places = profiles.places(persons)
+    places = profiles.places(persons, persons)
     stored[places[[0, 6]]] = stored[places[[6, 0]]]
     np.save(path, stored)
     found = problems_of(tmp_path, users)
     assert set(found) == {"u0", "u6"}
     assert found["u0"][0].startswith("profile.image: prepared None, in the table [")
     assert found["u6"][0].endswith("], in the table None")
+
+
+def changing_users(root):
+    """Profiles of 36 users with three rows each, in no order, written at 0, 1000 and 2000 ms.
+
+    Training ended at 1,500 ms and knows the first 30; a third of the rows has no vector. Also the
+    vectors f32[36, 3, 2], NaN where there is none, and the users' hashes.
+    """
+    rng = np.random.default_rng(3)
+    vectors = rng.normal([3.0, -1.0], 2.0, (36, 3, 2)).astype(np.float32)
+    vectors[rng.random((36, 3)) < 1 / 3] = np.nan
+    rows = [(f"u{u}", 1000 * k, vectors[u, k].tolist()) for u in range(36) for k in range(3)]
+    ids, times, image = zip(*(rows[i] for i in rng.permutation(len(rows))), strict=True)
+    image = pa.array([None if np.isnan(v).any() else v for v in image], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"user_id": ids, "at": times, "image": image}), root / "people.parquet")
+    hashes = hash_strings(pa.array([f"u{u}" for u in range(36)]))
+    known = TrainingUsers(np.sort(hashes[:30]), 1500)
+    facts, profiles = written_users(root, users_project(root, **CHANGING), known, {})
+    return facts, profiles, vectors, hashes.view(np.int64)
+
+
+CHANGING = {"time": "at", "time_unit": "ms"}
+
+
+def test_vectors_of_users_are_those_that_held(tmp_path):
+    """Of the last row strictly before the moment, as the model finds it; scaled by what training
+    could see."""
+    facts, profiles, vectors, persons = changing_users(tmp_path)
+    seen = vectors[:30, :2].reshape(-1, 2)
+    mean = np.nanmean(seen, 0)
+    np.testing.assert_allclose(facts.vector_means["image"], mean, rtol=1e-5)
+    scaled = (vectors - mean) / facts.vector_scales["image"]
+    inputs_of = ProfileInputs(profiles, 4, 0, 1.0)
+    inputs_of.absent.data.fill_(7.0)
+    (own,) = inputs_of.vectors
+    own.absent.data.fill_(5.0)
+    for moment, row in ((0, -1), (1, 0), (1000, 0), (1001, 1), (2000, 1), (2001, 2)):
+        moments = np.full(36, moment)
+        found = inputs_of(Asking(torch.tensor(persons), torch.tensor(moments))).detach().numpy()
+        if row < 0:
+            assert (found == 7.0).all()
+            continue
+        stored = profiles.table.vectors[0][profiles.places(persons, moments)]
+        np.testing.assert_allclose(stored, scaled[:, row], atol=2e-3)
+        expected = scaled[:, row] @ own.project.weight.detach().numpy().T
+        expected = np.where(np.isnan(expected), 5.0, expected)
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_the_audit_finds_the_vector_of_another_time(tmp_path):
+    """Two rows of a user whose vectors are exchanged: a line at each moment that sees one."""
+    _, profiles, vectors, persons = changing_users(tmp_path)
+    user = int(np.isfinite(vectors[:, :2, 0]).all(1).argmax())
+    folder = load_prepared(str(tmp_path / "out"))
+
+    def lines(moment):
+        project = users_project(tmp_path, **CHANGING)
+        own = read_audit_profiles(project, folder, "shop", [f"u{user}"])
+        return own.check(f"u{user}", int(persons[user]), moment, moment)
+
+    assert not [line for moment in (0, 1, 1000, 1001, 2001) for line in lines(moment)]
+    path = tmp_path / "out" / "profiles.people.vectors.0.npy"
+    stored = np.load(path)
+    places = profiles.places(persons[[user, user]], np.array([1, 1001]))
+    stored[places] = stored[places[::-1]]
+    np.save(path, stored)
+    for moment in (1, 1000, 1001):
+        (line,) = lines(moment)
+        assert line.startswith("profile.image: prepared [")
+    assert not lines(0)
+    assert not lines(2001)
 
 
 def test_without_vectors_nothing_is_written_anew(tmp_path):

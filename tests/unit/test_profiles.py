@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue
-from mtrec_ray.data.profiles import ProfileFacts, Profiles
+from mtrec_ray.data.profiles import ProfileFacts, ProfileIndex, Profiles
 from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer
+from mtrec_ray.model.profiles import Asking, ProfileInputs
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.training.boosted_trees import Columns, fit_trees
@@ -85,12 +88,13 @@ def auc_of_new_users(model, vectors):
     return roc_auc_score(rows["labels"][:, 0], predicted(model, vectors, rows))
 
 
-def snapshot_of(persons):
+def snapshot_of(persons, moment=0):
     """New users as they ask: without a row of theirs."""
     num, none = len(persons), np.full((len(persons), HISTORY), -1)
     return UserSnapshot(
-        ids=persons.astype(str).astype(object), person=persons, user=np.zeros(num, int),
-        history=none, ages=np.zeros_like(none), numeric=np.full((num, 1), np.nan, np.float32),
+        ids=persons.astype(str).astype(object), person=persons, moment=np.full(num, moment),
+        user=np.zeros(num, int), history=none, ages=np.zeros_like(none),
+        numeric=np.full((num, 1), np.nan, np.float32),
     )  # fmt: skip
 
 
@@ -163,6 +167,12 @@ def test_trees_read_how_near_a_text_is():
     np.testing.assert_array_equal(found[1:], (rows["item"] == taste)[1:])
 
 
+def asking(persons, moments=None) -> Asking:
+    """Persons who ask, at moments; by default when the world begins."""
+    moments = np.zeros(len(persons), int) if moments is None else moments
+    return Asking(torch.from_numpy(persons), torch.from_numpy(moments))
+
+
 def test_a_model_takes_over_weights_with_another_table_of_the_same_users():
     """A scenario that joins reads its own rows of the table by the vocabulary of the model."""
     profiles = profiles_of("text")
@@ -172,9 +182,9 @@ def test_a_model_takes_over_weights_with_another_table_of_the_same_users():
     table = table_of(10, own.categorical[few], own.numeric[few])
     joined, _ = model_of(Profiles(profiles.facts, PERSONS[few], table, profiles.texts[few]))
     joined.load_state_dict(model.state_dict())
-    asked = torch.from_numpy(PERSONS[few])
+    asked = asking(PERSONS[few])
     torch.testing.assert_close(joined.profiles["people"](asked), model.profiles["people"](asked))
-    other = torch.from_numpy(PERSONS[20:30])
+    other = asking(PERSONS[20:30])
     assert torch.equal(joined.profiles["people"](other)[0], joined.profiles["people"].absent)
 
 
@@ -184,7 +194,7 @@ def test_a_table_moves_no_other_weight_at_the_start():
     weights = dict(with_it.named_parameters())
     for name, value in without.named_parameters():
         assert torch.equal(weights[name], value), name
-    persons = torch.from_numpy(np.append(PERSONS, 1))
+    persons = asking(np.append(PERSONS, 1))
     assert not with_it.retrieval.profiles["people"](persons).any()
     found = with_it.profiles["people"](persons)
     assert found[:-1].any(1).all()
@@ -219,9 +229,126 @@ def test_persons_are_found_by_their_hash():
     """Rows of the table by person; persons without one have code 0 and no number."""
     profiles = profiles_of("numeric")
     asked = np.array([PERSONS[5], PERSONS[5] + 1, PERSONS[0], PERSONS[-1]])
-    assert profiles.places(asked).tolist() == [5, -1, 0, NUM_USERS - 1]
-    codes, numbers = profiles.categorical(asked), profiles.numeric(asked)
+    place = profiles.places(asked, np.array([0, 10**15, 7, -(10**12)]))
+    assert place.tolist() == [5, -1, 0, NUM_USERS - 1]
+    codes, numbers = profiles.categorical(place), profiles.numeric(place)
     assert codes[[0, 2, 3]].tolist() == profiles.table.categorical[[5, 0, -1]].tolist()
     assert codes[1] == 0
     np.testing.assert_array_equal(numbers[0], profiles.table.numeric[5])
     assert np.isnan(numbers[1])
+
+
+# --- profiles that change --------------------------------------------------------------------
+
+LAST = 1000  # of the times of rows
+CHANGES = np.sort(np.random.default_rng(6).integers(1, LAST, (NUM_USERS, 2)), 1)
+CHANGES += np.arange(2)  # never twice at the same time
+WRITTEN = np.concatenate([np.full((NUM_USERS, 1), -5), CHANGES], 1)
+KINDS_OF_USER = np.random.default_rng(7).permuted(np.tile(np.arange(KINDS), (NUM_USERS, 1)), axis=1)
+
+
+def kinds_as_of(user, time):
+    """The kind of each user as of a time, row by row."""
+    return np.array(
+        [
+            [k for k, w in zip(KINDS_OF_USER[u], WRITTEN[u], strict=True) if w < t][-1]
+            for u, t in zip(user, time, strict=True)
+        ]
+    )
+
+
+def changing_profiles(*, last_alone: bool = False) -> Profiles:
+    """A table in which every user changes twice to another kind; or his last row alone."""
+    rows = slice(-1, None) if last_alone else slice(None)
+    kinds, written = KINDS_OF_USER[:, rows].ravel(), WRITTEN[:, rows].ravel()
+    facts = ProfileFacts({"country": ["a", "b", "c"]}, {}, [], [], [], has_text=False)
+    table = table_of(len(kinds), kinds[:, None] + 1, np.zeros((len(kinds), 0)))
+    persons = np.repeat(PERSONS, len(kinds) // NUM_USERS)
+    return Profiles(facts, persons, table, times=None if last_alone else written)
+
+
+def changing_rows(users: np.ndarray, seed: int):
+    """Rows of users, who take items of the kind that they are of at that time."""
+    rng = np.random.default_rng(seed)
+    user, item = rng.choice(users, NUM_ROWS), rng.integers(0, NUM_ITEMS, NUM_ROWS)
+    time = rng.integers(0, LAST, NUM_ROWS)
+    likes = kinds_as_of(user, time) == KIND_OF_ITEM[item]
+    return planted_rows(rng, item, PERSONS[user], likes, time)
+
+
+def test_a_taste_that_flips_with_the_profile_is_learned():
+    """Users without a row get what they like at that time; by their last profiles they do not."""
+    found = {}
+    for last_alone in (False, True):
+        model, vectors = model_of(changing_profiles(last_alone=last_alone))
+        learn(model, vectors, lambda step: changing_rows(SEEN, step))
+        rows = changing_rows(NEW, 999)
+        found[last_alone] = roc_auc_score(rows["labels"][:, 0], predicted(model, vectors, rows))
+        if not last_alone:
+            assert recalls_as_of(model, vectors, -5).max() < 0.45
+            for moment in (0, 300, 600, LAST):
+                assert recalls_as_of(model, vectors, moment).min() > 0.85
+    assert found[False] > 0.8
+    assert found[True] < 0.7
+
+
+@torch.no_grad()
+def recalls_as_of(model, vectors, moment):
+    """Recall of the retrieval side and of the network, of users who ask at a moment."""
+    users, text = snapshot_of(PERSONS[NEW], moment), vectors.cache
+    cosines = (
+        model.retrieval.user_vectors("shop", users, text)
+        @ model.retrieval.item_vectors("shop", text).T
+    )
+    logits = CatalogueScorer(model, "shop", text, items_at_end()).logits(users)[..., 0]
+    kind = kinds_as_of(NEW, np.full(len(NEW), max(moment, 0)))
+    wanted = kind[:, None] == KIND_OF_ITEM
+    best = (np.argsort(-s.numpy(), 1)[:, : NUM_ITEMS // KINDS] for s in (cosines, logits))
+    return np.array([np.take_along_axis(wanted, b, 1).mean() for b in best])
+
+
+def test_trees_read_the_profile_of_the_time():
+    """What lies in a profile that changes is fitted, and predicts other users' rows."""
+    columns = Columns(
+        FACTS, ITEMS, np.eye(NUM_ITEMS, 4, dtype=np.float32), profiles=changing_profiles()
+    )
+    train, valid, test = (changing_rows(u, s) for u, s in ((SEEN, 1), (SEEN, 2), (NEW, 3)))
+    parts = [(columns.plain(r), r["labels"][:, 0]) for r in (train, valid)]
+    trees = fit_trees("binary", *parts, columns.num_categorical, seed=0, num_threads=1, rounds=60)
+    assert roc_auc_score(test["labels"][:, 0], trees.predict(columns.plain(test))) > 0.8
+
+
+def test_pairs_that_are_no_rows_ask_when_they_say():
+    """Trees see the profile of that moment, and not of the row's time, which sources read."""
+    vectors, profiles = np.eye(NUM_ITEMS, 4, dtype=np.float32), changing_profiles()
+    columns = Columns(FACTS, ITEMS, vectors, profiles=profiles)
+    rows = changing_rows(SEEN, 1)
+    later = rows | {"time": np.full(NUM_ROWS, LAST + 1)}
+    found = columns.plain(later | {"moment": rows["time"]})
+    np.testing.assert_array_equal(found, columns.plain(rows))
+    assert (found != columns.plain(later)).any()
+
+
+TABLES = st.sets(st.tuples(st.integers(-3, 3), st.integers(-4, 9)), min_size=1, max_size=20)
+QUESTIONS = st.lists(st.tuples(st.integers(-4, 4), st.integers(-5, 10)), min_size=1, max_size=20)
+
+
+@given(TABLES, QUESTIONS)
+def test_the_latest_row_strictly_before_is_found(rows, questions):
+    """As a look at all rows finds it, in numpy and by the network; also for unknown persons."""
+    rows = sorted(rows)
+    persons, times = (np.array(x, np.int64) for x in zip(*rows, strict=True))
+    person, moment = (np.array(x, np.int64) for x in zip(*questions, strict=True))
+    wanted = [
+        max((i for i, (p, t) in enumerate(rows) if p == who and t < when), default=-1)
+        for who, when in questions
+    ]
+    assert ProfileIndex.of(persons, times).places(person, moment).tolist() == wanted
+    facts = ProfileFacts({}, {}, [0.0], [1.0], [[0.0, 1.0]], has_text=False)
+    numbers = np.arange(len(rows), dtype=np.float32)[:, None]
+    table = table_of(len(rows), np.zeros((len(rows), 1), int), numbers)
+    inputs = ProfileInputs(Profiles(facts, persons, table, times=times), 4, 0, 1.0)
+    found = inputs(asking(person, moment))
+    for vector, place in zip(found, wanted, strict=True):
+        own = inputs.absent if place < 0 else inputs.of_rows(torch.tensor([place]))[0]
+        assert torch.equal(vector, own)

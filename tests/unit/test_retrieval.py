@@ -72,10 +72,12 @@ def samples_of(users, items, history, num_items=SHOP.num_items):
         outcomes=torch.zeros_like(history),
         user=torch.tensor(users),
         person=torch.tensor(users),
+        moment=torch.zeros(len(users), dtype=torch.int64),
         numeric=torch.zeros(len(users), 3),
         categorical=torch.zeros(len(users), 1, dtype=torch.int64),
         labels=torch.ones(len(users), 2),
         weights=torch.ones(len(users)),
+        several=torch.zeros(len(users), 0, dtype=torch.int64),
     )
 
 
@@ -88,7 +90,8 @@ def test_a_users_vector_is_the_same_from_samples_and_from_a_snapshot():
     text = vectors.of_batch({"shop": samples}, encode=False)["shop"]
     found = model.retrieval.sample_users("shop", samples, text)
     users = UserSnapshot(
-        ids=rows["user"].astype(object), person=rows["person"], user=rows["user"],
+        ids=rows["user"].astype(object), person=rows["person"], moment=rows["time"],
+        user=rows["user"],
         history=rows["history"], ages=rows["history_age"], numeric=rows["numeric"],
     )  # fmt: skip
     own = model.retrieval.user_vectors("shop", users, vectors.cache[: SHOP.num_items])

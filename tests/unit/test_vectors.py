@@ -13,6 +13,7 @@ from mtrec_ray.data.profiles import ProfileFacts, Profiles
 from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer
 from mtrec_ray.model.history import similarity_kernels
+from mtrec_ray.model.profiles import Asking
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.model.vectors import VectorLikeness, ready_vectors
 from tests.builders import HISTORY, stir
@@ -134,7 +135,8 @@ def test_a_profile_without_a_vector_has_the_learned_one():
     model, _ = planted_model(KIND_FACTS, OF_KINDS, profiles_with((faces,)))
     stir(model)
     own = model.profiles["people"]
-    found = own(torch.from_numpy(np.append(PERSONS[[3, 7, 4]], PERSONS[0] + 1)))
+    persons = torch.from_numpy(np.append(PERSONS[[3, 7, 4]], PERSONS[0] + 1))
+    found = own(Asking(persons, torch.zeros(4, dtype=torch.int64)))
     assert torch.equal(found[0], own.vectors[0].absent)
     assert torch.equal(found[0], found[1])
     wanted = own.vectors[0].project.weight @ torch.from_numpy(faces[4]).float()
@@ -195,8 +197,8 @@ def snapshot_of(history):
     num = len(history)
     return UserSnapshot(
         ids=np.arange(num).astype(str).astype(object), person=np.zeros(num, int),
-        user=np.zeros(num, int), history=history, ages=np.zeros_like(history),
-        numeric=np.full((num, 1), np.nan, np.float32),
+        moment=np.zeros(num, int), user=np.zeros(num, int), history=history,
+        ages=np.zeros_like(history), numeric=np.full((num, 1), np.nan, np.float32),
     )  # fmt: skip
 
 

@@ -139,7 +139,8 @@ def check_profile(
     if profiles is None or source not in log.rows.index:
         return []
     raw: Any = log.rows.loc[source]
-    return profiles.check(raw["user"], int(sample["person"]))
+    asking = (int(sample["person"]), float(raw["time"]), int(sample["time"]))
+    return profiles.check(raw["user"], *asking)
 
 
 def rows_to_see(log: AuditLog, scenario: Scenario, split: str, source: int) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 Canonical columns (lists padded to `width`): row i64, user i64 (hash), user_id string, item i32,
 time i64 (ms; 0 without time), split i8, sampled bool, labels f32[width] (NaN unknown),
 event_numeric f32[width], event_categorical i64[width] (hashes); where rows have weights, weight
-f32.
+f32; of each column with several values `event_several.NUMBER` (`event_values.py`).
 """
 
 from collections import Counter
@@ -23,13 +23,17 @@ from mtrec_ray.data.columns import (
     fixed_list,
     floats,
     hash_strings,
+    is_list,
     is_one_of,
     is_plain_number,
     is_possible,
+    list_parts,
     milliseconds,
     numbers,
     place_among,
+    plain_type,
 )
+from mtrec_ray.data.preparing.event_values import column_name, hashed_values
 from mtrec_ray.data.shards import WEIGHT
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Events, Scenario, to_ms
 from mtrec_ray.project.task import Label
@@ -164,9 +168,14 @@ def canonical(
     item = lookup.find(table.column(events.item))
     keep = has_time & (item >= 0) & read_nulls(table, scenario, item, findings)
     categories = [hash_strings(table.column(c)).view(np.int64) for c in events.categorical]
-    weights = {WEIGHT: read_weights(table, events, findings)} if events.weigh else {}
+    others: dict[str, Any] = {
+        column_name(i): hashed_values(table.column(column), separator)
+        for i, (column, separator) in enumerate(events.several.items())
+    }
+    if events.weigh:
+        others[WEIGHT] = read_weights(table, events, findings)
     rows = pa.table(
-        weights
+        others
         | {
             "row": first_row + np.arange(num),
             "user": hash_strings(table.column(events.user)).view(np.int64),
@@ -189,10 +198,18 @@ def without_missing(
     """Returns rows with null in place of the values that mean missing, by column; counts them."""
     for name, values in missing.items():
         column = blank(table.column(name), values)
-        blanked = column.is_null().to_numpy() & ~table.column(name).is_null().to_numpy()
+        blanked = holds_null(column) & ~holds_null(table.column(name))
         findings.note(f"value of {name} that means missing", blanked)
         table = table.set_column(table.column_names.index(name), name, column)
     return table
+
+
+def holds_null(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Returns bool[N]: whether a row is null, or a value of its list is."""
+    if not is_list(plain_type(column.type)):
+        return column.is_null().to_numpy()
+    rows, values = list_parts(column)
+    return np.bincount(rows[values.is_null().to_numpy()], minlength=len(column)) > 0
 
 
 def read_nulls(

@@ -10,6 +10,7 @@ Letters: N rows, K distinct keys, T tasks, H history length, F features, C categ
 import functools
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
 from mtrec_ray.data.outcomes import levels, outcome_parts
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.classes import with_gains
+from mtrec_ray.data.preparing.event_values import EventValues, all_codes
 from mtrec_ray.data.preparing.events import TRAIN
 from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals, part_of
 from mtrec_ray.data.preparing.samples import order_key, source_rows
@@ -32,7 +34,7 @@ from mtrec_ray.data.preparing.statistics import (
     Outcomes,
     Windows,
 )
-from mtrec_ray.data.shards import OUTCOME, WEIGHT
+from mtrec_ray.data.shards import OUTCOME, SEVERAL, WEIGHT
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED_AGE = "item.log_seconds_since_published"
@@ -99,6 +101,7 @@ class FeatureSpec:
         published: i64[n], ms, when each item was published.
         users: sorted hashes of the users that training knows.
         event_vocabularies: sorted hashes of the values that training has, by categorical column.
+        event_values: of the log's columns with several values.
         categories: of the catalogue columns whose values have statistics: i64[n], a number for the
             value of each item, -1 where it has none.
         level_bounds: of each task, below which a label is low, and above which it is high.
@@ -112,6 +115,7 @@ class FeatureSpec:
     event_vocabularies: tuple[NDArray[np.uint64], ...]
     seed: int
     categories: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    event_values: tuple[EventValues, ...] = ()
     level_bounds: tuple[tuple[float, float], ...] = ()
 
     @functools.cached_property
@@ -278,8 +282,8 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
     """Returns the finished rows of a partition of users, and their end states by kind.
 
     A row: row, user (vocabulary number, 0 unknown), person (hash of the user), item, time, split,
-    history, history_age, numeric, categorical, labels, and its weight and what came of the items of
-    its history, where the project wants them. States:
+    history, history_age, numeric, categorical, labels; its weight, what came of the items of its
+    history, and codes of columns with several values, where the project wants them. States:
     `users`, and `user_category.COLUMN` of each user and value.
     """
     table = table.take(pa.array(np.argsort(order_key(table, spec.seed), kind="stable")))
@@ -300,9 +304,13 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
             "numeric": fixed_list(values[num:]),
         }
     )
-    weights = {WEIGHT: table.column(WEIGHT)} if WEIGHT in table.column_names else {}
+    others: dict[str, Any] = {}
+    if WEIGHT in table.column_names:
+        others[WEIGHT] = table.column(WEIGHT)
+    if spec.event_values:
+        others[SEVERAL] = fixed_list(all_codes(table, spec.event_values))
     finished = pa.table(
-        weights
+        others
         | {
             "row": table.column("row"),
             "user": user,

@@ -76,6 +76,8 @@ def named_columns(scenario: Scenario) -> dict[str, list[tuple[str, str]]]:
     of_events = [(events.user, "events.user"), (events.item, "events.item")]
     of_events += [(column, "events.categorical") for column in events.categorical]
     of_events += [(column, "events.numeric") for column in events.numeric]
+    of_events += [(column, "events.lists") for column in events.lists]
+    of_events += [(column, "events.separators") for column in events.separators]
     of_events += label_columns(scenario)
     of_events += [(column, f"events.{field}") for field, column in events.weigh.items()]
     if events.time:
@@ -104,6 +106,7 @@ def wanted_columns(scenario: Scenario, kind: str) -> list[str]:
 def columns_of_users(users: Users) -> list[tuple[str, str]]:
     """Returns the columns that a table of users names, each with its field."""
     named = [(users.id, "users.id")]
+    named += [(users.time, "users.time")] if users.time else []
     named += [(column, "users.text") for column in users.text_columns]
     named += [(column, "users.categorical") for column in users.categorical]
     named += [(column, "users.numeric") for column in users.numeric]
@@ -250,13 +253,13 @@ NUMBERS = (
 )  # fmt: skip
 
 
-TIMES = ("events.time", "items.published")
+TIMES = ("events.time", "items.published", "users.time")
 
 
-LISTS = ("items.lists", "users.lists")
+LISTS = ("items.lists", "users.lists", "events.lists")
 
 
-TEXTS = ("items.separators", "users.separators")
+TEXTS = ("items.separators", "users.separators", "events.separators")
 
 
 VECTORS = ("items.vectors", "users.vectors")

@@ -41,7 +41,7 @@ def manifest_of(
             **task_facts(scenario, scans[name]),
             **class_facts(scenario, scans[name].class_sums),
             "history_last": scenario.history.last,
-            "history_outcomes": scenario.history.outcomes,
+            **({"history_outcomes": True} if scenario.history.outcomes else {}),
             "numeric_names": list(specs[name].columns.names),
             **fit_numeric(folder, shards["train"]),
             **fit_items(storage.join(folder, name, "catalogue.parquet")),
@@ -55,6 +55,7 @@ def manifest_of(
             "popularity": {t: popularity_column(scenario, t) for t in scenario.tasks},
             "end_ms": scans[name].last_ms + 1,
             "shards": shards,
+            **facts_of_values(specs[name]),
         }
         report[name] = {
             **data_report(
@@ -68,10 +69,20 @@ def manifest_of(
     return {"scenarios": scenarios, "report": report}
 
 
+def facts_of_values(spec: FeatureSpec) -> dict[str, Any]:
+    """Returns sizes and widths of the log's columns with several values; nothing without any."""
+    if not spec.event_values:
+        return {}
+    return {
+        "several_sizes": [len(own.hashes) + 1 for own in spec.event_values],
+        "several_widths": [own.width for own in spec.event_values],
+    }
+
+
 def known_event_values(scenario: Scenario, spec: FeatureSpec) -> dict[str, int]:
-    """Returns how many values of each categorical column of the log have an embedding."""
-    known = map(len, spec.event_vocabularies)
-    return dict(zip(scenario.events.categorical, known, strict=True))
+    """Returns how many values of each column of categories of the log have an embedding."""
+    known = [*map(len, spec.event_vocabularies), *(len(own.hashes) for own in spec.event_values)]
+    return dict(zip((*scenario.events.categorical, *scenario.events.several), known, strict=True))
 
 
 def share_after(folder: str, shards: list[dict[str, Any]], test_ms: int) -> float:

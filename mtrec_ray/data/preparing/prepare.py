@@ -14,7 +14,7 @@ object store, and in the driver.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +35,7 @@ from mtrec_ray.data.preparing.passes import add_fractions, build_shards, rewrite
 from mtrec_ray.data.preparing.problems import item_problems, scan_problems, user_problems
 from mtrec_ray.data.preparing.profiles import (
     KnownUsers,
+    TrainingUsers,
     profile_problems,
     user_vector_problems,
     without_profile,
@@ -127,6 +128,7 @@ def spec_of(
         published=published_ms(items, scenario.items, scenario.events.time_unit),
         users=users,
         event_vocabularies=tuple(scan.vocabularies),
+        event_values=scan.several_vocabularies,
         seed=project.data_seed,
         categories={
             column: category_codes(items.column(column))
@@ -192,7 +194,8 @@ def prepare(
     refuse(item_vector_problems(project, items, {n: s.item_rows for n, s in scans.items()}))
     vocabularies = write_catalogues(project, items, scans, folder)
     users = user_vocabularies(project, scans, stored_users)
-    profiles = prepare_profiles(project, people, users, stored_users, folder)
+    trained_on = training_users(project, scans, users)
+    profiles = prepare_profiles(project, people, trained_on, stored_users, folder)
     specs = {n: spec_of(project, n, scans[n], users[n], items[n]) for n in items}
     log("statistics, histories and shards")
     written = build_shards(fragments, sources, scans, specs, folder)
@@ -200,7 +203,8 @@ def prepare(
     for name, scenario in project.scenarios.items():
         if scenario.users in people:
             own = project.users[scenario.users]
-            missing = without_profile(people[scenario.users], own, scans[name].users)
+            of_log = TrainingUsers(scans[name].users, trained_on[scenario.users].end_ms)
+            missing = without_profile(people[scenario.users], own, of_log)
             facts[name]["users_without_profile"] = missing
             odd = incomplete_vectors(people[scenario.users], own.vectors)
             if any(odd.values()):
@@ -221,23 +225,38 @@ def add_timelines(
             scenarios[name]["elsewhere"] = asdict(found)
 
 
+def training_users(
+    project: Project, scans: Mapping[str, Scan], users: Mapping[str, np.ndarray]
+) -> dict[str, TrainingUsers]:
+    """Returns the users of training of each id space that has a table of them.
+
+    `users`: by scenario, the sorted hashes of its id space's users of training.
+    """
+    found: dict[str, TrainingUsers] = {}
+    for name, scenario in project.scenarios.items():
+        if scenario.users in project.users:
+            before = found.get(scenario.users, TrainingUsers(users[name]))
+            end_ms = max(before.end_ms, scans[name].train_ms)
+            found[scenario.users] = replace(before, end_ms=end_ms)
+    return found
+
+
 def prepare_profiles(
     project: Project,
     people: dict[str, pa.Table],
-    users: Mapping[str, np.ndarray],
+    known: Mapping[str, TrainingUsers],
     stored: Mapping[str, KnownUsers],
     folder: str,
 ) -> dict[str, Any]:
     """Write the tables of users; returns what the manifest says of them, nothing without any.
 
-    `users`: by scenario, the sorted hashes of its id space's users of training.
+    `known`: by id space, the users of training.
 
     Raises:
         ProjectError: a table that knows none of them.
     """
     if not people:
         return {}
-    known = {s.users: users[name] for name, s in project.scenarios.items() if s.users in people}
     lines = profile_problems(project, people, known)
     refuse(lines + user_vector_problems(project, people, known, stored))
     return {

@@ -4,15 +4,24 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtrec_ray.data.arrays import Bools, Ints
 from mtrec_ray.data.catalogue import NO_TIME
-from mtrec_ray.data.columns import as_text, is_plain_number, milliseconds, plausible_unit
+from mtrec_ray.data.columns import (
+    as_text,
+    is_plain_number,
+    is_possible,
+    milliseconds,
+    plausible_unit,
+)
 from mtrec_ray.data.preparing.vectors import length_problems
 from mtrec_ray.project.classes import key_of
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
+from mtrec_ray.project.users import Users
 
 if TYPE_CHECKING:
     from mtrec_ray.data.preparing.scan import Scan
@@ -48,24 +57,69 @@ def item_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]
 
 
 def user_problems(project: Project, tables: Mapping[str, pa.Table]) -> list[str]:
-    """Returns a line for each fault of a table of users: null or repeated ids, odd vectors."""
+    """Returns a line for each fault of a table of users: ids, times, vectors."""
     lines: list[str] = []
     for space, table in tables.items():
         users = project.users[space]
-        lines += _id_problems(f"users.{space}.id", table.column(users.id))
+        lines += _user_table_problems(f"users.{space}", users, table)
         lines += length_problems(f"users.{space}", table, users.id, users.vectors)
     return lines
 
 
+def _user_table_problems(where: str, users: Users, table: pa.Table) -> Iterator[str]:
+    """Yields lines about nulls and repetitions of ids; with a time, of ids at a time."""
+    ids = table.column(users.id)
+    if users.time is None:
+        yield from _id_problems(f"{where}.id", ids)
+        return
+    yield from _null_problems(f"{where}.id", ids)
+    of_times = list(_profile_time_problems(where, users, table.column(users.time)))
+    yield from of_times
+    if not of_times:
+        ms = milliseconds(table.column(users.time), users.time_unit)
+        rows = pd.DataFrame({"id": as_text(ids).to_pandas(), "ms": ms.to_numpy()})
+        twice = rows[rows["id"].notna() & rows.duplicated()]
+        if len(twice):
+            yield (
+                f"{where}.time: found a user twice at the same time (to the millisecond), such as "
+                f"{twice['id'].iloc[0]!r}, {twice['id'].nunique()} in all; allowed: one row of a "
+                "user at a time"
+            )
+
+
+def _profile_time_problems(where: str, users: Users, column: pa.ChunkedArray) -> Iterator[str]:
+    """Yields at most one line about the times of a table of users."""
+    ms = milliseconds(column, users.time_unit)
+    known, time = ms.is_valid().to_numpy(), pc.fill_null(ms, 0).to_numpy()
+    if users.time_unit is None and is_plain_number(column.type):
+        wrong = implausible(time, known)
+        if 2 * len(wrong) > known.sum():
+            example = column[int(wrong[len(wrong) // 2])].as_py()
+            yield no_moment(f"{where}.time", f"{where}.time_unit", example)
+            return
+    if nulls := int((~known).sum()):
+        yield f"{where}.time: found {nulls} nulls in {len(ms)} rows; allowed: a time in every row"
+    elif (impossible := ~is_possible(time)).any():
+        example = as_text(column.slice(int(impossible.argmax()), 1))[0].as_py()
+        yield (
+            f"{where}.time: found {impossible.sum()} of {len(ms)} times such as {example}; "
+            "allowed: times from 1900 to 2100"
+        )
+
+
 def _id_problems(where: str, ids: pa.ChunkedArray) -> Iterator[str]:
-    if nulls := int(ids.is_null(nan_is_null=True).to_numpy().sum()):
-        yield f"{where}: found {nulls} nulls; allowed: none"
+    yield from _null_problems(where, ids)
     text = as_text(ids).drop_null()
     counts = text.value_counts()
     repeated = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
     if len(repeated):
         example = repeated.field("values")[0].as_py()
         yield f"{where}: found {len(repeated)} duplicate ids, such as {example!r}; allowed: none"
+
+
+def _null_problems(where: str, ids: pa.ChunkedArray) -> Iterator[str]:
+    if nulls := int(ids.is_null(nan_is_null=True).to_numpy().sum()):
+        yield f"{where}: found {nulls} nulls; allowed: none"
 
 
 def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Iterator[str]:
@@ -75,21 +129,25 @@ def _catalogue_problems(name: str, scenario: Scenario, table: pa.Table) -> Itera
     column = scenario.items.published
     if column and scenario.events.time_unit is None and is_plain_number(table[column].type):
         ms = pc.fill_null(milliseconds(table[column]), NO_TIME).to_numpy()
-        low, high = (1000 * seconds for seconds in PLAUSIBLE_SECONDS)
-        known = np.flatnonzero(ms != NO_TIME)
-        wrong = known[(ms[known] < low) | (ms[known] >= high)]
-        if 2 * len(wrong) > len(known):
+        wrong = implausible(ms, ms != NO_TIME)
+        if 2 * len(wrong) > (ms != NO_TIME).sum():
             example = table[column][int(wrong[len(wrong) // 2])].as_py()
-            yield no_moment(f"{where}.published", f"scenarios.{name}", example)
+            yield no_moment(f"{where}.published", f"scenarios.{name}.events.time_unit", example)
 
 
-def no_moment(where: str, scenario: str, example: Any) -> str:
+def implausible(ms: Ints, known: Bools) -> Ints:
+    """Returns the places of known times i64[N] that are not between 1990 and 2100."""
+    low, high = (1000 * seconds for seconds in PLAUSIBLE_SECONDS)
+    return np.flatnonzero(known & ((ms < low) | (ms >= high)))
+
+
+def no_moment(where: str, unit_field: str, example: Any) -> str:
     """Returns the line for plain numbers that are no moment in seconds, with the unit that fits."""
     found = f"{where}: found numbers such as {example}, which as seconds since 1970 are not"
     unit = plausible_unit(float(example))
-    meant = f"{scenario}.events.time_unit: {unit}" if unit else "a time stamp or a date"
+    meant = f"{unit_field}: {unit}" if unit else "a time stamp or a date"
     return (
-        f"{found} between 1990 and 2100; allowed: {meant}, or {scenario}.events.time_unit (one of "
+        f"{found} between 1990 and 2100; allowed: {meant}, or {unit_field} (one of "
         "s, ms, us, ns) where the numbers are right"
     )
 
@@ -179,7 +237,7 @@ def _time_problems(where: str, scan: "Scan") -> Iterator[str]:
     if 2 * counts["implausible time"] > counts["plain time"]:
         example = float(examples["implausible time"])
         whole = int(example) if example == int(example) else example
-        yield no_moment(f"{where}.events.time", where, whole)
+        yield no_moment(f"{where}.events.time", f"{where}.events.time_unit", whole)
     elif 2 * counts["null time"] > counts["rows"]:
         yield (
             f"{where}.events.time: found {counts['null time']} nulls in {counts['rows']} rows; "

@@ -17,6 +17,12 @@ from mtrec_ray.data.catalogue import MIN_ROWS, NO_TIME, ItemLookup, published_ms
 from mtrec_ray.data.columns import LARGEST_MS, hash_ints, matrix
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.classes import ClassSums, add_sums, class_sums, with_gains
+from mtrec_ray.data.preparing.event_values import (
+    EventValues,
+    column_name,
+    counted_values,
+    most_values,
+)
 from mtrec_ray.data.preparing.events import TEST, TRAIN, UNSPLIT, Findings, canonical
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.shards import WEIGHT
@@ -79,7 +85,9 @@ class Scan:
         all_item_rows: i64[n], of all splits.
         users: sorted hashes.
         categories: of each categorical column of the log, its values' hashes and their rows.
+        several: the same of each column with several values; `most_values`: the most of a row.
         last_ms: the latest time; NO_TIME without rows.
+        train_ms: the latest time of train; NO_TIME without rows.
         test_ms: the earliest time of test; LARGEST_MS without rows.
         sample: `row`, `item`, `time` and `user_id` of one in `one_in` rows of all splits.
     """
@@ -94,7 +102,10 @@ class Scan:
     all_item_rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     users: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     categories: list[Values] = field(default_factory=list)
+    several: list[Values] = field(default_factory=list)
+    most_values: list[int] = field(default_factory=list)
     last_ms: int = NO_TIME
+    train_ms: int = NO_TIME
     test_ms: int = LARGEST_MS
     sample: pa.Table = field(default_factory=SAMPLE_SCHEMA.empty_table)
     one_in: int = 1
@@ -115,6 +126,16 @@ class Scan:
     def vocabularies(self) -> list[np.ndarray]:
         """Sorted u64 hashes of the values of each categorical column that have enough rows."""
         return [values.hashes[values.rows >= MIN_ROWS] for values in self.categories]
+
+    @property
+    def several_vocabularies(self) -> tuple[EventValues, ...]:
+        """The values of each column with several values that have enough rows."""
+        found: list[EventValues] = []
+        for values, width in zip(self.several, self.most_values, strict=True):
+            enough = np.flatnonzero(values.rows >= MIN_ROWS)
+            order = enough[np.lexsort([values.hashes[enough], -values.rows[enough]])]
+            found.append(EventValues(values.hashes[order], width))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -166,6 +187,7 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource, one_in: in
     sums, ranges = label_facts(numbers, weights[train])
     known = np.isfinite(labels)
     items, time = table.column("item").to_numpy(), table.column("time").to_numpy()
+    several = [table.column(column_name(i)) for i in range(len(source.scenario.events.several))]
     hashes = matrix(table.column("event_categorical"))[train].view(np.uint64)
     return Scan(
         findings=findings,
@@ -181,7 +203,10 @@ def scan_rows(table: pa.Table, findings: Findings, source: LogSource, one_in: in
             Values(*np.unique(hashes[:, i], return_counts=True))
             for i in range(len(source.scenario.events.categorical))
         ],
+        several=[Values(*counted_values(column, train)) for column in several],
+        most_values=[most_values(column) for column in several],
         last_ms=int(time.max(initial=NO_TIME)),
+        train_ms=int(time[train].max(initial=NO_TIME)),
         test_ms=int(time[split == TEST].min(initial=LARGEST_MS)),
         sample=sampled(table, one_in),
         one_in=one_in,
@@ -224,7 +249,10 @@ def merge_scans(first: Scan | None, second: Scan) -> Scan:
         all_item_rows=first.all_item_rows + second.all_item_rows,
         users=np.union1d(first.users, second.users),
         categories=[a.add(b) for a, b in zip(first.categories, second.categories, strict=True)],
+        several=[a.add(b) for a, b in zip(first.several, second.several, strict=True)],
+        most_values=[max(a, b) for a, b in zip(first.most_values, second.most_values, strict=True)],
         last_ms=max(first.last_ms, second.last_ms),
+        train_ms=max(first.train_ms, second.train_ms),
         test_ms=min(first.test_ms, second.test_ms),
         sample=pa.concat_tables([first.sample, second.sample]),
         one_in=first.one_in,
