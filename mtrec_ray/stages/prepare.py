@@ -19,10 +19,10 @@ from mtrec_ray.data.prepared import (
     parse_users,
 )
 from mtrec_ray.data.preparing.audit import audit
-from mtrec_ray.data.preparing.elsewhere import Beside, sources_of
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.prepare import CATALOGUE, NO_USERS, prepare
 from mtrec_ray.data.preparing.profiles import KnownUsers
+from mtrec_ray.data.preparing.taken_rows import Beside, sources_of
 from mtrec_ray.data.profiles import profiles_path, write_texts
 from mtrec_ray.data.sample_world import Dials, write_sample_world
 from mtrec_ray.data.storage import FileVersion

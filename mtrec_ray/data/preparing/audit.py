@@ -17,7 +17,7 @@ from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.preparing.audit_elsewhere import Asked, check_elsewhere
 from mtrec_ray.data.preparing.audit_log import AuditLog, read_audit_log, source_row
 from mtrec_ray.data.preparing.audit_profiles import AuditProfiles, read_audit_profiles
-from mtrec_ray.data.preparing.elsewhere import Beside
+from mtrec_ray.data.preparing.taken_rows import Beside
 from mtrec_ray.data.shards import Arrays, read_rows
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario

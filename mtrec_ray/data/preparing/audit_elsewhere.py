@@ -14,7 +14,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.elsewhere import Timeline
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.audit_log import raw_batches, splits
-from mtrec_ray.data.preparing.elsewhere import Beside
+from mtrec_ray.data.preparing.taken_rows import Beside
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
 

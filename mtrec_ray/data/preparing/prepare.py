@@ -27,7 +27,7 @@ from mtrec_ray.data.columns import floats, milliseconds
 from mtrec_ray.data.outcomes import level_bounds
 from mtrec_ray.data.prepared import parse_scenario
 from mtrec_ray.data.preparing import inputs
-from mtrec_ray.data.preparing.elsewhere import Beside, write_timelines
+from mtrec_ray.data.preparing.elsewhere import write_timelines
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of, task_facts
@@ -42,6 +42,7 @@ from mtrec_ray.data.preparing.profiles import (
     write_profiles,
 )
 from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
+from mtrec_ray.data.preparing.taken_rows import Beside
 from mtrec_ray.data.preparing.vectors import (
     incomplete_vectors,
     item_vector_problems,

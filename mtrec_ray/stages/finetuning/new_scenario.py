@@ -2,9 +2,9 @@
 
 from mtrec_ray.data.end_states import stored_users
 from mtrec_ray.data.prepared import Prepared, load_prepared
-from mtrec_ray.data.preparing.elsewhere import Beside
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.profiles import KnownUsers
+from mtrec_ray.data.preparing.taken_rows import Beside
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import prepared_data_depends_on
