@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mtrec_ray.data.elsewhere import Timeline
-from mtrec_ray.model.history import NUM_KERNELS, HistoryAttention, similarity_kernels
+from mtrec_ray.model.history import (
+    NUM_KERNELS,
+    HistoryAttention,
+    in_autocast,
+    similarity_kernels,
+)
 from mtrec_ray.model.profiles import Asking
 from mtrec_ray.project.model import Model
 
@@ -66,7 +71,8 @@ class Elsewhere(nn.Module):
         text = self.texts_of(distinct)
         vectors = self.norm(self.project(text) + self.origins[self.origin_of(distinct)])
         user = self.attention.cross(candidates, vectors, met, ages, seen)
-        cosine = torch.einsum("ncd,ned->nce", text[candidate], text[met]).float().flatten(0, 1)
+        unit = in_autocast(text)  # before it is gathered, as in `cosines`
+        cosine = torch.einsum("ncd,ned->nce", unit[candidate], unit[met]).float().flatten(0, 1)
         kernels = similarity_kernels(cosine, seen.repeat_interleave(items.shape[1], 0))
         return Met(user, self.similarity(kernels).view(*items.shape, -1))
 

@@ -68,10 +68,7 @@ class Recommender(nn.Module):
         profiles: Mapping[str, Profiles] = NO_PROFILES,
         timelines: Mapping[str, Timeline] = NO_TIMELINES,
     ) -> None:
-        """`profiles`: of the users of each id space that has a table of them.
-
-        `timelines`: of each scenario that sees what its users took in others.
-        """
+        """`profiles`: by id space with a table of users; `timelines`: by scenario with one."""
         super().__init__()
         self.options = options
         self.facts = dict(scenarios)
@@ -90,10 +87,9 @@ class Recommender(nn.Module):
         self.users = nn.ModuleDict(
             {n: id_embedding(size, width) for n, size in spaces.items()} if options.user_ids else {}
         )
-        num_inputs = 6 * width + NUM_SIMILARITIES
         self.similarity = nn.Linear(NUM_SIMILARITIES, width, bias=False)
         tasks = {n: f.tasks for n, f in scenarios.items()}
-        self.sharing = build_sharing(options, num_inputs, 2 * width, tasks)
+        self.sharing = build_sharing(options, 6 * width + NUM_SIMILARITIES, 2 * width, tasks)
         self.heads = nn.ModuleDict(
             {n: self._heads(f, options.hidden[-1] + width) for n, f in scenarios.items()}
         )
