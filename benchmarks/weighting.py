@@ -1,0 +1,204 @@
+"""Does a way to weigh losses while training beat fixed weights?
+
+    python -m benchmarks.weighting [--quick] [--seeds 3] [--data real4 --data grocery] [--out FILE]
+                                   [--root DATA] [--storage DIR]
+
+The joint model of `jobs/real4.yaml` and of `jobs/grocery.yaml` (fourteen scenarios) with a frozen
+encoder and without a teacher, 300,000 rows, one thread a training; scored on valid (nothing here
+looks at test):
+
+    equal           all weights 1
+    chosen          the weights of the file, which were chosen on valid (of grocery: equal lambda)
+    others          `training.weighting.method`, which starts from `chosen`
+
+Each method has the same small search: by scenarios and by tasks, and three values of its own
+parameter where it has one, all with the first seed; the best joint score on valid is then trained
+with the others. Told are the joint score (mean NE over scenarios and tasks, lower is better), the
+difference to `chosen` with the same seed, its least and its greatest over the seeds, and the
+seconds of a step over those of `chosen`. What is found in the storage is not trained again.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.ablation import scores_of
+from benchmarks.common import TOP, write_result
+from benchmarks.local import fit, prepared_by_process, side_by_side
+from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.project.load import load_project
+from mtrec_ray.project.project import Project
+from mtrec_ray.project.weighting import Method
+from mtrec_ray.report.tables import markdown_table
+
+DATA = ("real4", "grocery")
+ROWS, QUICK_ROWS = 150_000, 20_000
+EQUAL, CHOSEN = "equal", "chosen"
+# Values of a method's own parameter.
+OWN: dict[str, tuple[str, tuple[float, ...]]] = {
+    "uncertainty": ("lr", (0.005, 0.025, 0.1)),
+    "dwa": ("temperature", (0.5, 2.0, 5.0)),
+    "famo": ("lr", (0.005, 0.025, 0.1)),
+    "tchebycheff": ("temperature", (0.1, 0.3, 1.0)),
+    "gradnorm": ("alpha", (0.5, 1.5, 3.0)),
+    "cagrad": ("c", (0.2, 0.4, 0.8)),
+}
+METHODS = [method for method in get_args(Method) if method != "fixed"]
+
+Options = dict[str, Any]
+
+
+def settings_of(method: str) -> Iterator[tuple[str, Options]]:
+    """Yields names and options of what is tried of a method."""
+    if method in (EQUAL, CHOSEN):
+        yield method, {}
+        return
+    field, values = OWN.get(method, ("", (0.0,)))
+    for by in ("scenarios", "tasks"):
+        for value in values:
+            own = {field: value} if field else {}
+            told = f" {field} {value:g}" if field else ""
+            yield f"{method} by {by}{told}", {"method": method, "by": by, **own}
+
+
+def project_of(
+    base: Project, data: str, name: str, options: Options, seed: int, rows: int
+) -> Project:
+    """The project of a setting."""
+    tree = base.dump()
+    if name == EQUAL:
+        for scenario in tree["scenarios"].values():
+            scenario["weight"] = 1.0
+            for task in scenario["tasks"].values():
+                task["weight"] = 1.0
+    tree["run"]["name"] = f"weighting-{data}"
+    tree["model"]["encoder"]["trainable"] = "none"
+    tree["training"] |= {
+        "rows_per_epoch": rows, "epochs": 2, "seed": seed, "teacher": {"share": 0.0},
+        "weighting": options,
+    }  # fmt: skip
+    return Project.model_validate(tree)
+
+
+def run_one(project: Project, prepared: Prepared, name: str, seed: int, path: Path) -> None:
+    """Train one setting with one seed; what it reached goes into a file."""
+    found = fit(project, prepared, splits=())
+    best = min(found.curve, key=lambda record: record["joint_score"])
+    record = {"setting": name, "seed": seed, "seconds": found.seconds, "valid": best["valid"],
+              "score": best["joint_score"], "weights": best.get("loss_weights", {})}  # fmt: skip
+    path.write_text(json.dumps(record))
+    print(f"{name} seed {seed}: {found.seconds:.0f} s, {record['score']:.4f}", flush=True)
+
+
+class Runs:
+    """The runs of a data set, in files of a folder."""
+
+    def __init__(
+        self, data: str, base: Project, prepared: Prepared, folder: Path, rows: int
+    ) -> None:
+        self.data, self.base, self.prepared, self.rows = data, base, prepared, rows
+        self.folder = folder / f"weighting-{data}-{rows}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str, seed: int) -> Path:
+        """Where a run is kept."""
+        return self.folder / f"{name.replace(' ', '_')}-{seed}.json"
+
+    def train(self, wanted: list[tuple[str, Options, int]]) -> None:
+        """Train what is not there yet."""
+        left = [(n, o, s) for n, o, s in wanted if not self.path(n, s).exists()]
+        calls = [
+            (run_one, (project_of(self.base, self.data, n, o, s, self.rows), self.prepared, n, s,
+                       self.path(n, s)))
+            for n, o, s in left
+        ]  # fmt: skip
+        side_by_side(calls)
+
+    def read(self, name: str, seed: int) -> dict[str, Any]:
+        """Returns what a run reached."""
+        return json.loads(self.path(name, seed).read_text())
+
+
+def measure(runs: Runs, seeds: int) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """Search each method's setting with the first seed, train the best with the others."""
+    tried = {m: list(settings_of(m)) for m in (EQUAL, CHOSEN, *METHODS)}
+    runs.train([(name, options, 0) for own in tried.values() for name, options in own])
+    best = {
+        method: min(own, key=lambda pair: runs.read(pair[0], 0)["score"])
+        for method, own in tried.items()
+    }
+    numbers = range(seeds)
+    runs.train([(name, options, seed) for name, options in best.values() for seed in numbers])
+    chosen = [runs.read(CHOSEN, seed) for seed in numbers]
+    figures, table = {}, []
+    for method, (name, _) in best.items():
+        own = [runs.read(name, seed) for seed in numbers]
+        change = np.array([a["score"] - b["score"] for a, b in zip(own, chosen, strict=True)])
+        cost = float(
+            np.mean([a["seconds"] / b["seconds"] for a, b in zip(own, chosen, strict=True)])
+        )
+        scenarios = by_scenario([run["valid"] for run in own])
+        key = f"{runs.data}.{method}"
+        figures |= {
+            f"{key}.score": float(np.mean([run["score"] for run in own])),
+            f"{key}.change": float(change.mean()),
+            f"{key}.least": float(change.min()),
+            f"{key}.greatest": float(change.max()),
+            f"{key}.cost": cost,
+        } | {f"{key}.{scenario}.ne": value for scenario, value in scenarios.items()}
+        table.append(
+            {
+                "data": runs.data,
+                "weights": name,
+                "joint score": f"{figures[f'{key}.score']:.4f}",
+                "less chosen": "-"
+                if method == CHOSEN
+                else f"{change.mean():+.4f} ({change.min():+.4f} to {change.max():+.4f})",
+                "time": f"{cost:.2f}",
+            }
+        )
+    return figures, table
+
+
+def by_scenario(valid: list[dict[str, float]]) -> dict[str, float]:
+    """Mean NE of each scenario's tasks, over runs."""
+    scores = [scores_of(run) for run in valid]
+    names = dict.fromkeys(key.split(".")[0] for key in scores[0])
+    return {
+        name: float(np.mean([v for run in scores for k, v in run.items()
+                             if k.startswith(f"{name}.")]))
+        for name in names
+    }  # fmt: skip
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Few rows, one seed.")] = False,
+    out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
+    root: Annotated[str, typer.Option(help="Folder of the data sets.")] = "../shared/data",
+    storage: Annotated[str, typer.Option(help="Folder of the runs, to go on with them.")] = "",
+    seeds: Annotated[int, typer.Option(help="Trainings of each chosen setting.")] = 3,
+    data: Annotated[list[str] | None, typer.Option(help="Data sets; by default both.")] = None,
+) -> None:
+    """Train with all methods and write their scores on valid."""
+    folder = Path(storage or tempfile.mkdtemp()).resolve()
+    figures: dict[str, float] = {}
+    table: list[dict[str, str]] = []
+    for name in data or DATA:
+        place = (TOP / root / name).resolve()
+        base = load_project(TOP / "jobs" / f"{name}.yaml", [f"root={place}"])
+        rows = QUICK_ROWS if quick else ROWS
+        prepared = prepared_by_process(project_of(base, name, CHOSEN, {}, 0, rows), str(folder))
+        found, lines = measure(Runs(name, base, prepared, folder, rows), 1 if quick else seeds)
+        figures, table = figures | found, table + lines
+        Console().print(markdown_table(lines), soft_wrap=True)
+    write_result("weighting", figures, out, table=table, quick=quick)
+
+
+if __name__ == "__main__":
+    typer.run(main)
