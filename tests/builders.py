@@ -20,11 +20,12 @@ import torch
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue
 from mtrec_ray.data.columns import fixed_list
+from mtrec_ray.data.elsewhere import ElsewhereFacts, Timeline
 from mtrec_ray.data.order import Slice
 from mtrec_ray.data.prepared import Classes, Prepared, PreparedScenario, Shard, load_prepared
 from mtrec_ray.data.shards import LISTS, OUTCOME, SCALARS, WEIGHT, Arrays, concatenate
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.model.recommender import NO_TIMELINES, Recommender
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.model import Encoder, Model
 from mtrec_ray.project.project import Project
@@ -208,6 +209,20 @@ def with_vectors(catalogues: Mapping[str, Catalogue], seed: int = 8) -> dict[str
     return {**catalogues, "shop": replace(catalogues["shop"], vectors=(values,))}
 
 
+def make_timelines(seed: int = 4) -> dict[str, Timeline]:
+    """What persons 0 to 3 of `FACTS` took in the other scenario; video's rows have no time."""
+    rng, found = np.random.default_rng(seed), {}
+    sizes, texts = {n: f.num_items for n, f in FACTS.items()}, rng.normal(size=(2 * NUM_ITEMS, 6))
+    texts = (texts / np.linalg.norm(texts, axis=1, keepdims=True)).astype(np.float16)
+    for name, base in (("shop", NUM_ITEMS), ("video", 0)):
+        person, known = np.sort(rng.integers(0, 4, 20)), rng.integers(0, 10**6, 20)
+        order = np.lexsort([known, person])
+        facts = ElsewhereFacts(3, name == "shop", sizes, {"shop": 0, "video": 7000})
+        item = (base + rng.integers(0, NUM_ITEMS, 20)).astype(np.int32)
+        found[name] = Timeline(facts, person[order], known[order], item, texts)
+    return found
+
+
 def make_rows(rng: np.random.Generator, facts: PreparedScenario, num_rows: int) -> Arrays:
     """Prepared rows: short histories, null numbers, a third of the labels missing."""
     shape = (num_rows, facts.history_last)
@@ -306,10 +321,12 @@ def build(
     options: Model,
     catalogues: Mapping[str, Catalogue],
     facts: Mapping[str, PreparedScenario] = FACTS,
+    timelines: Mapping[str, Timeline] = NO_TIMELINES,
 ) -> tuple[Recommender, ItemVectors]:
     """A stirred model, the same at every call, and its item vectors."""
     torch.manual_seed(0)
-    model = Recommender(options, facts, catalogues, TextEncoder(options.encoder))
+    encoder = TextEncoder(options.encoder)
+    model = Recommender(options, facts, catalogues, encoder, timelines=timelines)
     stir(model)
     return model, ItemVectors(model.encoder, catalogues, CPU)
 

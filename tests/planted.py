@@ -10,7 +10,7 @@ from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.model.encoder import TextEncoder
-from mtrec_ray.model.recommender import NO_PROFILES, Recommender
+from mtrec_ray.model.recommender import NO_PROFILES, NO_TIMELINES, Recommender
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.training.forward import Forward
 from mtrec_ray.training.item_vectors import ItemVectors
@@ -64,7 +64,7 @@ def planted_rows(
 
 
 def planted_model(
-    facts: PreparedScenario, catalogue: Catalogue, profiles=NO_PROFILES
+    facts: PreparedScenario, catalogue: Catalogue, profiles=NO_PROFILES, timelines=NO_TIMELINES
 ) -> tuple[Recommender, ItemVectors]:
     """A model at its start, with a retrieval side, without embeddings of users and items."""
     retrieval = {"width": 8, "negatives": facts.num_items, "item_ids": False}
@@ -72,7 +72,8 @@ def planted_model(
     options = small_model("none", retrieval=retrieval, **sizes)
     torch.manual_seed(0)
     encoder = TextEncoder(options.encoder)
-    model = Recommender(options, {"shop": facts}, {"shop": catalogue}, encoder, profiles)
+    parts = {"shop": facts}, {"shop": catalogue}
+    model = Recommender(options, *parts, encoder, profiles, timelines)
     vectors = ItemVectors(model.encoder, {"shop": catalogue}, CPU)
     vectors.refresh()
     return model, vectors

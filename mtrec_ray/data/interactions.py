@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from mtrec_ray.data.arrays import Bools, Ints
+from mtrec_ray.data.arrays import Bools, Ints, first_not_before
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.shards import read_columns
 from mtrec_ray.data.snapshot import SnapshotColumns
@@ -109,17 +109,6 @@ class Interactions:
             return user, row
         known = self.split[row] < asking.split
         return user[known], row[known]
-
-
-def first_not_before(time: Ints, start: Ints, stop: Ints, moment: Ints) -> Ints:
-    """Returns i64[B]: the first of the rows start..stop, sorted by time, at or after a moment."""
-    low, high = start.copy(), stop.copy()
-    while (low < high).any():
-        middle = (low + high) // 2
-        open_, before = low < high, time[np.minimum(middle, len(time) - 1)] < moment
-        low, high = np.where(open_ & before, middle + 1, low), np.where(before, high, middle)
-        high = np.maximum(high, low)
-    return low
 
 
 def read_interactions(layout: SnapshotColumns, task: str) -> Interactions:

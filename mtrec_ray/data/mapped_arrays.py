@@ -7,6 +7,7 @@ recently used are deleted. What a process has mapped stays readable when its fil
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,17 @@ from mtrec_ray.project.base import without_options
 
 # Most bytes of the folder's files; above, the least recently used files are deleted.
 MAX_BYTES = 64 * 2**30
+
+
+def write_array(
+    path: str, dtype: type, shape: tuple[int, ...], parts: Iterable[np.ndarray]
+) -> None:
+    """Write an array as a file `.npy`, a part of its rows after another."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    with storage.new_file(path) as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in parts:
+            stream.write(np.ascontiguousarray(part, dtype).tobytes())
 
 
 def map_array(path: str) -> np.ndarray:

@@ -4,6 +4,8 @@ prepared/manifest.json              what was prepared: tasks, columns, shards, f
 prepared/NAME/catalogue.parquet     items, and catalogue.vectors.0.npy, ...: their vectors
 prepared/profiles.NAME.parquet      a table of users, profiles.NAME.texts.parquet its texts, and
                                     profiles.NAME.vectors.0.npy, ... its vectors
+prepared/NAME/elsewhere.*.npy       what its users took in other scenarios (`elsewhere.py`), and
+                                    elsewhere.SPACE.texts.npy vectors of all of their items
 prepared/NAME/SPLIT/*.parquet       samples, in a fixed pseudo-random order
 prepared/NAME/state/{items,users}/  features at the end of the data, for recommending
 """
@@ -15,6 +17,7 @@ from typing import Any
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import Catalogue, load_catalogue
+from mtrec_ray.data.elsewhere import ElsewhereFacts, Timeline, load_timeline
 from mtrec_ray.data.profiles import ProfileFacts, Profiles, load_profiles
 from mtrec_ray.data.shards import TrainShard
 from mtrec_ray.project.base import ProjectError
@@ -22,7 +25,7 @@ from mtrec_ray.project.base import ProjectError
 MANIFEST = "manifest.json"
 
 # Facts of a scenario that a manifest may leave out.
-OPTIONAL = {"several_sizes", "several_widths", "history_outcomes", "classes"}
+OPTIONAL = {"several_sizes", "several_widths", "history_outcomes", "classes", "elsewhere"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class PreparedScenario:
         end_ms: the end of the data, the moment just after the last row.
         history_outcomes: whether histories tell what came of their items (`outcomes.py`); a
             manifest names it where they do.
+        elsewhere: what it asks of other scenarios of its users; None for nothing.
     """
 
     name: str
@@ -115,6 +119,7 @@ class PreparedScenario:
     several_widths: list[int] = field(default_factory=list)
     history_outcomes: bool = False
     classes: dict[str, Classes] = field(default_factory=dict)
+    elsewhere: ElsewhereFacts | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -239,6 +244,13 @@ class Prepared:
         space = self.scenarios[name].user_space
         return load_profiles(self.folder, space, self.users[space]) if space in self.users else None
 
+    def timeline(self, name: str) -> Timeline | None:
+        """Returns what a scenario's users took in others, mapped from disk; None if not asked."""
+        facts = self.scenarios[name]
+        if facts.elsewhere is None:
+            return None
+        return load_timeline(self.folder, name, facts.user_space, facts.elsewhere)
+
     def shard_paths(self, name: str, split: str) -> list[str]:
         """Returns full paths of a split's shards."""
         return [storage.join(self.folder, s.path) for s in self.scenarios[name].shards[split]]
@@ -282,4 +294,8 @@ def parse_scenario(tree: dict[str, Any]) -> PreparedScenario:
         )
     shards = {split: [Shard(**s) for s in files] for split, files in tree["shards"].items()}
     classes = {task: Classes(**facts) for task, facts in tree.get("classes", {}).items()}
-    return PreparedScenario(**{**tree, "shards": shards, "classes": classes})
+    asked = tree.get("elsewhere")
+    elsewhere = ElsewhereFacts(**asked) if asked else None
+    return PreparedScenario(
+        **{**tree, "shards": shards, "classes": classes, "elsewhere": elsewhere}
+    )

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.columns import is_one_of
+from mtrec_ray.data.mapped_arrays import write_array
 from mtrec_ray.project.base import split_query
 
 # The prefix of prepared columns that say whether each row has a vector.
@@ -123,8 +123,5 @@ def vectors_path(table: str, number: int) -> str:
 def write_vectors(path: str, column: pa.ChunkedArray, scale: VectorScale) -> None:
     """Write a column's vectors, standardised, as an array of NumPy; a block at a time."""
     shape = (len(column), len(scale.mean))
-    header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
-    with storage.new_file(path) as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for block in vector_blocks(column, len(scale.mean)):
-            stream.write(scale.of(block).tobytes())
+    blocks = (scale.of(block) for block in vector_blocks(column, len(scale.mean)))
+    write_array(path, np.float16, shape, blocks)

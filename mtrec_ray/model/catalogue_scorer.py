@@ -172,6 +172,10 @@ class CatalogueScorer:
         identity = model.user_vectors(self.name, number).unsqueeze(1)
         asking = Asking.of(users, self.unit.device)
         user, identity = model.with_profiles(self.name, asking, user, identity)
+        columns = columns + self._user_columns(users, items, histories)
+        if self.name in model.elsewhere:
+            elsewhere = model.elsewhere_side(self.name)(asking, candidates, items)
+            user, columns = user + elsewhere.user, columns + elsewhere.columns
 
         def rows(values: Tensor) -> Tensor:
             return values.expand_as(user).reshape(-1, user.shape[2])
@@ -179,7 +183,7 @@ class CatalogueScorer:
         return PairInputs(
             user=rows(user),
             candidate=rows(candidates),
-            columns=rows(columns + self._user_columns(users, items, histories)),
+            columns=rows(columns),
             identity=rows(identity),
             similarity=similarity,
         )

@@ -129,7 +129,12 @@ def cosines(vectors: Tensor, candidate: Tensor, history: Tensor) -> Tensor:
     Vectors are cast to the precision of autocast before they are gathered, because gathering takes
     most of the time. (All products of distinct items instead were slower on a CPU.)
     """
-    unit = F.normalize(vectors.float(), dim=-1)
-    if torch.is_autocast_enabled(unit.device.type):
-        unit = unit.to(torch.get_autocast_dtype(unit.device.type))
+    unit = in_autocast(F.normalize(vectors.float(), dim=-1))
     return torch.einsum("nd,nhd->nh", unit[candidate], unit[history]).float()
+
+
+def in_autocast(values: Tensor) -> Tensor:
+    """Returns values in the precision of autocast; without it as they are."""
+    if torch.is_autocast_enabled(values.device.type):
+        return values.to(torch.get_autocast_dtype(values.device.type))
+    return values

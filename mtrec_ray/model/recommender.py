@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.elsewhere import Timeline
 from mtrec_ray.data.kinds import LARGEST_LOG, LEAST_COUNT
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.data.profiles import Profiles
+from mtrec_ray.model.elsewhere import Elsewhere, elsewhere_of
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.general_head import GeneralHead, common_columns
 from mtrec_ray.model.heads import Head
@@ -32,6 +34,7 @@ GENERAL = "general/"  # before a scenario's name, which cannot hold a slash
 NUM_SIMILARITIES = 4 * NUM_KERNELS
 LEAST_RATE = 1e-4  # of a class, whose logit is finite
 NO_PROFILES: Mapping[str, Profiles] = {}
+NO_TIMELINES: Mapping[str, Timeline] = {}
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ class Recommender(nn.Module):
         catalogues: Mapping[str, Catalogue],
         encoder: TextEncoder,
         profiles: Mapping[str, Profiles] = NO_PROFILES,
+        timelines: Mapping[str, Timeline] = NO_TIMELINES,
     ) -> None:
-        """`profiles`: of the users of each id space that has a table of them."""
+        """`profiles`: by id space with a table of users; `timelines`: by scenario with one."""
         super().__init__()
         self.options = options
         self.facts = dict(scenarios)
@@ -83,10 +87,9 @@ class Recommender(nn.Module):
         self.users = nn.ModuleDict(
             {n: id_embedding(size, width) for n, size in spaces.items()} if options.user_ids else {}
         )
-        num_inputs = 6 * width + NUM_SIMILARITIES
         self.similarity = nn.Linear(NUM_SIMILARITIES, width, bias=False)
         tasks = {n: f.tasks for n, f in scenarios.items()}
-        self.sharing = build_sharing(options, num_inputs, 2 * width, tasks)
+        self.sharing = build_sharing(options, 6 * width + NUM_SIMILARITIES, 2 * width, tasks)
         self.heads = nn.ModuleDict(
             {n: self._heads(f, options.hidden[-1] + width) for n, f in scenarios.items()}
         )
@@ -100,6 +103,7 @@ class Recommender(nn.Module):
             if options.retrieves and has_main:
                 self.retrieval = Retrieval(options, scenarios, catalogues, encoder.width, profiles)
             self.profiles = profile_inputs(profiles, width, options.bins, width**-0.5)
+            self.elsewhere = elsewhere_of(timelines, options)
 
     def _heads(self, facts: PreparedScenario, num_inputs: int) -> nn.ModuleDict:
         """Returns heads that start at base rates (binary, multiclass) or at means of labels."""
@@ -179,11 +183,15 @@ class Recommender(nn.Module):
         identity = self.user_vectors(name, samples.user)
         asking = Asking(samples.person, samples.moment)
         user, identity = self.with_profiles(name, asking, user, identity)
+        columns = inputs.row_columns(samples, mask)
+        columns = columns + inputs.outcome_columns(cosine, mask, samples.outcomes)
+        if name in self.elsewhere:
+            met = self.elsewhere_side(name).of_samples(asking, candidate, samples.candidate_items)
+            user, columns = user + met.user, columns + met.columns
         return PairInputs(
             user=user,
             candidate=candidate,
-            columns=inputs.row_columns(samples, mask)
-            + inputs.outcome_columns(cosine, mask, samples.outcomes),
+            columns=columns,
             identity=identity,
             similarity=similarity,
         )
@@ -204,6 +212,12 @@ class Recommender(nn.Module):
         inputs = self.inputs[name]
         assert isinstance(inputs, ScenarioInputs)
         return inputs
+
+    def elsewhere_side(self, name: str) -> Elsewhere:
+        """Returns what reads the items that a scenario's users took in others."""
+        side = self.elsewhere[name]
+        assert isinstance(side, Elsewhere)
+        return side
 
     def visible_text(self, vectors: Tensor) -> Tensor:
         """Returns text vectors as towers and general head see them: zeros with `text: false`."""

@@ -27,7 +27,9 @@ def prepared_data_depends_on(project: Project) -> Fields:
             weights[name] |= {"events": {"lists", "separators"}}
     tables = {"users": {n: fields_of_users(u) for n, u in project.users.items()}}
     encoder = {"source", "max_tokens"}
-    if any(users.text for users in project.users.values()):
+    read = [users.text is not None for users in project.users.values()]
+    read += [scenario.history.elsewhere > 0 for scenario in project.scenarios.values()]
+    if any(read):
         encoder |= {"pooling"}
     return {
         "format": FORMAT,

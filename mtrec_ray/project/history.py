@@ -25,6 +25,11 @@ def read_tasks(value: object) -> object:
     return value[0] if len(value) == 1 else tuple(value)
 
 
+def is_zero(value: int) -> bool:
+    """Returns whether a field says nothing: what was made before there was such a field stays."""
+    return value == 0
+
+
 class History(Section):
     """The user's earlier items, strictly before the sample."""
 
@@ -40,6 +45,13 @@ class History(Section):
         default=False,
         description="Each item of the history tells what came of it, task by task, as far as it "
         "was known when the sample happened: positive or not; of numbers low, middle or high.",
+    )
+
+    elsewhere: Annotated[int, Field(ge=0, le=512)] = Field(
+        default=0,
+        exclude_if=is_zero,
+        description="Items that the user took in other scenarios of the same people (`users`), at "
+        "most: the latest ones.",
     )
 
     @property

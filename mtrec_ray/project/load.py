@@ -31,7 +31,8 @@ def load_project(path: str | Path, overrides: Sequence[str] = ()) -> Project:
         project = parse_project(tree)
     except ProjectError as error:
         raise ProjectError([*problems, *error.problems]) from None
-    refuse([*problems, *project.unused_options(), *project.single_weights()])
+    whole = (project.unused_options(), project.single_weights(), project.lonely_histories())
+    refuse([*problems, *(line for lines in whole for line in lines)])
     return project
 
 

@@ -229,6 +229,18 @@ class Project(Section):
         tasks = [task for s in learned for task in s.tasks.values() if task.weight > 0]
         yield from self.training.weighting.single(len(learned), len(tasks))
 
+    def lonely_histories(self) -> Iterator[str]:
+        """Yields a line for histories elsewhere of people who are nowhere else; as above."""
+        named = [scenario.users for scenario in self.scenarios.values()]
+        for name, scenario in self.scenarios.items():
+            if scenario.history.elsewhere and named.count(scenario.users or "") < 2:
+                users = f"the users {scenario.users!r}" if scenario.users else "users"
+                yield (
+                    f"scenarios.{name}.history.elsewhere: found {scenario.history.elsewhere}, and "
+                    f"{users} of its own; allowed: 0, or `users` with a name that another scenario "
+                    "has, too"
+                )
+
     def check_users(self) -> Iterator[str]:
         """Yields a line for each table of users that no scenario names."""
         named = {scenario.users for scenario in self.scenarios.values()}

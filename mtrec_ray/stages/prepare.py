@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import MIN_ROWS, load_catalogue
+from mtrec_ray.data.elsewhere import item_texts_path
 from mtrec_ray.data.input_files import convert, holds_text, input_files, text_kind
+from mtrec_ray.data.mapped_arrays import write_array
 from mtrec_ray.data.prepared import (
     MANIFEST,
     Prepared,
@@ -16,8 +20,9 @@ from mtrec_ray.data.prepared import (
 )
 from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
-from mtrec_ray.data.preparing.prepare import NO_USERS, prepare
+from mtrec_ray.data.preparing.prepare import CATALOGUE, NO_USERS, prepare
 from mtrec_ray.data.preparing.profiles import KnownUsers
+from mtrec_ray.data.preparing.taken_rows import Beside, sources_of
 from mtrec_ray.data.profiles import profiles_path, write_texts
 from mtrec_ray.data.sample_world import Dials, write_sample_world
 from mtrec_ray.data.storage import FileVersion
@@ -167,19 +172,22 @@ def prepare_into(
     inputs: str,
     log: Log,
     stored_users: Mapping[str, KnownUsers] = NO_USERS,
+    beside: Beside | None = None,
 ) -> Record:
     """Prepares a project's data in a stage's folder and audits it; returns the data report.
 
-    `inputs` is the fingerprint of its input files; `stored_users` as `prepare` takes them.
+    `inputs` is the fingerprint of its input files; `stored_users` and `beside` as `prepare` takes
+    them.
     """
     readable = with_parquet(project, storage_path, log)
     refuse(input_problems(readable))
     connect(project.run)
     storage.remove_folder(stage.folder)
     try:
-        manifest = prepare(readable, stage.folder, log, stored_users)
+        manifest = prepare(readable, stage.folder, log, stored_users, beside)
         write_user_texts(readable, stage.folder, log)
-        check_leakage(readable, stage.folder, manifest, log)
+        write_item_texts(readable, stage.folder, manifest, log, beside)
+        check_leakage(readable, stage.folder, manifest, log, beside)
     except ProjectError:
         storage.remove_folder(stage.folder)
         raise
@@ -210,6 +218,36 @@ def read_user_texts(project: Project, folder: str, space: str) -> None:
     device = torch.device("cuda" if project.run.use_gpu else "cpu")
     table = load_catalogue(profiles_path(folder, space))
     write_texts(folder, space, read_texts(project, space, table, device).cpu().numpy())
+
+
+def write_item_texts(
+    project: Project, folder: str, manifest: Record, log: Log, beside: Beside | None
+) -> None:
+    """Write what the pretrained encoder makes of the items that timelines name."""
+    facts = {n: parse_scenario(s) for n, s in manifest["scenarios"].items()}
+    asked = sorted({f.user_space for f in facts.values() if f.elsewhere})
+    if asked:
+        log(f"reading the texts of the items of: {', '.join(asked)}")
+    sources = sources_of(project, facts, folder, beside) if asked else {}
+    read = task_of(read_item_texts, project.run)
+    for space in asked:
+        folders = {name: source.folder for name, source in sources[space].items()}
+        result_of(read.remote(project, folders, item_texts_path(folder, space)))
+
+
+def read_item_texts(project: Project, folders: Mapping[str, str], path: str) -> None:
+    """Write vectors of length 1 of the items of some scenarios to a file; in a Ray task.
+
+    `folders`: those of the prepared data that holds each scenario.
+    """
+    device = torch.device("cuda" if project.run.use_gpu else "cpu")
+    parts: list[np.ndarray] = []
+    for name, folder in folders.items():
+        table = load_catalogue(storage.join(folder, name, CATALOGUE))
+        vectors = normalize(read_texts(project, name, table, device), dim=1)
+        parts.append(vectors.cpu().numpy().astype(np.float16))
+    shape = (sum(map(len, parts)), parts[0].shape[1])
+    write_array(path, np.float16, shape, parts)
 
 
 def suspicious(name: str, report: Record) -> list[str]:
@@ -263,7 +301,9 @@ def lonely_years(rows: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def check_leakage(project: Project, folder: str, manifest: Record, log: Log) -> None:
+def check_leakage(
+    project: Project, folder: str, manifest: Record, log: Log, beside: Beside | None = None
+) -> None:
     """Audits the prepared data.
 
     Raises:
@@ -271,6 +311,7 @@ def check_leakage(project: Project, folder: str, manifest: Record, log: Log) -> 
     """
     log("leakage audit")
     scenarios = {n: parse_scenario(s) for n, s in manifest["scenarios"].items()}
-    problems = audit(project, Prepared(folder, "", scenarios, users=parse_users(manifest)))
+    prepared = Prepared(folder, "", scenarios, users=parse_users(manifest))
+    problems = audit(project, prepared, beside=beside)
     refuse([f"leakage audit: {line}" for line in problems[:20]])
     manifest["report"]["audit"] = {"passed": True, "rows_per_split": 12}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.elsewhere import Timeline
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.data.tokens import special_tokens
@@ -33,7 +34,8 @@ def build_model(
     torch.manual_seed(project.training.seed)
     catalogues = {name: prepared.catalogue(name) for name in prepared.scenarios}
     encoder = TextEncoder(project.model.encoder, width=width)
-    parts = (prepared.scenarios, catalogues, encoder, profiles_of(prepared))
+    timelines = timelines_of(prepared)
+    parts = (prepared.scenarios, catalogues, encoder, profiles_of(prepared), timelines)
     model = Recommender(project.model, *parts).to(device)
     autocast = autocast_for(device, precision)
     pairs = None
@@ -92,3 +94,9 @@ def profiles_of(prepared: Prepared) -> dict[str, Profiles]:
         if profiles is not None:
             found[facts.user_space] = profiles
     return found
+
+
+def timelines_of(prepared: Prepared) -> dict[str, Timeline]:
+    """Returns what users took elsewhere, of each scenario that asks for it."""
+    found = {name: prepared.timeline(name) for name in prepared.scenarios}
+    return {name: timeline for name, timeline in found.items() if timeline is not None}

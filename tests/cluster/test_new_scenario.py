@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 
 from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.end_states import read_states, stored_users
+from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
@@ -31,10 +33,16 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 
 def with_news(project: Project, **finetune: Any) -> Project:
-    """The project with a third scenario of the same world, whose users it shares."""
+    """The project with a third scenario of the same world, whose users it shares.
+
+    It sees what they took in the others.
+    """
     tree = project.dump()
     tree["scenarios"]["news"] = scenario_tree(
-        "news", split={"time": ["2025-03-12", "2025-03-22"]}, users="people"
+        "news",
+        split={"time": ["2025-03-12", "2025-03-22"]},
+        history={"of": "click", "last": 5, "elsewhere": 6},
+        users="people",
     )
     fields = {"epochs": 1, "rows_per_epoch": 1280, "least_labels": 10, "keep": "better"}
     return parse_project(tree | {"finetune": fields | finetune, "recommend": {"k": 5}})
@@ -99,6 +107,26 @@ def test_users_keep_their_numbers(joined):
     for value, number in zip(hashes, numbers, strict=True):
         assert (number > 0) == (value in known)
         assert number == 0 or known[number - 1] == value
+
+
+def test_it_sees_what_its_users_took_in_the_others(joined):
+    """Rows of both, of which the joint model has no part; their own data sees nothing of it."""
+    joint_run = open_joint_run(joined.project, str(joined.storage))
+    assert all(facts.elsewhere is None for facts in joint_run.prepared.scenarios.values())
+    timeline = joint_run.data("news").timeline("news")
+    assert timeline.facts.scenarios == ["shop", "video", "news"]
+    assert set(timeline.facts.origins(timeline.item)) == {0, 1}
+    assert len(timeline.texts) == sum(timeline.facts.num_items.values())
+    rows = next(read_rows(joint_run.data("news").shard_paths("news", "test"), 999, 0, 999))
+    taken = timeline.taken(rows["person"], rows["time"]).items
+    assert (taken >= 0).any(1).mean() > 0.5
+
+
+def test_it_learns_a_side_of_its_own(joined):
+    """What reads other scenarios' items is stored with its own layers, and has moved."""
+    path = joined.folder / "scenarios" / "news" / "delta" / "own.safetensors"
+    weights = load_file(path)
+    assert weights["elsewhere.news.similarity.weight"].any()
 
 
 def test_zero_shot_knows_something(joined):

@@ -46,6 +46,7 @@ from tests.builders import (
     every_kind_project,
     make_catalogues,
     make_rows,
+    make_timelines,
     shaped_project,
     small_model,
     take,
@@ -75,6 +76,7 @@ MODES = {
     "shapes": ("none", False, False),
     "vectors": ("none", False, False),
     "classes": ("none", False, False),
+    "elsewhere": ("none", False, False),
 } | {f"weighting {method}": ("top_k", True, False) for method in METHODS}
 # In one micro-batch of each rank, which is computed once.
 AT_ONCE = [f"weighting {method} at once" for method in ("famo", "pcgrad", "gradnorm")]
@@ -141,7 +143,8 @@ def step(mode: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     facts = facts_of(mode)
     catalogues = make_catalogues()
     catalogues = with_vectors(catalogues) if mode == "vectors" else catalogues
-    model, vectors = build(options, catalogues, facts)
+    timelines = make_timelines() if mode == "elsewhere" else {}
+    model, vectors = build(options, catalogues, facts, timelines)
     vectors.compute_frozen(folder / f"frozen{size}")
     vectors.refresh()
     if mode.startswith("gather"):

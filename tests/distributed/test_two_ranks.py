@@ -107,6 +107,14 @@ def test_two_ranks_have_the_gradient_of_one(one, ranks, mode):
                 assert (found[name] - gradient).abs().max() <= 2e-5 * scale, name
 
 
+def test_the_step_reads_what_was_taken_elsewhere(one):
+    """Every parameter that reads other scenarios' items has a gradient to compare."""
+    gradients = one["steps"]["elsewhere"]["gradients"]
+    of_sides = {name: g for name, g in gradients.items() if name.startswith("elsewhere.")}
+    assert len(of_sides) == 26
+    assert all(g is not None and g.any() for g in of_sides.values())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_two_ranks_have_the_retrieval_loss_of_one(one, ranks, mode):
     """Each of two ranks reports the retrieval side's loss over all positives of the step."""

@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
+from mtrec_ray.data.preparing.audit_elsewhere import Asked, check_elsewhere
 from mtrec_ray.data.preparing.audit_log import AuditLog, read_audit_log, source_row
 from mtrec_ray.data.preparing.audit_profiles import AuditProfiles, read_audit_profiles
+from mtrec_ray.data.preparing.taken_rows import Beside
 from mtrec_ray.data.shards import Arrays, read_rows
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -32,9 +34,19 @@ WINDOWS_DAYS = (1, 7, 30)
 AUDIT_NUM_FOLDS = 5
 
 
-def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> list[str]:
-    """Returns a line for each sampled row that disagrees with the raw log."""
+def audit(
+    project: Project,
+    prepared: Prepared,
+    *,
+    rows_per_split: int = 12,
+    beside: Beside | None = None,
+) -> list[str]:
+    """Returns a line for each sampled row that disagrees with the raw log.
+
+    `beside`: scenarios of the same people that were prepared before.
+    """
     problems: list[str] = []
+    asked: list[Asked] = []
     for name, scenario in project.scenarios.items():
         samples = {
             split: list(sampled_rows(prepared, name, split, rows_per_split))
@@ -51,7 +63,18 @@ def audit(project: Project, prepared: Prepared, *, rows_per_split: int = 12) -> 
                 lines += check_profile(log, scenario, profiles, sample)
                 where = f"scenarios.{name} ({split} row {int(sample['row'])})"
                 problems += [f"{where}: {line}" for line in lines]
-    return problems
+                asked += asked_by(log, scenario, sample, name, where)
+    return problems + check_elsewhere(project, prepared, asked, beside)
+
+
+def asked_by(
+    log: AuditLog, scenario: Scenario, sample: Arrays, name: str, where: str
+) -> Iterator[Asked]:
+    """Yields what a sample asks of other scenarios, if the log has its row."""
+    source = source_row(scenario, int(sample["row"]))
+    if source in log.rows.index:
+        raw: Any = log.rows.loc[source]
+        yield Asked(name, where, raw["user"], int(sample["person"]), float(raw["time"]))
 
 
 def sampled_rows(prepared: Prepared, name: str, split: str, number: int) -> Iterator[Arrays]:

@@ -14,7 +14,7 @@ object store, and in the driver.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +25,9 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, published_ms
 from mtrec_ray.data.columns import floats, milliseconds
 from mtrec_ray.data.outcomes import level_bounds
+from mtrec_ray.data.prepared import parse_scenario
 from mtrec_ray.data.preparing import inputs
+from mtrec_ray.data.preparing.elsewhere import write_timelines
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.manifest import manifest_of, task_facts
@@ -40,6 +42,7 @@ from mtrec_ray.data.preparing.profiles import (
     write_profiles,
 )
 from mtrec_ray.data.preparing.scan import Scan, Sources, scan, source_of
+from mtrec_ray.data.preparing.taken_rows import Beside
 from mtrec_ray.data.preparing.vectors import (
     incomplete_vectors,
     item_vector_problems,
@@ -166,11 +169,16 @@ def write_catalogues(
 
 
 def prepare(
-    project: Project, folder: str, log: Log, stored_users: Mapping[str, KnownUsers] = NO_USERS
+    project: Project,
+    folder: str,
+    log: Log,
+    stored_users: Mapping[str, KnownUsers] = NO_USERS,
+    beside: Beside | None = None,
 ) -> dict[str, Any]:
     """Write the prepared data of a project; returns the manifest (without its fingerprint).
 
-    `stored_users`: by id space, the users that a model knows already.
+    `stored_users`: by id space, the users that a model knows already. `beside`: scenarios that were
+    prepared before, whose rows timelines hold, too.
 
     Raises:
         ProjectError: whatever in the inputs the job cannot work with, all at once.
@@ -202,7 +210,20 @@ def prepare(
             odd = incomplete_vectors(people[scenario.users], own.vectors)
             if any(odd.values()):
                 facts[name]["ignored_user_values"] = {k: v for k, v in odd.items() if v}
-    return manifest_of(project, scans, specs, vocabularies, written, facts, folder) | profiles
+    manifest = manifest_of(project, scans, specs, vocabularies, written, facts, folder) | profiles
+    add_timelines(project, manifest["scenarios"], folder, log, beside)
+    return manifest
+
+
+def add_timelines(
+    project: Project, scenarios: dict[str, Any], folder: str, log: Log, beside: Beside | None
+) -> None:
+    """Write what users took in other scenarios; the scenarios of the manifest tell it."""
+    if any(scenario.history.elsewhere for scenario in project.scenarios.values()):
+        log("what users took in other scenarios")
+        facts = {name: parse_scenario(tree) for name, tree in scenarios.items()}
+        for name, found in write_timelines(project, facts, folder, beside).items():
+            scenarios[name]["elsewhere"] = asdict(found)
 
 
 def training_users(

@@ -4,11 +4,17 @@ from mtrec_ray.data.end_states import stored_users
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
 from mtrec_ray.data.preparing.profiles import KnownUsers
+from mtrec_ray.data.preparing.taken_rows import Beside
 from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import prepared_data_depends_on
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.prepare import load_finished, prepare_into, with_sample_world
+from mtrec_ray.stages.prepare import (
+    load_finished,
+    prepare_into,
+    with_parquet,
+    with_sample_world,
+)
 from mtrec_ray.stages.run_folder import RunFolder
 
 
@@ -46,8 +52,25 @@ def prepare_new_scenario(
     if not report:
         log(f"{name}: joins {', '.join(joint.scenarios)}")
         space = own.scenarios[name].users
-        prepare_into(own, run.storage, stage, inputs, log, known_users(joint, space))
+        beside = others_of(project, joint, run, name, log)
+        users = known_users(joint, space)
+        prepare_into(own, run.storage, stage, inputs, log, users, beside)
     return load_prepared(stage.folder)
+
+
+def others_of(
+    project: Project, joint: Prepared, run: RunFolder, name: str, log: Log
+) -> Beside | None:
+    """Returns the joint model's scenarios with the users of a new one, if it asks for them.
+
+    The new one sees what was taken in them; their own data is finished, and sees nothing of it.
+    """
+    space = project.scenarios[name].users
+    names = [n for n, facts in joint.scenarios.items() if facts.user_space == space]
+    if not project.scenarios[name].history.elsewhere or not names:
+        return None
+    whole = with_sample_world(project.only(names), run.storage, log)
+    return Beside(with_parquet(whole, run.storage, log), joint.only(names))
 
 
 def known_users(joint: Prepared, space: str | None) -> dict[str, KnownUsers]:
