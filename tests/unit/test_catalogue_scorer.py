@@ -307,7 +307,7 @@ def with_tags(world):
         },
         values={"tags": ItemValues(of_items, OF_TAGS, timed=False)},
     )  # fmt: skip
-    of_pair = {pair: n for pair, n in zip(map(tuple, pairs.tolist()), numbers, strict=True)}
+    of_pair = dict(zip(map(tuple, pairs.tolist()), numbers, strict=True))
     hand = np.full((NUM_USERS, NUM_ITEMS, 3), np.nan, np.float32)
     for user, item in np.ndindex(NUM_USERS, NUM_ITEMS):
         each = [of_pair.get((user, tag), default) for tag in tags[item].tolist()]
