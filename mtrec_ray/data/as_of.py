@@ -5,7 +5,8 @@ by then. With `statistics: live` rows of all splits count, as in a live system; 
 `frozen` those of training alone. Sampled negatives are not rows of the log.
 
 Rows that count are held in memory, sorted once by item and once by each categorical column: each
-time they take 24 bytes a row, and 16 more for each task.
+time they take 24 bytes a row, and 16 more for each task. By a column with several values they take
+that for each value of a row.
 
 Letters: n items, B moments, N rows, T tasks, F numeric columns of a row, f of them of a key.
 """
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrec_ray.data.arrays import Float32s, Ints
+from mtrec_ray.data.catalogue import Ragged
 from mtrec_ray.data.end_states import CatalogueColumns
 from mtrec_ray.data.preparing.past import Past
+from mtrec_ray.data.preparing.pooling import pooled
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import (
     NO_WINDOWS,
@@ -95,11 +98,16 @@ class CatalogueAsOf:
             column: KeyedPast.of(layout, code[item], rows)
             for column, code in catalogue.codes.items()
         }
+        self.values = {
+            column: KeyedPast.of(layout, *by_value(rows, own))
+            for column, own in catalogue.values.items()
+        }
 
     def numeric(self, item: Ints, moment: Ints) -> Float32s:
         """Returns f32[m, F]: the columns of items i64[m] as of moments i64[m]."""
         parts = [self.layout.scatter("item", WINDOWS_MS, self.items.at(item, moment))]
         parts += [self._category(column, item, moment) for column in self.categories]
+        parts += [self._values(column, item, moment) for column in self.values]
         parts.append(self.layout.item_ages(self.catalogue.published[item], moment))
         return overlay(*parts)
 
@@ -109,6 +117,19 @@ class CatalogueAsOf:
         stats = self.categories[column].at(code.clip(0), moment)
         stats[code < 0] = np.nan
         return self.layout.scatter(f"category.{column}", NO_WINDOWS, stats)
+
+    def _values(self, column: str, item: Ints, moment: Ints) -> Float32s:
+        """Returns f32[m, F]: pooled statistics of each item's values; NaN for one without any."""
+        own = self.catalogue.values[column].take(item)
+        stats = self.values[column].at(own.codes.astype(np.int64), moment[own.rows])
+        of_items = pooled(stats, own.offsets, self.layout.timed)
+        return self.layout.scatter(f"values.{column}", NO_WINDOWS, of_items)
+
+
+def by_value(rows: Arrays, values: Ragged) -> tuple[Ints, Arrays]:
+    """Returns i64[m], the value of each of m rows, one for each value of the item of a row."""
+    own = values.take(rows["item"])
+    return own.codes.astype(np.int64), {name: array[own.rows] for name, array in rows.items()}
 
 
 def rows_before(layout: SnapshotColumns, before: int) -> Arrays:
@@ -141,26 +162,26 @@ def places_among(wanted: Ints, values: Ints) -> Ints:
 
 
 def categories_as_of(
-    layout: SnapshotColumns, codes: dict[str, Ints], persons: Ints, moments: Ints
+    layout: SnapshotColumns, catalogue: CatalogueColumns, persons: Ints, moments: Ints
 ) -> dict[str, UserCategoryStatistics]:
-    """Returns statistics of each person's rows by category as of the person's moment, by column.
+    """Returns statistics of each person's rows by value as of the person's moment, by column.
 
     `persons` i64[B] is sorted; the result names a user by an index into it.
     """
     rows = rows_of_persons(layout, persons, moments)
-    return {c: _pairs_as_of(layout, c, code, rows, moments) for c, code in codes.items()}
+    keyed = {c: (code[rows["item"]], rows) for c, code in catalogue.codes.items()}
+    keyed |= {c: by_value(rows, own) for c, own in catalogue.values.items()}
+    return {c: _pairs_as_of(layout, key, *keyed[c], moments) for c, key in layout.pair_keys.items()}
 
 
 def _pairs_as_of(
-    layout: SnapshotColumns, column: str, codes: Ints, rows: Arrays, moments: Ints
+    layout: SnapshotColumns, kind: str, code: Ints, rows: Arrays, moments: Ints
 ) -> UserCategoryStatistics:
-    code, size = codes[rows["item"]], int(codes.max(initial=0)) + 1
+    size = int(code.max(initial=0)) + 1
     key = np.where(code >= 0, rows["person"] * size + code, -1)
     pairs = np.unique(key[key >= 0])
     if not len(pairs):
         return no_category_statistics(layout)
     user, category = np.divmod(pairs, size)
     stats = KeyedPast.of(layout, key, rows).at(pairs, moments[user])
-    return UserCategoryStatistics(
-        user, category, layout.scatter(f"user_category.{column}", NO_WINDOWS, stats)
-    )
+    return UserCategoryStatistics(user, category, layout.scatter(kind, NO_WINDOWS, stats))

@@ -87,7 +87,7 @@ def asking_users(
     moments = rows["time"][first]
     users = users_of_rows(layout, persons, rows["row"][first], split)
     if layout.timed:
-        categories = categories_as_of(layout, catalogue.codes, persons, moments)
+        categories = categories_as_of(layout, catalogue, persons, moments)
     else:
         categories = categories_at_end(layout, persons)
     return AskingUsers(
@@ -188,13 +188,12 @@ def users_of_rows(layout: SnapshotColumns, persons: Ints, row: Ints, split: str)
 
 def categories_at_end(layout: SnapshotColumns, persons: Ints) -> dict[str, UserCategoryStatistics]:
     """Returns statistics of sorted persons by category, without time: those of training alone."""
-    columns = layout.scenario.items.statistics_columns
-    by_column: dict[str, list[UserCategoryStatistics]] = {c: [] for c in columns}
+    by_column: dict[str, list[UserCategoryStatistics]] = {c: [] for c in layout.pair_keys}
     for part in user_parts(layout.prepared, layout.name):
         state = users_at_end(layout, part)
         number = places_among(persons, state.person)
-        for column in columns:
-            by_column[column].append(state.categories[column].renumbered(number))
+        for column, parts in by_column.items():
+            parts.append(state.categories[column].renumbered(number))
     return {
         column: UserCategoryStatistics(
             *(

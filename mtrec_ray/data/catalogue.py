@@ -58,12 +58,24 @@ class Ragged:
         """Number of different codes, with the unused 0."""
         return int(self.codes.max(initial=0)) + 1
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """i64[sum of lengths], the row of each code."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def take(self, rows: NDArray[np.integer]) -> "Ragged":
+        """Returns the codes of some rows, in their order."""
+        starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        shift = np.repeat(starts - offsets[:-1], lengths)
+        return Ragged(self.codes[np.arange(offsets[-1]) + shift], offsets)
+
     def indicators(self, most: int) -> NDArray[np.uint8]:
         """Returns u8[n, K]: whether each row has the codes 1..K, at most `most` of them."""
         num = min(most, self.size - 1)
         found = np.zeros((len(self.offsets) - 1, num), np.uint8)
-        rows, kept = np.repeat(np.arange(len(found)), np.diff(self.offsets)), self.codes <= num
-        found[rows[kept], self.codes[kept] - 1] = 1
+        kept = self.codes <= num
+        found[self.rows[kept], self.codes[kept] - 1] = 1
         return found
 
 
@@ -166,6 +178,17 @@ def category_codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return codes.astype(np.int64)
 
 
+def value_codes(column: pa.ChunkedArray, separator: str | None) -> Ragged:
+    """Returns a number from 1 on for each value of a column with several, ascending in a row.
+
+    Rare values have one, too; null and empty ones, and repetitions in a row, are left out.
+    """
+    rows, values = values_of(column, separator)
+    codes = pd.factorize(values, sort=False)[0].astype(np.int32) + 1
+    offsets = np.searchsorted(rows, np.arange(len(column) + 1))
+    return Ragged(codes[np.lexsort([codes, rows])], offsets)
+
+
 def published_ms(table: pa.Table, items: Items, unit: str | None = None) -> NDArray[np.int64]:
     """Returns i64[n]: when each item was published, ms, NO_TIME where that is not known.
 
@@ -200,6 +223,9 @@ def assemble(
         columns[f"{SEVERAL}{name}"] = lists
     for name in items.statistics_columns:
         columns[f"code.{name}"] = pa.array(category_codes(table.column(name)))
+    for name, separator in items.pooled_columns.items():
+        numbers = value_codes(table.column(name), separator)
+        columns[f"code.{name}"] = lists_of(numbers.rows, pa.array(numbers.codes), table.num_rows)
     for name in items.numeric:
         columns[f"numeric.{name}"] = pa.array(finite_floats(table.column(name)))
     for name in items.vectors:

@@ -1,6 +1,6 @@
 """Users and items at the end of the prepared data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Float32s, Ints
-from mtrec_ray.data.catalogue import load_catalogue
+from mtrec_ray.data.catalogue import Ragged, load_catalogue, ragged
 from mtrec_ray.data.columns import hash_strings, matrix
 from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.preparing.pooling import pooled
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import NO_WINDOWS, WINDOWS_MS
 from mtrec_ray.data.shards import OUTCOME
 from mtrec_ray.data.snapshot import (
     ItemSnapshot,
+    ItemValues,
     SnapshotColumns,
     UserCategoryStatistics,
     UserSnapshot,
@@ -51,20 +53,26 @@ class CatalogueColumns:
         ids: as strings; `in_training`: whether training has a row of the item.
         codes: by categorical column that has statistics: i64[n] the number of its value, or -1.
         published: i64[n], in ms, NO_TIME where the catalogue does not say.
+        values: by column with several values that has statistics: their numbers.
     """
 
     ids: NDArray[np.object_]
     in_training: NDArray[np.bool_]
     codes: dict[str, Ints]
     published: Ints
+    values: dict[str, Ragged] = field(default_factory=dict)
 
     def snapshot(self, layout: SnapshotColumns, numeric: Float32s) -> ItemSnapshot:
         """Returns the catalogue with the items' columns f32[n, F]."""
         cold_start = layout.cold_start(NO_WINDOWS)
         default = {
-            c: layout.scatter(f"user_category.{c}", NO_WINDOWS, cold_start)[0] for c in self.codes
+            c: layout.scatter(key, NO_WINDOWS, cold_start)[0] for c, key in layout.pair_keys.items()
         }
-        return ItemSnapshot(self.ids, self.in_training, numeric, self.codes, default)
+        values = {
+            c: ItemValues(own, layout.columns_of(f"user_values.{c}", NO_WINDOWS), layout.timed)
+            for c, own in self.values.items()
+        }
+        return ItemSnapshot(self.ids, self.in_training, numeric, self.codes, default, values)
 
 
 def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
@@ -76,8 +84,9 @@ def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
     path = storage.join(layout.prepared.folder, layout.name, "catalogue.parquet")
     fs, inner = storage.filesystem(path)
     table = pq.read_table(inner, filesystem=fs)
-    columns = layout.scenario.items.statistics_columns
-    missing = [c for c in columns if f"code.{c}" not in table.column_names]
+    items = layout.scenario.items
+    columns, several = items.statistics_columns, items.pooled_columns
+    missing = [c for c in [*columns, *several] if f"code.{c}" not in table.column_names]
     if missing:
         raise ProjectError(
             [
@@ -90,6 +99,7 @@ def read_catalogue(layout: SnapshotColumns) -> CatalogueColumns:
         in_training=table.column("known").to_numpy(),
         codes={c: table.column(f"code.{c}").to_numpy() for c in columns},
         published=load_catalogue(path).published,
+        values={c: ragged(table.column(f"code.{c}")) for c in several},
     )
 
 
@@ -102,19 +112,33 @@ def items_at_end(layout: SnapshotColumns) -> ItemSnapshot:
     stats[state.column("item").to_numpy()] = matrix(state.column("numeric"))[:, : stats.shape[1]]
     parts = [layout.scatter("item", WINDOWS_MS, stats)]
     parts += [category_columns(layout, c, code) for c, code in catalogue.codes.items()]
+    parts += [value_columns(layout, c, own) for c, own in catalogue.values.items()]
     parts.append(layout.item_ages(catalogue.published, layout.end))
     return catalogue.snapshot(layout, overlay(*parts))
 
 
 def category_columns(layout: SnapshotColumns, column: str, code: Ints) -> Float32s:
     """Returns f32[n, F]: statistics of each item's category at the end; NaN without one."""
-    stats = np.repeat(layout.cold_start(NO_WINDOWS), int(code.max(initial=-1)) + 2, 0)
-    state = read_states(layout.prepared, layout.name, f"category.{column}")
+    stats = statistics_at_end(layout, f"category.{column}", int(code.max(initial=-1)) + 2)
+    stats[-1] = np.nan
+    return layout.scatter(f"category.{column}", NO_WINDOWS, stats[code])
+
+
+def value_columns(layout: SnapshotColumns, column: str, values: Ragged) -> Float32s:
+    """Returns f32[n, F]: pooled statistics of each item's values at the end; NaN without one."""
+    stats = statistics_at_end(layout, f"values.{column}", values.size)
+    of_items = pooled(stats[values.codes], values.offsets, layout.timed)
+    return layout.scatter(f"values.{column}", NO_WINDOWS, of_items)
+
+
+def statistics_at_end(layout: SnapshotColumns, key: str, num: int) -> Float32s:
+    """Returns f32[num, f]: statistics of a column's values by their numbers, at the end."""
+    stats = np.repeat(layout.cold_start(NO_WINDOWS), num, 0)
+    state = read_states(layout.prepared, layout.name, key)
     if state is not None:
         values = matrix(state.column("numeric"))[:, : stats.shape[1]]
         stats[state.column("category").to_numpy()] = values
-    stats[-1] = np.nan
-    return layout.scatter(f"category.{column}", NO_WINDOWS, stats[code])
+    return stats
 
 
 def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
@@ -157,18 +181,17 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
         ages=matrix(state.column("history_age")).astype(np.int64),
         numeric=overlay(numeric, layout.calendar(end)),
         categories={
-            c: category_statistics_at_end(layout, c, part, places)
-            for c in layout.scenario.items.statistics_columns
+            c: category_statistics_at_end(layout, key, part, places)
+            for c, key in layout.pair_keys.items()
         },
         outcomes=outcomes,
     )
 
 
 def category_statistics_at_end(
-    layout: SnapshotColumns, column: str, part: str, places: dict[int, int]
+    layout: SnapshotColumns, key: str, part: str, places: dict[int, int]
 ) -> UserCategoryStatistics:
-    """Returns a partition's users' statistics by a column's categories, at the end of the data."""
-    key = f"user_category.{column}"
+    """Returns a partition's users' statistics by a column's values, at the end of the data."""
     state = read_states(layout.prepared, layout.name, key, part)
     if state is None:
         return no_category_statistics(layout)

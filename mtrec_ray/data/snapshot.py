@@ -1,7 +1,7 @@
 """Users and items at a moment, as numeric columns of rows that do not exist yet.
 
 Some numeric columns of a row follow from the item, some from the user, and some from the user and
-a category of the item (`features.numeric_names`). A snapshot holds each of these groups over all F
+a value of the item's (`features.numeric_names`). A snapshot holds each of these groups over all F
 columns, with NaN in the columns of the others: `overlay` puts them together into a row.
 
 Letters: n items, B users, F numeric columns of a row, H history items, m pairs.
@@ -15,11 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mtrec_ray.data.arrays import Float32s, Ints
-from mtrec_ray.data.catalogue import NO_TIME
+from mtrec_ray.data.catalogue import NO_TIME, Ragged
 from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
+from mtrec_ray.data.preparing.pooling import pooled
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
 from mtrec_ray.data.shards import MOMENT, OUTCOME, SEVERAL, Arrays
 from mtrec_ray.project.scenario import Scenario
@@ -29,7 +30,10 @@ PUBLISHED = "item.log_seconds_since_published"
 
 @dataclass(frozen=True)
 class UserCategoryStatistics:
-    """Statistics of users' rows with a category: f32[m, F] for pairs `user` [m], `category` [m]."""
+    """Statistics of users' rows with a category: f32[m, F] for pairs `user` [m], `category` [m].
+
+    Of a column with several values a pair has one of them.
+    """
 
     user: Ints
     category: Ints
@@ -59,7 +63,7 @@ class UserSnapshot:
         user: i64[B], vocabulary numbers, 0 for users without a training row.
         history, ages: i64[B, H], as in a sample; so are `outcomes`, None where data has none.
         numeric: f32[B, F], the user's own columns.
-        categories: by categorical column that has statistics.
+        categories: by column of items whose values have statistics.
     """
 
     ids: NDArray[np.object_]
@@ -105,6 +109,21 @@ class UserSnapshot:
 
 
 @dataclass(frozen=True)
+class ItemValues:
+    """A column with several values that have statistics.
+
+    Attributes:
+        of_items: the numbers of each item's values.
+        columns: where a row has the pooled statistics of its user with these values.
+        timed: whether they have times.
+    """
+
+    of_items: Ragged
+    columns: slice
+    timed: bool
+
+
+@dataclass(frozen=True)
 class ItemSnapshot:
     """The catalogue at a moment.
 
@@ -113,6 +132,7 @@ class ItemSnapshot:
         numeric: f32[n, F], the item's own columns.
         codes: by categorical column that has statistics: i64[n] the number of its value, or -1.
         default: by such a column: f32[F], the columns of a user without a row of the value.
+        values: columns with several values, which have a default, too.
     """
 
     ids: NDArray[np.object_]
@@ -120,6 +140,7 @@ class ItemSnapshot:
     numeric: Float32s
     codes: dict[str, Ints]
     default: dict[str, Float32s]
+    values: dict[str, ItemValues] = field(default_factory=dict)
 
 
 class SnapshotColumns:
@@ -145,6 +166,13 @@ class SnapshotColumns:
         return self.facts.end_ms
 
     @property
+    def pair_keys(self) -> dict[str, str]:
+        """The keys of users' statistics by the columns of items whose values have them."""
+        items = self.scenario.items
+        one = {c: f"user_category.{c}" for c in items.statistics_columns}
+        return one | {c: f"user_values.{c}" for c in items.pooled_columns}
+
+    @property
     def delays_ms(self) -> list[int]:
         """How long after its row each task's label is known."""
         return [1000 * self.scenario.label_delay(task) for task in self.scenario.tasks]
@@ -157,7 +185,8 @@ class SnapshotColumns:
     def columns_of(self, key: str, windows: Windows) -> slice:
         """Returns the columns of a key's statistics.
 
-        A key is `item`, `user`, `category.COLUMN` or `user_category.COLUMN`.
+        A key is `item`, `user`, `category.COLUMN`, `values.COLUMN`, or one of the latter two with
+        `user_` before it.
         """
         names = statistics.feature_names(key, tuple(self.scenario.tasks), self.timed, windows)
         start = self.names.index(names[0])
@@ -254,10 +283,35 @@ def category_statistics(
 ) -> Float32s:
     """Returns f32[m, F]: what users did before with the items' values of a column.
 
-    NaN for an item without a value, as in a row.
+    NaN for an item without a value, as in a row; pooled over several values.
     """
+    if column in items.values:
+        return value_statistics(items, column, own, user, item)
     code = items.codes[column][item]
-    found = np.repeat(items.default[column][None], len(item), 0)
+    found = statistics_of_pairs(own, items.default[column], user, code)
+    found[code < 0] = np.nan
+    return found
+
+
+def value_statistics(
+    items: ItemSnapshot, column: str, own: UserCategoryStatistics, user: Ints, item: Ints
+) -> Float32s:
+    """Returns f32[m, F]: what users did before with the several values of items, pooled."""
+    known = items.values[column]
+    values = known.of_items.take(item)
+    few = replace(own, numeric=own.numeric[:, known.columns])
+    default = items.default[column][known.columns]
+    each = statistics_of_pairs(few, default, user[values.rows], values.codes.astype(np.int64))
+    found = np.full((len(item), len(items.default[column])), np.nan, np.float32)
+    found[:, known.columns] = pooled(each, values.offsets, known.timed)
+    return found
+
+
+def statistics_of_pairs(
+    own: UserCategoryStatistics, default: Float32s, user: Ints, code: Ints
+) -> Float32s:
+    """Returns f32[m, F]: the statistics of pairs of user and value, or the default f32[F]."""
+    found = np.repeat(default[None], len(code), 0)
     size = max(int(code.max(initial=0)), int(own.category.max(initial=0))) + 1
     order = np.argsort(own.user * size + own.category, kind="stable")
     keys, wanted = (own.user * size + own.category)[order], user * size + code
@@ -265,7 +319,6 @@ def category_statistics(
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         there = (keys[place] == wanted) & (code >= 0)
         found[there] = own.numeric[order[place[there]]]
-    found[code < 0] = np.nan
     return found
 
 
@@ -288,9 +341,7 @@ def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
         history=none,
         ages=np.zeros_like(none),
         numeric=overlay(numeric, layout.calendar(np.full(num, layout.end))),
-        categories={
-            c: no_category_statistics(layout) for c in layout.scenario.items.statistics_columns
-        },
+        categories={column: no_category_statistics(layout) for column in layout.pair_keys},
         outcomes=np.zeros_like(none) if layout.facts.history_outcomes else None,
     )
 

@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.data.prepared import chain_of
-from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
+from mtrec_ray.data.snapshot import (
+    ItemSnapshot,
+    UserCategoryStatistics,
+    UserSnapshot,
+    overlay,
+    value_statistics,
+)
 from mtrec_ray.model.history import similarity_kernels
 from mtrec_ray.model.profiles import Asking
 from mtrec_ray.model.recommender import PairInputs, Recommender
@@ -46,7 +52,8 @@ class CatalogueScorer:
 
     A row's numeric columns are the item's, the user's, and those of the user with the item's
     category, each NaN in the columns of the others. NaN adds nothing to the network's linear map
-    of the columns: the map of a row is the sum of three maps.
+    of the columns: the map of a row is the sum of three maps. What a user did with several values
+    of an item is pooled before it is mapped, because the map has bins: a pair at a time.
 
     Attributes:
         unit: f32[n, D], text vectors of length 1 (or 0).
@@ -56,6 +63,7 @@ class CatalogueScorer:
         bias: f32[1, W], the map of columns that are all NaN.
         category: by categorical column, i64[n]: the number of an item's value, -1 without one.
         cold_start: by categorical column, f32[W]: the map of a user without a row of a value.
+        snapshot: the items, with their columns of several values.
     """
 
     def __init__(self, model: Recommender, name: str, vectors: Tensor, items: ItemSnapshot) -> None:
@@ -69,7 +77,10 @@ class CatalogueScorer:
         self.item_columns = self._item_columns(self.item_numbers, rows)
         self.bias = self._map(torch.full_like(self.item_numbers[:1], torch.nan))
         self.category = {c: torch.tensor(v).to(device) for c, v in items.codes.items()}
-        self.cold_start = {c: self._map_without_bias(v[None])[0] for c, v in items.default.items()}
+        self.cold_start = {
+            c: self._map_without_bias(items.default[c][None])[0] for c in self.category
+        }
+        self.snapshot = items
 
     def _item_columns(self, numbers: Tensor, items: Tensor) -> Tensor:
         """Returns f32[.., W], the map of columns f32[.., F] of items i64[..]."""
@@ -192,7 +203,10 @@ class CatalogueScorer:
         """Returns f32[B, C, W], what users' columns and histories add to candidates' columns."""
         columns = self._map_without_bias(users.numeric).unsqueeze(1)
         for column, statistics in users.categories.items():
-            columns = columns + self._category_columns(column, statistics, items)
+            if column in self.category:
+                columns = columns + self._category_columns(column, statistics, items)
+        if self.snapshot.values and len(users):
+            columns = columns + self._value_columns(users, items)
         past, inputs = (histories.items, histories.mask), self.inputs
         for like in inputs.likeness.of_pairs(inputs.item_vectors, items, *past):
             columns = columns + like
@@ -212,6 +226,16 @@ class CatalogueScorer:
         category = category[items]
         place = torch.where(category >= 0, category, num_categories)
         return table[torch.arange(len(items), device=table.device).unsqueeze(1), place]
+
+    def _value_columns(self, users: UserSnapshot, items: Tensor) -> Tensor:
+        """Returns f32[B, C, W], what users' rows with the several values of candidates add."""
+        item = items.cpu().numpy()
+        user = np.repeat(np.arange(len(item)), item.shape[1])
+        parts = [
+            value_statistics(self.snapshot, column, users.categories[column], user, item.ravel())
+            for column in self.snapshot.values
+        ]
+        return self._map_without_bias(overlay(*parts)).view(*items.shape, -1)
 
     def _common_numbers(self, users: UserSnapshot, numbers: Tensor) -> Tensor:
         """Returns numeric columns f32[B C, F] of items and users, without those of categories."""

@@ -144,8 +144,8 @@ class Items(Section):
     )
     statistics_of: Columns | None = Field(
         default=None,
-        description="Categorical columns whose values have past counts and rates. null: all of "
-        "them.",
+        description="Columns of `categorical`, `lists` or `separators` whose values have past "
+        "counts and rates; those of several values are pooled. null: all that are categorical.",
     )
     missing: Missing = Field(
         default={},
@@ -153,12 +153,13 @@ class Items(Section):
     )
 
     def check_statistics(self) -> Iterator[str]:
-        """Yields a line for each column with statistics that is not categorical."""
+        """Yields a line for each column with statistics that has no values."""
+        allowed = [*self.categorical, *self.several]
         for column in self.statistics_of or ():
-            if column not in self.categorical:
+            if column not in allowed:
                 yield (
-                    f"statistics_of: found {column!r}; allowed: columns of categorical, "
-                    f"{list(self.categorical)}"
+                    f"statistics_of: found {column!r}; allowed: columns of categorical, lists or "
+                    f"separators, {allowed}"
                 )
 
     def check_several(self) -> Iterator[str]:
@@ -183,7 +184,13 @@ class Items(Section):
     @property
     def statistics_columns(self) -> tuple[str, ...]:
         """Categorical columns whose values have statistics."""
-        return self.categorical if self.statistics_of is None else self.statistics_of
+        named = self.categorical if self.statistics_of is None else self.statistics_of
+        return tuple(column for column in named if column in self.categorical)
+
+    @property
+    def pooled_columns(self) -> dict[str, str | None]:
+        """Columns with several values that have statistics, by their separator as `several`."""
+        return {c: self.several[c] for c in self.statistics_of or () if c in self.several}
 
     @property
     def text_columns(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ START = pd.Timestamp("2025-01-01")
 SLOT, NUM_SLOTS = pd.Timedelta(hours=6), 160  # 40 days
 CUTS = ("2025-01-26", "2025-02-02")
 FRACTIONS = (0.6, 0.2, 0.2)
+TAGS, TAG_SHARES = ("red", "new", "big", "old"), (0.4, 0.3, 0.2, 0.1)
 WORDS = ("comet", "guitar", "pasta", "tent", "goal", "rose", "castle", "laptop")
 
 
@@ -72,7 +73,23 @@ def _items(rng: np.random.Generator, name: str) -> pd.DataFrame:
         }
     )
     frame.loc[[1, 4], "brand"] = None
-    return frame
+    tags = _tags()
+    words = [t if t is None else [*t.split("|"), "absent", None] for t in tags]
+    return frame.assign(tags=tags, words=words)
+
+
+def _tags() -> list[str | None]:
+    """Tags of each item: none of some, one twice, white space, empty ones."""
+    rng = np.random.default_rng(99)
+    tags = [" |".join(rng.choice(TAGS, i % 5, p=TAG_SHARES)) for i in range(NUM_ITEMS)]
+    return [None, "", "|", *tags[3:]]
+
+
+def tag_sets(items: pd.DataFrame) -> pd.Series:
+    """The different tags of each item, by its id."""
+    texts = items["tags"].fillna("")
+    sets = [{tag.strip() for tag in text.split("|") if tag.strip()} for text in texts]
+    return pd.Series(sets, index=items["item_id"])
 
 
 def _events(rng: np.random.Generator, name: str) -> pd.DataFrame:
@@ -163,7 +180,14 @@ def logs_project(root: Path) -> dict[str, Any]:
     items = {"path": "live/items.parquet", "text": "{title}, {brand}"}
     live = scenario_tree(
         "live",
-        items={**items, "categorical": ["brand"], "numeric": ["price"]},
+        items={
+            **items,
+            "categorical": ["brand"],
+            "numeric": ["price"],
+            "lists": ["words"],
+            "statistics_of": ["words", "brand"],
+            "missing": {"words": ["absent"]},
+        },
         events={
             "path": "live/events.parquet",
             "time": "time",
@@ -181,7 +205,13 @@ def logs_project(root: Path) -> dict[str, Any]:
     )
     cut = scenario_tree(
         "cut",
-        items={"path": "cut/items.parquet", "text": "{title}", "published": "published"},
+        items={
+            "path": "cut/items.parquet",
+            "text": "{title}",
+            "published": "published",
+            "separators": {"tags": "|"},
+            "statistics_of": ["tags"],
+        },
         split={"time": list(CUTS)},
         negatives={"per_positive": 2, "of": "click", "from": "popularity"},
         statistics="frozen",
@@ -189,7 +219,13 @@ def logs_project(root: Path) -> dict[str, Any]:
     )
     folds = scenario_tree(
         "folds",
-        items={"path": "folds/items.parquet", "text": "{title}", "categorical": ["brand"]},
+        items={
+            "path": "folds/items.parquet",
+            "text": "{title}",
+            "categorical": ["brand"],
+            "separators": {"tags": "|"},
+            "statistics_of": ["brand", "tags"],
+        },
         events={"path": "folds/events.parquet"},
         history={"of": "any", "last": 4, "outcomes": True},
         tasks={

@@ -15,7 +15,7 @@ from ray import cloudpickle
 
 from mtrec_ray.data.columns import fixed_list, matrix
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.preparing import features
+from mtrec_ray.data.preparing import features, values
 from mtrec_ray.data.preparing import passes as data_prepare
 from mtrec_ray.data.preparing.audit import audit, sampled_rows
 from mtrec_ray.data.shards import OUTCOME, Arrays
@@ -24,7 +24,7 @@ from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS
 from mtrec_ray.stages.prepare import run_prepare
-from tests.cluster.logs import NUM_ROWS, Log
+from tests.cluster.logs import NUM_ROWS, Log, tag_sets
 from tests.cluster.runs import prepared_folder, say_nothing
 
 pytestmark = pytest.mark.cluster
@@ -94,9 +94,10 @@ def count_edit(name: str, split: str, column: str) -> Callable[[Prepared, Log], 
     """A count that holds one row more: the sample itself, or one at the same time or later."""
 
     def make(prepared: Prepared, log: Log) -> Edit:
-        found, sample = next(audited(prepared, name, split))
-        wrong = {column: one_more(prepared, name, sample, column)}
-        return found, column, int(sample["row"]), wrong
+        for found, sample in audited(prepared, name, split):
+            if (more := one_more(prepared, name, sample, column)) > 0:  # not of an item without one
+                return found, column, int(sample["row"]), {column: more}
+        raise AssertionError("no audited row has such a count")
 
     return make
 
@@ -202,6 +203,21 @@ def own_fold(prepared: Prepared, log: Log) -> Edit:
     raise AssertionError("no audited row's fold changes its rate")
 
 
+def own_fold_of_a_value(prepared: Prepared, log: Log) -> Edit:
+    """A rate that is the mean of the values' rates over all training rows, the own fold's too."""
+    prior, column = prepared.scenarios["folds"].label_means["click"], "values.tags.rate.click"
+    tags = log.rows["item_id"].map(tag_sets(log.items))
+    train = log.rows["split"] == "train"
+    for split, sample in audited(prepared, "folds", "train"):
+        rates = []
+        for tag in tags[int(sample["row"])]:
+            mine = log.rows["click"][train & tags.map(lambda own, tag=tag: tag in own)]
+            rates.append((mine.sum() + 10 * prior) / (len(mine) + 10))
+        if rates and abs(np.mean(rates) - number(prepared, "folds", sample, column)) > 0.005:
+            return split, column, int(sample["row"]), {column: float(np.mean(rates))}
+    raise AssertionError("no audited row's fold changes the rate of its values")
+
+
 def own_item(prepared: Prepared, log: Log) -> Edit:
     """A history without time that holds the sample's own item, which no other row has."""
     for split, sample in audited(prepared, "folds", "train"):
@@ -227,6 +243,13 @@ PLANTS: dict[str, tuple[str, Callable[[Prepared, Log], Edit]]] = {
     "user count": ("live", count_edit("live", "test", "user.log_count")),
     "item count of a week": ("live", count_edit("live", "valid", "item.log_count_7d")),
     "training count": ("live", count_edit("live", "train", "item.log_known.click")),
+    "count of values": ("live", count_edit("live", "test", "values.words.log_count")),
+    "count of the user with values": (
+        "live",
+        count_edit("live", "valid", "user_values.words.log_known.click"),
+    ),
+    "frozen count of values": ("cut", count_edit("cut", "test", "values.tags.log_count")),
+    "own fold of a value": ("folds", own_fold_of_a_value),
     "plain seconds": ("ordered", count_edit("ordered", "test", "user.log_count")),
     "moment of the last row": ("live", last_moment),
     "label within its delay": ("live", label_within_delay),
@@ -288,16 +311,16 @@ def test_a_label_or_a_weight_of_another_row_is_found(project, prepared, tmp_path
 # --- a preparation that leaks ----------------------------------------------------------------
 
 
-def equal_times_leak() -> Callable[..., object]:
-    """The features of users with rows of the sample's own moment (the sample too) in its past.
+def equal_times_leak(where: str) -> Callable[..., object]:
+    """The features of users, or of values, with rows of the sample's own moment in its past.
 
     A closure, which travels to Ray's workers by value; it leaves their modules as they were.
     """
 
-    def user_features(table: pa.Table, layout: object) -> object:
+    def leaking(*args: object) -> object:
         import numpy as np
 
-        from mtrec_ray.data.preparing import features, statistics
+        from mtrec_ray.data.preparing import features, statistics, values
 
         def end(self, delay_ms=0):
             cutoff = self.past.codes_of(self.key, self.time - delay_ms)
@@ -306,11 +329,13 @@ def equal_times_leak() -> Callable[..., object]:
         honest = statistics.Questions.end
         statistics.Questions.end = end
         try:
-            return features.user_features(table, layout)
+            if where == "user_features":
+                return features.user_features(*args)
+            return values.value_features(*args)
         finally:
             statistics.Questions.end = honest
 
-    return user_features
+    return leaking
 
 
 def own_fold_leak() -> Callable[..., object]:
@@ -336,13 +361,19 @@ def own_fold_leak() -> Callable[..., object]:
 
 
 @pytest.mark.parametrize(
-    ("name", "leak"), [("live", equal_times_leak()), ("folds", own_fold_leak())]
+    ("name", "where", "leak"),
+    [
+        ("live", "user_features", equal_times_leak("user_features")),
+        ("folds", "user_features", own_fold_leak()),
+        ("live", "value_features", equal_times_leak("value_features")),
+    ],
 )
-def test_leaking_preparation_is_refused(project, tmp_path, monkeypatch, name, leak):
+def test_leaking_preparation_is_refused(project, tmp_path, monkeypatch, name, where, leak):
     """A preparation that leaks ends in a ProjectError and leaves no prepared folder behind."""
-    parts = {k: v for k, v in vars(features).items() if not k.startswith("__")}
-    leaking = SimpleNamespace(**parts | {"user_features": leak})
-    monkeypatch.setattr(data_prepare, "features", leaking)
+    module = features if where == "user_features" else values
+    parts = {k: v for k, v in vars(module).items() if not k.startswith("__")}
+    leaking = SimpleNamespace(**parts | {where: leak})
+    monkeypatch.setattr(data_prepare, module.__name__.rsplit(".", 1)[-1], leaking)
     cloudpickle.register_pickle_by_value(data_prepare)  # so that workers get the patched module
     try:
         with pytest.raises(ProjectError) as caught:
@@ -352,6 +383,7 @@ def test_leaking_preparation_is_refused(project, tmp_path, monkeypatch, name, le
     assert len(caught.value.problems) >= AUDITED
     for line in caught.value.problems:
         assert line.startswith(f"leakage audit: scenarios.{name} (")
+        assert where == "user_features" or "): values.words." in line
     assert not Path(prepared_folder(project, str(tmp_path))).exists()
 
 

@@ -29,8 +29,10 @@ from tests.cluster.logs import (
     NUM_ROWS,
     NUM_UNSEEN,
     START,
+    TAGS,
     Log,
     scenario_tree,
+    tag_sets,
 )
 from tests.cluster.runs import prepare_again, prepared_folder, say_nothing
 
@@ -245,6 +247,51 @@ def test_category_statistics_without_time(logs, prepared):
     assert counts[training].mean() == pytest.approx(wanted[training].mean(), rel=0.1)
 
 
+def together(column: pd.Series) -> float:
+    """The number of several values: mean of rates, shortest time since the last, else the most."""
+    name = str(column.name)
+    if ".rate." in name:
+        return column.mean()
+    return column.min() if name.endswith("_since_last") else column.max()
+
+
+@pytest.mark.parametrize("keys", [[], ["user_id"]], ids=["values", "user_values"])
+def test_statistics_of_several_values(logs, prepared, keys):
+    """Each of an item's different values is counted by itself; then they are taken together."""
+    facts, log = prepared.scenarios["live"], logs["live"]
+    found = real(samples(prepared, "live"))
+    kind, tags = "user_values.words" if keys else "values.words", tag_sets(log.items)
+    train = log.rows[log.rows["split"] == "train"]
+    prior = train["buy"][train["click"] == 1].mean()
+    of_item = log.rows["item_id"].map(tags)
+    with_tag = {tag: log.rows.assign(tag=[tag in own for own in of_item]) for tag in TAGS}
+    names = [n for n in brute_force(log.rows, 0, ["item_id"], kind, prior) if not n.endswith("d")]
+    wanted = {}
+    for row, own in of_item.items():
+        each = [brute_force(with_tag[tag], row, [*keys, "tag"], kind, prior) for tag in sorted(own)]
+        wanted[row] = pd.DataFrame(each, columns=names, dtype=float).apply(together)
+    numbers = pd.DataFrame(wanted).T
+    assert 0 < numbers.isna().all(axis=1).sum() < len(numbers) / 2
+    for column in numbers:
+        place = facts.numeric_names.index(column)
+        np.testing.assert_allclose(found[f"numeric.{place}"], numbers[column], atol=2e-5)
+
+
+def test_counts_of_several_values_without_time(logs, prepared):
+    """The greatest of the values' counts, scaled to all training rows, from other folds."""
+    facts, log = prepared.scenarios["folds"], logs["folds"]
+    found = real(samples(prepared, "folds"))
+    split, tags = log.rows["split"], log.rows["item_id"].map(tag_sets(log.items))
+    in_train = tags[split == "train"].explode().value_counts()
+    wanted = tags.map(lambda own: max((in_train[tag] for tag in own), default=np.nan))
+    counts = np.expm1(found[f"numeric.{facts.numeric_names.index('values.tags.log_count')}"])
+    asking = split != "train"
+    np.testing.assert_allclose(counts[asking], wanted[asking], rtol=1e-4)
+    training = (split == "train") & wanted.notna()
+    assert (counts[training] / 1.25 < wanted[training] - 0.5).all()
+    assert counts[training].mean() == pytest.approx(wanted[training].mean(), rel=0.1)
+
+
 @pytest.mark.parametrize(("name", "only"), [("live", "click"), ("ordered", None)])
 def test_history(logs, prepared, name, only):
     """A history holds the user's latest positives strictly before the sample, newest first."""
@@ -448,11 +495,14 @@ def test_hot_items_and_values_give_the_same_samples(logs, whole, tmp_path_factor
     first, second = (load_prepared(prepared_folder(p, str(f))) for p, f in (whole, many))
     for name in NO_NEGATIVES:
         pd.testing.assert_frame_equal(samples(first, name), samples(second, name), check_exact=True)
-    for name, kind in (("live", "category.brand"), ("folds", "category.brand"), ("live", "items")):
-        key = kind.split(".")[0].removesuffix("s")
+    of_values = [("live", "values.words"), ("folds", "values.tags")]
+    of_brands = [("live", "category.brand"), ("folds", "category.brand")]
+    for name, kind in (*of_brands, *of_values, ("live", "items")):
+        key = "item" if kind == "items" else "category"
         states = [read_states(prepared, name, kind) for prepared in (first, second)]
         one, other = (state.sort_by(key) for state in states if state)
         assert one.equals(other)
+    assert len(list((Path(second.folder) / "live" / "state" / "values.words").iterdir())) > 1
 
 
 def test_a_partition_without_rows_does_not_stop_a_shuffle():

@@ -9,7 +9,13 @@ from mtrec_ray.data.end_states import items_at_end, seen_pairs, user_parts, user
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.sample_world import write_sample_world
 from mtrec_ray.data.shards import read_rows
-from mtrec_ray.data.snapshot import SnapshotColumns, new_users, overlay, rows_of_pairs
+from mtrec_ray.data.snapshot import (
+    SnapshotColumns,
+    category_statistics,
+    new_users,
+    overlay,
+    rows_of_pairs,
+)
 from mtrec_ray.project.load import parse_project
 from tests.cluster.logs import scenario_tree
 from tests.cluster.runs import prepare_in_partitions, prepared_folder, world_tree
@@ -18,11 +24,16 @@ pytestmark = pytest.mark.cluster
 
 
 def shop_tree(root):
-    """Shop with categories and numbers of items."""
+    """Shop with categories, tags and numbers of items."""
     items = {"path": "shop/items.parquet", "text": "{title}", "categorical": ["brand"]}
     shop = scenario_tree(
         "shop",
-        items={**items, "numeric": ["price"]},
+        items={
+            **items,
+            "numeric": ["price"],
+            "lists": ["tags"],
+            "statistics_of": ["brand", "tags"],
+        },
         split={"time": ["2025-03-12", "2025-03-22"]},
         tasks={"click": {"kind": "binary"}, "buy": {"kind": "binary", "given": "click"}},
         history={"of": "any", "last": 5, "outcomes": True},
@@ -35,6 +46,10 @@ def worlds(tmp_path_factory):
     """Shop prepared, and again with three rows more, just after the end: their users and items."""
     root = tmp_path_factory.mktemp("world")
     write_sample_world(str(root), seed=7, users=80, items=24, events=700)
+    catalogue = pq.read_table(root / "shop" / "items.parquet")
+    tags = [[f"tag {i % 7}", f"tag {i % 3}", f"tag {i}"][: i % 4] for i in range(len(catalogue))]
+    catalogue = catalogue.append_column("tags", pa.array(tags, pa.list_(pa.string())))
+    pq.write_table(catalogue, root / "shop" / "items.parquet")
     found, events = [], pq.read_table(root / "shop" / "events.parquet")
     asked = [0, 100, 350]
     last = events.column("time").to_numpy().max()
@@ -79,7 +94,11 @@ def test_state_is_the_next_rows_features(worlds):
             code, own = catalogue.codes["brand"][number], state.categories["brand"]
             mine = (own.user == at) & (own.category == code)
             pair = own.numeric[mine][0] if mine.any() else catalogue.default["brand"]
-            found = overlay(catalogue.numeric[number], state.numeric[at], pair)
+            of_tags = category_statistics(
+                catalogue, "tags", state.categories["tags"], np.array([at]), np.array([number])
+            )[0]
+            assert np.isnan(of_tags).all() == (number % 4 == 0)
+            found = overlay(catalogue.numeric[number], state.numeric[at], pair, of_tags)
             np.testing.assert_array_equal(found, wanted["numeric"][i])
             np.testing.assert_array_equal(state.history[at], wanted["history"][i])
             np.testing.assert_array_equal(state.ages[at], wanted["history_age"][i])

@@ -588,7 +588,12 @@ CASES = {
                 tags=pa.array([["a", f"b{i % 2}"] if i else None for i in ITEM]),
                 genres=[" x|y|" if i % 2 else None for i in ITEM],
             ),
-            fields(items={"lists": ["tags"], "separators": {"genres": "|"}}),
+            fields(
+                items={
+                    "lists": ["tags"], "separators": {"genres": "|"},
+                    "statistics_of": ["tags", "genres"],
+                }
+            ),
             users(country=["c"] * 10, age=[*range(9), -1], interests=[["p", "q"]] * 10),
         ),
         report={

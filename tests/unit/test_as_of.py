@@ -17,18 +17,29 @@ from hypothesis import strategies as st
 from mtrec_ray.data import storage
 from mtrec_ray.data.as_of import CatalogueAsOf
 from mtrec_ray.data.asking_users import asking_users
-from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes
+from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, value_codes
 from mtrec_ray.data.columns import fixed_list, hash_strings
 from mtrec_ray.data.end_states import items_at_end, read_catalogue
 from mtrec_ray.data.prepared import Prepared, Shard
-from mtrec_ray.data.preparing import features, passes, samples
+from mtrec_ray.data.preparing import features, passes, samples, values
 from mtrec_ray.data.preparing.features import FeatureSpec
-from mtrec_ray.data.snapshot import SnapshotColumns
+from mtrec_ray.data.snapshot import SnapshotColumns, category_statistics, overlay
 from mtrec_ray.project.load import parse_project
 from tests.builders import VIDEO, project_tree, scenario_tree
 
 HOUR, DAY, NUM_ROWS, NUM_ITEMS = 3_600_000, 86_400_000, 150, 9
 BRANDS = ["a", "b", None, "a", "c", None, "b", "d", "a"]  # no row has item 7: brand d has no past
+TAGS = [
+    ["x", "y"],
+    ["y"],
+    None,
+    ["z", "x", "z"],
+    [],
+    [" x"],
+    ["y", "x"],
+    ["x", "w"],
+    ["y", "", None],
+]
 PUBLISHED = [5 * DAY, None, 0, 30 * DAY, DAY, 2 * DAY, 9 * DAY, 3 * DAY, None]
 TASKS = {
     "click": {"kind": "binary"},
@@ -51,7 +62,8 @@ CASES = {
 
 
 def scenario_of(case):
-    items = {"path": "i", "text": "{title}", "categorical": ["brand"]}
+    items = {"path": "i", "text": "{title}", "categorical": ["brand"], "lists": ["tags"]}
+    items["statistics_of"] = ["tags", "brand"]
     if case != "no time":
         items["published"] = "published"
     tree = scenario_tree(TASKS, items=items, history={"of": "click", "last": 3}, **CASES[case])
@@ -115,6 +127,7 @@ def prepared_log(seed, case, folder):
     means = [float(np.nanmean(x[train])) for x in log["labels"].astype(np.float32).T]
     items = pa.table({
         "item_id": [f"item {i}" for i in range(NUM_ITEMS)], "brand": pa.array(BRANDS),
+        "tags": pa.array(TAGS, pa.list_(pa.string())),
         "published": pa.array(PUBLISHED, pa.timestamp("ms")), TOKENS: [[1]] * NUM_ITEMS,
     })  # fmt: skip
     rows = np.bincount(log["item"][train], minlength=NUM_ITEMS)
@@ -123,6 +136,7 @@ def prepared_log(seed, case, folder):
         scenario, tuple(means), int(log["time"].max()) + 1, np.full(NUM_ITEMS, NO_TIME),
         np.unique(real.column("user").to_numpy()[train].view(np.uint64)), (), 0,
         {"brand": category_codes(items.column("brand"))},
+        values={"tags": value_codes(items.column("tags"), None)},
     )  # fmt: skip
     facts = replace(
         VIDEO, kinds={n: t["kind"] for n, t in TASKS.items()}, num_items=NUM_ITEMS,
@@ -134,10 +148,14 @@ def prepared_log(seed, case, folder):
 
 def write_passes(table, spec, folder):
     """Run the passes over one partition and write what they write; returns the shards."""
+    narrow = values.exploded(table, spec.values["tags"])
+    of_values, of_tags = values.value_features(narrow, spec)
     table, categories = features.category_features(table, spec, "brand")
     table, items = features.item_features(table, spec)
+    table = values.add_pooled(table, of_values, spec, "tags")
     finished, states = features.user_features(table, spec)
-    for kind, state in {"category.brand": categories, "items": items, **states}.items():
+    states |= {"category.brand": categories, "values.tags": of_tags, "items": items}
+    for kind, state in states.items():
         storage.write_table(f"{folder}/video/state/{kind}/part-00000.parquet", state)
     written = passes.write_samples(finished, folder, "video", 0)
     return {
@@ -187,14 +205,36 @@ def brute_force(layout, log, moment, mine, kind, windows):
     return found
 
 
+def tags_of(item):
+    """The different tags of an item, without white space around them."""
+    return {tag.strip() for tag in TAGS[item] or () if tag and tag.strip()}
+
+
+def together(name, values):
+    """The number of several tags: mean of rates, shortest time since the last, else the most."""
+    known = [v for v in values if not math.isnan(v)]
+    if not known:
+        return math.nan
+    if ".rate." in name:
+        return sum(known) / len(known)
+    return min(known) if name.endswith("_since_last") else max(known)
+
+
 def expected_row(layout, log, user, item, moment):
     """By column: what a row of a user and an item would hold of both at a moment."""
     brand = np.array([BRANDS[i] == BRANDS[item] for i in log["item"]]) & (BRANDS[item] is not None)
     own = log["user"] == user
     found = brute_force(layout, log, moment, log["item"] == item, "item", True)
     for kind, mine in (("category.brand", brand), ("user_category.brand", brand & own)):
-        values = brute_force(layout, log, moment, mine, kind, False)
-        found |= values if BRANDS[item] else dict.fromkeys(values, math.nan)
+        of_brand = brute_force(layout, log, moment, mine, kind, False)
+        found |= of_brand if BRANDS[item] else dict.fromkeys(of_brand, math.nan)
+    for kind, some in (("values.tags", log["user"] >= 0), ("user_values.tags", own)):
+        each = []
+        for tag in tags_of(item):
+            mine = some & np.array([tag in tags_of(i) for i in log["item"]])
+            each.append(brute_force(layout, log, moment, mine, kind, False))
+        names = brute_force(layout, log, moment, log["user"] < 0, kind, False)
+        found |= {n: together(n, [of_tag[n] for of_tag in each]) for n in names}
     if moment is not None:
         published = PUBLISHED[item]
         age = math.nan if published is None else math.log1p(max(moment - published, 0) / 1000)
@@ -204,11 +244,14 @@ def expected_row(layout, log, user, item, moment):
 
 
 def pair_columns(items, users, number, item):
-    """f32[F] of a user's place and an item: the user's rows with the item's category."""
+    """f32[F] of a user's place and an item: the user's rows with the item's category and tags."""
+    of_tags = category_statistics(
+        items, "tags", users.categories["tags"], np.array([number]), np.array([item])
+    )[0]
     pairs, code = users.categories["brand"], items.codes["brand"][item]
     mine = (pairs.user == number) & (pairs.category == code)
     row = pairs.numeric[mine][0] if mine.any() else items.default["brand"]
-    return row if code >= 0 else np.full_like(row, np.nan)
+    return overlay(row if code >= 0 else np.full_like(row, np.nan), of_tags)
 
 
 def assert_row(layout, found, wanted):

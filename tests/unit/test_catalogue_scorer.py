@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from mtrec_ray.data.catalogue import Ragged
 from mtrec_ray.data.shards import OUTCOME
-from mtrec_ray.data.snapshot import ItemSnapshot, UserCategoryStatistics, UserSnapshot
+from mtrec_ray.data.snapshot import (
+    ItemSnapshot,
+    ItemValues,
+    UserCategoryStatistics,
+    UserSnapshot,
+    category_statistics,
+)
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
 from mtrec_ray.model.recommender import GENERAL
 from mtrec_ray.model.samples import Samples
@@ -255,3 +262,87 @@ def test_blend_multiplies_by_the_parent():
     predicted = torch.tensor([[0.5, 0.2], [0.1, 0.9]])
     found = blend(predicted, ["click", "buy"], {"buy": "click"}, {"click": 0.5, "buy": 2.0})
     torch.testing.assert_close(found, torch.tensor([0.25 + 0.2, 0.05 + 0.18]))
+
+
+TAGS = ["user_values.tags.log_count", "user_values.tags.log_known.click", "user_values.tags.rate"]
+WIDE = len(NAMES) + len(TAGS)
+OF_TAGS = slice(len(NAMES), WIDE)
+TAG_FACTS = replace(
+    FACTS["shop"],
+    numeric_names=NAMES + TAGS,
+    numeric_mean=[*FACTS["shop"].numeric_mean, 0.1, 0.0, 0.2],
+    numeric_std=[*FACTS["shop"].numeric_std, 1.0, 1.3, 0.8],
+    numeric_quantiles=[[-2.0, -0.5, 0.0, 0.5, 2.0]] * WIDE,
+)
+
+
+def wide(values, columns):
+    """Numeric columns of a row with tags, NaN in all but some of them."""
+    found = np.full((*values.shape[:-1], WIDE), np.nan, np.float32)
+    found[..., columns] = values
+    return found
+
+
+def with_tags(world):
+    """Items with up to three tags, users with statistics of some, and by hand those of all pairs.
+
+    A pair's counts are the greatest of its tags', and its rate their mean.
+    """
+    items, users, _ = world
+    rng, mine = np.random.default_rng(6), slice(0, len(NAMES))
+    tags = [rng.choice(5, i % 4, replace=False) + 1 for i in range(NUM_ITEMS)]
+    offsets = np.concatenate([[0], np.cumsum([len(t) for t in tags])])
+    of_items = Ragged(np.concatenate(tags).astype(np.int32), offsets)
+    pairs = np.array([(0, 1), (2, 1), (2, 3), (2, 5), (5, 2), (6, 4)])
+    numbers, default = rng.normal(size=(6, 3)).astype("f4"), np.array([0, 0, 0.25], np.float32)
+    brands = users.categories["brand"]
+    categories = {
+        "brand": replace(brands, numeric=wide(brands.numeric, mine)),
+        "tags": UserCategoryStatistics(pairs[:, 0], pairs[:, 1], wide(numbers, OF_TAGS)),
+    }
+    users = replace(users, numeric=wide(users.numeric, mine), categories=categories)
+    items = replace(
+        items,
+        numeric=wide(items.numeric, mine),
+        default={
+            "brand": wide(items.default["brand"], mine), "tags": wide(default, OF_TAGS)
+        },
+        values={"tags": ItemValues(of_items, OF_TAGS, timed=False)},
+    )  # fmt: skip
+    of_pair = dict(zip(map(tuple, pairs.tolist()), numbers, strict=True))
+    hand = np.full((NUM_USERS, NUM_ITEMS, 3), np.nan, np.float32)
+    for user, item in np.ndindex(NUM_USERS, NUM_ITEMS):
+        each = [of_pair.get((user, tag), default) for tag in tags[item].tolist()]
+        if each:
+            hand[user, item] = [*np.max(each, 0)[:2], np.mean(each, 0)[2]]
+    return items, users, hand
+
+
+@pytest.mark.parametrize("general", ["towers", "general", "from_general"])
+@torch.no_grad()
+def test_scores_of_all_pairs_with_several_values(world, general):
+    """A block of users has the scores of its pairs where items have several values, or none."""
+    items, users, hand = with_tags(world)
+    model, _ = build(small_model("none"), CATALOGUES, FACTS | {"shop": TAG_FACTS})
+    model.eval().use_general_head = general == "general"
+    model.starts_from_general = general == "from_general"
+    vectors = model_and_vectors()[1]
+    found = CatalogueScorer(model, "shop", vectors, items).logits(users)
+    samples = samples_of_all_pairs((items, users, world[2]))
+    samples.numeric[:, OF_TAGS] = torch.from_numpy(hand.reshape(-1, 3))
+
+    def score():
+        return model.score("shop", samples, vectors[samples.items]).view_as(found)
+
+    torch.testing.assert_close(found, score(), rtol=1e-4, atol=1e-5)
+    samples.numeric[:, OF_TAGS] = torch.nan
+    assert (general == "general") == torch.allclose(found, score(), atol=1e-3)
+
+
+def test_rows_of_pairs_with_several_values(world):
+    """A pair as a row has the same numbers of its values, and none in the other columns."""
+    items, users, hand = with_tags(world)
+    user, item = (x.ravel() for x in np.indices((NUM_USERS, NUM_ITEMS)))
+    found = category_statistics(items, "tags", users.categories["tags"], user, item)
+    np.testing.assert_allclose(found[:, OF_TAGS], hand.reshape(-1, 3), rtol=1e-6)
+    assert np.isnan(found[:, : len(NAMES)]).all()

@@ -17,9 +17,11 @@ from mtrec_ray.data.catalogue import (
     encode_several,
     load_catalogue,
     ragged,
+    value_codes,
 )
 from mtrec_ray.data.columns import blank
 from mtrec_ray.data.preparing import inputs
+from mtrec_ray.data.preparing.audit_log import raw_sets
 from mtrec_ray.data.storage import write_table
 from mtrec_ray.model.inputs import PooledValues
 from mtrec_ray.project.base import ProjectError
@@ -54,6 +56,54 @@ def test_values_have_codes(kind):
     assert [sorted(codes) for codes in lists.to_pylist()] == [[1, 2], [1], [], [], [1]]
     again, same = encode_several(pa.chunked_array(half), separator, ROWS * 0, ["c", "b"])
     assert (again.to_pylist(), same) == ([[2], [], [1], [], []], ["c", "b"])
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_values_have_numbers_for_statistics(kind):
+    """All of them, rare ones, too, each once an item; the audit reads the same values."""
+    column, separator = COLUMNS[kind]
+    halves = pa.chunked_array([column.slice(0, 2), column.slice(2)])
+    found = value_codes(halves, separator)
+    wanted = [{"a", "b"}, {"a"}, {"c"}, set(), {"a", "rare"}]
+    assert raw_sets(halves, separator, ()) == wanted
+    parts = [codes.tolist() for codes in np.split(found.codes, found.offsets[1:-1])]
+    assert parts == [sorted(set(codes)) for codes in parts]
+    named = {}
+    for codes, texts in zip(parts, wanted, strict=True):
+        assert len(codes) == len(texts)
+        for code in codes:
+            named[code] = named.get(code, texts) & texts
+    assert sorted(named) == [1, 2, 3, 4] == list(range(1, found.size))
+    assert named[parts[1][0]] == {"a"}
+    again = found.take(np.array([4, 3, 0, 0]))
+    assert [c.tolist() for c in np.split(again.codes, again.offsets[1:-1])] == [
+        parts[i] for i in (4, 3, 0, 0)
+    ]
+    assert again.rows.tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_the_audit_reads_missing_values_of_lists():
+    """What `missing` names is no value, in the type of the list; nor is null."""
+    column = pa.chunked_array([pa.array([[1, -1], None, [-1], [2, None, 2]])])
+    assert raw_sets(column, None, (-1,)) == [{"1"}, set(), set(), {"2"}]
+    numbers = value_codes(blank(column, (-1,)), None)
+    assert (numbers.codes.tolist(), numbers.offsets.tolist()) == ([1, 2], [0, 1, 1, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("fields", "one", "several"),
+    [
+        ({}, ("brand",), {}),
+        ({"statistics_of": []}, (), {}),
+        ({"statistics_of": ["genres", "brand"]}, ("brand",), {"genres": "|"}),
+        ({"statistics_of": ["tags"]}, (), {"tags": None}),
+    ],
+)
+def test_which_columns_have_statistics(tmp_path, fields, one, several):
+    """Without a list all categorical columns alone; columns with several values by name."""
+    named = {"categorical": ["brand"], "lists": ["tags"], "separators": {"genres": "|"}}
+    items = project_of(tmp_path, **named, **fields).scenarios["shop"].items
+    assert (items.statistics_columns, items.pooled_columns) == (one, several)
 
 
 def test_numbers_have_codes():
@@ -163,10 +213,19 @@ def test_a_column_of_another_kind_is_one_line(tmp_path, fields, line):
         ({"separators": {"g": ""}}, "separators.g: found ''; allowed: a separator, such as '"),
         ({"lists": ["g"], "separators": {"g": "|"}}, "lists: found 'g' twice; allowed: in one of"),
         ({"lists": ["g"], "categorical": ["g"]}, "lists: found 'g' twice; allowed: in one of "),
+        (
+            {"lists": ["g"], "categorical": ["b"], "statistics_of": ["g", "price"]},
+            "statistics_of: found 'price'; allowed: columns of categorical, lists or separators, "
+            r"\['b', 'g'\]",
+        ),
+        (
+            {"lists": ["g"], "numeric": ["price"], "statistics_of": ["b", "g"]},
+            r"statistics_of: found 'b'; allowed: columns of .* separators, \['g'\]",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_one_line(tmp_path, fields, line):
-    """Empty separators, and columns that would be read in two ways."""
+    """Empty separators, columns that would be read in two ways, statistics of other columns."""
     with pytest.raises(ProjectError) as error:
         project_of(tmp_path, **fields)
     assert len(error.value.problems) == 1

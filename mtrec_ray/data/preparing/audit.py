@@ -109,13 +109,9 @@ def check_row(
     problems = wrong + disagreements(columns, past.statistics("user", of_user))
     problems += disagreements(columns, past.statistics("item", seen[seen["item"] == item]))
     for column in log.audited:
-        value = log.category(item, column)
-        for key, rows in (("category", seen), ("user_category", of_user)):
-            same = rows[rows[f"category.{column}"] == value]
-            expected = past.statistics(f"{key}.{column}", same, ())
-            if value is None:
-                expected = dict.fromkeys(expected, np.nan)
-            problems += disagreements(columns, expected)
+        expect = of_several if column in log.items_with else of_category
+        for prefix, rows in (("", seen), ("user_", of_user)):
+            problems += disagreements(columns, expect(log, past, rows, item, column, prefix))
     problems += check_history(log, scenario, of_user, raw["time"], sample["history"].tolist())
     if scenario.history.outcomes and not problems:
         problems += check_outcomes(log, scenario, facts, of_user, raw["time"], sample)
@@ -221,6 +217,39 @@ def known_after(scenario: Scenario, task: str) -> int:
 def smoothed(labels: pd.Series, prior: float) -> float:
     """Returns the mean of labels with ten rows of the prior added."""
     return float((labels.sum() + 10 * prior) / (len(labels) + 10))
+
+
+def of_category(
+    log: AuditLog, past: AuditPast, rows: pd.DataFrame, item: str, column: str, prefix: str
+) -> dict[str, float]:
+    """Returns the statistics of some rows with an item's category."""
+    value = log.category(item, column)
+    same = rows[rows[f"category.{column}"] == value]
+    expected = past.statistics(f"{prefix}category.{column}", same, ())
+    return dict.fromkeys(expected, np.nan) if value is None else expected
+
+
+def of_several(
+    log: AuditLog, past: AuditPast, rows: pd.DataFrame, item: str, column: str, prefix: str
+) -> dict[str, float]:
+    """Returns the statistics of some rows with an item's values: of each, then taken together."""
+    key = f"{prefix}values.{column}"
+    each: list[dict[str, float]] = []
+    for value in log.values(item, column):
+        same = rows[rows["item"].isin(log.items_with[column][value])]
+        each.append(past.statistics(key, same, ()))
+    names = past.statistics(key, rows[:0], ())
+    return {n: together(n.removeprefix(key), [own[n] for own in each]) for n in names}
+
+
+def together(what: str, values: list[float]) -> float:
+    """Returns the mean of rates, the shortest time since the last row, the most of all else."""
+    known = [value for value in values if not np.isnan(value)]
+    if not known:
+        return np.nan
+    if what.startswith(".rate."):
+        return sum(known) / len(known)
+    return min(known) if what == ".log_seconds_since_last" else max(known)
 
 
 def disagreements(columns: dict[str, float], expected: dict[str, float]) -> list[str]:

@@ -6,6 +6,7 @@ preparation.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,10 @@ class AuditLog:
         rows: columns user, item (text), time (ms), split, weight, `label.TASK` of each task, and
             `category.COLUMN` of each category with statistics.
         item_row: catalogue row of each item id.
-        audited: categories with statistics whose values are all rare enough to be read whole.
+        audited: columns with statistics whose values are all rare enough to be read whole.
+        of_item: their values by item id, as text; sets of texts where there are several.
         seed: of the folds of data without time.
+        items_with: of each audited column with several values, the items with each of them.
     """
 
     rows: pd.DataFrame
@@ -49,11 +52,17 @@ class AuditLog:
     audited: list[str]
     of_item: pd.DataFrame
     seed: int
+    items_with: dict[str, dict[str, list[str]]]
 
     def category(self, item: str, column: str) -> str | None:
         """Returns an item's value of a categorical column."""
         value: Any = self.of_item.loc[item, column]
         return value if isinstance(value, str) else None
+
+    def values(self, item: str, column: str) -> list[str]:
+        """Returns an item's values of a column with several."""
+        values: Any = self.of_item.loc[item, column]
+        return sorted(values)
 
 
 def source_row(scenario: Scenario, number: int) -> int:
@@ -80,18 +89,21 @@ def read_audit_log(
     )
     items = {ids[int(s["item"])] for s in samples}
     of_item = read_categories(project, name)
-    audited = [c for c in scenario.items.statistics_columns if small(of_item[c], catalogue)]
+    one, several = scenario.items.statistics_columns, scenario.items.pooled_columns
+    audited = [c for c in (*one, *several) if small(of_item[c], catalogue)]
+    items_with = {c: items_by_value(of_item[c]) for c in audited if c in several}
     wanted = items.copy()
     for column in audited:
-        values = of_item[column][of_item.index.isin(items)].dropna().unique()
-        wanted |= set(of_item.index[of_item[column].isin(values)])
+        each = of_item[column].explode()
+        values = each[each.index.isin(items)].dropna().unique()
+        wanted |= set(each.index[each.isin(values)])
     rows = pd.concat(raw_batches(path, scenario, users, wanted))
-    rows = rows.join(of_item.add_prefix("category."), on="item")
+    rows = rows.join(of_item[list(one)].add_prefix("category."), on="item")
     item_row = {item: i for i, item in enumerate(ids)}
     usable = rows["item"].isin(item_row) & rows["user"].notna() & rows["time"].notna()
     rows = rows[usable].copy()
     rows["split"] = splits(prepared, scenario, name, rows)
-    return AuditLog(rows, item_row, audited, of_item, project.data_seed)
+    return AuditLog(rows, item_row, audited, of_item, project.data_seed, items_with)
 
 
 def users_of_raw_rows(path: str, scenario: Scenario, numbers: set[int]) -> set[str]:
@@ -171,24 +183,59 @@ def raw_word(value: bytes, is_uuid: bool) -> str:
 
 
 def read_categories(project: Project, name: str) -> pd.DataFrame:
-    """Returns the categorical columns of a catalogue that have statistics, as text by item id."""
+    """Returns the columns of a catalogue whose values have statistics, as text by item id.
+
+    Several values are a set of texts.
+    """
     items = project.scenarios[name].items
-    columns = [items.id, *items.statistics_columns]
+    columns = [items.id, *items.statistics_columns, *items.pooled_columns]
     files = input_files(project.path(items.path))
     table = pa.concat_tables(
         [storage.read_table(file, columns) for file in files], promote_options="permissive"
     )
-    table = raw_nulls(table, items.missing)
+    in_lists = {c: items.missing.get(c, ()) for c in items.lists}
+    table = raw_nulls(table, {c: v for c, v in items.missing.items() if c not in in_lists})
     ids = raw_text(table.column(items.id)).to_pylist()
-    text = {c: raw_text(table.column(c)).to_pylist() for c in items.statistics_columns}
+    text: dict[str, list[Any]] = {
+        c: raw_text(table.column(c)).to_pylist() for c in items.statistics_columns
+    }
+    for column, separator in items.pooled_columns.items():
+        text[column] = raw_sets(table.column(column), separator, in_lists.get(column, ()))
     frame = pd.DataFrame(text, index=pd.Index(ids), dtype=object)
     return frame[~frame.index.duplicated()]  # copies of an item are one
 
 
+def raw_sets(
+    column: pa.ChunkedArray, separator: str | None, missing: Sequence[str | float]
+) -> list[frozenset[str]]:
+    """Returns the different values of each item, of texts that a separator parts or of lists.
+
+    Written on its own, as `raw_milliseconds` is.
+    """
+    if separator is None:
+        flat = pa.table({"value": pc.list_flatten(column)})  # pyright: ignore[reportAttributeAccessIssue]
+        words = iter(raw_text(raw_nulls(flat, {"value": missing}).column(0)).to_pylist())
+        parts = [list(islice(words, len(own or ()))) for own in column.to_pylist()]
+    else:
+        parts = [(text or "").split(separator) for text in raw_text(column).to_pylist()]
+    return [frozenset(w.strip() for w in words if w and w.strip()) for words in parts]
+
+
+def items_by_value(values: pd.Series) -> dict[str, list[str]]:
+    """Returns the items with each value, from the sets of values by item."""
+    found: dict[str, list[str]] = {}
+    for item, own in values.items():
+        for value in own:
+            found.setdefault(value, []).append(str(item))
+    return found
+
+
 def small(values: pd.Series, catalogue: str) -> bool:
-    """Returns whether no value of a category has more training rows than the audit reads."""
+    """Returns whether no value of a column has more training rows than the audit reads."""
     rows = storage.read_table(catalogue, ["train_rows"]).column(0).to_numpy()
-    return pd.Series(rows).groupby(values.to_numpy()).sum().max() <= MAX_CATEGORY_ROWS
+    each = values.reset_index(drop=True).explode()
+    of_value = pd.Series(rows[each.index]).groupby(each.to_numpy()).sum()
+    return of_value.max() <= MAX_CATEGORY_ROWS
 
 
 def raw_batches(

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mtrec_ray.data.arrays import Float32s
-from mtrec_ray.data.catalogue import NO_TIME
+from mtrec_ray.data.catalogue import NO_TIME, Ragged
 from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
 from mtrec_ray.data.outcomes import levels, outcome_parts
 from mtrec_ray.data.preparing import statistics
@@ -25,6 +25,7 @@ from mtrec_ray.data.preparing.classes import with_gains
 from mtrec_ray.data.preparing.event_values import EventValues, all_codes
 from mtrec_ray.data.preparing.events import TRAIN
 from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals, part_of
+from mtrec_ray.data.preparing.pooling import pooled
 from mtrec_ray.data.preparing.samples import order_key, source_rows
 from mtrec_ray.data.preparing.statistics import (
     NO_WINDOWS,
@@ -45,11 +46,11 @@ class NumericColumns:
     """The numeric columns of a prepared row.
 
     Attributes:
-        places: the columns of each group, in their order: `item`, `category.COLUMN` (these are
-            known before the last pass), `user`, `user_category.COLUMN`, `calendar`, `published`,
-            `event`.
+        places: the columns of each group, in their order: `item`, `category.COLUMN`,
+            `values.COLUMN` (these are known before the last pass), `user`, `user_category.COLUMN`,
+            `user_values.COLUMN`, `calendar`, `published`, `event`.
         names: of all columns.
-        num_of_items: how many columns are of the item and its categories; they come first.
+        num_of_items: how many columns are of the item and its values; they come first.
     """
 
     places: dict[str, slice]
@@ -59,8 +60,8 @@ class NumericColumns:
     @classmethod
     def of(cls, scenario: Scenario) -> "NumericColumns":
         """Returns the columns of a scenario's rows."""
-        of_items = _statistics_names(scenario, "item", "category")
-        groups = of_items | _statistics_names(scenario, "user", "user_category")
+        of_items = _statistics_names(scenario, "item", "")
+        groups = of_items | _statistics_names(scenario, "user", "user_")
         if scenario.events.time is not None:
             groups["calendar"] = statistics.CALENDAR_NAMES
             groups["published"] = [PUBLISHED_AGE] if scenario.items.published else []
@@ -74,12 +75,16 @@ class NumericColumns:
         return cls(places, names, sum(map(len, of_items.values())))
 
 
-def _statistics_names(scenario: Scenario, key: str, category: str) -> dict[str, list[str]]:
-    """Returns names of the statistics of a key, and of it with each category, by group."""
+def _statistics_names(scenario: Scenario, key: str, prefix: str) -> dict[str, list[str]]:
+    """Returns names of the statistics of a key, and of it with each category or value, by group."""
     tasks, timed = tuple(scenario.tasks), scenario.events.time is not None
     groups: dict[str, tuple[str, Windows]] = {key: (key, WINDOWS_MS)}
-    for column in scenario.items.statistics_columns:
-        groups[f"{category}.{column}"] = (f"{category}.{column}", NO_WINDOWS)
+    items = scenario.items
+    for kind in (
+        *(f"{prefix}category.{column}" for column in items.statistics_columns),
+        *(f"{prefix}values.{column}" for column in items.pooled_columns),
+    ):
+        groups[kind] = (kind, NO_WINDOWS)
     return {
         group: statistics.feature_names(kind, tasks, timed, windows)
         for group, (kind, windows) in groups.items()
@@ -105,6 +110,8 @@ class FeatureSpec:
         categories: of the catalogue columns whose values have statistics: i64[n], a number for the
             value of each item, -1 where it has none.
         level_bounds: of each task, below which a label is low, and above which it is high.
+        values: of the catalogue columns with several values that have statistics: the numbers of
+            each item's values.
     """
 
     scenario: Scenario
@@ -117,6 +124,7 @@ class FeatureSpec:
     categories: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     event_values: tuple[EventValues, ...] = ()
     level_bounds: tuple[tuple[float, float], ...] = ()
+    values: dict[str, Ragged] = field(default_factory=dict)
 
     @functools.cached_property
     def columns(self) -> NumericColumns:
@@ -217,6 +225,11 @@ def without_padding(table: pa.Table, scenario: Scenario) -> pa.Table:
     return table
 
 
+def narrow(table: pa.Table) -> pa.Table:
+    """Returns what statistics need of canonical rows."""
+    return table.select(["row", "user", "time", "split", "sampled", "labels"])
+
+
 def add_statistics(table: pa.Table, group: str, values: Float32s) -> pa.Table:
     """Returns the rows with a group of statistics f32[N, F] as a further column."""
     return table.append_column(f"statistics.{group}", fixed_list(values))
@@ -284,7 +297,7 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
     A row: row, user (vocabulary number, 0 unknown), person (hash of the user), item, time, split,
     history, history_age, numeric, categorical, labels; its weight, what came of the items of its
     history, and codes of columns with several values, where the project wants them. States:
-    `users`, and `user_category.COLUMN` of each user and value.
+    `users`, and `user_category.COLUMN` or `user_values.COLUMN` of each user and value.
     """
     table = table.take(pa.array(np.argsort(order_key(table, spec.seed), kind="stable")))
     rows, first = with_end_rows(table, table.column("user").to_numpy(), spec)
@@ -340,7 +353,7 @@ def histories_of(rows: KeyedRows, table: pa.Table, spec: FeatureSpec) -> Histori
 def user_categories(
     table: pa.Table, user: NDArray[np.int32], number: NDArray[np.int64], spec: FeatureSpec
 ) -> tuple[list[Float32s], dict[str, pa.Table]]:
-    """Returns statistics of users' rows with each row's category, and the states at the end.
+    """Returns statistics of users' rows with each row's values, and the states at the end.
 
     `number` i64[N] tells the users of the partition apart; `user` are those of the vocabulary.
     """
@@ -350,15 +363,38 @@ def user_categories(
         key = np.where(code >= 0, number * (int(codes.max(initial=0)) + 1) + code, -1)
         values, first, state = category_statistics(table, key, spec)
         parts.append(values)
-        states[f"user_category.{column}"] = pa.table(
-            {
-                "user_id": table.column("user_id").take(pa.array(first)),
-                "user": user[first],
-                "category": code[first],
-                "numeric": fixed_list(state),
-            }
+        states[f"user_category.{column}"] = pair_states(table, user, first, code[first], state)
+    for column, values_of_items in spec.values.items():
+        own = values_of_items.take(table.column("item").to_numpy())
+        key = number[own.rows] * values_of_items.size + own.codes
+        rows = narrow(table).take(pa.array(own.rows))
+        values, first, state = category_statistics(rows, key, spec)
+        parts.append(pooled(values, own.offsets, spec.timed))
+        states[f"user_values.{column}"] = pair_states(
+            table, user, own.rows[first], own.codes[first].astype(np.int64), state
         )
     return parts, states
+
+
+def pair_states(
+    table: pa.Table,
+    user: NDArray[np.int32],
+    first: NDArray[np.int64],
+    value: NDArray[np.int64],
+    state: Float32s,
+) -> pa.Table:
+    """Returns the end states f32[K, F] of K pairs of a user and a value.
+
+    `first` i64[K] is a row of each pair's user.
+    """
+    return pa.table(
+        {
+            "user_id": table.column("user_id").take(pa.array(first)),
+            "user": user[first],
+            "category": value,
+            "numeric": fixed_list(state),
+        }
+    )
 
 
 def vocabulary_numbers(

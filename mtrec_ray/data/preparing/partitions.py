@@ -1,6 +1,6 @@
 """Which partition holds each row of a scenario, so that none holds more than is stated.
 
-By item or by category value: whole keys are laid out until a partition has `ROWS_PER_PARTITION`
+By item or by value of a column: whole keys are laid out until a partition has `ROWS_PER_PARTITION`
 rows, the last key being one that has no more than that, so that it holds less than twice as many.
 A key with more rows is hot: it has partitions of its own, each with rows of successive times,
 `ROWS_PER_PARTITION` of them as far as a sample of the log tells (`scan.SAMPLED_ROWS`).
@@ -11,7 +11,7 @@ them; a user with too many is refused (`problems.MAX_ROWS_PER_USER`).
 Letters: n items, K keys, N rows, P parts of a hot key.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,14 @@ from mtrec_ray.data.preparing.inputs import Fragment
 ROWS_PER_PARTITION = 250_000
 
 
+# Values of a column with several that a partition of users holds at a time: as many bytes as rows.
+VALUES_PER_ROW = 4
+
+
 PLACE_SEED = 3
+
+
+NO_VALUES: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,15 @@ class UserPartitions:
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, fragments: Sequence[Fragment]) -> "UserPartitions":
-        """Returns as many partitions as the rows of each scenario need."""
+    def of(
+        cls, fragments: Sequence[Fragment], num_values: Mapping[str, int] = NO_VALUES
+    ) -> "UserPartitions":
+        """Returns as many partitions as the rows of each scenario need, and the values of these."""
         rows: dict[str, int] = {}
         for fragment in fragments:
             rows[fragment.scenario] = rows.get(fragment.scenario, 0) + fragment.num_rows
+        for name, num in num_values.items():
+            rows[name] = max(rows.get(name, 0), -(-num // VALUES_PER_ROW))
         return cls({name: max(-(-n // ROWS_PER_PARTITION), 1) for name, n in rows.items()})
 
     def numbers(self, name: str, table: pa.Table) -> Ints:
@@ -58,25 +69,30 @@ class UserPartitions:
 class KeyPartitions:
     """How a scenario's rows are assigned to partitions by their item, or by its category value.
 
+    Rows of a column with several values are assigned by the value that each has.
+
     Attributes:
         of_item: i64[n], the partition of each item's rows; of a hot key the first of its own.
         num_whole: how many partitions, the first ones, hold whole keys.
         cuts: by the first partition of a hot key: complex128[P - 1], the places (`places_of`)
             where its other parts begin.
+        by: the column of the rows that numbers the n items, or the values.
     """
 
     of_item: Ints
     num_whole: int
     cuts: dict[int, NDArray[np.complex128]]
+    by: str = "item"
 
     @classmethod
-    def of(cls, key: Ints, rows: Ints, sample: pa.Table) -> "KeyPartitions":
+    def of(cls, key: Ints, rows: Ints, sample: pa.Table, by: str = "item") -> "KeyPartitions":
         """Returns the partitions of a key.
 
         Args:
             key: i64[n], the key of each item.
             rows: i64[n], the rows of each item.
             sample: some rows of the log, as a `Scan` has them.
+            by: the column that numbers the items.
         """
         _, key = np.unique(key, return_inverse=True)
         rows = np.bincount(key, rows).astype(np.int64)
@@ -85,11 +101,11 @@ class KeyPartitions:
         hot = np.flatnonzero(rows > ROWS_PER_PARTITION)
         count = num_whole = int(number.max()) + 1
         cuts: dict[int, NDArray[np.complex128]] = {}
-        for one, places in zip(hot, _sampled_places(hot, key, sample), strict=True):
+        for one, places in zip(hot, _sampled_places(hot, key, sample, by), strict=True):
             number[one] = count
             cuts[count] = cut_evenly(places, -(-int(rows[one]) // ROWS_PER_PARTITION))
             count += len(cuts[count]) + 1
-        return cls(number[key], num_whole, cuts)
+        return cls(number[key], num_whole, cuts, by)
 
     @property
     def count(self) -> int:
@@ -106,7 +122,7 @@ class KeyPartitions:
 
     def numbers(self, table: pa.Table) -> Ints:
         """Returns i64[N]: the partition of each row."""
-        number = self.of_item[table.column("item").to_numpy()]
+        number = self.of_item[table.column(self.by).to_numpy()]
         hot = np.flatnonzero(number >= self.num_whole)
         if len(hot):
             place, first = places_of(table)[hot], number[hot]
@@ -134,11 +150,13 @@ def cut_evenly(places: NDArray[np.complex128], num: int) -> NDArray[np.complex12
     return places[np.arange(1, num) * len(places) // num]
 
 
-def _sampled_places(hot: Ints, of_item: Ints, sample: pa.Table) -> list[NDArray[np.complex128]]:
+def _sampled_places(
+    hot: Ints, of_item: Ints, sample: pa.Table, by: str
+) -> list[NDArray[np.complex128]]:
     """Returns the sorted places of the sampled rows of each hot key."""
     if not len(hot):
         return []
-    key, place = of_item[sample.column("item").to_numpy()], places_of(sample)
+    key, place = of_item[sample.column(by).to_numpy()], places_of(sample)
     order = np.lexsort([place, key])
     key, place = key[order], place[order]
     bounds = np.stack([np.searchsorted(key, hot, side=side) for side in ("left", "right")], 1)

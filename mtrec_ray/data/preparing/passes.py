@@ -17,7 +17,8 @@ import ray
 
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Ints
-from mtrec_ray.data.preparing import features, inputs, partitions, samples, shuffle
+from mtrec_ray.data.catalogue import Ragged
+from mtrec_ray.data.preparing import features, inputs, partitions, samples, shuffle, values
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals
 from mtrec_ray.data.preparing.inputs import Fragment
@@ -139,7 +140,8 @@ class FeaturePasses:
 
     Attributes:
         sources, specs: handles of what reading and partition functions need, by scenario.
-        by_key: handles of the partitions of each scenario by each category, and then by item.
+        by_key: handles of the partitions of each scenario by each category, then by item, and then
+            by each column with several values.
         folder: where states and shards are written.
     """
 
@@ -169,8 +171,10 @@ class FeaturePasses:
         self, name: str, fragments: list[Fragment], categories: list[str]
     ) -> list["ray.ObjectRef[Written]"]:
         """Pass the rows of a scenario by its categories, one after another, by item and by user."""
-        tasks = [partial(self.read, name, task) for task in read_tasks(fragments, self.sources)]
-        layouts = [self.layout(name, number) for number in range(len(self.by_key[name]))]
+        reads = read_tasks(fragments, self.sources)
+        of_values = self.values(name, reads, len(categories) + 1)
+        tasks = [partial(self.read, name, task) for task in reads]
+        layouts = [self.layout(name, number) for number in range(len(categories) + 1)]
         to = [partial(self.key_numbers, name, number) for number in range(len(layouts))]
         to.append(partial(self.by_user.numbers, name))
         counts = [*(layout.count for layout in layouts), self.by_user.counts[name]]
@@ -179,20 +183,46 @@ class FeaturePasses:
             known = self.hot_keys(name, pieces, layout)
             work = partial(self.key_statistics, name, i, column)
             pieces = shuffle.go_on(pieces, work, to[i + 1], counts[i + 1], known)
-        return shuffle.end(pieces, partial(self.users, name))
+        return shuffle.end(pieces, partial(self.users, name), *of_values)
+
+    def values(
+        self, name: str, reads: list[Callable[[], Iterator[pa.Table]]], first: int
+    ) -> list[shuffle.Pieces]:
+        """Pass narrow rows by each column with several values; returns those for users.
+
+        `first` is the number of the first column's partitions.
+        """
+        found: list[shuffle.Pieces] = []
+        for number, column in enumerate(self.spec(name).values, first):
+            layout = self.layout(name, number)
+            tasks = [partial(self.read_values, name, column, task) for task in reads]
+            to = partial(self.key_numbers, name, number)
+            pieces = shuffle.begin(tasks, to, layout.count)
+            known = self.hot_keys(name, pieces, layout)
+            work = partial(self.value_statistics, name, number, column)
+            to, count = partial(self.by_user.numbers, name), self.by_user.counts[name]
+            found.append(shuffle.go_on(pieces, work, to, count, known))
+        return found
 
     def layout(self, name: str, number: int) -> KeyPartitions:
-        """Returns the partitions by the n-th category, or after the last one by item."""
+        """Returns the partitions by the n-th category, after them by item, and then by values."""
         return ray.get(self.by_key[name][number])
 
     def key_numbers(self, name: str, number: int, table: pa.Table) -> Ints:
-        """Returns i64[N], the partition of each row by the n-th category, or by item."""
+        """Returns i64[N], the partition of each row, as `layout` counts them."""
         return self.layout(name, number).numbers(table)
 
     def read(self, name: str, task: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
         """Yields a scenario's canonical rows, without columns that only others fill."""
         scenario = self.spec(name).scenario
         return (features.without_padding(table, scenario) for table in task())
+
+    def read_values(
+        self, name: str, column: str, task: Callable[[], Iterator[pa.Table]]
+    ) -> Iterator[pa.Table]:
+        """Yields a narrow row for each value of a scenario's canonical rows."""
+        of_items = self.spec(name).values[column]
+        return (values.exploded(table, of_items) for table in self.read(name, task))
 
     def hot_keys(
         self, name: str, pieces: shuffle.Pieces, layout: KeyPartitions
@@ -228,9 +258,27 @@ class FeaturePasses:
             self.write_state(state, name, kind, index)
         return table
 
-    def users(self, name: str, index: int, table: pa.Table) -> Written:
+    def value_statistics(
+        self,
+        name: str,
+        number: int,
+        column: str,
+        index: int,
+        table: pa.Table,
+        hot: HotKey | None,
+    ) -> pa.Table:
+        """Returns the statistics of narrow rows' values, and writes the values' states."""
+        out, state = values.value_features(table, self.spec(name), hot)
+        if self.layout(name, number).is_first(index):
+            self.write_state(state, name, f"values.{column}", index)
+        return out
+
+    def users(self, name: str, index: int, table: pa.Table, *of_values: pa.Table) -> Written:
         """Finish the rows, and write them with the users' states."""
-        finished, states = features.user_features(table, self.spec(name))
+        spec = self.spec(name)
+        for column, own in zip(spec.values, of_values, strict=True):
+            table = values.add_pooled(table, own, spec, column)
+        finished, states = features.user_features(table, spec)
         for kind, state in states.items():
             self.write_state(state, name, kind, index)
         shards = write_samples(finished, self.folder, name, index)
@@ -255,13 +303,14 @@ def build_shards(
         name: [ray.put(layout) for layout in key_partitions(spec, scans[name])]
         for name, spec in specs.items()
     }
-    by_user = UserPartitions.of(fragments)
+    num_values = {name: most_values(spec, scans[name]) for name, spec in specs.items()}
+    by_user = UserPartitions.of(fragments, num_values)
     passes = FeaturePasses(sources, ray.put(specs), by_key, by_user, folder)
     return passes.run(fragments, {name: list(spec.categories) for name, spec in specs.items()})
 
 
 def key_partitions(spec: FeatureSpec, scan: Scan) -> list[KeyPartitions]:
-    """Returns the partitions by each category, and then by item.
+    """Returns the partitions by each category, then by item, then by columns of several values.
 
     Items without a value have no statistics of it: each is a key of its own there.
     """
@@ -270,7 +319,22 @@ def key_partitions(spec: FeatureSpec, scan: Scan) -> list[KeyPartitions]:
         np.where(code >= 0, code, code.max(initial=0) + 1 + item)
         for code in spec.categories.values()
     ]
-    return [KeyPartitions.of(key, scan.all_item_rows, scan.sample) for key in [*keys, item]]
+    by_item = [KeyPartitions.of(key, scan.all_item_rows, scan.sample) for key in [*keys, item]]
+    return by_item + [value_partitions(own, scan) for own in spec.values.values()]
+
+
+def value_partitions(of_items: Ragged, scan: Scan) -> KeyPartitions:
+    """Returns the partitions of narrow rows by their value."""
+    rows = np.bincount(of_items.codes, scan.all_item_rows[of_items.rows], of_items.size)
+    own = of_items.take(scan.sample.column("item").to_numpy())
+    sample = scan.sample.take(pa.array(own.rows)).append_column(values.VALUE, pa.array(own.codes))
+    return KeyPartitions.of(np.arange(of_items.size), rows, sample, values.VALUE)
+
+
+def most_values(spec: FeatureSpec, scan: Scan) -> int:
+    """Returns how many values all rows have, of the column with the most; 0 without any."""
+    lengths = [np.diff(own.offsets) for own in spec.values.values()]
+    return max((int(scan.all_item_rows @ own) for own in lengths), default=0)
 
 
 def count_duplicates(table: pa.Table) -> int:

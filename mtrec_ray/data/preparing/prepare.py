@@ -5,6 +5,7 @@
     split       only by fractions: shuffle by user
     negatives   only where they are sampled: shuffle by user
     features    shuffle by each category that has statistics, by item -> their statistics
+                beside it: narrow rows, one for each value, by each column with several values
                 -> shuffle by user -> user statistics, histories, shards
 
 A task holds a row group or a partition, which is about `ROWS_PER_PARTITION` rows whatever the log
@@ -22,7 +23,14 @@ import pyarrow as pa
 import ray.data
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, published_ms
+from mtrec_ray.data.catalogue import (
+    NO_TIME,
+    TOKENS,
+    assemble,
+    category_codes,
+    published_ms,
+    value_codes,
+)
 from mtrec_ray.data.columns import floats, milliseconds
 from mtrec_ray.data.outcomes import level_bounds
 from mtrec_ray.data.prepared import parse_scenario
@@ -136,6 +144,10 @@ def spec_of(
             for column in scenario.items.statistics_columns
         },
         level_bounds=level_bounds(task_facts(scenario, scan)),
+        values={
+            column: value_codes(items.column(column), separator)
+            for column, separator in scenario.items.pooled_columns.items()
+        },
     )
 
 

@@ -7,7 +7,7 @@ hashes the numbers of partitions, so that one task may get several of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ Numbers = Callable[[pa.Table], Ints]
 Work = Callable[[int, pa.Table, Any], pa.Table]
 
 
-# A partition's number and its rows to whatever is wanted at the end.
-LastWork = Callable[[int, pa.Table], Any]
+# A partition's number and its rows, and further ones, to whatever is wanted at the end.
+LastWork = Callable[..., Any]
 
 
 def begin(tasks: Sequence[Callable[[], Iterable[pa.Table]]], numbers: Numbers, k: int) -> Pieces:
@@ -59,11 +59,15 @@ def look_at(
     return [first for first, _ in handles], [second for _, second in handles]
 
 
-def end(pieces: Pieces, work: LastWork) -> list["ray.ObjectRef[Any]"]:
-    """Do the work on every partition; returns handles of what it returns, None without rows."""
+def end(pieces: Pieces, work: LastWork, *more: Pieces) -> list["ray.ObjectRef[Any]"]:
+    """Do the work on every partition; returns handles of what it returns, None without rows.
+
+    `more` are further rows for the same partitions, of which the work takes a table each.
+    """
+    counts = [len(tasks) for tasks in (pieces, *more)]
     return [
-        ray.remote(_finish).remote(work, number, *own)
-        for number, own in enumerate(zip(*pieces, strict=True))
+        ray.remote(_finish).remote(work, number, counts, *own)
+        for number, own in enumerate(zip(*chain(pieces, *more), strict=True))
     ]
 
 
@@ -99,9 +103,10 @@ def _look(work: Callable[[pa.Table], tuple[Any, Any]], *pieces: pa.Table) -> tup
     return work(_joined(pieces))
 
 
-def _finish(work: LastWork, number: int, *pieces: pa.Table) -> Any:
-    table = _joined(pieces)
-    return work(number, table) if table.num_rows else None
+def _finish(work: LastWork, number: int, counts: Sequence[int], *pieces: pa.Table) -> Any:
+    bounds = pairwise(accumulate(counts, initial=0))
+    table, *more = [_joined(pieces[a:b]) for a, b in bounds]
+    return work(number, table, *more) if table.num_rows else None
 
 
 def _joined(pieces: Sequence[pa.Table]) -> pa.Table:
