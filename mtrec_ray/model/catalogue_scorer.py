@@ -71,7 +71,8 @@ class CatalogueScorer:
         self.model, self.name, self.inputs = model, name, model.scenario_inputs(name)
         device = vectors.device
         text, rows = model.visible_text(vectors), torch.arange(len(vectors), device=device)
-        self.items = model.item_norm(model.project(text) + self.inputs.item_extras(rows))
+        extras = torch.cat([self.inputs.item_extras(part) for part in rows.split(MAX_ROWS)])
+        self.items = model.item_norm(model.project(text) + extras)
         self.unit = F.normalize(text.float(), dim=-1)
         self.item_numbers = torch.tensor(items.numeric).to(device)
         self.item_columns = self._item_columns(self.item_numbers, rows)

@@ -85,8 +85,8 @@ class HistoryAttention(nn.Module):
         gathered = F.embedding(history, projected)
         if beside is not None:
             vectors, place = beside
-            weights = torch.cat([self.key.weight, self.value.weight])
-            gathered = gathered + F.embedding(place, F.linear(vectors, weights))
+            parts = [self.key(vectors) - self.key.bias, self.value(vectors) - self.value.bias]
+            gathered = gathered + F.embedding(place, torch.cat(parts, 1))
         keys, values = gathered.view(*history.shape, 2, self.num_heads, -1).unbind(2)
         return keys, values
 

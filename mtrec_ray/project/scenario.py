@@ -405,6 +405,12 @@ class Scenario(Section):
                 f"history.outcomes: found {len(self.tasks)} tasks; allowed: at most "
                 f"{MOST_OUTCOMES} beside it"
             )
+        drawn_before = self.negatives and self.negatives.source == "log"
+        if self.history.outcomes and drawn_before and not self.history.tasks:
+            yield (
+                "history.outcomes: found it with all rows in the history, of which nobody saw the "
+                "negatives (from: log); allowed: history.of with tasks beside it"
+            )
 
     def check_positives(self) -> Iterator[str]:
         """Yields a line for each task of which every row is a positive and nothing is drawn."""

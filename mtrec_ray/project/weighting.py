@@ -25,9 +25,20 @@ Method = Literal[
 ]
 
 
+# What methods of torchjd need: the extra `weighting`.
+PACKAGES = {
+    "upgrad": ("torchjd", "qpsolvers", "quadprog"),
+    "pcgrad": ("torchjd",),
+    "cagrad": ("torchjd", "cvxpy", "clarabel"),
+    "mgda": ("torchjd",),
+    "aligned": ("torchjd",),
+}
 # Methods that read the gradient of each loss at the first weight that all scenarios share.
-OF_TORCHJD = ("upgrad", "pcgrad", "cagrad", "mgda", "aligned")
-OF_GRADIENTS = ("gradnorm", "nash", *OF_TORCHJD)
+OF_GRADIENTS = ("gradnorm", "nash", *PACKAGES)
+
+
+# Methods whose weights do not rest on those of the project file, or only at the start.
+FREE = ("nash", "gradnorm", "famo")
 
 
 class Weighting(Section):
@@ -35,8 +46,8 @@ class Weighting(Section):
 
     method: Method = Field(
         default="fixed",
-        description="fixed: the weights of the project file; the others multiply these, step by "
-        "step (papers: `project/weighting.py`). upgrad, pcgrad, cagrad, mgda and aligned need the "
+        description="fixed: the weights of the project file. The others multiply these, step by "
+        "step; nash, gradnorm and famo end with weights of their own. Those by torchjd need the "
         "extra `weighting`.",
     )
     by: Literal["scenarios", "tasks"] = Field(

@@ -6,6 +6,7 @@ from mtrec_ray.project.base import ProjectError, Section
 from mtrec_ray.project.depends_on import differences, prepared_data_depends_on
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
+from mtrec_ray.project.weighting import FREE
 from mtrec_ray.search.space import space_of
 
 # Fields that are the same in all trials, and why.
@@ -41,6 +42,11 @@ def space_problems(project: Project) -> list[str]:
         f"search.{line}" for field in search.fields or {} for line in field_problems(project, field)
     ]
     epochs = search.epochs or project.training.epochs
+    if search.scenario_weights and project.training.weighting.method in FREE:
+        problems.append(
+            f"search.scenario_weights: found true with training.weighting.method "
+            f"{project.training.weighting.method}, which sets them itself; allowed: false"
+        )
     if search.scheduler != "none" and search.first_stop > epochs:
         problems.append(f"search.grace: found {search.grace:g}; allowed: at most {epochs} epochs")
     if search.scheduler == "pbt":

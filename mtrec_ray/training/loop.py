@@ -180,7 +180,8 @@ def shared_layer_record(run: RankRun) -> dict[str, Any]:
     batch = run.session.last_batch
     assert batch is not None
     facts = run.prepared.scenarios
-    gradients = scenario_gradients(run.forward, facts, batch, run.weights, run.shapes)
+    weights = run.moving.mean_task_weights if run.moving else run.weights
+    gradients = scenario_gradients(run.forward, facts, batch, weights, run.shapes)
     return {
         "gradient_share": gradient_shares(gradients),
         "gradient_cosine": gradient_cosines(gradients),

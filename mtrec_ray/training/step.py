@@ -22,7 +22,13 @@ from mtrec_ray.training.losses import (
     loss_sums,
 )
 from mtrec_ray.training.retrieval_loss import RETRIEVAL, Candidates, retrieval_loss
-from mtrec_ray.training.union_batch import Ahead, UnionBatch, look_ahead, losses_after
+from mtrec_ray.training.union_batch import (
+    Ahead,
+    UnionBatch,
+    look_ahead,
+    losses_after,
+    random_states,
+)
 from mtrec_ray.training.weighting import MovingWeights
 from mtrec_ray.training.weighting_methods import Seen
 
@@ -71,8 +77,9 @@ def accumulate(
     """
     rows = UnionBatch(facts, batches, shapes, encode, autocast, drawn or {})
     counts, size = rows.counts(), world()[1]
-    ahead = Ahead()
+    ahead, states = Ahead(), list[Tensor]()
     if moving is not None:
+        states = random_states(counts.device) if moving.method.looks_back else states
         ahead = look_ahead(module, rows, counts, moving, step)
     learned = weights if ahead.weights is None else ahead.weights
     total = torch.zeros(len(counts) + len(rows.drawn), dtype=counts.dtype, device=counts.device)
@@ -86,9 +93,9 @@ def accumulate(
         total += torch.cat([sums.detach(), *(s.view(1) for s in own)]).double()
     result = step_result(sum_over_ranks(total), counts, weights, rows.drawn)
     if moving is not None:
-        result.seen = Seen(step, moving.losses(result.sums, counts), ahead.gramian)
+        result.seen = moving.seen(step, result.sums, counts, ahead.gramian)
         if moving.method.looks_back:
-            result.look_back = partial(losses_after, module, rows, counts, moving)
+            result.look_back = partial(losses_after, module, rows, counts, moving, states)
     return result
 
 

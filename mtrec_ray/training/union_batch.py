@@ -13,7 +13,6 @@ from mtrec_ray.training.item_vectors import Autocast, Batch
 from mtrec_ray.training.losses import Shapes, at_least_something, label_counts, loss_sums
 from mtrec_ray.training.retrieval_loss import Candidates
 from mtrec_ray.training.weighting import MovingWeights
-from mtrec_ray.training.weighting_methods import Seen
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def look_ahead(
     """
     nothing = torch.zeros_like(counts)
     if not moving.method.looks_ahead:
-        return Ahead(moving.task_weights(Seen(step, moving.losses(nothing, nothing))))
+        return Ahead(moving.task_weights(moving.seen(step, nothing, nothing, None)))
     wants_gradients = moving.looks_at_gradients(step)
     if len(rows.batches) == 1:
         outputs = rows.forward(module, 0)
@@ -93,7 +92,7 @@ def look_ahead(
     if wants_gradients:
         gradients = sum_over_ranks(torch.stack([own for _, own in found]).sum(0)).double()
         gramian = gradients @ gradients.T
-    seen = Seen(step, moving.losses(sums, counts), gramian)
+    seen = moving.seen(step, sums, counts, gramian)
     return Ahead(moving.task_weights(seen), gramian, outputs)
 
 
@@ -118,11 +117,28 @@ def unit_gradients(
     return torch.stack([gradient.flatten() for gradient in gradients])
 
 
+def random_states(device: torch.device) -> list[Tensor]:
+    """Returns the states of the random numbers of the CPU, and of the device if it is another."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]
+
+
 @torch.no_grad()
 def losses_after(
-    module: nn.Module, rows: UnionBatch, counts: Tensor, moving: MovingWeights
+    module: nn.Module,
+    rows: UnionBatch,
+    counts: Tensor,
+    moving: MovingWeights,
+    states: Sequence[Tensor],
 ) -> Tensor:
-    """Returns L_u f64[n] of a step's rows once it was taken; every rank must call this."""
+    """Returns L_u f64[n] of a step's rows once it was taken; every rank must call this.
+
+    With the random numbers of the step, whose `states` were kept: what has changed are the weights.
+    """
     plain = unwrapped(module)
-    every = [rows.forward(plain, i)[1].double() for i in range(len(rows.batches))]
+    with torch.random.fork_rng():
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state, counts.device)
+        every = [rows.forward(plain, i)[1].double() for i in range(len(rows.batches))]
     return moving.losses(sum_over_ranks(torch.stack(every).sum(0)), counts)

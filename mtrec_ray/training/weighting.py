@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.project.weighting import OF_TORCHJD, Weighting
+from mtrec_ray.project.weighting import PACKAGES, Weighting
 from mtrec_ray.training.losses import TaskKey, at_least_something
 from mtrec_ray.training.weighting_methods import METHODS, Aggregator, Method, Seen, Units
 
@@ -34,6 +34,7 @@ class MovingWeights:
     def __init__(self, method: Method) -> None:
         self.method, self.units = method, method.units
         self.last_losses = torch.ones_like(method.ones)
+        self.given = method.ones  # multipliers of the present step
         self.total, self.steps = torch.zeros_like(method.ones), 0
 
     def looks_at_gradients(self, step: int) -> bool:
@@ -42,18 +43,30 @@ class MovingWeights:
 
     def losses(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Returns L_u f64[n] of loss sums and label counts f64[K] of a whole step."""
-        told = self.units.matrix(counts * self.units.share).sum(1) > 0
         losses = self.units.losses(sums / at_least_something(counts))
-        return torch.where(told, losses, self.last_losses)
+        return torch.where(self.told(counts), losses, self.last_losses)
+
+    def told(self, counts: Tensor) -> Tensor:
+        """Returns bool[n]: units with a labelled row, by label counts f64[K]."""
+        return self.units.matrix(counts * self.units.share).sum(1) > 0
+
+    def seen(self, step: int, sums: Tensor, counts: Tensor, gramian: Tensor | None) -> Seen:
+        """Returns what is seen of a step, by loss sums and label counts f64[K] of all of it."""
+        return Seen(step, self.losses(sums, counts), gramian, self.told(counts))
 
     def task_weights(self, seen: Seen) -> Tensor:
         """Returns f64[K], the weights of a step."""
-        multipliers = self.method.multipliers(seen)
-        self.total, self.steps = self.total + multipliers, self.steps + 1
-        return self.units.task_weights(multipliers)
+        self.given = self.method.multipliers(seen)
+        return self.units.task_weights(self.given)
+
+    @property
+    def mean_task_weights(self) -> Tensor:
+        """f64[K]: the means since `take_means`, those of the project file before the first step."""
+        return self.units.task_weights(self.total / self.steps if self.steps else self.method.ones)
 
     def update(self, seen: Seen, after: Tensor | None) -> None:
         """Learn from a step that was taken, and from the losses f64[n] after it."""
+        self.total, self.steps = self.total + self.given, self.steps + 1
         self.last_losses = seen.losses
         self.method.update(seen, after)
 
@@ -66,10 +79,12 @@ class MovingWeights:
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint holds."""
         own = {name: getattr(self, name) for name in ("last_losses", "total", "steps")}
-        return own | {"method": self.method.state()}
+        return own | {"method": self.method.state(), "units": list(self.units.names)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from a state; of other units (a weight has become 0) it says nothing."""
+        if tuple(state["units"]) != self.units.names:
+            return
         for name in ("last_losses", "total"):
             setattr(self, name, state[name].to(self.total))
         self.steps = state["steps"]
@@ -92,18 +107,19 @@ def units_of(keys: Sequence[TaskKey], weights: Tensor, by: str) -> Units:
 def moving_weights(
     options: Weighting, units: Units, seed: int, steps_per_epoch: int
 ) -> MovingWeights | None:
-    """Returns weights that move by a method; None for fixed ones.
+    """Returns weights that move by a method; None for fixed ones, and for one unit alone.
 
     Raises:
         ProjectError: the method needs a library that is not there.
     """
-    if options.method == "fixed":
+    if options.method == "fixed" or len(units.names) < 2:
         return None
-    if options.method in OF_TORCHJD and importlib.util.find_spec("torchjd") is None:
-        line = (
-            f"training.weighting.method: found {options.method} without torchjd; allowed: pip "
-            "install 'mtrec-ray[weighting]', or a method that needs none"
-        )
-        raise ProjectError([line])
+    for package in PACKAGES.get(options.method, ()):
+        if importlib.util.find_spec(package) is None:
+            line = (
+                f"training.weighting.method: found {options.method} without {package}; allowed: "
+                "pip install 'mtrec-ray[weighting]', or a method that needs none"
+            )
+            raise ProjectError([line])
     method = METHODS.get(options.method, Aggregator)
     return MovingWeights(method(units, options, seed, steps_per_epoch))

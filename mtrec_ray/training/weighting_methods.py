@@ -54,11 +54,13 @@ class Seen:
         losses: f64[n], L_u over all ranks.
         gramian: f64[n, n], inner products of the gradients of n p_u L_u at the first shared weight;
             None for methods that do not read gradients, and in steps between two looks.
+        told: bool[n], units with a labelled row; None: all.
     """
 
     step: int
     losses: Tensor
     gramian: Tensor | None = None
+    told: Tensor | None = None
 
 
 class Method(ABC):
@@ -234,13 +236,16 @@ class OfFirstLosses(Method):
 
     def __init__(self, units: Units, options: Weighting, seed: int, steps_per_epoch: int) -> None:
         super().__init__(units, options, seed, steps_per_epoch)
-        self.first: Tensor | None = None
+        self.first = torch.full_like(self.ones, torch.nan)
 
     def relative(self, losses: Tensor) -> Tensor:
-        """Returns f64[n], losses over the first ones."""
-        if self.first is None:
-            self.first = losses.clamp(min=SMALLEST).clone()
-        return losses / self.first
+        """Returns f64[n], losses over the first ones; 1 before a unit's first."""
+        return torch.where(self.first.isnan(), self.ones, losses / self.first)
+
+    def update(self, seen: Seen, after: Tensor | None) -> None:
+        """Keep the first losses, of steps that were taken and of units that they have rows of."""
+        new = self.first.isnan() if seen.told is None else self.first.isnan() & seen.told
+        self.first = torch.where(new, seen.losses.clamp(min=SMALLEST), self.first)
 
     def state(self) -> dict[str, Any]:
         """Returns the first losses."""
@@ -249,7 +254,7 @@ class OfFirstLosses(Method):
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         super().restore(state)
-        self.first = None if state["first"] is None else state["first"].to(self.ones)
+        self.first = state["first"].to(self.ones)
 
 
 class Tchebycheff(OfFirstLosses):
@@ -278,16 +283,16 @@ class GradNorm(OfFirstLosses, Learned):
 
     def multipliers(self, seen: Seen) -> Tensor:
         """Returns w_u."""
-        self.relative(seen.losses)
         return self.own.detach().clone()
 
     def update(self, seen: Seen, after: Tensor | None) -> None:
-        """Move w_u, unless no gradient was looked at."""
-        if seen.gramian is None:
+        """Move w_u, unless no gradient was looked at; a unit without one stays."""
+        super().update(seen, after)
+        if seen.gramian is None or not bool((seen.gramian.diagonal() > 0).any()):
             return
         norms = seen.gramian.diagonal().clamp(min=0).sqrt()
         weighed, relative = self.own.detach() * norms, self.relative(seen.losses)
-        target = weighed.mean() * (relative / relative.mean()) ** self.options.alpha
+        target = weighed[norms > 0].mean() * (relative / relative.mean()) ** self.options.alpha
         self.move((weighed - target).sign() * norms)
         with torch.no_grad():
             self.own.clamp_(min=SMALLEST)
@@ -297,7 +302,8 @@ class GradNorm(OfFirstLosses, Learned):
 class Aggregator(Method):
     """Weights from the inner products of gradients, most of them by torchjd.
 
-    Between two looks the last weights stay.
+    Between two looks the last weights stay. So they do where fewer than two units have a gradient
+    (at the start, while heads are zero, none has), and a unit without one has the weight 1.
     """
 
     def __init__(self, units: Units, options: Weighting, seed: int, steps_per_epoch: int) -> None:
@@ -307,11 +313,23 @@ class Aggregator(Method):
     def multipliers(self, seen: Seen) -> Tensor:
         """Returns the weights, scaled so that gradients that do not conflict have 1 each."""
         if seen.gramian is not None and bool(seen.gramian.isfinite().all()):
-            with torch.random.fork_rng([]):
-                torch.manual_seed(self.seed * 1_000_003 + seen.step)  # pcgrad draws an order
-                found = aggregation_weights(self.options, seen.gramian.cpu())
-            self.last = found.to(self.ones)
+            self._look(seen.gramian.cpu(), seen.step)
         return self.last
+
+    def _look(self, gramian: Tensor, step: int) -> None:
+        """Compute the weights anew, from inner products with a mean square of 1."""
+        squares = gramian.diagonal()
+        told = squares > SMALLEST * squares.sum()
+        if told.sum() < 2:
+            return
+        among = gramian[told][:, told]
+        with torch.random.fork_rng([]):  # pcgrad draws an order
+            torch.default_generator.manual_seed(self.seed * 1_000_003 + step)
+            found = aggregation_weights(self.options, among / among.diagonal().mean())
+        if bool(found.isfinite().all()) and bool((found > 0).any()):
+            weights = torch.ones(self.num, dtype=torch.float64)
+            weights[told] = found.double()
+            self.last = weights.to(self.ones)
 
     def state(self) -> dict[str, Any]:
         """Returns the last weights."""

@@ -506,7 +506,8 @@ CASES = {
                         "kind": "multiclass", "classes": ["skip", "like", "love"], "delay": "1d",
                         "gains": {"love": 3, "like": 1},
                     },
-                }
+                },
+                history={"of": "any", "outcomes": True},
             ),
         ),
         report={

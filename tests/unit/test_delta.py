@@ -290,8 +290,13 @@ def test_folders_can_be_copied(tmp_path):
 
 @pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("mode", MODES)
-def test_merged_maps_score_as_the_delta(tmp_path, sharing, mode):
-    """With known vectors neither PEFT nor the encoder is needed: the scores are the same."""
+@pytest.mark.parametrize("outcomes", [False, True])
+def test_merged_maps_score_as_the_delta(tmp_path, monkeypatch, sharing, mode, outcomes):
+    """With known vectors neither PEFT nor the encoder is needed: the scores are the same.
+
+    Also where histories tell what came of their items.
+    """
+    monkeypatch.setitem(FACTS, "shop", replace(FACTS["shop"], history_outcomes=outcomes))
     options = options_of(sharing)
     base, _, _ = joint_folder(tmp_path, options)
     start, tuned = start_of(base, mode), scenario_model(options)

@@ -72,6 +72,22 @@ def test_mistakes_of_a_history(history, line):
     assert len(caught.value.problems) == 1
 
 
+def test_outcomes_of_rows_that_nobody_saw_are_refused():
+    """With sampled negatives in the log, all of whose rows are in the history, nothing was seen."""
+    negatives = {"of": "click", "from": "log"}
+    tasks = {"click": {"kind": "binary"}}
+
+    def read(**history):
+        tree = scenario_tree(tasks, history={"outcomes": True, **history}, negatives=negatives)
+        return parse_project(project_tree({"shop": tree}))
+
+    assert read(of="click").scenarios["shop"].history.outcomes
+    with pytest.raises(
+        ProjectError, match=r"history\.outcomes: found it with all rows in the hist"
+    ):
+        read()
+
+
 def test_outcomes_of_many_tasks_are_refused():
     """Fifteen tasks have room, sixteen have not."""
     names = [f"t{i}" for i in range(16)]

@@ -131,7 +131,11 @@ def test_tchebycheff(mu):
     tasks = torch.tensor([0.1, 0.1, 0.2, 0.6], dtype=torch.float64)
     moving = moving_of("tchebycheff", tasks=tasks, temperature=mu)
     first = torch.tensor([1.0, 2.0]).double()
-    moving.method.multipliers(Seen(0, first))
+    close(
+        moving.method.multipliers(Seen(0, first)),
+        (2 * moving.units.prior / (mu or 1)).softmax(0) * 2,
+    )
+    moving.update(Seen(0, first), None)
     scaled = (2 * moving.units.prior * LOSSES / first).requires_grad_()
     ((mu or 1.0) * (scaled / (mu or 1.0)).exp().sum().log()).backward()
     close(moving.method.multipliers(Seen(1, LOSSES)), 2 * scaled.grad)
@@ -190,7 +194,7 @@ def test_pcgrad_and_upgrad(numbers):
     inner = gramian[0, 1]
     wanted = torch.stack([1 - inner / gramian[0, 0], 1 - inner / gramian[1, 1]])
     close(multipliers("pcgrad", gramian), wanted, rtol=1e-9)
-    close(multipliers("upgrad", gramian), wanted, rtol=0.02)
+    close(multipliers("upgrad", gramian), wanted, rtol=0.05)
 
 
 @given(any_pair)
@@ -208,10 +212,13 @@ def test_mgda(numbers):
 
 @given(any_pair)
 def test_nash(numbers):
-    """The bargaining solution (2202.01017): each gradient's product with the sum is 1 / weight."""
+    """The bargaining solution (2202.01017): each gradient's product with the sum is 1 / weight.
+
+    Of gradients that are scaled to a mean square of 1.
+    """
     gramian = pair(numbers)
     found = multipliers("nash", gramian)
-    close(found * (gramian @ found), [1.0, 1.0], rtol=1e-4)
+    close(found * (gramian @ found) / gramian.diagonal().mean(), [1.0, 1.0], rtol=1e-4)
 
 
 @given(st.integers(2, 14), st.integers(1, 20), st.integers(0, 999))
@@ -258,8 +265,7 @@ def test_cagrad(numbers, c):
 def test_gradnorm():
     """|w norm - target| with fixed targets (1711.02257): its gradient, and weights of mean 1."""
     moving = moving_of("gradnorm", lr=0.1, alpha=1.5)
-    first = torch.tensor([1.0, 1.0]).double()
-    moving.method.multipliers(Seen(0, first))
+    moving.update(Seen(0, torch.tensor([1.0, 1.0]).double()), None)
     norms = torch.tensor([2.0, 1.0]).double()
     w = torch.ones(2, dtype=torch.float64, requires_grad=True)
     rates = LOSSES / LOSSES.mean()
@@ -279,6 +285,48 @@ def test_between_two_looks_weights_stay():
     first = moving.method.multipliers(Seen(0, LOSSES, pair((2.0, 1.0, 0.1))))
     assert torch.equal(moving.method.multipliers(Seen(1, LOSSES)), first)
     assert (first - 1).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [1e-12, 1.0])
+def test_units_without_a_gradient(method, scale):
+    """At the start none has one: the weights stay. Later one has none: the others share as two."""
+    moving = moving_of(method, "tasks")
+    nothing = torch.zeros(4, 4, dtype=torch.float64)
+    close(moving.method.multipliers(Seen(0, LOSSES, nothing)), [1.0] * 4)
+    gramian = nothing.clone()
+    gramian[:2, :2] = scale * pair((1.0, 2.0, -0.5))
+    close(moving.method.multipliers(Seen(1, LOSSES, gramian))[2:], [1.0, 1.0])
+    alone = moving_of(method).method.multipliers(Seen(1, LOSSES, pair((1.0, 2.0, -0.5))))
+    close(moving.method.multipliers(Seen(1, LOSSES, gramian))[:2], alone, rtol=1e-3)
+    gramian[1] = gramian[:, 1] = 0
+    close(moving.method.multipliers(Seen(2, LOSSES, gramian))[:2], alone, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["tchebycheff", "gradnorm"])
+def test_first_losses_are_of_steps_that_were_taken(method):
+    """A skipped step leaves nothing; a unit's first loss may come late."""
+    moving = moving_of(method)
+    wrong = torch.tensor([np.nan, 1.0]).double()
+    moving.task_weights(Seen(0, wrong))
+    assert moving.take_means() == {"shop": 0.0, "video": 0.0}
+    moving.update(Seen(1, LOSSES, told=torch.tensor([True, False])), None)
+    assert moving.method.first.isnan().tolist() == [False, True]
+    moving.update(Seen(2, AFTER), None)
+    close(moving.method.first, [LOSSES[0], AFTER[1]])
+
+
+def test_one_unit_has_fixed_weights():
+    """A model of one scenario alone learns as it would without a method."""
+    assert moving_of("cagrad", tasks=torch.tensor([0.5, 0.5, 0.0, 0.0]).double()) is None
+
+
+def test_a_state_of_other_units_is_left_alone():
+    """Where a weight has become 0 between two trials of a population, the weights start anew."""
+    moving, other = moving_of("famo", "tasks"), moving_of("famo")
+    other.update(Seen(0, LOSSES), AFTER)
+    moving.restore(other.state())
+    close(moving.method.own.detach(), TASKS.log())
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing():
@@ -350,6 +398,9 @@ def test_a_library_that_is_not_there(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ProjectError, match="method: found mgda without torchjd; allowed: pip"):
         moving_of("mgda")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torchjd" or None)
+    with pytest.raises(ProjectError, match="method: found cagrad without cvxpy; allowed: pip"):
+        moving_of("cagrad")
     assert moving_of("nash") is not None
 
 

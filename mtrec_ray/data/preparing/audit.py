@@ -308,6 +308,8 @@ def check_outcomes(
                 same["time"].iloc[0] < time - 1000 * known_after(scenario, task)
             )
             label = float(same[f"label.{task}"].iloc[0]) if known else np.nan
+            if (gains := scenario.tasks[task].class_gains) and not np.isnan(label):
+                label = gains[int(label)]
             found, wanted = int(outcome) // 4**place % 4, level(facts, task, label)
             if found != wanted:
                 problems.append(f"outcome of {task}: prepared {found}, by brute force {wanted}")
