@@ -21,7 +21,7 @@ def test_items_without_a_category_are_not_in_one_partition(monkeypatch):
     monkeypatch.setattr("mtrec_ray.data.preparing.partitions.ROWS_PER_PARTITION", 500)
     item = np.arange(NUM_ITEMS)
     code = np.where(item % 10 == 0, item % 3, -1)
-    spec: Any = SimpleNamespace(categories={"brand": code}, published=item)
+    spec: Any = SimpleNamespace(categories={"brand": code}, values={}, published=item)
     by_brand, by_item = key_partitions(spec, Scan(all_item_rows=np.ones(NUM_ITEMS, np.int64)))
     table = pa.table({"item": item.astype(np.int32)})
     part = by_brand.numbers(table)
