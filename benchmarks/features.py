@@ -7,6 +7,7 @@ All four scenarios of `jobs/real4.yaml` in one model with a frozen encoder and w
 
     plain           the columns of `real4.yaml`
     genres          genres of films as several values (they are in the text, too)
+    genre rates     and past counts and rates of each genre, and of each user with it
     users           age and country of readers, of the raw set's table of users
     outcomes        histories tell what came of their items
     all rows        and those of films hold all rows, not only what was liked
@@ -53,6 +54,12 @@ def genres(tree: Tree, _: Path) -> None:
     tree["scenarios"]["video"]["items"]["separators"] = {"genres": "|"}
 
 
+def genre_rates(tree: Tree, folder: Path) -> None:
+    """Genres with past counts and rates."""
+    genres(tree, folder)
+    tree["scenarios"]["video"]["items"]["statistics_of"] = ["genres"]
+
+
 def users(tree: Tree, folder: Path) -> None:
     """Readers by age and country."""
     tree["users"] = {
@@ -78,6 +85,7 @@ def all_rows(tree: Tree, folder: Path) -> None:
 VARIANTS: dict[str, Callable[[Tree, Path], None]] = {
     "plain": lambda tree, folder: None,
     "genres": genres,
+    "genre rates": genre_rates,
     "users": users,
     "outcomes": outcomes,
     "all rows": all_rows,
