@@ -31,7 +31,10 @@ from tests.builders import (
     FACTS,
     SHOP,
     VIDEO,
+    WITH_CLASSES,
     build,
+    classes_project,
+    every_kind_project,
     make_catalogues,
     make_rows,
     shaped_project,
@@ -116,16 +119,31 @@ def test_doubling_all_lambdas_changes_nothing(scale):
     assert not torch.equal(loss, other)
 
 
+WORLDS = {
+    "plain": (FACTS, two_scenario_project),
+    "every kind": (EVERY_KIND, every_kind_project),
+    "classes": (WITH_CLASSES, classes_project),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", ["shop", "video"])
-def test_one_hot_lambda_is_the_single_scenario(name):
+def test_one_hot_lambda_is_the_single_scenario(name, world):
     """A one-hot lambda gives exactly the loss and the gradients of a model of that scenario."""
-    model, _ = build(small_model(), make_catalogues())
-    batch = batches_of({"shop": 9, "video": 7})
+    every, project = WORLDS[world]
+    model, _ = build(small_model(), make_catalogues(), every)
+    rng = np.random.default_rng(3)
+    batch = {
+        n: Samples.of(make_rows(rng, every[n], k)) for n, k in {"shop": 19, "video": 7}.items()
+    }
     vectors = {n: torch.randn(len(s.items), 16) for n, s in batch.items()}
+    tree = project().dump()
+    for n, scenario in tree["scenarios"].items():
+        scenario["weight"] = float(n == name)
+    one_hot = weight_tensor(every, parse_project(tree).scenarios)
     found = []
-    for facts in (FACTS, {name: FACTS[name]}):
-        lambdas = {n: float(n == name) for n in FACTS}
-        weights = dict(zip(keys_of(FACTS), weights_of(**lambdas), strict=True))
+    for facts in (every, {name: every[name]}):
+        weights = dict(zip(keys_of(every), one_hot, strict=True))
         model.zero_grad()
         labels = {n: batch[n].labels for n in facts}
         logits = model({n: batch[n] for n in facts}, vectors)
@@ -474,6 +492,19 @@ def test_confident_and_wrong_rows_keep_their_gradient():
 
 
 WEIGHTS = st.floats(0.1, 10)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_weights_of_every_kind_are_matched_by_name(world):
+    """Scenarios and tasks in the opposite order have the same weights, in the manifest's order."""
+    every, project = WORLDS[world]
+    tree = project().dump()
+    for scenario in tree["scenarios"].values():
+        scenario["tasks"] = dict(reversed(scenario["tasks"].items()))
+    tree["scenarios"] = dict(reversed(tree["scenarios"].items()))
+    weights = weight_tensor(every, project().scenarios)
+    assert torch.equal(weight_tensor(every, parse_project(tree).scenarios), weights)
+    assert len(set(weights.tolist())) > 2
 
 
 @given(
