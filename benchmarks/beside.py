@@ -4,7 +4,7 @@ See `shared_users.py` for the models.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightgbm
@@ -93,13 +93,20 @@ def fit_alone(cell: Cell, prepared: Prepared, path: str) -> None:
     print(f"{cell.key}: {found.seconds:.0f} s", flush=True)
 
 
+def without_elsewhere(prepared: Prepared) -> Prepared:
+    """The prepared data, whose scenarios know nothing of what their users took in others."""
+    facts = prepared.scenarios.items()
+    return replace(prepared, scenarios={n: replace(f, elsewhere=None) for n, f in facts})
+
+
 def all_alone(
-    project: Project, prepared: Prepared, folder: str, names: Sequence[str] = ()
+    project: Project, prepared: Prepared, folder: str, names: Sequence[str] = (), kind: str = ""
 ) -> dict[str, Rows]:
     """Scores of each scenario's own network (of those named), by scenario and split."""
     seed = project.training.seed
     cells = {n: alone(project, prepared, n, seed) for n in names or prepared.scenarios}
-    paths = {n: files.join(folder, project.run.name, "shared_users", f"{n}.npz") for n in cells}
+    place = files.join(folder, project.run.name, "shared_users")
+    paths = {n: files.join(place, f"{n}{kind}.npz") for n in cells}
     missing = [n for n in cells if not Path(paths[n]).exists()]
     side_by_side([(fit_alone, (cells[n], prepared, paths[n])) for n in missing])
     return {name: dict(np.load(path)) for name, path in paths.items()}
@@ -112,6 +119,7 @@ class Scored:
     Attributes:
         predictions: folder of what all opinions say, by split.
         own: its own network's scores f32[N, T] by split.
+        own_all: those of the network that reads what its users took in other scenarios.
         path: where the scores by each model go.
         parts: whether joint is scored without its parts, too.
     """
@@ -119,6 +127,7 @@ class Scored:
     facts: PreparedScenario
     predictions: Mapping[str, str]
     own: Rows
+    own_all: Rows
     path: str
     parts: bool
 
@@ -129,19 +138,20 @@ def score_scenario(one: Scored) -> None:
     rows = {
         s: read_predictions(p, facts.name, len(facts.tasks)) for s, p in one.predictions.items()
     }
-    found = scores_of_test(facts, rows, one.own, parts=one.parts)
+    found = scores_of_test(facts, rows, one.own, one.own_all, parts=one.parts)
     np.savez(one.path, **found)  # pyright: ignore[reportArgumentType]
     print(f"{one.path}: scored", flush=True)
 
 
 def scores_of_test(
-    facts: PreparedScenario, rows: Mapping[str, Rows], own: Rows, *, parts: bool
+    facts: PreparedScenario, rows: Mapping[str, Rows], own: Rows, own_all: Rows, *, parts: bool
 ) -> Rows:
-    """Scores f32[N, T] of test rows by each model; `rows` and `own` by split."""
+    """Scores f32[N, T] of test rows by each model; `rows`, `own` and `own_all` by split."""
     here, alone_in = without(rows, CROWD), {s: {"network": own[s]} for s in rows}
+    all_in = {s: {"network": own_all[s]} for s in rows}
     networks = {"joint": rows, "alone": {s: here[s] | alone_in[s] for s in rows}}
     if any(key.startswith(CROWD) for key in rows["test"]):
-        networks["alone_all"] = {s: rows[s] | alone_in[s] for s in rows}
+        networks["alone_all"] = {s: rows[s] | all_in[s] for s in rows}
     if parts:
         networks |= {f"without_{w}": without(rows, keys) for w, keys in LEFT_OUT.items()}
     found = {n: blended(facts, split["valid"], split["test"]) for n, split in networks.items()}
@@ -203,11 +213,13 @@ def runs_of(
             target.symlink_to(prepared_path, target_is_directory=True)
         predict(project, folder)
         prepared = load_prepared(prepared_path)
-        own = all_alone(project, prepared, folder)
+        own = all_alone(project, without_elsewhere(prepared), folder)
+        knowing = any(facts.elsewhere for facts in prepared.scenarios.values())
+        own_all = all_alone(project, prepared, folder, kind=".all") if knowing else own
         said = {split: predictions_of(project, folder, split) for split in ("valid", "test")}
         paths = {n: predictions_of(project, folder, f"scores-{n}.npz") for n in prepared.scenarios}
         wanted = [
-            Scored(facts, said, own[name], paths[name], parts=seed == 0)
+            Scored(facts, said, own[name], own_all[name], paths[name], parts=seed == 0)
             for name, facts in prepared.scenarios.items()
             if not Path(paths[name]).exists()
         ]

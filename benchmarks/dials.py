@@ -25,7 +25,14 @@ import typer
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from benchmarks.beside import Scored, all_alone, predict, predictions_of, score_scenario
+from benchmarks.beside import (
+    Scored,
+    all_alone,
+    predict,
+    predictions_of,
+    score_scenario,
+    without_elsewhere,
+)
 from benchmarks.common import RESULTS, TOP, write_result
 from mtrec_ray.data import storage as files
 from mtrec_ray.data.prepared import load_prepared
@@ -70,11 +77,11 @@ def measure(project: Project, folder: str) -> Figures:
     predict(project, folder)
     prepared = load_prepared(files.join(folder, project.run.name, "prepared"))
     facts = prepared.scenarios[SMALL]
-    own = all_alone(project, prepared, folder, (SMALL,))[SMALL]
+    own = all_alone(project, without_elsewhere(prepared), folder, (SMALL,))[SMALL]
     path = predictions_of(project, folder, f"scores-{SMALL}.npz")
     said = {split: predictions_of(project, folder, split) for split in ("valid", "test")}
     if not Path(path).exists():
-        score_scenario(Scored(facts, said, own, path, parts=False))
+        score_scenario(Scored(facts, said, own, own, path, parts=False))
     scores = dict(np.load(path))
     label = read_predictions(said["test"], SMALL, len(facts.tasks))["label"][:, 0]
     told = [m for m in MODELS if np.isfinite(scores[m][:, 0]).all()]

@@ -13,7 +13,8 @@ everything fitted on train and valid. By task:
                  in all scenarios
     alone        a network of this scenario only (the joint model's steps, each with its rows of
                  the scenario), with trees, labels and sources of this scenario
-    alone_all    the same network, with labels and sources of all scenarios
+    alone_all    the same network that reads what people took in other scenarios, too
+                 (`history.elsewhere`), with labels and sources of all scenarios
     trees        no network: LightGBM on the prepared columns and on texts, fitted on train
     lightgbm_here, lightgbm_all
                  no network: those trees' log odds, the labels and the sources of this scenario (of
