@@ -91,6 +91,14 @@ def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
     return None, False
 
 
+def is_none(value: object) -> bool:
+    """Returns whether a field has no value: a dump does not name it then.
+
+    What was made before there was such a field stays.
+    """
+    return value is None
+
+
 def none_word(value: object) -> object:
     """Returns None for the word `none`, any other value as it is."""
     return None if value == "none" else value

@@ -28,7 +28,7 @@ def prepared_data_depends_on(project: Project) -> Fields:
     tables = {"users": {n: fields_of_users(u) for n, u in project.users.items()}}
     encoder = {"source", "max_tokens"}
     read = [users.text is not None for users in project.users.values()]
-    read += [scenario.history.elsewhere > 0 for scenario in project.scenarios.values()]
+    read += [bool(scenario.history.elsewhere) for scenario in project.scenarios.values()]
     if any(read):
         encoder |= {"pooling"}
     return {

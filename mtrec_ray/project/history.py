@@ -1,10 +1,11 @@
 """The history of a scenario: which of a user's earlier rows a sample sees, and what of them."""
 
-from typing import Annotated
+from collections import Counter
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from mtrec_ray.project.base import Section
+from mtrec_ray.project.base import Section, is_none
 
 ANY = "any"
 
@@ -25,9 +26,28 @@ def read_tasks(value: object) -> object:
     return value[0] if len(value) == 1 else tuple(value)
 
 
-def is_zero(value: int) -> bool:
-    """Returns whether a field says nothing: what was made before there was such a field stays."""
-    return value == 0
+def with_elsewhere(scenarios: dict[str, Any]) -> dict[str, Any]:
+    """Returns scenarios, as they stand in a file, whose histories say what they see elsewhere.
+
+    Where a scenario does not say it, and another one has the same `users`, it sees as many items
+    as in its own history. What is malformed is returned as it is.
+    """
+    named = Counter(s["users"] for s in scenarios.values() if shares_users(s))
+    found: dict[str, Any] = {}
+    for name, scenario in scenarios.items():
+        shared = shares_users(scenario) and named[scenario["users"]] > 1
+        history = scenario.get("history", {}) if shared else None
+        if isinstance(history, dict) and history.get("elsewhere") is None:
+            last = history.get("last", History.model_fields["last"].default)
+            own = {"elsewhere": last} if isinstance(last, int) else {}
+            scenario = {**scenario, "history": {**history, **own}}
+        found[name] = scenario
+    return found
+
+
+def shares_users(scenario: object) -> bool:
+    """Returns whether a scenario, as it stands in a file, names its users."""
+    return isinstance(scenario, dict) and isinstance(scenario.get("users"), str)
 
 
 class History(Section):
@@ -47,11 +67,11 @@ class History(Section):
         "was known when the sample happened: positive or not; of numbers low, middle or high.",
     )
 
-    elsewhere: Annotated[int, Field(ge=0, le=512)] = Field(
-        default=0,
-        exclude_if=is_zero,
+    elsewhere: Annotated[int, Field(ge=0, le=512)] | None = Field(
+        default=None,
+        exclude_if=is_none,
         description="Items that the user took in other scenarios of the same people (`users`), at "
-        "most: the latest ones.",
+        "most: the latest ones. null: as many as `last`, where another scenario has these users.",
     )
 
     @property

@@ -23,6 +23,7 @@ from mtrec_ray.project.base import (
     split_query,
     with_options,
 )
+from mtrec_ray.project.history import with_elsewhere
 from mtrec_ray.project.model import Model
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
@@ -210,6 +211,13 @@ class Project(Section):
     evaluation: Evaluation = Field(default=Evaluation(), description="Scores and predictions.")
     recommend: Recommend = Field(default=Recommend(), description="Recommendations.")
     run: Run = Field(description="Name, workers and resources.")
+
+    @classmethod
+    def read(cls, tree: object) -> object:
+        """Returns the fields, with histories across scenarios where scenarios share their users."""
+        if isinstance(tree, dict) and isinstance(tree.get("scenarios"), dict):
+            return {**tree, "scenarios": with_elsewhere(tree["scenarios"])}
+        return tree
 
     def unused_options(self) -> Iterator[str]:
         """Yields a line for options of a protocol that no path has.

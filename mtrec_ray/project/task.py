@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from mtrec_ray.project.assortment import Value
-from mtrec_ray.project.base import Duration, Section, shorten
+from mtrec_ray.project.base import Duration, Section, is_none, shorten
 from mtrec_ray.project.classes import (
     ClassList,
     ClassWeights,
@@ -111,11 +111,6 @@ SHAPES = {
     "positive_weight": ("binary",), "label_smoothing": ("binary", "multiclass"),
     "focal": ("binary",), "huber": ("regression",), "class_weights": ("multiclass",),
 }  # fmt: skip
-
-
-def is_none(value: object) -> bool:
-    """Returns whether a field has no value: a dump of a project does not name it then."""
-    return value is None
 
 
 class Task(Section):

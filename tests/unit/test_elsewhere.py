@@ -108,6 +108,23 @@ def test_people_who_are_nowhere_else_are_one_line(tmp_path, users, found):
     load_project(path, ["scenarios.shop.history.elsewhere=0"])
 
 
+@pytest.mark.parametrize("last", [None, 7])
+def test_scenarios_of_the_same_people_see_as_many_items_elsewhere_as_here(last):
+    """Where nothing is said, and only among scenarios that share their users; 0 stays 0."""
+    tree = tree_of(shop="people", news="people", books="others", video=None, music="people")
+    scenarios = tree["scenarios"]
+    scenarios["shop"].pop("history")
+    if last:
+        scenarios["news"]["history"] = scenarios["video"]["history"] = {"last": last}
+    scenarios["music"]["history"] = {"elsewhere": 0}
+    project = parse_project(tree)
+    found = {name: s.history.elsewhere for name, s in project.scenarios.items()}
+    assert found == {"shop": 20, "news": last or 20, "books": None, "video": None, "music": 0}
+    again = parse_project(project.dump())
+    assert {name: s.history.elsewhere for name, s in again.scenarios.items()} == found
+    assert project.only(["news"]).scenarios["news"].history.elsewhere == (last or 20)
+
+
 @pytest.mark.parametrize("value", [-1, 513, "all"])
 def test_a_number_out_of_range_is_one_line(value):
     """From 0 to 512 items."""
@@ -122,9 +139,10 @@ def test_a_project_that_does_not_ask_depends_on_what_it_did_before():
     """Data and models that were made before there was the field stay theirs."""
     tree = tree_of(shop="people", news="people")
     asks = prepared_data_depends_on(parse_project(tree))
-    tree["scenarios"]["shop"]["history"]["elsewhere"] = 0
+    assert asks["scenarios"]["shop"]["history"]["elsewhere"] == 20
+    assert "pooling" in asks["model"]["encoder"]
+    tree["scenarios"]["news"]["users"] = "others"
+    del tree["scenarios"]["shop"]["history"]
     fields = prepared_data_depends_on(parse_project(tree))
     assert "elsewhere" not in fields["scenarios"]["shop"]["history"]
     assert "pooling" not in fields["model"]["encoder"]
-    assert asks["scenarios"]["shop"]["history"]["elsewhere"] == 20
-    assert "pooling" in asks["model"]["encoder"]

@@ -43,7 +43,7 @@ def elsewhere_facts(name: str, sources: Mapping[str, Source]) -> ElsewhereFacts:
     """Returns what a scenario asks of the others of its people."""
     own = sources[name]
     return ElsewhereFacts(
-        last=own.scenario.history.elsewhere,
+        last=own.scenario.history.elsewhere or 0,
         timed=own.timed,
         num_items={other: source.facts.num_items for other, source in sources.items()},
         delays_ms={other: s.delay_ms for other, s in sources.items() if other != name},
