@@ -1,5 +1,7 @@
 """`python -m jobs.tune --config FILE --storage DIR`: see `mtrec_ray/stages/tune.py`."""
 
+from rich.text import Text
+
 from jobs.common import Config, Override, Storage, open_job, program
 
 
@@ -11,7 +13,8 @@ def main(config: Config, storage: Storage = "runs", override: Override = None) -
 
         found = run_tune(job.project, job.storage, job.log)
         table = plain_table(f"{job.title}: search", found["comparison"])
-        job.result(table, **{k: v for k, v in found.items() if k != "comparison"})
+        told = Text("\n".join(["What to do:", *(f"- {line}" for line in found["advice"])]))
+        job.result(table, told, **{k: v for k, v in found.items() if k != "comparison"})
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ def tune_page(
     front: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     comparison: Sequence[Mapping[str, Any]],
+    advice: Sequence[str],
     plots: Mapping[str, bytes],
     affinity: Sequence[Mapping[str, str]],
     generated: bool,
 ) -> str:
-    """Returns the page of a search: choice, comparison, affinities, plots, front and all trials."""
+    """Returns the page of a search: choice, advice, comparison, affinities, plots, all trials."""
     pages = Environment(
         loader=PackageLoader("mtrec_ray.report", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -24,7 +25,7 @@ def tune_page(
     pictures = {name: base64.b64encode(data).decode() for name, data in plots.items()}
     return pages.get_template("tune.html").render(
         run=run, front=front, comparison=comparison, plots=pictures, generated=generated,
-        affinity=affinity,
+        affinity=affinity, advice=advice,
         columns=shown, rows=[[cell(row[k]) for k in shown] for row in ranked(rows)],
     )  # fmt: skip
 

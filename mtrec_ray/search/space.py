@@ -123,6 +123,11 @@ def weight_overrides(names: tuple[str, ...], weights: list[float]) -> Overrides:
     return {f"scenarios.{n}.weight": w for n, w in zip(names, weights, strict=True)}
 
 
+def is_weight(field: str) -> bool:
+    """Returns whether a field is the weight of a scenario."""
+    return field.startswith("scenarios.") and field.endswith(".weight") and field.count(".") == 2
+
+
 def space_of(project: Project) -> Space:
     """Returns what the project's search tries."""
     search = project.search

@@ -22,7 +22,6 @@ from mtrec_ray.project.base import refuse
 from mtrec_ray.project.depends_on import Fields, joint_model_depends_on
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
-from mtrec_ray.search.affinity import advice_of, affinities
 from mtrec_ray.search.problems import space_problems
 from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.search.space import Overrides, Point, Space, references, space_of
@@ -31,6 +30,7 @@ from mtrec_ray.stages.common_people import advice, common_people
 from mtrec_ray.stages.prepare import open_prepared, run_prepare
 from mtrec_ray.stages.run_folder import Record, RunFolder
 from mtrec_ray.stages.teacher import add_teacher_labels
+from mtrec_ray.stages.tuning.advice import advice_lines
 from mtrec_ray.stages.tuning.confirm import confirm
 from mtrec_ray.stages.tuning.outcome import outcome_of, write_outcome
 from mtrec_ray.stages.tuning.population import Population
@@ -84,11 +84,10 @@ def search_and_confirm(project: Project, inputs: TrialInputs, folder: str, log: 
     trials = search(project, folder, train_trial, inputs, log)
     outcome = outcome_of(project, trials)
     log(f"chosen: {outcome.chosen.name}, joint score {outcome.chosen_score:.4f}")
-    for line in [*advice_of(affinities(trials)), *advice(common_people(inputs.prepared))]:
-        log(line)
     confirmed = confirm(project, outcome, folder, inputs, log)
     storage.remove_folder(inputs.folder)
-    return write_outcome(project, outcome, confirmed, folder)
+    lines = advice_lines(project, outcome, confirmed, advice(common_people(inputs.prepared)))
+    return write_outcome(project, outcome, confirmed, lines, folder)
 
 
 def with_room(project: Project) -> Project:

@@ -12,8 +12,10 @@ from mtrec_ray.project.load import parse_project, with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import Trial, load_trials
 from mtrec_ray.search.space import space_of, weight_overrides
+from mtrec_ray.stages.tuning.advice import advice_lines
 from mtrec_ray.stages.tuning.confirm import confirmed
 from mtrec_ray.stages.tuning.outcome import (
+    Outcome,
     chosen_yaml,
     losses,
     outcome_of,
@@ -152,13 +154,14 @@ def test_own_weights_stand_for_uniform_ones():
 def test_what_is_written(tmp_path):
     """Table, front, project file, plots, page; the front's volume refers to scores of 1."""
     project = searching()
-    record = write_outcome(project, outcome_of(project, TRIALS), None, str(tmp_path))
+    record = write_outcome(project, outcome_of(project, TRIALS), None, ["Do it"], str(tmp_path))
     front = json.loads((tmp_path / "front.json").read_text())
     assert front["reference_point"] == {"shop": 1.0, "video": 1.0}
     assert front["hypervolume"] == record["hypervolume"] > 0.2 * 0.4
     assert {"chosen.yaml", "trials.parquet", "report.html"} <= {p.name for p in tmp_path.iterdir()}
     page = (tmp_path / "report.html").read_text()
     assert "ValueError: no" in page
+    assert "<li>Do it.</li>" in page
     assert page.count("data:image/png;base64,") == len(list((tmp_path / "plots").iterdir())) >= 3
     assert record["by_status"] == {"failed": 1, "finished": 5, "stopped": 1}
 
@@ -181,6 +184,64 @@ def test_confirmation_pairs_seeds():
     )
     assert found["variants"]["uniform"]["failed"] == {"own-seed0": "lost"}
     assert confirmed(outcome, [*runs[:2], run("own-seed0", 0.6), runs[3]])["better_on_all_seeds"]
+
+
+def confirmation(scores: dict[str, list[float]]) -> tuple[Outcome, dict]:
+    """A search whose chosen trial changed weights and rate, and its whole runs by variant."""
+    chosen = replace(TRIALS[5], overrides=TRIALS[5].overrides | {"training.lr": 0.02})
+    outcome = replace(outcome_of(searching(), TRIALS), chosen=chosen)
+    runs = []
+    for name, values in scores.items():
+        for seed, joint in enumerate(values):
+            test = {"joint_score": joint, "scores": {"shop": joint, "video": joint}}
+            curve = [{"epoch": 1, "tasks": {}, **test}]
+            runs.append(replace(chosen, name=f"{name}-seed{seed}", curve=curve,
+                                result={"test": test}))  # fmt: skip
+    return outcome, confirmed(outcome, runs)
+
+
+def test_what_weights_and_rates_brought_is_told_apart():
+    """By runs with the chosen rate and the project's own weights; the parts add up to the gain."""
+    scores = {"own": [0.70, 0.74], "t003": [0.60, 0.63], "own_weights": [0.62, 0.66]}
+    outcome, found = confirmation(scores)
+    assert outcome.chosen.name == "t003"
+    worth = {what: of["test"] for what, of in found["worth"].items()}
+    assert worth["weights"]["mean"] == pytest.approx(0.025)
+    assert worth["other_values"]["mean"] == pytest.approx(0.08)
+    assert worth["all"]["mean"] == pytest.approx(0.105)
+    # Student's t of two runs: 12.706 standard errors.
+    assert worth["all"]["high"] == pytest.approx(0.105 + 12.7062 * 0.005, abs=1e-4)
+    lines = advice_lines(searching(), outcome, found, ["Buy."])
+    assert lines[0].startswith("t003 has a lower joint score than the project's own values: by ")
+    assert "by 0.0450 in the search, by whose rows it was chosen" in lines[0]
+    assert lines[0].endswith("and +0.1050 [+0.0415, +0.1685] on test")
+    assert lines[1].startswith("of the gain on test the loss weights brought +0.0250 [")
+    assert "take the values of t003 (chosen.yaml): scenarios.shop.weight 0.5" in lines[2]
+    assert lines[-1] == "Buy."
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ({"own": [0.6, 0.6], "t003": [0.7, 0.7]}, "keep the project's own values: on test those"),
+        ({"own": [0.6, 0.9], "t003": [0.5, 0.5]}, "though chance could have made the gain"),
+        ({"own": [0.6], "t003": [0.5], "own_weights": [0.5]}, "its loss weights bring nothing"),
+    ],
+)
+def test_advice_follows_what_test_says(scores, told):
+    """Worse on test: keep the own values; better by chance; rates alone bring it."""
+    outcome, found = confirmation(scores)
+    assert any(told in line for line in advice_lines(searching(), outcome, found, []))
+
+
+def test_advice_without_a_confirmation_says_what_is_not_known():
+    """The gain of the search alone is called that; a search that found nothing says so."""
+    outcome = outcome_of(searching(), TRIALS)
+    assert "search.confirm_seeds: 3 tells whether it holds" in "".join(
+        advice_lines(searching(), outcome, None, [])
+    )
+    own = replace(outcome, chosen=TRIALS[0])
+    assert advice_lines(searching(), own, None, [])[0].endswith("own values: keep them")
 
 
 # --- how trials are kept and told ------------------------------------------------------------

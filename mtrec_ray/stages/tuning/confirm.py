@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from mtrec_ray.data import storage
 from mtrec_ray.evaluation.metrics import (
@@ -17,6 +18,7 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.search.records import Trial, load_trials
+from mtrec_ray.search.space import is_weight
 from mtrec_ray.stages.evaluate import measure_predictions
 from mtrec_ray.stages.in_process import ReportEpoch
 from mtrec_ray.stages.predictions import predict_split
@@ -29,7 +31,13 @@ from mtrec_ray.stages.tuning.trial import TrialInputs, train_trial, workers
 from mtrec_ray.training.build import cache_folder
 from mtrec_ray.training.validation import validate
 
-VARIANTS = ("chosen", "uniform", "own")
+VARIANTS = ("chosen", "uniform", "own", "own_weights")
+# What is told of the chosen values: the variant that lacks it, and the one that has it.
+WORTH = {
+    "all": ("own", "chosen"),
+    "weights": ("own_weights", "chosen"),
+    "other_values": ("own", "own_weights"),
+}
 
 
 def confirm(
@@ -81,8 +89,15 @@ def planned_runs(project: Project, outcome: Outcome, kept: Mapping[str, Trial]) 
 
 
 def variants(outcome: Outcome) -> dict[str, Trial]:
-    """Returns the trials to compare."""
-    trials = {"chosen": outcome.chosen, **{n: outcome.trial(n) for n in VARIANTS[1:]}}
+    """Returns the trials to compare.
+
+    `own_weights` has the chosen values but for the weights of the scenarios, where the search
+    chose both: it tells what each brought.
+    """
+    trials = {"chosen": outcome.chosen, **{n: outcome.trial(n) for n in ("uniform", "own")}}
+    others = {f: v for f, v in outcome.chosen.overrides.items() if not is_weight(f)}
+    if 0 < len(others) < len(outcome.chosen.overrides):
+        trials["own_weights"] = Trial("own_weights", others)
     return {name: trial for name, trial in trials.items() if trial}
 
 
@@ -128,16 +143,18 @@ def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
     are better. `better_on_all_seeds` is false where a run failed.
     """
     record: dict[str, Any] = {}
-    tests: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, dict[str, float]]] = {"valid": {}, "test": {}}
     for name, trial in variants(outcome).items():
         seeds = [r for r in runs if r.name.rpartition("-seed")[0] == trial.name]
         done = [r for r in seeds if r.status == "finished" and r.best and "test" in r.result]
         failed = {r.name: r.reason for r in seeds if r not in done}
         valid = [r.best for r in done if r.best]
         test = [r.result["test"] for r in done]
-        tests[name] = {
-            r.name.rpartition("-seed")[2]: t["joint_score"] for r, t in zip(done, test, strict=True)
-        }
+        for split, told in (("valid", valid), ("test", test)):
+            scores[split][name] = {
+                r.name.rpartition("-seed")[2]: one["joint_score"]
+                for r, one in zip(done, told, strict=True)
+            }
         record[name] = {
             "trial": trial.name,
             "seeds": len(done),
@@ -145,14 +162,47 @@ def confirmed(outcome: Outcome, runs: Sequence[Trial]) -> dict[str, Any]:
             "valid": spreads(valid),
             "test": spreads(test),
         }
-    uniform, chosen = tests["uniform"], tests["chosen"]
-    gains = [uniform[seed] - chosen[seed] for seed in uniform if seed in chosen]
+    gains = gains_of(scores["test"], "uniform", "chosen")
     complete = not record["uniform"]["failed"] and not record["chosen"]["failed"]
     return {
         "variants": record,
         "gains": gains,
         "better_on_all_seeds": complete and bool(gains) and min(gains) > 0,
+        "worth": worth_of(scores),
     }
+
+
+def gains_of(scores: Mapping[str, Mapping[str, float]], without: str, having: str) -> list[float]:
+    """Returns a variant's joint score less another's, of each seed that both have."""
+    first, second = scores.get(without, {}), scores.get(having, {})
+    return [first[seed] - second[seed] for seed in first if seed in second]
+
+
+def worth_of(
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns by what is told of the chosen values, and split, the gain and its 95 % interval.
+
+    Above 0 they are better. Joint scores by split, variant and seed.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for what, pair in WORTH.items():
+        gains = {split: gains_of(own, *pair) for split, own in scores.items()}
+        if all(gains.values()):
+            found[what] = {split: interval_of(values) for split, values in gains.items()}
+    return found
+
+
+def interval_of(values: Sequence[float]) -> dict[str, float]:
+    """Returns the mean of at least one number, and its 95 % interval by Student's t.
+
+    That of one number is the number itself.
+    """
+    mean, num = float(np.mean(values)), len(values)
+    half = 0.0
+    if num > 1:
+        half = float(t.ppf(0.975, num - 1) * np.std(values, ddof=1) / num**0.5)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "runs": num}
 
 
 def spreads(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -23,6 +23,8 @@ from mtrec_ray.search.simplex import scaled
 from mtrec_ray.search.space import space_of, weight_overrides
 from mtrec_ray.stages.tuning.runner import score_of
 
+CHOSEN_OWN_WEIGHTS = "chosen, own weights"
+
 RULES = {
     "joint": "the lowest joint validation score",
     "worst_case": "the best worst-case gain over the models of one scenario",
@@ -211,10 +213,14 @@ def chosen_yaml(project: Project, outcome: Outcome) -> str:
 def comparison(
     project: Project, outcome: Outcome, confirmed: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Returns scores of own, uniform and chosen values, from the search and the confirmation."""
+    """Returns scores of own, uniform and chosen values, from the search and the confirmation.
+
+    And of the chosen ones with the project's own weights, which no trial had.
+    """
     trials = {n: outcome.trial(n) for n in ("own", "uniform")} | {"chosen": outcome.chosen}
     shown = {n: t for n, t in trials.items() if t and t.best}
     variants = (confirmed or {}).get("variants", {})
+    more = {CHOSEN_OWN_WEIGHTS: "own_weights"} if "own_weights" in variants else {}
     rows = []
     for split in ("in the search", *(("valid", "test") if confirmed else ())):
         for score in ("joint", *project.scenarios):
@@ -226,6 +232,9 @@ def comparison(
                     row[name] = f"{value:.4f}"
                 else:
                     row[name] = spread_text(variants[name][split].get(score))
+            for column, name in more.items():
+                told = split != "in the search"
+                row[column] = spread_text(variants[name][split].get(score)) if told else "-"
             rows.append(row)
     return rows
 
@@ -236,7 +245,11 @@ def spread_text(spread: dict[str, float] | None) -> str:
 
 
 def write_outcome(
-    project: Project, outcome: Outcome, confirmed: dict[str, Any] | None, folder: str
+    project: Project,
+    outcome: Outcome,
+    confirmed: dict[str, Any] | None,
+    advice: Sequence[str],
+    folder: str,
 ) -> dict[str, Any]:
     """Write table, front, project file, plots and page; returns the summary."""
     rows = trial_rows(project, outcome)
@@ -257,7 +270,9 @@ def write_outcome(
         storage.write_bytes(storage.join(folder, "plots", f"{name}.png"), png)
     affinity = affinities(outcome.trials)
     matrix = as_matrix(affinity, list(project.scenarios)) if affinity else []
-    page = tune_page(project.run.name, front, rows, compared, plots, matrix, generated(project))
+    page = tune_page(
+        project.run.name, front, rows, compared, advice, plots, matrix, generated(project)
+    )
     storage.write_bytes(storage.join(folder, "report.html"), page.encode())
     return {
         "trials": len(rows),
@@ -271,6 +286,7 @@ def write_outcome(
         "confirmed": confirmed,
         "importance": weight,
         "affinity": as_json(affinity),
+        "advice": list(advice),
         "folder": folder,
     }
 
