@@ -4,7 +4,7 @@
                                    [--root DATA] [--storage DIR]
 
 The joint model of `jobs/real4.yaml` and of `jobs/grocery.yaml` (fourteen scenarios) with a frozen
-encoder and without a teacher, 300,000 rows, one thread a training; scored on valid (nothing here
+encoder and without a teacher, 150,000 rows, one thread a training; scored on valid (nothing here
 looks at test):
 
     equal           all weights 1
@@ -38,7 +38,7 @@ from mtrec_ray.project.weighting import Method
 from mtrec_ray.report.tables import markdown_table
 
 DATA = ("real4", "grocery")
-ROWS, QUICK_ROWS = 150_000, 20_000
+ROWS, QUICK_ROWS = 75_000, 20_000
 EQUAL, CHOSEN = "equal", "chosen"
 # Values of a method's own parameter.
 OWN: dict[str, tuple[str, tuple[float, ...]]] = {
