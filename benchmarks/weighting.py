@@ -11,16 +11,16 @@ looks at test):
     chosen          the weights of the file, which were chosen on valid (of grocery: equal lambda)
     others          `training.weighting.method`, which starts from `chosen`
 
-Each method has the same small search: by scenarios and by tasks, and three values of its own
-parameter where it has one, all with the first seed; the best joint score on valid is then trained
-with the others. Told are the joint score (mean NE over scenarios and tasks, lower is better), the
+Each method has the same small search with the first seed: by scenarios and by tasks, then three
+values of its own parameter where it has one; the best joint score on valid is then trained with the
+other seeds. Told are the joint score (mean NE over scenarios and tasks, lower is better), the
 difference to `chosen` with the same seed, its least and its greatest over the seeds, and the
-seconds of a step over those of `chosen`. What is found in the storage is not trained again.
+processor seconds of a training over those of `chosen`. What is found in the storage is not trained again.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -52,19 +52,34 @@ OWN: dict[str, tuple[str, tuple[float, ...]]] = {
 METHODS = [method for method in get_args(Method) if method != "fixed"]
 
 Options = dict[str, Any]
+Setting = tuple[str, Options]
 
 
-def settings_of(method: str) -> Iterator[tuple[str, Options]]:
-    """Yields names and options of what is tried of a method."""
+def setting_of(method: str, by: str = "", value: float | None = None) -> Setting:
+    """Returns the name and the options of a setting; without a value its own default."""
     if method in (EQUAL, CHOSEN):
-        yield method, {}
-        return
-    field, values = OWN.get(method, ("", (0.0,)))
-    for by in ("scenarios", "tasks"):
-        for value in values:
-            own = {field: value} if field else {}
-            told = f" {field} {value:g}" if field else ""
-            yield f"{method} by {by}{told}", {"method": method, "by": by, **own}
+        return method, {}
+    options, told = {"method": method, "by": by}, ""
+    if method in OWN:
+        field, values = OWN[method]
+        own = values[1] if value is None else value
+        options, told = {**options, field: own}, f" {field} {own:g}"
+    return f"{method} by {by}{told}", options
+
+
+def first_settings(method: str) -> list[Setting]:
+    """Returns what is tried first: by scenarios and by tasks, with the middle own parameter."""
+    if method in (EQUAL, CHOSEN):
+        return [setting_of(method)]
+    return [setting_of(method, by) for by in ("scenarios", "tasks")]
+
+
+def more_settings(method: str, best: Setting) -> list[Setting]:
+    """Returns what is tried then: the other values of the own parameter, with the better `by`."""
+    if method not in OWN:
+        return []
+    low, _, high = OWN[method][1]
+    return [setting_of(method, best[1]["by"], value) for value in (low, high)]
 
 
 def project_of(
@@ -88,12 +103,14 @@ def project_of(
 
 def run_one(project: Project, prepared: Prepared, name: str, seed: int, path: Path) -> None:
     """Train one setting with one seed; what it reached goes into a file."""
+    began = time.process_time()
     found = fit(project, prepared, splits=())
+    seconds = time.process_time() - began  # of the processor, whatever else the machine does
     best = min(found.curve, key=lambda record: record["joint_score"])
-    record = {"setting": name, "seed": seed, "seconds": found.seconds, "valid": best["valid"],
+    record = {"setting": name, "seed": seed, "seconds": seconds, "valid": best["valid"],
               "score": best["joint_score"], "weights": best.get("loss_weights", {})}  # fmt: skip
     path.write_text(json.dumps(record))
-    print(f"{name} seed {seed}: {found.seconds:.0f} s, {record['score']:.4f}", flush=True)
+    print(f"{name} seed {seed}: {seconds:.0f} s, {record['score']:.4f}", flush=True)
 
 
 class Runs:
@@ -127,12 +144,14 @@ class Runs:
 
 def measure(runs: Runs, seeds: int) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Search each method's setting with the first seed, train the best with the others."""
-    tried = {m: list(settings_of(m)) for m in (EQUAL, CHOSEN, *METHODS)}
-    runs.train([(name, options, 0) for own in tried.values() for name, options in own])
-    best = {
-        method: min(own, key=lambda pair: runs.read(pair[0], 0)["score"])
-        for method, own in tried.items()
-    }
+    best: dict[str, Setting] = {}
+    tried = {m: first_settings(m) for m in (EQUAL, CHOSEN, *METHODS)}
+    for stage in range(2):
+        runs.train([(name, options, 0) for own in tried.values() for name, options in own])
+        best = {m: min(own, key=lambda pair: runs.read(pair[0], 0)["score"])
+                for m, own in tried.items()}  # fmt: skip
+        if not stage:
+            tried = {m: [best[m], *more_settings(m, best[m])] for m in tried}
     numbers = range(seeds)
     runs.train([(name, options, seed) for name, options in best.values() for seed in numbers])
     chosen = [runs.read(CHOSEN, seed) for seed in numbers]
