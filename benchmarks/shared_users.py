@@ -1,7 +1,7 @@
 """Is joint training better than training alone, and better than LightGBM on the same columns?
 
     python -m benchmarks.shared_users [--quick] [--seeds 3] [--data real4 --data grocery ..]
-                                      [--root DATA] [--storage DIR] [--out FILE]
+                                      [--root DATA] [--storage DIR] [--out FOLDER]
 
 Two data sets whose scenarios have the same people, `jobs/grocery.yaml` and `jobs/anime.yaml`, and
 one whose scenarios have not, `jobs/real4.yaml` (two epochs of 400,000 rows, no teacher). Test rows,
@@ -27,14 +27,15 @@ baselines B0 to B4, too, which were computed apart from this project. Difference
 intervals (paired bootstrap over users). Slices: rows of people that train knows in the scenario,
 only in others, or not at all; of known and of new items.
 
-With `--quick`: one seed, one epoch. An interrupted run goes on.
+With `--quick`: one seed, one epoch. An interrupted run goes on. Each data set has a result of its
+own, `shared_users_DATA.json`.
 """
 
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -243,7 +244,7 @@ def measure_data(
 
 def main(
     quick: Annotated[bool, typer.Option(help="One seed, one epoch.")] = False,
-    out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder where the JSON of each goes.")] = None,
     root: Annotated[str, typer.Option(help="Folder of the data sets.")] = "../shared/data",
     storage: Annotated[str, typer.Option(help="Folder of the runs, to go on with them.")] = "",
     seeds: Annotated[int, typer.Option(help="Trainings of each data set.")] = 3,
@@ -251,14 +252,13 @@ def main(
 ) -> None:
     """Train jointly and alone where scenarios have the same people, and compare."""
     folder, base = str(Path(storage or tempfile.mkdtemp()).resolve()), (TOP / root).resolve()
-    figures: dict[str, float] = {}
-    table: list[dict[str, Any]] = []
     numbers = range(1 if quick else seeds)
     for own in data or DATA:
-        found, rows = measure_data(own, base, folder, numbers, quick=quick)
-        figures, table = figures | found, table + rows
-        Console().print(markdown_table(rows), soft_wrap=True)
-    write_result("shared_users", figures, out, table=table, seeds=len(numbers), quick=quick)
+        figures, table = measure_data(own, base, folder, numbers, quick=quick)
+        Console().print(markdown_table(table), soft_wrap=True)
+        name = f"shared_users_{own}"
+        place = str(Path(out, f"{name}.json")) if out else None
+        write_result(name, figures, place, table=table, seeds=len(numbers), quick=quick)
 
 
 if __name__ == "__main__":

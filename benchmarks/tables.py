@@ -33,8 +33,9 @@ def without(rows: Sequence[Row], columns: Sequence[str]) -> Sequence[Row]:
 
 def headline(result: Result) -> Sequence[Row]:
     """The first task of each scenario of real4: the joint model, and LightGBM."""
-    firsts = first_tasks([row for row in result["table"] if row["data"] == "real4"])
-    return [headline_row(str(row["task"]), result["figures"]) for row in firsts]
+    return [
+        headline_row(str(row["task"]), result["figures"]) for row in first_tasks(result["table"])
+    ]
 
 
 def headline_row(task: str, figures: Mapping[str, float]) -> Row:
@@ -183,14 +184,12 @@ def chosen(result: Result) -> Sequence[Row]:
 
 def of_real4(result: Result) -> Sequence[Row]:
     """All tasks of real4; without `lightgbm_all` and `alone_all`, whose scenarios share nobody."""
-    rows = [row for row in result["table"] if row["data"] == "real4"]
-    return without(rows, ("data", "test rows", "alone_all", "lightgbm_all"))
+    return without(result["table"], ("data", "test rows", "alone_all", "lightgbm_all"))
 
 
 def shared_users(result: Result) -> Sequence[Row]:
     """The first task of each scenario whose people are in others, too."""
-    rows = [row for row in result["table"] if row["data"] != "real4"]
-    return without(first_tasks(rows), ("data", "B0-B4"))
+    return without(first_tasks(result["table"]), ("data", "B0-B4"))
 
 
 def left_out(result: Result) -> Sequence[Row]:
@@ -250,14 +249,17 @@ def recommend_row(size: str, short: str, figures: Mapping[str, float]) -> Row:
 
 # The name of a block, with its result and what makes the table's rows.
 BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
-    "headline": ("shared_users", headline),
-    "of_real4": ("shared_users", of_real4),
-    "left_out": ("shared_users", left_out),
+    "headline": ("shared_users_real4", headline),
+    "of_real4": ("shared_users_real4", of_real4),
+    "left_out": ("shared_users_real4", left_out),
     "quickstart": ("quickstart", plain),
     "quickstart_ranking": ("quickstart", ranking),
     "lists": ("ranking", plain),
     "recommend": ("recommend", recommend),
-    "shared_users": ("shared_users", shared_users),
+    "shared_users_anime": ("shared_users_anime", shared_users),
+    "left_out_anime": ("shared_users_anime", left_out),
+    "shared_users_grocery": ("shared_users_grocery", shared_users),
+    "left_out_grocery": ("shared_users_grocery", left_out),
     "dials": ("dials", plain),
     "newcomer": ("newcomer", plain),
     "adapted": ("adapted", adapted),
