@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 from mtrec_ray.candidates.crowd import Crowd
 from mtrec_ray.data.end_states import items_at_end, users_at_end
 from mtrec_ray.data.interactions import END, Moments, read_interactions
+from mtrec_ray.data.labels import read_labels
 from mtrec_ray.data.snapshot import new_users
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.serving.event_store import Event, open_store
-from mtrec_ray.serving.fresh_crowd import fresh_crowd
+from mtrec_ray.serving.fresh_crowd import fresh_crowd, fresh_labels
 from mtrec_ray.serving.fresh_rows import persons_of
 from mtrec_ray.serving.fresh_state import FreshState
+from mtrec_ray.serving.incoming import check_events
 from tests.builders import project_tree, scenario_tree
 from tests.prepared_log import prepare_log
 
@@ -206,6 +209,11 @@ def assert_same_crowds(worlds, users):
     assert (asked.taken != wanted.taken).nnz == (asked.recent != wanted.recent).nnz == 0
     np.testing.assert_array_equal(asked.history, wanted.history)
     np.testing.assert_array_equal(asked.met, wanted.met)
+    for task, labels in read_labels(worlds.after).items():
+        own = fresh_labels(read_labels(worlds.before)[task], worlds.state, task)
+        np.testing.assert_array_equal(own.values, labels.values)
+        np.testing.assert_array_equal(own.rows.time, labels.rows.time)
+        np.testing.assert_array_equal(own.rows.item, labels.rows.item)
 
 
 def test_only_what_events_touched_is_made_again(tmp_path):
@@ -244,12 +252,15 @@ def test_new_users_and_the_order_of_those_who_ask(tmp_path):
     """Users come in the order in which they are asked for; without a row they are new."""
     worlds = Worlds(4, "live", tmp_path)
     state, end = worlds.state, worlds.before.end
-    ids = ["user 3", "nobody", "user 1"]
+    ids = ["user 3", "nobody", "user 1", "user 3", "nobody"]
     found = state.users(ids, end + 5)
     assert found.ids.tolist() == ids
     assert_same_users(found.of(1, 2), new_users(worlds.before, ["nobody"], end + 5), worlds.default)
     alone = state.users(["user 1"], end + 5)
     assert_same_users(found.of(2, 3), alone, worlds.default)
+    assert_same_users(found.of(3, 5), found.of(0, 2), worlds.default)
+    assert len(found.categories["brand"].user) > len(alone.categories["brand"].user)
+    assert len(state.users([], end)) == 0
     worlds.store.append([Event("video", "nobody", "item 2", "x", end + 4, {"click": 1.0})])
     delay = 3 * DAY  # of the later one of the history's tasks
     assert state.users(["nobody"], end + 5 + delay).history[0, 0] == 2
@@ -288,3 +299,61 @@ def test_the_store_may_hold_what_this_model_does_not_know(tmp_path):
     own = Crowd({"video": read_interactions(worlds.before, "click")})
     rows = fresh_crowd(own, {"video": worlds.state}, {"video": "click"}, persons)
     assert len(rows.scenarios["video"]) == (own.scenarios["video"].person == persons[0]).sum()
+
+
+def problems(worlds, **fields):
+    """The lines for an event with some fields changed."""
+    now = worlds.before.end + HOUR
+    told = {"scenario": "video", "user": "user 1", "item": "item 2", "id": "a", "time": now}
+    try:
+        check_events({"video": worlds.state}, [Event(**told | fields)], now)
+    except ProjectError as error:
+        return error.problems
+    return []
+
+
+def test_good_events_are_taken(tmp_path):
+    """Labels as far as they are known, of each kind; times from the end of the data until now."""
+    worlds = Worlds(1, "live", tmp_path)
+    end = worlds.before.end
+    labels = {"click": 0, "buy": True, "stars": -2.5, "mood": "great"}
+    for told in ({}, {"labels": labels}, {"time": None}, {"time": end},
+                 {"time": end + HOUR + 60_000}):  # fmt: skip
+        assert problems(worlds, **told) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"scenario": "shop"}, "scenario: found 'shop'; allowed: one of ['video']"),
+        ({"user": ""}, "user: found ''; allowed: a text that is not empty"),
+        ({"id": ""}, "id: found ''; allowed: a text that is not empty"),
+        ({"item": "x"}, "item: found 'x'; allowed: an item of the catalogue of video"),
+        ({"time": 5}, "time: found 5; allowed: ms since 1970 from {end}, the end of the prepared "
+         "data, to {latest}, a minute from now"),
+        ({"time": 2**62}, "time: found 4611686018427387904; allowed: ms since 1970 from {end}, "
+         "the end of the prepared data, to {latest}, a minute from now"),
+        ({"labels": {"likes": 1}},
+         "labels: found 'likes'; allowed: tasks, click, buy, stars, mood"),
+        ({"labels": {"click": 2}}, "labels.click: found 2; allowed: 0 or 1"),
+        ({"labels": {"click": float("nan")}}, "labels.click: found NaN; allowed: 0 or 1"),
+        ({"labels": {"stars": 1e39}}, "labels.stars: found 1e+39; allowed: a finite number"),
+        ({"labels": {"stars": "5"}}, "labels.stars: found '5'; allowed: a finite number"),
+        ({"labels": {"mood": "sad"}},
+         'labels.mood: found \'sad\'; allowed: ["bad", "good", "great"]'),
+    ],
+)  # fmt: skip
+def test_wrong_events_are_one_line(tmp_path, fields, line):
+    """The field, what was found and what is allowed."""
+    worlds = Worlds(1, "live", tmp_path)
+    end = worlds.before.end
+    wanted = line.replace("{end}", str(end)).replace("{latest}", str(end + HOUR + 60_000))
+    assert problems(worlds, **fields) == [f"events[0].{wanted}"]
+
+
+def test_a_log_without_time_takes_no_times(tmp_path):
+    """What the log does not have an event cannot tell."""
+    worlds = Worlds(1, "no time", tmp_path)
+    line = "events[0].time: found 7; allowed: none, as the log of video has no time"
+    assert problems(worlds, time=7) == [line]
+    assert problems(worlds, time=None) == []
