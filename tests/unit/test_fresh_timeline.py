@@ -6,7 +6,7 @@ import pytest
 
 from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.elsewhere import ElsewhereFacts, Timeline
-from mtrec_ray.data.end_states import users_at_end
+from mtrec_ray.data.end_states import stored_users, users_at_end
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.elsewhere import timelines
 from mtrec_ray.data.preparing.taken_rows import Source
@@ -55,6 +55,7 @@ def worlds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("people")
     scenarios = {name: scenario_of(name) for name in NAMES}
     logs = {name: random_log(seed, scenarios[name]) for seed, name in enumerate(NAMES)}
+    logs["live"]["user"][:NUM_ROWS] %= 4  # others of its people are known elsewhere alone
     for number, log in enumerate(logs.values()):
         log["time"] += np.where(log["time"] > 0, number, 0)
     short = {n: {k: v[:NUM_ROWS].copy() for k, v in log.items()} for n, log in logs.items()}
@@ -111,5 +112,24 @@ def test_users_have_the_numbers_that_all_scenarios_share(worlds, name):
     known = users_at_end(before[name], "part-00000.parquet")
     found = states[name].users(wanted.ids.tolist(), after[name].end)
     np.testing.assert_array_equal(found.user, wanted.user)
-    assert len(known) < len(wanted)
+    late = ~np.isin(wanted.ids, known.ids)
+    assert late.any()
+    assert (wanted.user[late] > 0).any() == (name == "live")
     assert found.history.tolist() == wanted.history.tolist()
+
+
+def test_a_scenario_that_joined_keeps_the_numbers_of_its_model(worlds):
+    """Its own data has some of the model's users alone; events of others are told by the model."""
+    before, _, _ = worlds
+    layout = before["live"]
+    prepared = layout.prepared.only(["live"])
+    alone = SnapshotColumns(prepared, "live", layout.scenario)
+    ids = users_at_end(layout, "part-00000.parquet").ids.tolist()
+    store = open_store(f"sqlite:///{prepared.folder}/none.sqlite")
+    wanted = FreshState(layout, store).users(ids, layout.end).user
+    assert (wanted > 0).any()
+    hashes = stored_users(layout.prepared, layout.facts.user_space)
+    assert wanted.max() > len(stored_users(prepared, layout.facts.user_space))
+    for vocabulary in (None, hashes):
+        found = FreshState(alone, store, vocabulary=vocabulary).users(ids, layout.end)
+        np.testing.assert_array_equal(found.user, wanted)
