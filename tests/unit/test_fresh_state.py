@@ -301,6 +301,19 @@ def test_a_user_who_asks_later_has_older_rows(tmp_path):
     assert (later.numeric[:, week] == 0).all()
 
 
+def test_an_event_without_a_time_happened_when_it_arrived(tmp_path):
+    """Its row has the moment at which the store first had it, however often it is sent."""
+    worlds = Worlds(6, "live", tmp_path)
+    state, told = worlds.state, Event("video", "user 1", "item 2", "a", None, {"click": 1.0})
+    worlds.store.append([told])
+    (stored,) = worlds.store.after(0, "video")
+    worlds.store.append([told])
+    assert state.now(0) == stored.arrived + 1
+    late = stored.arrived + 3 * DAY  # when both tasks of the history are known
+    assert state.users(["user 1"], late + 1).history[0, 0] == 2
+    assert state.users(["user 1"], late).history[0, 0] != 2
+
+
 def test_the_store_may_hold_what_this_model_does_not_know(tmp_path):
     """Events of other items, or from before the end of the data, change nothing."""
     worlds = Worlds(9, "live", tmp_path)
