@@ -1,5 +1,6 @@
 """Users and items at the end of the prepared data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -143,14 +144,24 @@ def statistics_at_end(layout: SnapshotColumns, key: str, num: int) -> Float32s:
 
 def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
     """Returns u64[U]: sorted hashes of an id space's training users; the i-th has number i + 1."""
-    hashes = [np.zeros(0, np.uint64)]
+    return numbered_users(prepared, space)[0]
+
+
+def numbered_users(prepared: Prepared, space: str) -> tuple[NDArray[np.uint64], Ints]:
+    """Returns u64[U], sorted hashes of the users with rows whom training knows, and their numbers.
+
+    Those of a scenario that joined a model are some of the model's, with the model's numbers.
+    """
+    hashes, numbers = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for name, facts in prepared.scenarios.items():
         if facts.user_space == space:
             state = read_states(prepared, name, "users")
             assert state is not None
-            known = state.column("user").to_numpy() > 0
-            hashes.append(hash_strings(state.column("user_id"))[known])
-    return np.unique(np.concatenate(hashes))
+            number = state.column("user").to_numpy()
+            hashes.append(hash_strings(state.column("user_id"))[number > 0])
+            numbers.append(number[number > 0].astype(np.int64))
+    found, first = np.unique(np.concatenate(hashes), return_index=True)
+    return found, np.concatenate(numbers)[first]
 
 
 def user_parts(prepared: Prepared, name: str) -> list[str]:
@@ -161,17 +172,25 @@ def user_parts(prepared: Prepared, name: str) -> list[str]:
 
 def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
     """Returns the users of a partition at the end of the data."""
-    prepared, name = layout.prepared, layout.name
-    state = read_states(prepared, name, "users", part)
+    kinds = ["users", *layout.pair_keys.values()]
+    states = {kind: read_states(layout.prepared, layout.name, kind, part) for kind in kinds}
+    return users_of_states(layout, states, layout.end)
+
+
+def users_of_states(
+    layout: SnapshotColumns, states: Mapping[str, pa.Table | None], moment: int
+) -> UserSnapshot:
+    """Returns users from their states by kind, as prepare makes them, of a moment in ms."""
+    state = states["users"]
     assert state is not None
     ids = np.asarray(state.column("user_id").to_pylist(), object)
-    end = np.full(len(ids), layout.end)
+    end = np.full(len(ids), moment)
     numeric = layout.scatter("user", WINDOWS_MS, matrix(state.column("numeric")))
     person = hash_strings(state.column("user_id")).view(np.int64)
     outcomes = None
     if layout.facts.history_outcomes:
         outcomes = matrix(state.column(OUTCOME)).astype(np.int64)
-    places = dict(zip(person.tolist(), range(len(person)), strict=True))
+    places = dict(zip(ids.tolist(), range(len(ids)), strict=True))
     return UserSnapshot(
         ids=ids,
         person=person,
@@ -181,23 +200,21 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
         ages=matrix(state.column("history_age")).astype(np.int64),
         numeric=overlay(numeric, layout.calendar(end)),
         categories={
-            c: category_statistics_at_end(layout, key, part, places)
+            c: category_statistics_of(layout, key, states[key], places)
             for c, key in layout.pair_keys.items()
         },
         outcomes=outcomes,
     )
 
 
-def category_statistics_at_end(
-    layout: SnapshotColumns, key: str, part: str, places: dict[int, int]
+def category_statistics_of(
+    layout: SnapshotColumns, key: str, state: pa.Table | None, places: Mapping[str, int]
 ) -> UserCategoryStatistics:
-    """Returns a partition's users' statistics by a column's values, at the end of the data."""
-    state = read_states(layout.prepared, layout.name, key, part)
+    """Returns users' statistics by a column's values, from their state; `places` by user id."""
     if state is None:
         return no_category_statistics(layout)
-    person = hash_strings(state.column("user_id")).view(np.int64)
     return UserCategoryStatistics(
-        np.array([places[p] for p in person.tolist()], np.int64),
+        np.array([places[user] for user in state.column("user_id").to_pylist()], np.int64),
         state.column("category").to_numpy().astype(np.int64),
         layout.scatter(key, NO_WINDOWS, matrix(state.column("numeric"))),
     )

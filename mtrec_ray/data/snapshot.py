@@ -46,6 +46,16 @@ class UserCategoryStatistics:
             self.user[kept] - start, self.category[kept], self.numeric[kept]
         )
 
+    def repeated(self, rows: Ints) -> "UserCategoryStatistics":
+        """Returns the pairs of users i64[B'], who are numbered in this order; some come twice."""
+        order = np.argsort(self.user, kind="stable")
+        start = np.searchsorted(self.user[order], rows, side="left")
+        size = np.searchsorted(self.user[order], rows, side="right") - start
+        place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size - start, size)
+        pairs = order[place]
+        user = np.repeat(np.arange(len(rows)), size)
+        return UserCategoryStatistics(user, self.category[pairs], self.numeric[pairs])
+
     def renumbered(self, number: Ints) -> "UserCategoryStatistics":
         """Returns the pairs of the users whose new `number` i64[B] is not -1."""
         user = number[self.user]
@@ -86,7 +96,10 @@ class UserSnapshot:
         return self._with_rows(slice(start, stop), pairs)
 
     def take(self, rows: Ints) -> "UserSnapshot":
-        """Returns some of the users, in the order of `rows`."""
+        """Returns some of the users, in the order of `rows`, in which one may come twice."""
+        if len(np.unique(rows)) < len(rows):
+            pairs = {c: s.repeated(rows) for c, s in self.categories.items()}
+            return self._with_rows(rows, pairs)
         number = np.full(len(self), -1)
         number[rows] = np.arange(len(rows))
         return self._with_rows(rows, {c: s.renumbered(number) for c, s in self.categories.items()})
@@ -328,19 +341,20 @@ def no_category_statistics(layout: SnapshotColumns) -> UserCategoryStatistics:
     return UserCategoryStatistics(none, none, layout.blank(0))
 
 
-def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
-    """Returns users of whom the data has no row, at the end of the data."""
+def new_users(layout: SnapshotColumns, ids: list[str], moment: int | None = None) -> UserSnapshot:
+    """Returns users of whom there is no row, at a moment in ms: by default the end of the data."""
     num = len(ids)
+    moments = np.full(num, layout.end if moment is None else moment)
     numeric = layout.scatter("user", WINDOWS_MS, np.repeat(layout.cold_start(WINDOWS_MS), num, 0))
     none = np.full((num, layout.facts.history_last), -1)
     return UserSnapshot(
         ids=np.array(ids, object),
         person=hash_strings(pa.array(ids, pa.string())).view(np.int64),
-        moment=np.full(num, layout.end),
+        moment=moments,
         user=np.zeros(num, np.int64),
         history=none,
         ages=np.zeros_like(none),
-        numeric=overlay(numeric, layout.calendar(np.full(num, layout.end))),
+        numeric=overlay(numeric, layout.calendar(moments)),
         categories={column: no_category_statistics(layout) for column in layout.pair_keys},
         outcomes=np.zeros_like(none) if layout.facts.history_outcomes else None,
     )
