@@ -143,14 +143,12 @@ def run_export(
     names = check_data(check_names(names, project), joint_run)
     exporting, folder = Exporting(joint_run, project), run.path("export")
     parts = {n: dict(by_place(exporting.parts(n))) for n in exporting.models}
-    kept = keep_current({p: part for own in parts.values() for p, (_, part) in own.items()}, folder)
+    kept = keep_current([part for own in parts.values() for _, part in own.values()], folder)
     asked = {p: part for n in names for p, (kind, part) in parts[n].items() if kind in wanted}
-    written = write_parts(
-        {p: part for p, part in asked.items() if p not in kept}, exporting, folder, log
-    )
-    records = dict(sorted((kept | written).items()))
-    manifest = write_manifest(records, exporting, folder)
-    return {"folder": folder, "parts": manifest["parts"]}
+    missing = [part for place, part in asked.items() if place not in kept]
+    records = kept | write_parts(missing, exporting, folder, log)
+    write_manifest(dict(sorted(records.items())), exporting, folder)
+    return {"folder": folder, "parts": {place: in_short(records[place]) for place in asked}}
 
 
 def check_formats(formats: Sequence[str]) -> list[str]:
@@ -184,13 +182,13 @@ def by_place(parts: Iterator[tuple[str, Part]]) -> Iterator[tuple[str, tuple[str
         yield part.place, (kind, part)
 
 
-def keep_current(parts: Mapping[str, Part], folder: str) -> dict[str, Record]:
-    """Returns the records of the whole parts; removes those of other models, and unfinished ones."""
+def keep_current(parts: Sequence[Part], folder: str) -> dict[str, Record]:
+    """Returns the records of whole parts by place; removes parts of other models, or unfinished."""
     found = {}
-    for place, part in parts.items():
-        own = storage.join(folder, place)
+    for part in parts:
+        own = storage.join(folder, part.place)
         if record := part.read(folder):
-            found[place] = record
+            found[part.place] = record
         else:
             storage.remove_folder(own)
         storage.remove_folder(own + UNFINISHED)
@@ -198,9 +196,9 @@ def keep_current(parts: Mapping[str, Part], folder: str) -> dict[str, Record]:
 
 
 def write_parts(
-    parts: Mapping[str, Part], exporting: Exporting, folder: str, log: Log
+    parts: Sequence[Part], exporting: Exporting, folder: str, log: Log
 ) -> dict[str, Record]:
-    """Write parts, one after another; returns their records."""
+    """Write parts, one after another; returns their records by place."""
     if not parts:
         begin_stage(log, "export: already done")
         return {}
@@ -208,28 +206,32 @@ def write_parts(
     if not all(storage.exists(vectors_path(model)) for model in exporting.models.values()):
         connect(exporting.project.run)  # workers encode the items
     found = {}
-    for place, part in parts.items():
-        found[place] = part.store(folder)
-        log(f"{place}: {told_parity(found[place])}")
+    for part in parts:
+        found[part.place] = part.store(folder)
+        log(f"{part.place}: {told_parity(found[part.place])}")
     return found
+
+
+def in_short(record: Record) -> dict[str, Any]:
+    """Returns what a job's last line tells of a part."""
+    if "absent" in record:
+        return {"absent": record["absent"]}
+    return {"bytes": sum(file["bytes"] for file in record["files"].values()), **record["parity"]}
 
 
 def told_parity(record: Record) -> str:
     """Returns how near a part is to the trained model, in words."""
-    if "absent" in record:
-        return f"not exported: {record['absent']}"
-    size = sum(file["bytes"] for file in record["files"].values()) / 1e6
-    near = record["parity"]
+    short = in_short(record)
+    if "absent" in short:
+        return f"not exported: {short['absent']}"
     return (
-        f"{size:,.1f} MB, largest difference {near['largest_difference']:.2g}, "
-        f"smallest cosine {near['smallest_cosine']:.6f}"
+        f"{short['bytes'] / 1e6:,.1f} MB, largest difference {short['largest_difference']:.2g}, "
+        f"smallest cosine {short['smallest_cosine']:.6f}"
     )
 
 
-def write_manifest(
-    records: Mapping[str, Record], exporting: Exporting, folder: str
-) -> dict[str, Any]:
-    """Write the model card and the manifest, which comes last; returns the manifest."""
+def write_manifest(records: Mapping[str, Record], exporting: Exporting, folder: str) -> None:
+    """Write the model card and the manifest, which comes last."""
     models = {name: model_kind(model) for name, model in exporting.models.items()}
     project, facts = exporting.project, exporting.joint_run.facts
     card = card_page(project, facts, models, records, exporting.evaluation).encode()
@@ -243,4 +245,3 @@ def write_manifest(
         "parts": dict(records),
     }
     storage.write_json(storage.join(folder, MANIFEST), manifest)
-    return manifest

@@ -46,7 +46,7 @@ def test_a_folder_that_transformers_loads(tmp_path, trainable, pooling):
     told = files.write_huggingface(tmp_path / "encoder")
     assert told["parity"]["largest_difference"] < 1e-5
     assert told["parity"]["smallest_cosine"] > 1 - 1e-6
-    model, vectors = build(trained.project.model, CATALOGUES)
+    model, _ = build(trained.project.model, CATALOGUES)
     tokens = torch.randint(5, 97, (3, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(7) < torch.tensor([7, 4, 1])[:, None]
     loaded = AutoModel.from_pretrained(tmp_path / "encoder").eval()
