@@ -82,7 +82,8 @@ def store_folder(local: Path, folder: str) -> None:
     target = folder + UNFINISHED if is_local else folder
     for old in (target, folder):
         storage.remove_folder(old)
-    paths = sorted((p for p in local.rglob("*") if p.is_file()), key=lambda p: p.name == RECORD)
+    found = (p for p in local.rglob("*") if p.is_file())
+    paths = sorted(found, key=lambda p: (p.name == RECORD, p))
     for path in paths:
         name = path.relative_to(local).as_posix()
         with storage.new_file(storage.join(target, name)) as stream, path.open("rb") as file:
