@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -25,6 +25,7 @@ from mtrec_ray.project.depends_on import Fields
 from mtrec_ray.project.project import Project
 from mtrec_ray.report.card import card_page
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.exporting import encoder
 from mtrec_ray.stages.exporting.encoder import EncoderFiles
 from mtrec_ray.stages.exporting.parts import UNFINISHED, Part, Record
 from mtrec_ray.stages.exporting.scenario import ScenarioFiles
@@ -40,9 +41,8 @@ from mtrec_ray.stages.trained_model import TrainedModel, vectors_path
 
 MANIFEST, CARD = "manifest.json", "README.md"
 VERSION = 1  # of the files' layout
-OF_ENCODER = ("huggingface", "onnx", "onnx-int8", "openvino-int8")
 OF_SCENARIO = ("vectors", "user")
-FORMATS = (*OF_SCENARIO, *OF_ENCODER)
+FORMATS = (*OF_SCENARIO, *encoder.FORMATS)
 NEEDS = {  # packages of the extra
     "user": ("onnx", "onnxscript", "onnxruntime"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -88,13 +88,13 @@ class Exporting:
         model = self.models[name]
         made_from: Fields = {"layout": VERSION, "model": version(self.joint_run, name, model)}
         own, place = has_own_encoder(model), f"scenarios/{name}"
-        encoder = EncoderFiles(model) if own else self.joint_encoder
+        reader = EncoderFiles(model) if own else self.joint_encoder
         yield from encoder_parts(
-            encoder,
+            reader,
             f"{place}/encoder" if own else "encoder",
             made_from if own else {"layout": VERSION, "model": self.joint_run.fingerprint},
         )
-        files = ScenarioFiles(model, name, encoder)
+        files = ScenarioFiles(model, name, reader)
         made_from = made_from | {"precision": self.project.evaluation.precision}
         yield "vectors", Part(f"{place}/vectors", made_from, files.write_vectors)
         yield "user", Part(f"{place}/user", made_from, files.write_user)
@@ -107,12 +107,8 @@ def has_own_encoder(model: TrainedModel) -> bool:
 
 def encoder_parts(files: EncoderFiles, place: str, made_from: Fields) -> Iterator[tuple[str, Part]]:
     """Yields the parts of an encoder by format."""
-    writers = (
-        files.write_huggingface, files.write_onnx, files.write_onnx_int8,
-        files.write_openvino_int8,
-    )  # fmt: skip
-    for kind, write in zip(OF_ENCODER, writers, strict=True):
-        yield kind, Part(f"{place}/{kind}", made_from, write)
+    for kind in encoder.FORMATS:
+        yield kind, Part(f"{place}/{kind}", made_from, partial(files.write, kind))
 
 
 def run_export(

@@ -29,6 +29,7 @@ from mtrec_ray.stages.finetuning.recipe import plain_encoder
 from mtrec_ray.stages.trained_model import TrainedModel, load_model_for_use
 from mtrec_ray.training.item_vectors import ItemVectors
 
+FORMATS = ("huggingface", "onnx", "onnx-int8", "openvino-int8")
 SAMPLE = 256  # texts that are compared, at most
 ONNX, XML = "encoder.onnx", "encoder.xml"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "vector"
@@ -132,6 +133,14 @@ class EncoderFiles:
         sizes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
         export_onnx(self.pooled, inputs, path, OUTPUT, dict.fromkeys(inputs, sizes))
         return path
+
+    def write(self, kind: str, folder: Path) -> dict[str, Any]:
+        """Writes the encoder in one of `FORMATS`; returns what its record tells."""
+        writers = (
+            self.write_huggingface, self.write_onnx, self.write_onnx_int8,
+            self.write_openvino_int8,
+        )  # fmt: skip
+        return dict(zip(FORMATS, writers, strict=True))[kind](folder)
 
     def write_huggingface(self, folder: Path) -> dict[str, Any]:
         """Writes the encoder as a folder that transformers loads by itself."""
