@@ -23,13 +23,18 @@ from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.stages.exporting.encoder import EncoderFiles, export_onnx, onnx_session, spread
 from mtrec_ray.stages.exporting.parity import Parity
-from mtrec_ray.stages.exporting.user_side import UserSide, inputs_of_users, user_side_problem
+from mtrec_ray.stages.exporting.user_side import (
+    UserSide,
+    inputs_of_users,
+    profile_table,
+    user_side_problem,
+)
 from mtrec_ray.stages.list_inputs import layout_of
 from mtrec_ray.stages.ranker import retrieval_vectors
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 
 ITEMS, TEXTS, VECTORS, INDEX = "items.parquet", "text_vectors.npy", "vectors.npy", "index.faiss"
-USER = "user.onnx"
+USER, PROFILES = "user.onnx", "profiles.parquet"
 FOUND = 10  # items that the index is asked for
 PROBES = 16  # lists of a large index that a search looks into, at least
 
@@ -102,10 +107,20 @@ class ScenarioFiles:
         some, length = torch.export.Dim("users"), torch.export.Dim("history")
         shapes = {n: {0: some} if n == "profile" else {0: some, 1: length} for n in inputs}
         export_onnx(side, inputs, path, "vector", shapes)
+        if "profile" in inputs:
+            self.write_profiles(folder)
         assert self.model.retrieval is not None
         wanted = self.model.retrieval.user_vectors(self.name, users, self.text).numpy()
         (found,) = onnx_session(path).run(None, {n: v.numpy() for n, v in inputs.items()})
         return {"inputs": list(inputs), "parity": Parity.of(found, wanted).told()}
+
+    def write_profiles(self, folder: Path) -> None:
+        """Writes the profiles of all users at the end of the data, as the user side reads them."""
+        retrieval, prepared = self.model.retrieval, self.layout.prepared
+        assert retrieval is not None
+        parts = (users_at_end(self.layout, part) for part in user_parts(prepared, self.name))
+        table = profile_table(retrieval, retrieval.spaces[self.name], parts)
+        pq.write_table(table, folder / PROFILES, compression="zstd")
 
     def some_users(self) -> UserSnapshot:
         """Returns some users at the end of the data."""

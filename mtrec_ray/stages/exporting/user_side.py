@@ -4,14 +4,17 @@ Letters: B users, H history items, E width of retrieval vectors, T tasks.
 """
 
 import copy
+from collections.abc import Iterable
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.outcomes import LEVELS
 from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.model.outcomes import OutcomeEmbedding, OutcomeVectors
-from mtrec_ray.model.profiles import Asking
+from mtrec_ray.model.profiles import Asking, ProfileInputs
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.model.retrieval import Retrieval
 
@@ -73,6 +76,24 @@ class UserSide(nn.Module):
         place = torch.where(known, rows, -1)
         states = history.flatten(0, 1)
         return self.retrieval.users(self.name, states, place, ages, outcomes, profile)  # pyright: ignore[reportArgumentType]
+
+
+@torch.no_grad()
+def profile_table(retrieval: Retrieval, space: str, parts: Iterable[UserSnapshot]) -> pa.Table:
+    """Returns ids and vectors of profiles f32[E], as the user side reads them.
+
+    The first row, without an id, is that of a user without a profile.
+    """
+    side = retrieval.profiles[space]
+    assert isinstance(side, ProfileInputs)
+    ids: list[str | None] = [None]
+    vectors = [side.absent[None]]
+    for users in parts:
+        ids += [str(user) for user in users.ids]
+        vectors.append(side(Asking.of(users, side.absent.device)))
+    return pa.table(
+        {"id": pa.array(ids, pa.string()), "profile": fixed_list(torch.cat(vectors).numpy())}
+    )
 
 
 def user_side_problem(model: Recommender, name: str) -> str | None:
