@@ -11,6 +11,7 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import SPLITS, Split
 from mtrec_ray.report.tables import markdown_table, number
 
+OF_ENCODER = ("huggingface", "onnx", "onnx-int8", "openvino-int8")
 NO_EVALUATION = "There is no evaluation of these models yet: run `evaluate`, then `export` again."
 
 Facts = Mapping[str, PreparedScenario]
@@ -35,10 +36,15 @@ def card_page(
         keep_trailing_newline=True,
     )
     names = list(facts)
+    formats = {
+        place.rsplit("/", 1)[-1] for place, record in parts.items() if "absent" not in record
+    }
     return pages.get_template("card.md").render(
         run=project.run.name,
         generated=project.sample_world is not None,
         scenarios=names,
+        formats=formats,
+        read_texts=[f"`{kind}`" for kind in OF_ENCODER if kind in formats],
         encoder=project.model.encoder,
         data=markdown_table([data_row(n, facts[n], project) for n in names]),
         splits=[f"{n}: {split_text(project.scenarios[n].split)}" for n in names],

@@ -4,6 +4,7 @@
     scenarios/NAME/encoder/FORMAT/  that of a scenario whose own encoder was fine-tuned
     scenarios/NAME/vectors/       vectors of all items, and an index of them
     scenarios/NAME/user/          the map from histories to users' vectors
+    scenarios/NAME/ranking/       the network that ranks, and what it reads of all items
     README.md, manifest.json      the model card; every file with its SHA-256, and how near it is
 
 Each part is there whole or not at all; a part that is made from the same model is kept.
@@ -41,10 +42,11 @@ from mtrec_ray.stages.trained_model import TrainedModel, vectors_path
 
 MANIFEST, CARD = "manifest.json", "README.md"
 VERSION = 1  # of the files' layout
-OF_SCENARIO = ("vectors", "user")
+OF_SCENARIO = ("vectors", "user", "ranking")
 FORMATS = (*OF_SCENARIO, *encoder.FORMATS)
 NEEDS = {  # packages of the extra
     "user": ("onnx", "onnxscript", "onnxruntime"),
+    "ranking": ("onnx", "onnxscript", "onnxruntime"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "onnx-int8": ("onnx", "onnxscript", "onnxruntime"),
     "openvino-int8": ("onnx", "onnxscript", "openvino"),
@@ -96,8 +98,9 @@ class Exporting:
         )
         files = ScenarioFiles(model, name, reader)
         made_from = made_from | {"precision": self.project.evaluation.precision}
-        yield "vectors", Part(f"{place}/vectors", made_from, files.write_vectors)
-        yield "user", Part(f"{place}/user", made_from, files.write_user)
+        writers = (files.write_vectors, files.write_user, files.write_ranking)
+        for kind, write in zip(OF_SCENARIO, writers, strict=True):
+            yield kind, Part(f"{place}/{kind}", made_from, write)
 
 
 def has_own_encoder(model: TrainedModel) -> bool:

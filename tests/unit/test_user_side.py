@@ -10,7 +10,7 @@ from mtrec_ray.data.profiles import ProfileFacts, Profiles
 from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.stages.exporting.encoder import export_onnx
+from mtrec_ray.stages.exporting.onnx_file import export_onnx
 from mtrec_ray.stages.exporting.user_side import (
     UserSide,
     inputs_of_users,

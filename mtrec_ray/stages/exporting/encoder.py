@@ -3,11 +3,8 @@
 Letters: m texts, L tokens, D width.
 """
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +21,8 @@ from mtrec_ray.model.chunks import Texts, chunks
 from mtrec_ray.model.encoder import pool
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.model import Encoder
+from mtrec_ray.stages.exporting.int8_weights import compress_weights
+from mtrec_ray.stages.exporting.onnx_file import export_onnx, onnx_session, quiet
 from mtrec_ray.stages.exporting.parity import Parity
 from mtrec_ray.stages.finetuning.recipe import plain_encoder
 from mtrec_ray.stages.trained_model import TrainedModel, load_model_for_use
@@ -33,7 +32,6 @@ FORMATS = ("huggingface", "onnx", "onnx-int8", "openvino-int8")
 SAMPLE = 256  # texts that are compared, at most
 ONNX, XML = "encoder.onnx", "encoder.xml"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "vector"
-INT8_LIMIT = 127
 
 # Returns vectors [m, D] of token ids i64[m, L] and their mask i64[m, L].
 Reader = Callable[[NDArray[np.int64], NDArray[np.int64]], Float32s]
@@ -203,15 +201,6 @@ def torch_reader(module: nn.Module) -> Reader:
     return read
 
 
-def onnx_session(path: Path) -> Any:
-    """Returns a file of ONNX, ready to run in onnxruntime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def onnx_reader(path: Path) -> Reader:
     """Returns a reader of texts by a file of ONNX."""
     session = onnx_session(path)
@@ -225,70 +214,3 @@ def openvino_reader(path: Path) -> Reader:
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(path, "CPU", threads)
     return lambda *texts: compiled(dict(zip(INPUTS, texts, strict=True)))[0]
-
-
-def export_onnx(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor],
-    path: Path,
-    output: str,
-    shapes: Mapping[str, Mapping[int, Any]],
-) -> None:
-    """Writes a module as one file of ONNX, whose inputs have the names of its arguments.
-
-    `shapes`: by input, which dimensions are of any size.
-    """
-    with quiet("torch.onnx"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module, (), kwargs=dict(inputs), input_names=list(inputs), output_names=[output],
-            dynamic_shapes=dict(shapes), dynamo=True, verbose=False,
-        )  # fmt: skip
-    assert program is not None
-    program.save(path, external_data=False)
-
-
-def compress_weights(model: Any) -> int:
-    """Turns the constant matrices of an OpenVINO model's products to int8; returns how many.
-
-    Each becomes int8 numbers times a scale by output channel, the form in which OpenVINO's CPU
-    plugin multiplies in int8.
-    """
-    number = 0
-    for product in model.get_ordered_ops():
-        if product.get_type_name() != "MatMul":
-            continue
-        weight = product.input(1).get_source_output().get_node()
-        if weight.get_type_name() != "Constant" or len(weight.shape) != 2:
-            continue
-        replace_product(product, weight.data.astype(np.float32))
-        number += 1
-    return number
-
-
-def replace_product(product: Any, weight: Float32s) -> None:
-    """Puts a product with an int8 matrix in place of one with the matrix f32[in, out]."""
-    from openvino import opset13 as ops
-
-    by_output = weight if product.get_attributes()["transpose_b"] else weight.T
-    scale = np.abs(by_output).max(1, keepdims=True) / INT8_LIMIT
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-    small = np.ascontiguousarray((by_output / scale).round().astype(np.int8))
-    matrix = ops.multiply(ops.convert(ops.constant(small), "f32"), ops.constant(scale))
-    transposed = product.get_attributes()["transpose_a"]
-    new = ops.matmul(product.input(0).get_source_output(), matrix, transposed, True)
-    new.set_friendly_name(product.get_friendly_name())
-    for target in product.output(0).get_target_inputs():
-        target.replace_source_output(new.output(0))
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Errors only of a library's logger."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -18,11 +18,20 @@ from mtrec_ray.candidates import inverted_lists
 from mtrec_ray.candidates.search_index import EXACT_UP_TO
 from mtrec_ray.data.arrays import Float32s
 from mtrec_ray.data.columns import fixed_list
-from mtrec_ray.data.end_states import read_catalogue, user_parts, users_at_end
-from mtrec_ray.data.snapshot import UserSnapshot
-from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.stages.exporting.encoder import EncoderFiles, export_onnx, onnx_session, spread
+from mtrec_ray.data.end_states import items_at_end, read_catalogue, user_parts, users_at_end
+from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot, rows_of_pairs
+from mtrec_ray.model.recommender import Recommender, predictions
+from mtrec_ray.model.samples import Samples
+from mtrec_ray.stages.exporting.encoder import EncoderFiles, spread
+from mtrec_ray.stages.exporting.onnx_file import export_onnx, onnx_session
 from mtrec_ray.stages.exporting.parity import Parity
+from mtrec_ray.stages.exporting.ranking_part import (
+    RankingPart,
+    inputs_of_pairs,
+    ranking_problem,
+    represented,
+    sizes_of,
+)
 from mtrec_ray.stages.exporting.user_side import (
     UserSide,
     inputs_of_users,
@@ -34,7 +43,7 @@ from mtrec_ray.stages.ranker import retrieval_vectors
 from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_with_vectors
 
 ITEMS, TEXTS, VECTORS, INDEX = "items.parquet", "text_vectors.npy", "vectors.npy", "index.faiss"
-USER, PROFILES = "user.onnx", "profiles.parquet"
+RANKING, USER, PROFILES = "ranking.onnx", "user.onnx", "profiles.parquet"
 FOUND = 10  # items that the index is asked for
 PROBES = 16  # lists of a large index that a search looks into, at least
 
@@ -113,6 +122,44 @@ class ScenarioFiles:
         wanted = self.model.retrieval.user_vectors(self.name, users, self.text).numpy()
         (found,) = onnx_session(path).run(None, {n: v.numpy() for n, v in inputs.items()})
         return {"inputs": list(inputs), "parity": Parity.of(found, wanted).told()}
+
+    def write_ranking(self, folder: Path) -> dict[str, Any]:
+        """Writes the network that ranks as ONNX, and what it reads of all items.
+
+        Where it cannot be exported, the record says why.
+        """
+        if problem := ranking_problem(self.model, self.name):
+            return {"absent": problem}
+        items = items_at_end(self.layout)
+        samples = self.some_pairs(items)
+        inputs = inputs_of_pairs(self.model, self.name, samples, self.text)
+        part, path = RankingPart(self.model, self.name).eval(), folder / RANKING
+        export_onnx(part, inputs, path, "predictions", sizes_of(inputs))
+        self.write_items(items, folder / ITEMS)
+        with torch.no_grad():
+            logits = self.model.score(self.name, samples, self.text[samples.items])
+        wanted = predictions(self.layout.facts, logits).numpy()
+        (found,) = onnx_session(path).run(None, {n: v.numpy() for n, v in inputs.items()})
+        names = [*self.layout.facts.numeric_names, *self.layout.scenario.items.numeric]
+        told = {"inputs": list(inputs), "columns": names, "tasks": self.layout.facts.tasks}
+        return {**told, "parity": Parity.of(found, wanted).told()}
+
+    def write_items(self, items: ItemSnapshot, path: Path) -> None:
+        """Writes the items as the network reads them, with their columns at the end of the data."""
+        own = represented(self.model, self.name, self.text).numpy()
+        raw = self.model.scenario_inputs(self.name).catalogue_raw.numpy()
+        columns = fixed_list(np.concatenate([items.numeric, raw], 1))
+        ids = pa.array(items.ids, pa.string())
+        table = pa.table({"id": ids, "item": fixed_list(own), "columns": columns})
+        pq.write_table(table, path, compression="zstd")
+
+    def some_pairs(self, items: ItemSnapshot) -> Samples:
+        """Returns some users at the end of the data, each with an item."""
+        users = self.some_users()
+        num = np.arange(len(users))
+        arrays = rows_of_pairs(self.layout, users, items, num, num % len(items.ids))
+        labels = np.zeros((len(users), len(self.layout.facts.tasks)), np.float32)
+        return Samples.of(arrays | {"labels": labels})
 
     def write_profiles(self, folder: Path) -> None:
         """Writes the profiles of all users at the end of the data, as the user side reads them."""
