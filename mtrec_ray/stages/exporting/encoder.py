@@ -28,7 +28,7 @@ from mtrec_ray.stages.finetuning.recipe import plain_encoder
 from mtrec_ray.stages.trained_model import TrainedModel, load_model_for_use
 from mtrec_ray.training.item_vectors import ItemVectors
 
-FORMATS = ("huggingface", "onnx", "onnx-int8", "openvino-int8")
+FORMATS: tuple[str, ...] = ("huggingface", "onnx", "onnx-int8", "openvino-int8")
 SAMPLE = 256  # texts that are compared, at most
 ONNX, XML = "encoder.onnx", "encoder.xml"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "vector"

@@ -47,8 +47,9 @@ def count_below(edges: Any, values: Any, *, right: bool = False, **_: object) ->
 
     The place of a value is the number of edges below it.
     """
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18
     compare = op.LessOrEqual if right else op.Less
     is_below = compare(op.Unsqueeze(edges, [1]), op.Unsqueeze(values, [2]))
     return op.ReduceSum(op.Cast(is_below, to=7), [2], keepdims=0)  # 7: int64

@@ -190,12 +190,11 @@ def write_index(vectors: Float32s, path: Path) -> float:
     vectors = np.ascontiguousarray(vectors, np.float32)
     exact: Any = faiss.IndexFlatIP(vectors.shape[1])
     exact.add(vectors)
-    index = exact
+    index: Any = exact
     if len(vectors) > EXACT_UP_TO:
         lists = inverted_lists.num_lists(len(vectors))
-        index = faiss.index_factory(
-            vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT
-        )
+        kind = f"IVF{lists},Flat"
+        index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors)
         index.add(vectors)
         index.nprobe = max(lists // 16, PROBES)

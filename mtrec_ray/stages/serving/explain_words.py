@@ -199,7 +199,8 @@ def token_groups(
     blank = tokenizer.mask_token_id
     blank = tokenizer.pad_token_id if blank is None else blank
     hidden = np.where(special, tokens, blank)
-    text = tokenizer.decode(tokens, skip_special_tokens=True) if text is None else text
+    if text is None:
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
     read = tokenizer(
         text, truncation=True, max_length=max_tokens, return_offsets_mapping=tokenizer.is_fast
     )
