@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def count_below(edges: Any, values: Any, *, right: bool = False, **_: object) ->
     """
     from onnxscript import opset18
 
-    op: Any = opset18
+    op = cast("Any", opset18)
     compare = op.LessOrEqual if right else op.Less
     is_below = compare(op.Unsqueeze(edges, [1]), op.Unsqueeze(values, [2]))
     return op.ReduceSum(op.Cast(is_below, to=7), [2], keepdims=0)  # 7: int64

@@ -6,7 +6,7 @@ history items.
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -188,13 +188,14 @@ def write_index(vectors: Float32s, path: Path) -> float:
     searched whole; of a large one a few lists are, as many as `nprobe` says in the file.
     """
     vectors = np.ascontiguousarray(vectors, np.float32)
-    exact: Any = faiss.IndexFlatIP(vectors.shape[1])
+    exact = cast("Any", faiss.IndexFlatIP(vectors.shape[1]))
     exact.add(vectors)
-    index: Any = exact
+    index = exact
     if len(vectors) > EXACT_UP_TO:
         lists = inverted_lists.num_lists(len(vectors))
         kind = f"IVF{lists},Flat"
-        index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+        made = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+        index = cast("Any", made)
         index.train(vectors)
         index.add(vectors)
         index.nprobe = max(lists // 16, PROBES)
