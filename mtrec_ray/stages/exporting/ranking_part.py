@@ -52,14 +52,10 @@ class RankingPart(nn.Module):
         model, mask = self.model, known & self.model.options.history
         cosine = self._cosines(candidate_text, history_text)
         similarity = similarity_kernels(cosine, mask)
+        row = columns[:, : len(self.facts.numeric_names)]
         if model.use_general_head:
-            row = columns[:, : len(self.facts.numeric_names)]
             return predictions(self.facts, model.general_logits(self.name, similarity, row))
-        place = torch.arange(known.numel(), device=known.device).view(known.shape)
-        beside = None
-        if self.outcomes is not None and outcomes is not None:
-            beside = self.outcomes(outcomes)
-        interest = model.interest(candidate, history.flatten(0, 1), place, ages, mask, beside)
+        interest = self._interest(candidate, history, ages, mask, outcomes)
         identity = torch.zeros_like(candidate)
         if user is not None:
             identity = model.user_vectors(self.name, user)
@@ -73,9 +69,23 @@ class RankingPart(nn.Module):
             similarity=similarity,
         )
         logits = model.assemble(self.name, pairs)
-        row = columns[:, : len(self.facts.numeric_names)]
         logits = model.from_general(self.name, logits, similarity, row)
         return predictions(self.facts, logits)
+
+    def _interest(
+        self,
+        candidate: Tensor,
+        history: Tensor,
+        ages: Tensor,
+        mask: Tensor,
+        outcomes: Tensor | None,
+    ) -> Tensor:
+        """Returns f32[N, W], histories as their candidates attend over them."""
+        place = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+        beside = None
+        if self.outcomes is not None and outcomes is not None:
+            beside = self.outcomes(outcomes)
+        return self.model.interest(candidate, history.flatten(0, 1), place, ages, mask, beside)
 
     def _cosines(self, candidate: Tensor, history: Tensor) -> Tensor:
         """Returns the cosines f32[N, H] of texts; zeros where the model does not see them."""
