@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs import check, evaluate, finetune, init, pipeline, prepare, recommend, train, tune
+from jobs import check, evaluate, export, finetune, init, pipeline, prepare, recommend, train, tune
 from jobs.common import program
 
 EXAMPLES = {
@@ -31,6 +31,7 @@ EXAMPLES = {
         "--config mine.yaml --set recommend.k=50",
         "--config mine.yaml --scenario shop --users users.txt",
     ),
+    export: ("--config mine.yaml", "--config mine.yaml --scenario shop --format onnx-int8"),
 }
 
 

@@ -48,6 +48,10 @@ OUTPUTS = {
         ("evaluation/predictions/", "the predictions (Parquet)"),
     ),
     "recommend": (("recommendations/NAME/", "the best items of each user (Parquet)"),),
+    "export": (
+        ("export/README.md", "the model card"),
+        ("export/manifest.json", "every file, its SHA-256, and how near it is"),
+    ),
 }
 OUTPUTS["pipeline"] = tuple(
     OUTPUTS[job][0] for job in ("tune", "train", "finetune", "evaluate", "recommend")

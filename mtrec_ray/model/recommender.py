@@ -137,9 +137,14 @@ class Recommender(nn.Module):
                 general[GENERAL + name] = self.main_task_logits(name, similarity, rows.numeric)
         return logits | general
 
-    def score(self, name: str, samples: Samples, vectors: Tensor) -> Tensor:
-        """Returns the logits f32[N, L] of one scenario."""
-        cosine = self.sample_cosines(samples, vectors)
+    def score(
+        self, name: str, samples: Samples, vectors: Tensor, *, through_cosines: bool = False
+    ) -> Tensor:
+        """Returns the logits f32[N, L] of one scenario.
+
+        `through_cosines`: cosines of texts carry gradients into their vectors, too.
+        """
+        cosine = self.sample_cosines(samples, vectors, carry_gradients=through_cosines)
         similarity = self.sample_similarity(samples, cosine)
         return self._logits(name, samples, vectors, cosine, similarity)
 
@@ -227,14 +232,17 @@ class Recommender(nn.Module):
         """Returns which history items [.., H] (-1: none) are seen: none with `history: false`."""
         return (history >= 0) & self.options.history
 
-    def sample_cosines(self, samples: Samples, vectors: Tensor) -> Tensor:
+    def sample_cosines(
+        self, samples: Samples, vectors: Tensor, *, carry_gradients: bool = False
+    ) -> Tensor:
         """Returns the cosines f32[N, H] of the texts of candidates and histories.
 
-        They carry no gradient into the text vectors, and are zeros where one text holds both.
+        In training they carry no gradient into the text vectors. They are zeros where one text
+        holds both.
         """
         if self.options.layout == "pair":
             return vectors.new_zeros(samples.history.shape)
-        text = self.visible_text(vectors.detach())
+        text = self.visible_text(vectors if carry_gradients else vectors.detach())
         return cosines(text, samples.candidate, samples.history.clamp(min=0))
 
     def sample_similarity(self, samples: Samples, cosine: Tensor) -> Tensor:

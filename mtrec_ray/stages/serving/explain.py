@@ -1,0 +1,267 @@
+"""Why a model scores an item as it does for a user: exact differences of the served score.
+
+Letters: K variants of a user, H history items, F numeric columns, P predictions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mtrec_ray.candidates.candidates import Candidates
+from mtrec_ray.data.arrays import Float32s, Ints
+from mtrec_ray.data.preparing.statistics import (
+    CALENDAR_NAMES,
+    NO_WINDOWS,
+    WINDOWS_MS,
+    Windows,
+)
+from mtrec_ray.data.snapshot import (
+    PUBLISHED,
+    SnapshotColumns,
+    UserCategoryStatistics,
+    UserSnapshot,
+    no_category_statistics,
+)
+from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.stages.ranker import Ranker
+from mtrec_ray.stages.serving.explain_words import WordEffects, word_effects
+
+
+@dataclass(frozen=True)
+class HistoryEffect:
+    """What one item of a history does to the score.
+
+    Attributes:
+        place: in the history, 0 is the latest.
+        item: its row in the catalogue; `item_id`: its id.
+        effect: the score less that of the same user without it.
+    """
+
+    place: int
+    item: int
+    item_id: str
+    effect: float
+
+
+@dataclass(frozen=True)
+class StatisticEffect:
+    """What a group of numeric columns does to the score.
+
+    Attributes:
+        group: `item`, `user`, `category.COLUMN` and `values.COLUMN` (of the item's values),
+            `user_category.COLUMN` and `user_values.COLUMN` (of the user with these), `published`
+            (the age of the item) or `calendar`.
+        columns: how many it has.
+        effect: the score less that with the group as of a key without a past; ages and calendar as
+            unknown.
+    """
+
+    group: str
+    columns: int
+    effect: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an item has its score for a user.
+
+    Attributes:
+        item, item_id: the item's row in the catalogue, and its id.
+        score: the blend of the predictions by which the scenario ranks.
+        predictions: by task; with them any other blend is computed.
+        blend: the weights of the tasks.
+        history, statistics: effects, the strongest first.
+        words: None without an encoder.
+    """
+
+    item: int
+    item_id: str
+    score: float
+    predictions: dict[str, float]
+    blend: dict[str, float]
+    history: list[HistoryEffect]
+    statistics: list[StatisticEffect]
+    words: WordEffects | None
+
+
+class Explainer:
+    """Explains the scores of a scenario's model."""
+
+    def __init__(self, ranker: Ranker, encoder: TextEncoder | None = None) -> None:
+        """`encoder`: of the ranker's model, in fp32; without it no words are explained."""
+        self.ranker, self.encoder = ranker, encoder
+        self.ids = ranker.items.ids
+
+    def explain(self, user: UserSnapshot, item: int, text: str | None = None) -> Explanation:
+        """Returns why a row of the catalogue has its score for a user alone in a snapshot.
+
+        `text` is the item's; without it words are those of its tokens.
+        """
+        predicted = self._predictions(user, np.array([item]))
+        tasks = self.ranker.facts.tasks
+        return Explanation(
+            item=item,
+            item_id=str(self.ids[item]),
+            score=float(self.ranker.blended(predicted)[0]),
+            predictions=dict(zip(tasks, predicted[0].tolist(), strict=False)),
+            blend=dict(self.ranker.by),
+            history=self.history(user, item),
+            statistics=self.statistics(user, item),
+            words=self.words(user, item, text) if self.encoder is not None else None,
+        )
+
+    def history(self, user: UserSnapshot, item: int) -> list[HistoryEffect]:
+        """Returns what each item of the history does to the score, the strongest first.
+
+        The user's statistics stay as they are.
+        """
+        places = np.flatnonzero(user.history[0] >= 0)
+        users = without_each(user, places)
+        scores = self._scores(users, item)
+        found = [
+            HistoryEffect(int(p), int(met), str(self.ids[met]), float(scores[0] - score))
+            for p, met, score in zip(places, user.history[0, places], scores[1:], strict=True)
+        ]
+        return sorted(found, key=lambda effect: -abs(effect.effect))
+
+    def statistics(self, user: UserSnapshot, item: int) -> list[StatisticEffect]:
+        """Returns what each group of numeric columns does to the score, the strongest first."""
+        layout, own = self.ranker.layout, self.ranker.items.numeric[item]
+        variants = list(cold_variants(layout, user, own))
+        users = joined([user, *(variant.user for variant in variants)])
+        numeric = np.stack([own, *(variant.numeric for variant in variants)])
+        scores = self._scores(users, item, numeric)
+        found = [
+            StatisticEffect(variant.group, variant.columns, float(scores[0] - score))
+            for variant, score in zip(variants, scores[1:], strict=True)
+        ]
+        return sorted(found, key=lambda effect: -abs(effect.effect))
+
+    def words(self, user: UserSnapshot, item: int, text: str | None = None) -> WordEffects:
+        """Returns what each word of the item's text does to the score."""
+        assert self.encoder is not None
+        return word_effects(self.ranker, self.encoder, user, item, text)
+
+    def _scores(self, users: UserSnapshot, item: int, numeric: Float32s | None = None) -> Float32s:
+        predicted = self._predictions(users, np.full(len(users), item), numeric)
+        return self.ranker.blended(predicted)
+
+    @torch.no_grad()
+    def _predictions(
+        self, users: UserSnapshot, items: Ints, numeric: Float32s | None = None
+    ) -> Float32s:
+        """Returns f32[K, P] of pairs, the i-th user with the i-th of items i64[K]."""
+        pairs = Candidates(np.arange(len(users)), items, {}, len(users))
+        return self.ranker.predictions(users, pairs, numeric)
+
+
+@dataclass(frozen=True)
+class ColdVariant:
+    """A user and an item, as if a group of statistics had no past.
+
+    Attributes:
+        numeric: f32[F], the item's columns.
+    """
+
+    group: str
+    columns: int
+    user: UserSnapshot
+    numeric: Float32s
+
+
+def cold_variants(
+    layout: SnapshotColumns, user: UserSnapshot, numeric: Float32s
+) -> Iterator[ColdVariant]:
+    """Yields the user and the item's columns f32[F] with one group at its cold start each."""
+    items = layout.scenario.items
+    keys = [f"category.{c}" for c in items.statistics_columns]
+    keys += [f"values.{c}" for c in items.pooled_columns]
+    for key, windows in [("item", WINDOWS_MS), *((key, NO_WINDOWS) for key in keys)]:
+        columns = layout.columns_of(key, windows)
+        yield ColdVariant(key, width_of(columns), user, cold_columns(layout, key, windows, numeric))
+    columns = layout.columns_of("user", WINDOWS_MS)
+    cold = cold_columns(layout, "user", WINDOWS_MS, user.numeric)
+    yield ColdVariant("user", width_of(columns), replace(user, numeric=cold), numeric)
+    for column, key in layout.pair_keys.items():
+        pairs = user.categories | {column: no_category_statistics(layout)}
+        columns = layout.columns_of(key, NO_WINDOWS)
+        without = replace(user, categories=pairs)
+        yield ColdVariant(key, width_of(columns), without, numeric)
+    if PUBLISHED in layout.names:
+        unknown = np.where(layout.group((PUBLISHED,)), np.nan, numeric).astype(np.float32)
+        yield ColdVariant("published", 1, user, unknown)
+    if layout.timed:
+        hidden = layout.group(tuple(CALENDAR_NAMES))
+        without = replace(user, numeric=np.where(hidden, np.nan, user.numeric).astype(np.float32))
+        yield ColdVariant("calendar", int(hidden.sum()), without, numeric)
+
+
+def width_of(columns: slice) -> int:
+    """Returns how many columns a group has."""
+    return columns.stop - columns.start
+
+
+def cold_columns(
+    layout: SnapshotColumns, key: str, windows: Windows, numeric: Float32s
+) -> Float32s:
+    """Returns columns f32[.., F] with those of a key as of one without a past.
+
+    An item without a value of a column has none of its statistics, and stays as it is.
+    """
+    columns, found = layout.columns_of(key, windows), numeric.copy()
+    if not np.isnan(numeric[..., columns]).all():
+        found[..., columns] = layout.scatter(key, windows, layout.cold_start(windows))[0, columns]
+    return found
+
+
+def without_each(user: UserSnapshot, places: Ints) -> UserSnapshot:
+    """Returns the user, and then the user without the history item at each of the places i64[K].
+
+    The items after it move up, as if it had never been there.
+    """
+    width = user.history.shape[1]
+    order = np.tile(np.arange(width + 1), (len(places) + 1, 1))  # the last place is empty
+    for row, place in enumerate(places, 1):
+        order[row] = np.concatenate([np.delete(np.arange(width), place), [width, width]])
+    order = order[:, :width]
+
+    def moved(values: Ints, empty: int) -> Ints:
+        return np.concatenate([values[0], [empty]])[order]
+
+    outcomes = None if user.outcomes is None else moved(user.outcomes, 0)
+    return replace(
+        joined([user] * len(order)),
+        history=moved(user.history, -1),
+        ages=moved(user.ages, 0),
+        outcomes=outcomes,
+    )
+
+
+def joined(users: Sequence[UserSnapshot]) -> UserSnapshot:
+    """Returns the users of several snapshots, one after another."""
+
+    def all_of(field: str) -> np.ndarray:
+        return np.concatenate([getattr(own, field) for own in users])
+
+    starts = np.cumsum([0, *(len(own) for own in users)])
+    fields = ("ids", "person", "moment", "user", "history", "ages", "numeric")
+    return UserSnapshot(
+        **{name: all_of(name) for name in fields},
+        categories={
+            column: joined_pairs([own.categories[column] for own in users], starts)
+            for column in users[0].categories
+        },
+        outcomes=None if users[0].outcomes is None else all_of("outcomes"),
+    )
+
+
+def joined_pairs(parts: Sequence[UserCategoryStatistics], starts: Ints) -> UserCategoryStatistics:
+    """Returns the pairs of several snapshots, whose users start at `starts`."""
+    users = [part.user + start for part, start in zip(parts, starts, strict=False)]
+    return UserCategoryStatistics(
+        np.concatenate(users),
+        np.concatenate([part.category for part in parts]),
+        np.concatenate([part.numeric for part in parts]),
+    )
