@@ -15,7 +15,8 @@ Each method has the same small search with the first seed: by scenarios and by t
 values of its own parameter where it has one; the best joint score on valid is then trained with the
 other seeds. Told are the joint score (mean NE over scenarios and tasks, lower is better), the
 difference to `chosen` with the same seed, its least and its greatest over the seeds, and the
-processor seconds of a training over those of `chosen`. What is found in the storage is not trained again.
+processor seconds of a training over those of `chosen`. What is found in the storage is not trained
+again.
 """
 
 import json
