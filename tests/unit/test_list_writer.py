@@ -9,13 +9,13 @@ from mtrec_ray.candidates.assortment import Cap
 from mtrec_ray.candidates.candidates import Candidates
 from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot
 from mtrec_ray.project.project import Recommend
-from mtrec_ray.stages.list_writer import ItemRules, Writer, pairs_of
+from mtrec_ray.stages.list_ranker import ItemRules, ListRanker, pairs_of
 from tests.builders import SHOP
 
 
 def writer_of(caps=(), **options):
     """A writer whose candidates are scored already: only its lists are looked at."""
-    found = object.__new__(Writer)
+    found = object.__new__(ListRanker)
     ids = np.array(["a", "b", "c"], object)
     known = np.array([True, False, True])
     items = ItemSnapshot(ids, known, np.zeros((3, 1), "f4"), {}, {})
