@@ -1,5 +1,6 @@
 """Users and items at the end of the prepared data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -161,11 +162,19 @@ def user_parts(prepared: Prepared, name: str) -> list[str]:
 
 def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
     """Returns the users of a partition at the end of the data."""
-    prepared, name = layout.prepared, layout.name
-    state = read_states(prepared, name, "users", part)
+    kinds = ["users", *layout.pair_keys.values()]
+    states = {kind: read_states(layout.prepared, layout.name, kind, part) for kind in kinds}
+    return users_of_states(layout, states, layout.end)
+
+
+def users_of_states(
+    layout: SnapshotColumns, states: Mapping[str, pa.Table | None], moment: int
+) -> UserSnapshot:
+    """Returns users from their states by kind, as prepare makes them, of a moment in ms."""
+    state = states["users"]
     assert state is not None
     ids = np.asarray(state.column("user_id").to_pylist(), object)
-    end = np.full(len(ids), layout.end)
+    end = np.full(len(ids), moment)
     numeric = layout.scatter("user", WINDOWS_MS, matrix(state.column("numeric")))
     person = hash_strings(state.column("user_id")).view(np.int64)
     outcomes = None
@@ -181,18 +190,17 @@ def users_at_end(layout: SnapshotColumns, part: str) -> UserSnapshot:
         ages=matrix(state.column("history_age")).astype(np.int64),
         numeric=overlay(numeric, layout.calendar(end)),
         categories={
-            c: category_statistics_at_end(layout, key, part, places)
+            c: category_statistics_of(layout, key, states[key], places)
             for c, key in layout.pair_keys.items()
         },
         outcomes=outcomes,
     )
 
 
-def category_statistics_at_end(
-    layout: SnapshotColumns, key: str, part: str, places: dict[int, int]
+def category_statistics_of(
+    layout: SnapshotColumns, key: str, state: pa.Table | None, places: dict[int, int]
 ) -> UserCategoryStatistics:
-    """Returns a partition's users' statistics by a column's values, at the end of the data."""
-    state = read_states(layout.prepared, layout.name, key, part)
+    """Returns users' statistics by a column's values, from their state; `places` by person."""
     if state is None:
         return no_category_statistics(layout)
     person = hash_strings(state.column("user_id")).view(np.int64)

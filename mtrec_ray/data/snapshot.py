@@ -328,19 +328,20 @@ def no_category_statistics(layout: SnapshotColumns) -> UserCategoryStatistics:
     return UserCategoryStatistics(none, none, layout.blank(0))
 
 
-def new_users(layout: SnapshotColumns, ids: list[str]) -> UserSnapshot:
-    """Returns users of whom the data has no row, at the end of the data."""
+def new_users(layout: SnapshotColumns, ids: list[str], moment: int | None = None) -> UserSnapshot:
+    """Returns users of whom there is no row, at a moment in ms: by default the end of the data."""
     num = len(ids)
+    moments = np.full(num, layout.end if moment is None else moment)
     numeric = layout.scatter("user", WINDOWS_MS, np.repeat(layout.cold_start(WINDOWS_MS), num, 0))
     none = np.full((num, layout.facts.history_last), -1)
     return UserSnapshot(
         ids=np.array(ids, object),
         person=hash_strings(pa.array(ids, pa.string())).view(np.int64),
-        moment=np.full(num, layout.end),
+        moment=moments,
         user=np.zeros(num, np.int64),
         history=none,
         ages=np.zeros_like(none),
-        numeric=overlay(numeric, layout.calendar(np.full(num, layout.end))),
+        numeric=overlay(numeric, layout.calendar(moments)),
         categories={column: no_category_statistics(layout) for column in layout.pair_keys},
         outcomes=np.zeros_like(none) if layout.facts.history_outcomes else None,
     )

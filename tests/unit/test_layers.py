@@ -9,7 +9,7 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 FLOORS = {
-    "jobs": 5, "stages": 4, "search": 3, "training": 3, "model": 2, "evaluation": 2,
+    "jobs": 5, "stages": 4, "search": 3, "training": 3, "serving": 3, "model": 2, "evaluation": 2,
     "candidates": 2, "sources": 2, "data": 1,
     "project": 0, "progress": 0,
 }  # fmt: skip
@@ -149,7 +149,9 @@ def test_reports_are_made_by_stages_and_jobs():
         assert not who_reach(module, "ray")
 
 
-@pytest.mark.parametrize("module", modules_of("training", "model", "evaluation", "search"))
+@pytest.mark.parametrize(
+    "module", modules_of("training", "model", "evaluation", "search", "serving")
+)
 def test_what_is_no_stage_never_reaches_ray(module):
     """No import of training, model, evaluation or search ends in Ray, through whatever module."""
     assert not who_reach(module, "ray")

@@ -291,6 +291,66 @@ def history_rows(rows: KeyedRows, spec: FeatureSpec) -> tuple[NDArray[np.bool_] 
     return (rows.labels[:, tasks] == 1).any(1), max(spec.delays_ms[task] for task in tasks)
 
 
+@dataclass(frozen=True)
+class UserColumns:
+    """What the users of some rows add to them, and have at the end: N rows, K users.
+
+    Attributes:
+        first: i64[K], a row of each user.
+        user: i32[N], vocabulary numbers, 0 for unknown ones.
+        statistics: f32[N + K, F], those of the user before each row and at the end.
+        past: histories [N + K, H], in the same order.
+        by_value: f32[N, F] of each column of items whose values have statistics.
+        pairs: the end states of users and values, by kind.
+    """
+
+    first: NDArray[np.int64]
+    user: NDArray[np.int32]
+    statistics: Float32s
+    past: Histories
+    by_value: list[Float32s]
+    pairs: dict[str, pa.Table]
+
+    @classmethod
+    def of(cls, table: pa.Table, spec: FeatureSpec) -> "UserColumns":
+        """Returns the columns of rows in the order of `order_key`."""
+        rows, first = with_end_rows(table, table.column("user").to_numpy(), spec)
+        user = vocabulary_numbers(table.column("user").to_numpy(), spec.users)
+        by_value, pairs = user_categories(table, user, rows.key[: table.num_rows], spec)
+        past = histories_of(rows, table, spec)
+        return cls(first, user, statistics_of(rows, spec), past, by_value, pairs)
+
+    @property
+    def histories(self) -> dict[str, Any]:
+        """The columns of histories by their name, [N + K, H]."""
+        parts = {"history": self.past.items, "history_age": self.past.ages}
+        return parts if self.past.outcomes is None else parts | {OUTCOME: self.past.outcomes}
+
+    def states(self, table: pa.Table) -> dict[str, pa.Table]:
+        """Returns the end states by kind."""
+        num = table.num_rows
+        users = pa.table(
+            {
+                "user_id": table.column("user_id").take(pa.array(self.first)),
+                "user": self.user[self.first],
+                **{name: fixed_list(part[num:]) for name, part in self.histories.items()},
+                "numeric": fixed_list(self.statistics[num:]),
+            }
+        )
+        return self.pairs | {"users": users}
+
+
+def in_order(table: pa.Table, spec: FeatureSpec) -> pa.Table:
+    """Returns the rows in their fixed pseudo-random order."""
+    return table.take(pa.array(np.argsort(order_key(table, spec.seed), kind="stable")))
+
+
+def user_states(table: pa.Table, spec: FeatureSpec) -> dict[str, pa.Table]:
+    """Returns the end states of all users of a table by kind, as `user_features` does."""
+    table = in_order(table, spec)
+    return UserColumns.of(table, spec).states(table)
+
+
 def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[str, pa.Table]]:
     """Returns the finished rows of a partition of users, and their end states by kind.
 
@@ -299,43 +359,28 @@ def user_features(table: pa.Table, spec: FeatureSpec) -> tuple[pa.Table, dict[st
     history, and codes of columns with several values, where the project wants them. States:
     `users`, and `user_category.COLUMN` or `user_values.COLUMN` of each user and value.
     """
-    table = table.take(pa.array(np.argsort(order_key(table, spec.seed), kind="stable")))
-    rows, first = with_end_rows(table, table.column("user").to_numpy(), spec)
-    values = statistics_of(rows, spec)
-    past = histories_of(rows, table, spec)
-    user = vocabulary_numbers(table.column("user").to_numpy(), spec.users)
-    by_category, states = user_categories(table, user, rows.key[: table.num_rows], spec)
-    num = table.num_rows
-    parts = {"history": past.items, "history_age": past.ages}
-    if past.outcomes is not None:
-        parts[OUTCOME] = past.outcomes
-    states["users"] = pa.table(
-        {
-            "user_id": table.column("user_id").take(pa.array(first)),
-            "user": user[first],
-            **{name: fixed_list(part[num:]) for name, part in parts.items()},
-            "numeric": fixed_list(values[num:]),
-        }
-    )
+    table = in_order(table, spec)
+    own, num = UserColumns.of(table, spec), table.num_rows
     others: dict[str, Any] = {}
     if WEIGHT in table.column_names:
         others[WEIGHT] = table.column(WEIGHT)
     if spec.event_values:
         others[SEVERAL] = fixed_list(all_codes(table, spec.event_values))
+    numbers = row_numbers(table, [own.statistics[:num], *own.by_value], spec)
     finished = pa.table(
         others
         | {
             "row": table.column("row"),
-            "user": user,
+            "user": own.user,
             "person": table.column("user"),
             **{name: table.column(name) for name in ("item", "time", "split")},
-            **{name: fixed_list(part[:num]) for name, part in parts.items()},
-            "numeric": fixed_list(row_numbers(table, [values[:num], *by_category], spec)),
+            **{name: fixed_list(part[:num]) for name, part in own.histories.items()},
+            "numeric": fixed_list(numbers),
             "categorical": fixed_list(event_categories(table, spec)),
             "labels": fixed_list(label_matrix(table, spec)),
         }
     )
-    return finished, states
+    return finished, own.states(table)
 
 
 def histories_of(rows: KeyedRows, table: pa.Table, spec: FeatureSpec) -> Histories:
