@@ -76,7 +76,10 @@ class FreshState:
         A user without a row is as `new_users` says.
         """
         self.fresh.follow()
-        rows = self.rows_of(persons_of(ids))
+        return self.users_of(self.rows_of(persons_of(ids)), ids, moment)
+
+    def users_of(self, rows: Arrays, ids: Sequence[str], moment: int) -> UserSnapshot:
+        """Returns distinct users at a moment in ms, in the order of `ids`, by all of their rows."""
         if not len(rows["row"]):
             return new_users(self.layout, list(ids), moment)
         names = dict(zip(persons_of(ids).tolist(), ids, strict=True))

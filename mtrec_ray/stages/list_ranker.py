@@ -47,7 +47,7 @@ class Wish:
         by: weights of tasks, whose predictions then order the shortlist; None: the list model does.
         allowed: bool[n], items that may be listed among those that the project's rules allow.
         crowd: what users did; None: what the prepared data says.
-        end: when users ask, in ms; None: at the end of that data.
+        end: when users ask, in ms.
         items: the catalogue at that moment; None: at the end of that data.
     """
 
@@ -56,7 +56,7 @@ class Wish:
     by: Mapping[str, float] | None = None
     allowed: Bools | None = None
     crowd: Crowd | None = None
-    end: int | None = None
+    end: int = 0
     items: ItemSnapshot | None = None
 
 
@@ -87,27 +87,59 @@ class Listed:
     told: Float32s
 
 
-@dataclass
+@dataclass(frozen=True)
+class PairScorer:
+    """Predictions of given pairs of users and items of a scenario.
+
+    Attributes:
+        beside: what stands beside the network; None: nothing.
+    """
+
+    ranker: Ranker
+    beside: Beside | None = None
+
+    def predictions(self, users: UserSnapshot, candidates: Candidates, wish: Wish) -> Float32s:
+        """Returns f32[M, P]: what the network says of candidates."""
+        numeric = None if wish.items is None else wish.items.numeric[candidates.item]
+        return self.ranker.predictions(users, candidates, numeric)
+
+    def told(
+        self, users: UserSnapshot, user: Ints, item: Ints, network: Float32s, wish: Wish
+    ) -> Float32s:
+        """Returns f32[m, P]: predictions of pairs, blended as those of an evaluation."""
+        if self.beside is None or not len(item):
+            return network
+        layout, items = self.ranker.layout, wish.items or self.ranker.items
+        rows = rows_of_pairs(layout, users, items, user, item)
+        if layout.timed:
+            rows["time"] = np.full(len(item), wish.end)
+        return self.beside.known_by(wish.crowd).values(rows, network, END)["score"]
+
+
+@dataclass(frozen=True)
 class ListRanker:
     """What ranks the items of a scenario.
 
     Attributes:
         texts: f32[n, D], unit vectors of the items' texts.
-        beside: what stands beside the network in predictions of listed items; None: nothing.
     """
 
-    ranker: Ranker
+    scorer: PairScorer
     sources: Sources
     rules: ItemRules
     list_model: ListModel
     texts: Float32s
-    beside: Beside | None = None
+
+    @property
+    def ranker(self) -> Ranker:
+        """The network over the whole catalogue."""
+        return self.scorer.ranker
 
     @property
     def usual(self) -> Wish:
-        """What the project file says."""
+        """What the project file says, at the end of the prepared data."""
         options = self.ranker.options
-        return Wish(options.k, options.exclude_seen)
+        return Wish(options.k, options.exclude_seen, end=self.sources.crowd.end)
 
     def best(self, users: UserSnapshot) -> pa.Table:
         """Returns the k best items of each user, with the model's predictions of them."""
@@ -119,15 +151,14 @@ class ListRanker:
         named = self.candidates(users, wish)
         first = self.list_model.first.scores(self.ranker.name, named)
         candidates = shortlist(named, first, self.ranker.options.shortlist)
-        predicted = self.predictions(users, candidates, wish)
+        predicted = self.scorer.predictions(users, candidates, wish)
         score = self.order(users, candidates, predicted, wish)
         return Ranked(candidates, predicted, self.lists(users, candidates, score, wish.k))
 
     def candidates(self, users: UserSnapshot, wish: Wish) -> Candidates:
-        """Returns the candidates of users who ask, by default at the end of the data."""
+        """Returns the candidates of users who ask."""
         sources = self.sources_of(wish)
-        end = sources.crowd.end if wish.end is None else wish.end
-        times = np.full(len(users), end) if self.ranker.layout.timed else None
+        times = np.full(len(users), wish.end) if self.ranker.layout.timed else None
         moments = Moments(users.person, times, END)
         answer = ask(sources, moments, self.ranker, users, exclude_met=wish.exclude_seen)
         return answer.candidates
@@ -143,11 +174,6 @@ class ListRanker:
             sources.allowed if wish.allowed is None else sources.allowed & wish.allowed,
         )
 
-    def predictions(self, users: UserSnapshot, candidates: Candidates, wish: Wish) -> Float32s:
-        """Returns f32[M, P]: what the network says of candidates."""
-        numeric = None if wish.items is None else wish.items.numeric[candidates.item]
-        return self.ranker.predictions(users, candidates, numeric)
-
     def order(
         self, users: UserSnapshot, candidates: Candidates, predicted: Float32s, wish: Wish
     ) -> Floats:
@@ -156,7 +182,7 @@ class ListRanker:
             scores = self.ranker.scores(predicted, candidates.item)
             return self.list_model.scores(self.ranker.name, candidates.with_scores(scores))
         facts = self.ranker.facts
-        told = self.told(users, candidates.user, candidates.item, predicted, wish)
+        told = self.scorer.told(users, candidates.user, candidates.item, predicted, wish)
         return blend(torch.from_numpy(told), facts.tasks, facts.given, wish.by).double().numpy()
 
     def lists(
@@ -176,7 +202,7 @@ class ListRanker:
         user, rank = np.nonzero(lists.items >= 0)
         item = lists.items[user, rank]
         pair = pairs_of(candidates, user, item, len(self.ranker.items.ids))
-        told = self.told(users, user, item, ranked.predicted[pair], wish)
+        told = self.scorer.told(users, user, item, ranked.predicted[pair], wish)
         score, chance = lists.scores[user, rank], lists.propensities[user, rank]
         return Listed(user, rank + 1, item, score, chance, told)
 
@@ -201,19 +227,6 @@ class ListRanker:
         if ranker.options.explore.way != "none":
             columns["propensity"] = found.propensity
         return pa.table(columns)
-
-    def told(
-        self, users: UserSnapshot, user: Ints, item: Ints, network: Float32s, wish: Wish
-    ) -> Float32s:
-        """Returns f32[m, P]: predictions of pairs, blended as those of an evaluation."""
-        if self.beside is None or not len(item):
-            return network
-        layout, items = self.ranker.layout, wish.items or self.ranker.items
-        rows = rows_of_pairs(layout, users, items, user, item)
-        sources = self.sources_of(wish)
-        if layout.timed:
-            rows["time"] = np.full(len(item), sources.crowd.end if wish.end is None else wish.end)
-        return self.beside.known_by(wish.crowd).values(rows, network, END)["score"]
 
 
 def pairs_of(candidates: Candidates, user: Ints, item: Ints, num_items: int) -> Ints:

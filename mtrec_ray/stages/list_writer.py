@@ -22,7 +22,7 @@ from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot, blocks, new_user
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.list_inputs import ListInputs, open_sources, users_per_block
-from mtrec_ray.stages.list_ranker import ItemRules, ListRanker
+from mtrec_ray.stages.list_ranker import ItemRules, ListRanker, PairScorer
 from mtrec_ray.stages.predictions import Beside, SecondOpinion
 from mtrec_ray.stages.ranker import LoadedModel, Ranker
 
@@ -67,12 +67,11 @@ class ListMaker:
             loaded,
         )
         return ListRanker(
-            ranker=ranker,
+            scorer=PairScorer(ranker, beside),
             sources=ray.get(self.sources),
             rules=ray.get(self.rules),
             list_model=ray.get(self.list_model),
             texts=ray.get(inputs.texts[inputs.name]),
-            beside=beside,
         )
 
 
