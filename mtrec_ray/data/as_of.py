@@ -11,16 +11,18 @@ that for each value of a row.
 Letters: n items, B moments, N rows, T tasks, F numeric columns of a row, f of them of a key.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import Ragged
 from mtrec_ray.data.end_states import CatalogueColumns
-from mtrec_ray.data.preparing.past import Past
+from mtrec_ray.data.merged_past import MergedPast
+from mtrec_ray.data.preparing.classes import with_gains
+from mtrec_ray.data.preparing.past import Past, Places
 from mtrec_ray.data.preparing.pooling import pooled
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.preparing.statistics import (
@@ -62,8 +64,8 @@ class KeyedPast:
     """Rows by a key, for questions about any key at any moment."""
 
     layout: SnapshotColumns
-    past: Past
-    labels: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    past: Past | MergedPast
+    labels: Sequence[tuple[Places, Places]]
     windows: Windows
 
     @classmethod
@@ -72,9 +74,24 @@ class KeyedPast:
     ) -> "KeyedPast":
         """Returns the past of `key` i64[N], which is -1 for rows that do not count."""
         past = Past(key, rows["time"], key >= 0)
-        labels = running_labels(past, rows["labels"].astype(np.float64))
+        labels = with_gains(rows["labels"], layout.scenario).astype(np.float64)
+        sums = running_labels(past, labels)
         nobody = np.zeros(0, np.int64)  # the rows' own questions are not kept
-        return cls(layout, past.asked(nobody, nobody), labels, windows)
+        return cls(layout, past.asked(nobody, nobody), sums, windows)
+
+    def with_rows(self, key: Ints, rows: Arrays) -> "KeyedPast":
+        """Returns the past with F later rows of `key` i64[F], -1 for those that do not count."""
+        assert isinstance(self.past, Past)
+        later = Past(key, rows["time"], key >= 0)
+        labels = with_gains(rows["labels"], self.layout.scenario).astype(np.float64)
+        past = MergedPast(self.past, later)
+        sums = [
+            (past.sums(known, more_known), past.sums(value, more_value))
+            for (known, value), (more_known, more_value) in zip(
+                self.labels, running_labels(later, labels), strict=True
+            )
+        ]
+        return KeyedPast(self.layout, past, sums, self.windows)
 
     def at(self, key: Ints, moment: Ints) -> Float32s:
         """Returns f32[m, f]: statistics of the keys i64[m] as of the moments i64[m]."""
@@ -102,6 +119,20 @@ class CatalogueAsOf:
             column: KeyedPast.of(layout, *by_value(rows, own))
             for column, own in catalogue.values.items()
         }
+
+    def with_rows(self, rows: Arrays) -> "CatalogueAsOf":
+        """Returns the same with later rows that enter statistics: `item`, `time`, `labels`."""
+        other, catalogue, item = copy.copy(self), self.catalogue, rows["item"]
+        other.items = self.items.with_rows(item, rows)
+        other.categories = {
+            column: past.with_rows(catalogue.codes[column][item], rows)
+            for column, past in self.categories.items()
+        }
+        other.values = {
+            column: past.with_rows(*by_value(rows, catalogue.values[column]))
+            for column, past in self.values.items()
+        }
+        return other
 
     def numeric(self, item: Ints, moment: Ints) -> Float32s:
         """Returns f32[m, F]: the columns of items i64[m] as of moments i64[m]."""

@@ -38,6 +38,8 @@ class FreshRows:
         self.of_person: dict[int, list[int]] = {}
         self.rows: dict[str, list[int]] = {n: [] for n in ("row", "person", "item", "time")}
         self.labels: list[Float32s] = []
+        self.touched: list[int] = []  # the item of each change
+        self.latest = 0  # time of a row
         self.lock = threading.Lock()
 
     def follow(self) -> int:
@@ -54,8 +56,10 @@ class FreshRows:
     def _take(self, stored: StoredEvent) -> None:
         event, layout = stored.event, self.layout
         labels = label_row(layout.scenario, event.labels)
-        if stored.number in self.places:
-            self.labels[self.places[stored.number]] = labels
+        known = self.places.get(stored.number)
+        if known is not None:
+            self.labels[known] = labels
+            self.touched.append(self.rows["item"][known])
             return
         item = self.item_of.get(event.item)
         time = stored.arrived if event.time is None else event.time
@@ -69,6 +73,8 @@ class FreshRows:
             column.append(value)
         self.labels.append(labels)
         self.places[stored.number] = place
+        self.touched.append(item)
+        self.latest = max(self.latest, moment)
         self.of_person.setdefault(person, []).append(place)
 
     def of(self, persons: Ints) -> Arrays:
@@ -77,10 +83,19 @@ class FreshRows:
             places = [p for person in persons.tolist() for p in self.of_person.get(person, ())]
             return self._arrays(places)
 
-    def all(self) -> Arrays:
-        """Returns all rows in the order of arrival."""
+    def all(self) -> tuple[int, Arrays]:
+        """Returns how often rows changed, and all of them in the order of arrival."""
         with self.lock:
-            return self._arrays(range(len(self.labels)))
+            return len(self.touched), self._arrays(range(len(self.labels)))
+
+    @property
+    def num_touched(self) -> int:
+        """How often rows came or changed."""
+        return len(self.touched)
+
+    def touched_after(self, number: int) -> Ints:
+        """Returns the items of the changes after the first ones."""
+        return np.array(self.touched[number:], np.int64)
 
     def _arrays(self, places: Sequence[int]) -> Arrays:
         found = {n: np.array([c[p] for p in places], np.int64) for n, c in self.rows.items()}

@@ -6,14 +6,16 @@ functions that prepare users' rows and states run here over the rows of a few us
 Letters: B users, n items, N rows, F numeric columns of a row, T tasks.
 """
 
+import threading
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.data.arrays import Ints
+from mtrec_ray.data.arrays import Float32s, Ints
+from mtrec_ray.data.as_of import CatalogueAsOf
 from mtrec_ray.data.columns import fixed_list
 from mtrec_ray.data.end_states import items_at_end, read_catalogue, stored_users, users_of_states
 from mtrec_ray.data.outcomes import level_bounds
@@ -52,6 +54,9 @@ class FreshState:
         self.vocabulary = vocabulary
         self.log = LogRows.read(layout)
         self.fresh = FreshRows(layout, store, self.catalogue.ids.tolist(), self.log.next_row)
+        self.with_events: tuple[int, CatalogueAsOf] | None = None
+        self.held: HeldItems | None = None
+        self.lock = threading.Lock()
 
     @cached_property
     def spec(self) -> FeatureSpec:
@@ -94,10 +99,92 @@ class FreshState:
         """Returns all rows of distinct persons, without an order."""
         return concatenate([self.log.of(persons), self.fresh.of(persons)])
 
-    def items(self, moment: int) -> ItemSnapshot:
-        """Returns the catalogue at a moment in ms."""
-        del moment
+    def columns(self, item: Ints, moment: Ints | int) -> Float32s:
+        """Returns f32[m, F]: the columns of items i64[m] as of moments in ms.
+
+        They are exact, and no others are computed: what a request needs of its candidates
+        (`Ranker.predictions`). Where rows have no time they are those of the end of the data.
+        """
+        self.fresh.follow()
+        if self.log_as_of is None:
+            return self.at_end.numeric[item]
+        return self._as_of().numeric(item, np.broadcast_to(moment, item.shape))
+
+    def items(self, moment: int, *, refresh_ms: int = 0) -> ItemSnapshot:
+        """Returns the catalogue at a moment in ms.
+
+        What events touched since the last call is as of the moment. What nobody touched changes,
+        too, because windows and ages move on: it is as of at most `refresh_ms` before.
+        """
+        if self.log_as_of is None:
+            return self.at_end
+        self.fresh.follow()
+        with self.lock:
+            held, touched = self.held, self.fresh.num_touched
+            if held is not None and 0 <= moment - held.moment <= refresh_ms:
+                some, numeric = self._touched_after(held.touched), held.numeric.copy()
+                numeric[some] = self.columns(some, moment)
+                self.held = HeldItems(numeric, held.moment, touched)
+            else:
+                every = np.arange(len(self.catalogue.ids))
+                self.held = HeldItems(self.columns(every, moment), moment, touched)
+            return self.catalogue.snapshot(self.layout, self.held.numeric)
+
+    @cached_property
+    def at_end(self) -> ItemSnapshot:
+        """The catalogue at the end of the data."""
         return items_at_end(self.layout)
+
+    @cached_property
+    def log_as_of(self) -> CatalogueAsOf | None:
+        """The catalogue as of any moment from the log alone; None where rows have no time."""
+        if not self.layout.timed:
+            return None
+        return CatalogueAsOf(self.layout, self.catalogue, self.layout.end)
+
+    def _as_of(self) -> CatalogueAsOf:
+        """Returns the same with the events that enter statistics, sorted anew after each."""
+        assert self.log_as_of is not None
+        if self.layout.scenario.statistics == "frozen":
+            return self.log_as_of
+        held = self.with_events
+        if held is None or held[0] != self.fresh.num_touched:
+            touched, rows = self.fresh.all()
+            held = (touched, self.log_as_of.with_rows(rows))
+            self.with_events = held
+        return held[1]
+
+    def _touched_after(self, touched: int) -> Ints:
+        """Returns the items that changed with events after the first `touched` of them."""
+        met = np.unique(self.fresh.touched_after(touched))
+        changed = np.zeros(len(self.catalogue.ids), bool)
+        changed[met] = True
+        for code in self.catalogue.codes.values():
+            changed |= np.isin(code, code[met]) & (code >= 0)
+        for values in self.catalogue.values.values():
+            shared = np.isin(values.codes, values.take(met).codes)
+            changed[values.rows[shared]] = True
+        return np.flatnonzero(changed)
+
+    def now(self, clock: int) -> int:
+        """Returns the moment in ms at which who asks knows all that has been told by now.
+
+        A row is known strictly after its own time: that is a millisecond after the latest event,
+        if the clock is not later. Where rows have no time it is the end of the data.
+        """
+        if not self.layout.timed:
+            return self.layout.end
+        self.fresh.follow()
+        return max(clock, self.layout.end, self.fresh.latest + 1)
+
+
+@dataclass(frozen=True)
+class HeldItems:
+    """The columns f32[n, F] of all items at a moment, and how many changes they hold."""
+
+    numeric: Float32s
+    moment: int
+    touched: int
 
 
 def canonical(rows: Arrays, names: dict[int, str]) -> pa.Table:

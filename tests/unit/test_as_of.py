@@ -6,7 +6,6 @@ every pair of an asking user and an item is then counted again from the raw rows
 
 import math
 import tempfile
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,18 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrec_ray.data import storage
 from mtrec_ray.data.as_of import CatalogueAsOf
 from mtrec_ray.data.asking_users import asking_users
-from mtrec_ray.data.catalogue import NO_TIME, TOKENS, assemble, category_codes, value_codes
-from mtrec_ray.data.columns import fixed_list, hash_strings
+from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.end_states import items_at_end, read_catalogue
-from mtrec_ray.data.prepared import Prepared, Shard
-from mtrec_ray.data.preparing import features, passes, samples, values
-from mtrec_ray.data.preparing.features import FeatureSpec
-from mtrec_ray.data.snapshot import SnapshotColumns, category_statistics, overlay
+from mtrec_ray.data.snapshot import category_statistics, overlay
 from mtrec_ray.project.load import parse_project
-from tests.builders import VIDEO, project_tree, scenario_tree
+from tests.builders import project_tree, scenario_tree
+from tests.prepared_log import prepare_log
 
 HOUR, DAY, NUM_ROWS, NUM_ITEMS = 3_600_000, 86_400_000, 150, 9
 BRANDS = ["a", "b", None, "a", "c", None, "b", "d", "a"]  # no row has item 7: brand d has no past
@@ -46,6 +41,11 @@ TASKS = {
     "buy": {"kind": "binary", "given": "click", "delay": "1d"},
     "stars": {"kind": "regression"},
 }
+CATALOGUE = pa.table({
+    "item_id": [f"item {i}" for i in range(NUM_ITEMS)], "brand": pa.array(BRANDS),
+    "tags": pa.array(TAGS, pa.list_(pa.string())),
+    "published": pa.array(PUBLISHED, pa.timestamp("ms")),
+})  # fmt: skip
 COLUMNS = {"path": "e", "time": "time"}
 CASES = {
     "column": {"events": COLUMNS},
@@ -90,78 +90,11 @@ def raw_log(seed, scenario):
     }
 
 
-def canonical_table(log, scenario):
-    """The log as canonical rows, with their split and sampled negatives."""
-    ids = pa.array([f"user {u}" for u in log["user"]])
-    split = np.full(NUM_ROWS, 3, np.int8) if scenario.split.fractions else log["split"]
-    table = pa.table(
-        {
-            "row": np.arange(NUM_ROWS),
-            "user": hash_strings(ids).view(np.int64),
-            "user_id": ids,
-            "item": log["item"].astype(np.int32),
-            "time": log["time"],
-            "split": split,
-            "sampled": np.zeros(NUM_ROWS, bool),
-            "labels": fixed_list(log["labels"].astype(np.float32)),
-            "event_numeric": fixed_list(np.zeros((NUM_ROWS, 0), np.float32), 1),
-            "event_categorical": fixed_list(np.zeros((NUM_ROWS, 0), np.int64), 1),
-        }
-    )
-    if scenario.split.fractions:
-        table = samples.split_by_fractions(table, scenario, 0)
-    if scenario.negatives:
-        published = np.full(NUM_ITEMS, NO_TIME)
-        table = samples.add_negatives(table, scenario, np.ones(NUM_ITEMS), published, 0)
-    return table
-
-
 def prepared_log(seed, case, folder):
     """The layout of a random log prepared below `folder`, and its raw rows with their split."""
     scenario = scenario_of(case)
     log = raw_log(seed, scenario)
-    table = canonical_table(log, scenario)
-    real = table.filter(pa.array(~table.column("sampled").to_numpy())).sort_by("row")
-    log["split"] = real.column("split").to_numpy()
-    train = log["split"] == 0
-    means = [float(np.nanmean(x[train])) for x in log["labels"].astype(np.float32).T]
-    items = pa.table({
-        "item_id": [f"item {i}" for i in range(NUM_ITEMS)], "brand": pa.array(BRANDS),
-        "tags": pa.array(TAGS, pa.list_(pa.string())),
-        "published": pa.array(PUBLISHED, pa.timestamp("ms")), TOKENS: [[1]] * NUM_ITEMS,
-    })  # fmt: skip
-    rows = np.bincount(log["item"][train], minlength=NUM_ITEMS)
-    storage.write_table(f"{folder}/video/catalogue.parquet", assemble(items, scenario, rows)[0])
-    spec = FeatureSpec(
-        scenario, tuple(means), int(log["time"].max()) + 1, np.full(NUM_ITEMS, NO_TIME),
-        np.unique(real.column("user").to_numpy()[train].view(np.uint64)), (), 0,
-        {"brand": category_codes(items.column("brand"))},
-        values={"tags": value_codes(items.column("tags"), None)},
-    )  # fmt: skip
-    facts = replace(
-        VIDEO, kinds={n: t["kind"] for n, t in TASKS.items()}, num_items=NUM_ITEMS,
-        label_means=dict(zip(TASKS, means, strict=True)), end_ms=spec.end_ms, history_last=3,
-        shards=write_passes(table, spec, folder),
-    )  # fmt: skip
-    return SnapshotColumns(Prepared(folder, "", {"video": facts}), "video", scenario), log
-
-
-def write_passes(table, spec, folder):
-    """Run the passes over one partition and write what they write; returns the shards."""
-    narrow = values.exploded(table, spec.values["tags"])
-    of_values, of_tags = values.value_features(narrow, spec)
-    table, categories = features.category_features(table, spec, "brand")
-    table, items = features.item_features(table, spec)
-    table = values.add_pooled(table, of_values, spec, "tags")
-    finished, states = features.user_features(table, spec)
-    states |= {"category.brand": categories, "values.tags": of_tags, "items": items}
-    for kind, state in states.items():
-        storage.write_table(f"{folder}/video/state/{kind}/part-00000.parquet", state)
-    written = passes.write_samples(finished, folder, "video", 0)
-    return {
-        split: [Shard(w["path"], w["rows"]) for w in written if w["split"] == split]
-        for split in ("train", "valid", "test")
-    }
+    return prepare_log(log, scenario, CATALOGUE, folder), log
 
 
 def counted(layout, log, moment, mine):

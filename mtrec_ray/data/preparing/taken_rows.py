@@ -65,18 +65,20 @@ class Source:
     def rows(self, path: str, is_train: bool) -> Iterator[pa.Table]:
         """Yields a shard's rows that stand in histories, as those of a timeline."""
         for arrays in read_columns([path], ("row", "person", "item", "time", "labels")):
-            kept = self.is_listed(arrays)
-            row, time = arrays["row"][kept], arrays["time"][kept]
-            known = time + self.delay_ms if self.timed else np.full(len(time), NO_TIME)
-            columns = {
-                "person": arrays["person"][kept],
-                "known": known,
-                "item": (arrays["item"][kept] + self.base).astype(np.int32),
-                "source": np.full(len(row), self.number, np.int16),
-                "train": np.full(len(row), is_train),
-                "tie": hash_ints(row, TIE_SEED + self.number),
-            }
-            yield pa.table(columns)
+            yield pa.table(self.listed(arrays, is_train))
+
+    def listed(self, arrays: Arrays, is_train: bool) -> Arrays:
+        """Returns those of some rows that stand in histories, as those of a timeline."""
+        kept = self.is_listed(arrays)
+        row, time = arrays["row"][kept], arrays["time"][kept]
+        return {
+            "person": arrays["person"][kept],
+            "known": time + self.delay_ms if self.timed else np.full(len(time), NO_TIME),
+            "item": (arrays["item"][kept] + self.base).astype(np.int32),
+            "source": np.full(len(row), self.number, np.int16),
+            "train": np.full(len(row), is_train),
+            "tie": hash_ints(row, TIE_SEED + self.number),
+        }
 
     def is_listed(self, arrays: Arrays) -> Bools:
         """Returns bool[N]: rows that somebody met, positives of the history's tasks."""
