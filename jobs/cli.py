@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs import check, evaluate, finetune, init, pipeline, prepare, recommend, train, tune
+from jobs import check, evaluate, finetune, init, pipeline, prepare, recommend, serve, train, tune
 from jobs.common import program
 
 EXAMPLES = {
@@ -30,6 +30,10 @@ EXAMPLES = {
     recommend: (
         "--config mine.yaml --set recommend.k=50",
         "--config mine.yaml --scenario shop --users users.txt",
+    ),
+    serve: (
+        "--config jobs/quickstart.yaml",
+        "--config mine.yaml --set serve.token=env:TOKEN --set serve.replicas=2",
     ),
 }
 

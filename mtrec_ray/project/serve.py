@@ -1,7 +1,7 @@
 """The section `serve` of a project file: the service that answers requests."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -55,6 +55,11 @@ class Serve(Section):
         default=None,
         description="URL of the store of events: redis://HOST:PORT, or sqlite:///FILE. null: "
         "SQLite below the run's folder.",
+    )
+    moment: Literal["latest", "clock"] = Field(
+        default="latest",
+        description="When users ask. latest: just after the latest row or event of the scenario; "
+        "clock: when the request comes.",
     )
     limits: Limits = Field(default=Limits(), description="What requests and clients may ask for.")
     batch_size: PositiveInt = Field(

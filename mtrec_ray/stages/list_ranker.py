@@ -6,7 +6,7 @@ with what a request wants.
 Letters: B users who ask, n items, M candidates of theirs, N items of their lists, P predictions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from mtrec_ray.candidates.list_model import ListModel, shortlist
 from mtrec_ray.candidates.sources import Sources
 from mtrec_ray.data.arrays import Bools, Float32s, Floats, Ints
 from mtrec_ray.data.interactions import END, Moments
-from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot, rows_of_pairs
+from mtrec_ray.data.snapshot import UserSnapshot, rows_of_pairs
 from mtrec_ray.model.catalogue_scorer import blend
 from mtrec_ray.stages.list_inputs import ask
 from mtrec_ray.stages.predictions import Beside, probability_columns
@@ -48,7 +48,7 @@ class Wish:
         allowed: bool[n], items that may be listed among those that the project's rules allow.
         crowd: what users did; None: what the prepared data says.
         end: when users ask, in ms.
-        items: the catalogue at that moment; None: at the end of that data.
+        columns: the columns f32[m, F] of items i64[m] at that moment; None: at the end of the data.
     """
 
     k: int
@@ -57,7 +57,7 @@ class Wish:
     allowed: Bools | None = None
     crowd: Crowd | None = None
     end: int = 0
-    items: ItemSnapshot | None = None
+    columns: Callable[[Ints], Float32s] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class PairScorer:
 
     def predictions(self, users: UserSnapshot, candidates: Candidates, wish: Wish) -> Float32s:
         """Returns f32[M, P]: what the network says of candidates."""
-        numeric = None if wish.items is None else wish.items.numeric[candidates.item]
+        numeric = None if wish.columns is None else wish.columns(candidates.item)
         return self.ranker.predictions(users, candidates, numeric)
 
     def told(
@@ -109,8 +109,9 @@ class PairScorer:
         """Returns f32[m, P]: predictions of pairs, blended as those of an evaluation."""
         if self.beside is None or not len(item):
             return network
-        layout, items = self.ranker.layout, wish.items or self.ranker.items
-        rows = rows_of_pairs(layout, users, items, user, item)
+        layout, items = self.ranker.layout, self.ranker.items
+        numeric = None if wish.columns is None else wish.columns(item)
+        rows = rows_of_pairs(layout, users, items, user, item, numeric)
         if layout.timed:
             rows["time"] = np.full(len(item), wish.end)
         return self.beside.known_by(wish.crowd).values(rows, network, END)["score"]

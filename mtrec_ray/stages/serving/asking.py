@@ -6,24 +6,28 @@ is turned into rows of a log, too. From there on both are alike.
 Letters: A askers, N rows, T tasks.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from mtrec_ray.candidates.crowd import Crowd
-from mtrec_ray.data.arrays import Ints
+from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.interactions import Interactions, is_met
 from mtrec_ray.data.preparing.events import TEST
 from mtrec_ray.data.shards import Arrays, concatenate
-from mtrec_ray.data.snapshot import ItemSnapshot, SnapshotColumns, UserSnapshot
+from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot
 from mtrec_ray.project.base import shorten
+from mtrec_ray.serving.fresh_crowd import fresh_crowd
 from mtrec_ray.serving.fresh_rows import label_row, persons_of
 from mtrec_ray.serving.fresh_state import FreshState
 from mtrec_ray.stages.serving.requests import Asker, Met
 
 SECOND_MS = 1000
+
+Columns = Callable[[Ints], Float32s]
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,15 @@ class Known:
         users: each user once. place: i64[A], the user of each asker.
         crowd: what they did in all scenarios of the same people; None without lists.
         end: when they ask, in ms.
-        items: the catalogue at that moment; None where no event came since the data was prepared.
+        columns: the columns f32[m, F] of items i64[m] at that moment; None: those of the end of the
+            prepared data.
     """
 
     users: UserSnapshot
     place: Ints
     crowd: Crowd | None
     end: int
-    items: ItemSnapshot | None = None
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,17 @@ class Askers:
     """The state of a scenario's users.
 
     Attributes:
-        state: of the scenario; `states`: of all scenarios whose people are the same.
+        states: of all scenarios whose people are the same, its own among them.
         crowd: what these people did until the end of the prepared data; None without lists.
-        columns: by scenario of the crowd, which label says what was taken.
+        tasks: by scenario of the crowd, whose positives say what was taken.
+        by_clock: whether users ask at the time of the clock, and not just after the latest row.
     """
 
     name: str
     states: Mapping[str, FreshState]
     crowd: Crowd | None
-    columns: Mapping[str, int]
+    tasks: Mapping[str, str]
+    by_clock: bool = False
 
     @property
     def state(self) -> FreshState:
@@ -90,9 +97,8 @@ class Askers:
 
     def known(self, asks: Sequence[Asker]) -> Known:
         """Returns what is known of those who ask, in their order."""
-        for state in self.states.values():
-            state.fresh.follow()
-        moment = self.moment
+        clock = round(time.time() * SECOND_MS) if self.by_clock else 0
+        moment = self.state.now(clock)
         ids = [ask.user or request_id(number) for number, ask in enumerate(asks)]
         distinct = list(dict.fromkeys(ids))
         own = self.rows_of_requests(asks, moment)
@@ -100,42 +106,39 @@ class Askers:
         rows = concatenate([self.state.rows_of(np.unique(stored)), own])
         users = self.state.users_of(rows, distinct, moment)
         place = {name: number for number, name in enumerate(distinct)}
-        crowd = None if self.crowd is None else self.crowd_of(users.person, own)
-        rows_of_asks = np.array([place[name] for name in ids])
-        return Known(users, rows_of_asks, crowd, self.end, self.items(moment))
+        return Known(
+            users=users,
+            place=np.array([place[name] for name in ids]),
+            crowd=None if self.crowd is None else self.crowd_of(users.person, own),
+            end=self.end(clock),
+            columns=self.columns(moment),
+        )
 
-    @property
-    def moment(self) -> int:
-        """When users ask: just after the last row of the scenario, in ms."""
-        return max(self.layout.end, last_time(self.state) + 1)
+    def end(self, clock: int) -> int:
+        """Returns when all labels of the crowd's rows are known, in ms; not before a clock."""
+        if self.crowd is None:
+            return self.state.now(clock)
+        ends = [
+            self.states[name].fresh.latest + rows.delay_ms + 1
+            for name, rows in self.crowd.scenarios.items()
+            if name in self.states
+        ]
+        return max(clock, self.prepared_end, *ends)
 
-    @property
-    def end(self) -> int:
-        """When all labels of the crowd's rows are known, in ms."""
-        ends = [self.prepared_end]
-        if self.crowd is not None:
-            ends += [
-                last_time(self.states[name]) + rows.delay_ms + 1
-                for name, rows in self.crowd.scenarios.items()
-                if name in self.states
-            ]
-        return max(ends)
-
-    def items(self, moment: int) -> ItemSnapshot | None:
-        """Returns the catalogue as of now; None where it is that of the prepared data."""
-        if not len(self.state.fresh.labels):
+    def columns(self, moment: int) -> Columns | None:
+        """Returns the columns of items at a moment; None where they are those of the end."""
+        state = self.state
+        if moment == self.layout.end and not state.fresh.num_touched:
             return None
-        return self.state.items(moment)
+        return lambda item: state.columns(item, moment)
 
     def crowd_of(self, persons: Ints, own: Arrays) -> Crowd:
         """Returns what some persons did; `own`: rows of requests in this scenario."""
         assert self.crowd is not None
-        found = {}
-        for name, rows in self.crowd.scenarios.items():
-            more = [self.states[name].fresh.of(persons)] if name in self.states else []
-            more += [own] if name == self.name else []
-            layout = self.states[name].layout if name in self.states else self.layout
-            found[name] = with_rows(rows, persons, more, layout, self.columns[name])
+        found = dict(fresh_crowd(self.crowd, self.states, self.tasks, persons).scenarios)
+        if len(own["row"]):
+            column = self.layout.facts.tasks.index(self.tasks[self.name])
+            found[self.name] = with_rows(found[self.name], own, self.layout, column)
         return Crowd(found)
 
     def rows_of_requests(self, asks: Sequence[Asker], moment: int) -> Arrays:
@@ -154,12 +157,12 @@ class Askers:
         """Returns a history, the latest item last, as rows of a pseudonymous user."""
         layout, state = self.layout, self.state
         labels = [label_row(layout.scenario, met.labels or self.positive) for met in history]
-        time = times_of(history, moment - self.delay_ms) if layout.timed else [0] * len(history)
+        times = times_of(history, moment - self.delay_ms) if layout.timed else [0] * len(history)
         return {
             "row": state.log.next_row + np.arange(len(history)),
             "person": np.repeat(persons_of([name]), len(history)),
             "item": np.array([state.fresh.item_of[met.item] for met in history], np.int64),
-            "time": np.array(time, np.int64),
+            "time": np.array(times, np.int64),
             "labels": np.array(labels, np.float32),
             "split": np.full(len(history), TEST, np.int8),
         }
@@ -181,11 +184,6 @@ class Askers:
 def request_id(number: int) -> str:
     """Returns the id of an asker who has none; no id of a user has a zero in it."""
     return f"\0{number}"
-
-
-def last_time(state: FreshState) -> int:
-    """Returns the time of the latest event, in ms; 0 without any."""
-    return max(state.fresh.rows["time"], default=0)
 
 
 def times_of(history: Sequence[Met], moment: int) -> list[int]:
@@ -211,32 +209,13 @@ def label_problems(where: str, labels: Mapping[str, float], layout: SnapshotColu
 
 
 def with_rows(
-    rows: Interactions, persons: Ints, more: Sequence[Arrays], layout: SnapshotColumns, column: int
+    rows: Interactions, more: Arrays, layout: SnapshotColumns, column: int
 ) -> Interactions:
-    """Returns the rows of some persons, with those that came since."""
-    distinct = np.unique(persons)
-    start = np.searchsorted(rows.person, distinct, side="left")
-    size = np.searchsorted(rows.person, distinct, side="right") - start
-    place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size - start, size)
-    parts = [rows.of(place), *(interactions_of(part, layout, column, rows) for part in more)]
-
-    def both(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    person, time = both("person"), both("time")
-    order = np.lexsort([np.arange(len(person)), time, person])
-    columns = [both(name)[order] for name in ("item", "time", "split", "taken")]
-    return Interactions(person[order], *columns, rows.num_items, rows.delay_ms)
-
-
-def interactions_of(
-    rows: Arrays, layout: SnapshotColumns, column: int, like: Interactions
-) -> Interactions:
-    """Returns rows of a log that somebody met, in the order of their numbers."""
-    met = np.flatnonzero(is_met(layout.scenario, layout.facts.tasks, rows))
-    met = met[np.argsort(rows["row"][met], kind="stable")]
-    taken = rows["labels"][met, column] == 1
-    return Interactions(
-        rows["person"][met], rows["item"][met], rows["time"][met], rows["split"][met], taken,
-        like.num_items, like.delay_ms,
-    )  # fmt: skip
+    """Returns rows with others of persons who have none; `column` of the labels is the taken."""
+    met = np.flatnonzero(is_met(layout.scenario, layout.facts.tasks, more))
+    taken = more["labels"][met, column] == 1
+    names = ("person", "item", "time", "split")
+    both = [np.concatenate([getattr(rows, name), more[name][met]]) for name in names]
+    both.append(np.concatenate([rows.taken, taken]))
+    order = np.argsort(both[0], kind="stable")
+    return Interactions(*(values[order] for values in both), rows.num_items, rows.delay_ms)

@@ -11,8 +11,10 @@ from typing import cast
 import ray
 
 from mtrec_ray.data.end_states import items_at_end
+from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.serving.event_store import ConflictError as EventConflictError
 from mtrec_ray.serving.event_store import Event, EventStore
+from mtrec_ray.serving.fresh_crowd import FreshTimeline
 from mtrec_ray.serving.fresh_state import FreshState
 from mtrec_ray.stages.finetuning.chosen_model import model_kind
 from mtrec_ray.stages.list_inputs import layout_of, user_space
@@ -139,6 +141,7 @@ class Engine:
     def open(self, name: str, served: ServedScenario) -> ScenarioEngine:
         """Returns the engine of a scenario."""
         loaded, lists = self.load(served), None
+        self.see_events(name, loaded[0])
         if served.maker is not None:
             lists = served.maker.open(loaded)
         scorer = self.scorer(name, served, loaded) if lists is None else lists.scorer
@@ -155,6 +158,12 @@ class Engine:
             most=min(limits.k, self.version.project.recommend.shortlist),
         )
 
+    def see_events(self, name: str, model: Recommender) -> None:
+        """Let a scenario's model see what users take elsewhere from now on."""
+        if name in model.elsewhere:
+            side = model.elsewhere_side(name)
+            side.timeline = FreshTimeline.of(side.timeline, name, self.states)
+
     def scorer(self, name: str, served: ServedScenario, loaded: LoadedModel) -> PairScorer:
         """Returns what scores pairs of a scenario that has no lists."""
         opinion, layout = served.opinion, layout_of(served.model, name)
@@ -170,9 +179,6 @@ class Engine:
         people = {n: o for n, o in others.items() if user_space(o.model, n) == space}
         states = {other: self.states[other] for other in people}
         crowd = None if served.maker is None else ray.get(served.maker.inputs.crowd)
-        columns = {
-            other: self.states[other].layout.facts.tasks.index(own.maker.inputs.task)
-            for other, own in people.items()
-            if own.maker is not None
-        }
-        return Askers(name, states, crowd, columns)
+        tasks = {o: own.maker.inputs.task for o, own in people.items() if own.maker is not None}
+        by_clock = self.version.project.serve.moment == "clock"
+        return Askers(name, states, crowd, tasks, by_clock)

@@ -136,7 +136,7 @@ class ScenarioEngine:
             allowed=allowed,
             crowd=known.crowd,
             end=known.end,
-            items=known.items,
+            columns=known.columns,
         )
 
     def length(self, ask: RecommendRequest) -> int:
@@ -219,7 +219,7 @@ class ScenarioEngine:
         num_items, num_users = len(self.ranker.items.ids), len(known.users)
         keys = np.unique(user * num_items + item)
         pairs = Candidates(*np.divmod(keys, num_items), {}, num_users)
-        wish = Wish(0, exclude_seen=False, crowd=known.crowd, end=known.end, items=known.items)
+        wish = Wish(0, exclude_seen=False, crowd=known.crowd, end=known.end, columns=known.columns)
         network = self.scorer.predictions(known.users, pairs, wish)
         told = self.scorer.told(known.users, pairs.user, pairs.item, network, wish)
         return told[pairs_of(pairs, user, item, num_items)]
