@@ -12,10 +12,12 @@ import ray
 
 from mtrec_ray.data.end_states import items_at_end
 from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.project.base import ProjectError
 from mtrec_ray.serving.event_store import ConflictError as EventConflictError
 from mtrec_ray.serving.event_store import Event, EventStore
 from mtrec_ray.serving.fresh_crowd import FreshTimeline
 from mtrec_ray.serving.fresh_state import FreshState
+from mtrec_ray.serving.new_items import NewItemReader
 from mtrec_ray.stages.finetuning.chosen_model import model_kind
 from mtrec_ray.stages.list_inputs import layout_of, user_space
 from mtrec_ray.stages.list_ranker import PairScorer
@@ -23,6 +25,7 @@ from mtrec_ray.stages.predictions import Beside
 from mtrec_ray.stages.ranker import LoadedModel, Ranker
 from mtrec_ray.stages.serving.asking import Askers
 from mtrec_ray.stages.serving.filters import ItemFilters
+from mtrec_ray.stages.serving.new_items import Encoders, NewItemScorer
 from mtrec_ray.stages.serving.requests import (
     Answer,
     ConflictError,
@@ -62,6 +65,7 @@ class Engine:
         version.check()
         self.version, self.store = version, store
         self.loaded: dict[TrainedModel, LoadedModel] = {}
+        self.encoders = Encoders()
         self.states = {
             name: FreshState(layout_of(own.model, name), store, seed=version.project.data_seed)
             for name, own in version.scenarios.items()
@@ -146,6 +150,7 @@ class Engine:
             lists = served.maker.open(loaded)
         scorer = self.scorer(name, served, loaded) if lists is None else lists.scorer
         limits = self.version.project.serve.limits
+        new_items, why_not = self.new_items(served, scorer.ranker)
         return ScenarioEngine(
             name=name,
             kind=cast("Kind", model_kind(served.model)),
@@ -156,7 +161,21 @@ class Engine:
             askers=self.askers(name, served),
             filters=ItemFilters(self.version.project, name, scorer.ranker.items.ids),
             most=min(limits.k, self.version.project.recommend.shortlist),
+            new_items=new_items,
+            no_new_items=why_not,
         )
+
+    def new_items(self, served: ServedScenario, ranker: Ranker) -> tuple[NewItemScorer | None, str]:
+        """Returns what scores items that the catalogue lacks; None, and the reason, if nothing."""
+        name, known = ranker.name, self.states[ranker.name].catalogue
+        if name in ranker.model.elsewhere:
+            return None, "found history.elsewhere; allowed: items of the catalogue"
+        try:
+            reader = NewItemReader(self.version.project, ranker.layout, known)
+        except ProjectError as error:
+            return None, error.problems[0]
+        self.encoders.load(served.model)
+        return NewItemScorer(reader, self.encoders, served.model, ranker, known), ""
 
     def see_events(self, name: str, model: Recommender) -> None:
         """Let a scenario's model see what users take elsewhere from now on."""

@@ -17,8 +17,10 @@ from mtrec_ray.stages.list_ranker import Listed, ListRanker, PairScorer, Wish, p
 from mtrec_ray.stages.ranker import Ranker
 from mtrec_ray.stages.serving.asking import Askers, Known, label_problems
 from mtrec_ray.stages.serving.filters import ItemFilters
+from mtrec_ray.stages.serving.new_items import NewItemScorer
 from mtrec_ray.stages.serving.requests import (
     EventRequest,
+    NewItem,
     Ranked,
     RecommendAnswer,
     RecommendRequest,
@@ -40,6 +42,7 @@ class ScenarioEngine:
         version: of all models.
         scorer: of given pairs; `list_ranker`: None without a binary task.
         most: items of a list, at most.
+        new_items: scores items that the catalogue lacks; None: `no_new_items` says why not.
     """
 
     name: str
@@ -51,6 +54,8 @@ class ScenarioEngine:
     askers: Askers
     filters: ItemFilters
     most: int
+    new_items: NewItemScorer | None = None
+    no_new_items: str = ""
 
     @property
     def ranker(self) -> Ranker:
@@ -195,24 +200,64 @@ class ScenarioEngine:
 
     def score_problems(self, ask: ScoreRequest) -> list[str]:
         """Returns a line for each mistake of a request."""
-        item_of = self.askers.state.fresh.item_of
-        return self.askers.problems(ask) + [
-            f"items.{number}.item: found {one.item!r}; allowed: an item of the catalogue"
-            for number, one in enumerate(ask.items)
-            if one.item not in item_of
-        ]
+        lines = self.askers.problems(ask)
+        for number, one in enumerate(ask.items):
+            if one.item not in self.askers.state.fresh.item_of:
+                lines += self.new_item_problems(f"items.{number}", one)
+        return lines
+
+    def new_item_problems(self, where: str, new: NewItem) -> list[str]:
+        """Returns a line for each mistake in an item that the catalogue lacks."""
+        if not new.columns:
+            found = f"{where}.item: found {shorten(new.item)}, which the catalogue lacks"
+            return [f"{found}; allowed: an item of the catalogue, or one with columns"]
+        if self.new_items is None:
+            return [f"{where}.columns: {self.no_new_items}"]
+        lines = self.new_items.reader.problems(new.columns)
+        return [f"{where}.columns.{line}" for line in lines]
 
     def scores(self, asks: Sequence[ScoreRequest]) -> list[ScoreAnswer]:
         """Returns the predictions of requests without a mistake."""
         known, item_of = self.askers.known(asks), self.askers.state.fresh.item_of
-        items = [np.array([item_of[one.item] for one in ask.items], np.int64) for ask in asks]
+        items = [
+            np.array([item_of[one.item] for one in ask.items if one.item in item_of], np.int64)
+            for ask in asks
+        ]
         user = np.repeat(known.place, [len(own) for own in items])
         told = self.predict(known, user, np.concatenate(items))
-        stops = np.cumsum([len(own) for own in items])
+        parts = np.split(told, np.cumsum([len(own) for own in items])[:-1])
         return [
-            self.score_answer(known, place, own, told[stop - len(own) : stop])
-            for place, own, stop in zip(known.place.tolist(), items, stops.tolist(), strict=True)
+            self.score_answer(ask, known, place, values)
+            for ask, place, values in zip(asks, known.place.tolist(), parts, strict=True)
         ]
+
+    def predict_new(self, known: Known, place: int, new: Sequence[NewItem]) -> Float32s:
+        """Returns f32[m, P]: predictions of items that the catalogue lacks, for a user."""
+        assert self.new_items is not None
+        users = known.users.of(place, place + 1)
+        own = [(one.item, one.columns) for one in new]
+        return self.new_items.predict(users, own, int(users.moment[0]), known.columns)[0]
+
+    def score_answer(
+        self, ask: ScoreRequest, known: Known, place: int, told: Float32s
+    ) -> ScoreAnswer:
+        """Returns the predictions of a user's items; `told`: of those that the catalogue has."""
+        item_of, found = self.askers.state.fresh.item_of, iter(told)
+        new = [one for one in ask.items if one.item not in item_of]
+        of_new = iter(self.predict_new(known, place, new) if new else ())
+        return ScoreAnswer(
+            model=self.kind,
+            version=self.version,
+            new_user=bool(known.users.user[place] == 0),
+            items=[
+                Scored.model_validate(self.told(item_of[one.item], next(found)))
+                if one.item in item_of
+                else Scored.model_validate(
+                    {"item": one.item, "new": True, **predictions(self.facts, next(of_new))}
+                )
+                for one in ask.items
+            ],
+        )
 
     def predict(self, known: Known, user: Ints, item: Ints) -> Float32s:
         """Returns f32[M, P]: predictions of pairs, in any order, as those of an evaluation."""
@@ -223,18 +268,6 @@ class ScenarioEngine:
         network = self.scorer.predictions(known.users, pairs, wish)
         told = self.scorer.told(known.users, pairs.user, pairs.item, network, wish)
         return told[pairs_of(pairs, user, item, num_items)]
-
-    def score_answer(self, known: Known, place: int, items: Ints, told: Float32s) -> ScoreAnswer:
-        """Returns the predictions of a user's items."""
-        return ScoreAnswer(
-            model=self.kind,
-            version=self.version,
-            new_user=bool(known.users.user[place] == 0),
-            items=[
-                Scored.model_validate(self.told(item, values))
-                for item, values in zip(items.tolist(), told, strict=True)
-            ],
-        )
 
 
 def alike(ask: RecommendRequest) -> str:
