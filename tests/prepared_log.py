@@ -17,7 +17,7 @@ from mtrec_ray.data.snapshot import SnapshotColumns
 from tests.builders import VIDEO
 
 
-def canonical_table(log, scenario):
+def canonical_table(log, scenario, num_items):
     """The log as canonical rows, with their split and sampled negatives.
 
     `log`: `user` and `item` as numbers, `time`, `split` and `labels` of its N rows.
@@ -42,7 +42,6 @@ def canonical_table(log, scenario):
     if scenario.split.fractions:
         table = samples.split_by_fractions(table, scenario, 0)
     if scenario.draws_negatives:
-        num_items = int(log["item"].max()) + 3  # some items have no row
         published = np.full(num_items, NO_TIME)
         table = samples.add_negatives(table, scenario, np.ones(num_items), published, 0)
     return table
@@ -50,7 +49,7 @@ def canonical_table(log, scenario):
 
 def prepare_log(log, scenario, items, folder, name="video"):
     """The layout of a log prepared below `folder`; its `split` becomes that of the samples."""
-    table = canonical_table(log, scenario)
+    table = canonical_table(log, scenario, items.num_rows)
     real = table.filter(pa.array(~table.column("sampled").to_numpy())).sort_by("row")
     log["split"] = real.column("split").to_numpy()
     train = log["split"] == 0

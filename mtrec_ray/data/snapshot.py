@@ -46,6 +46,16 @@ class UserCategoryStatistics:
             self.user[kept] - start, self.category[kept], self.numeric[kept]
         )
 
+    def repeated(self, rows: Ints) -> "UserCategoryStatistics":
+        """Returns the pairs of users i64[B'], who are numbered in this order; some come twice."""
+        order = np.argsort(self.user, kind="stable")
+        start = np.searchsorted(self.user[order], rows, side="left")
+        size = np.searchsorted(self.user[order], rows, side="right") - start
+        place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size - start, size)
+        pairs = order[place]
+        user = np.repeat(np.arange(len(rows)), size)
+        return UserCategoryStatistics(user, self.category[pairs], self.numeric[pairs])
+
     def renumbered(self, number: Ints) -> "UserCategoryStatistics":
         """Returns the pairs of the users whose new `number` i64[B] is not -1."""
         user = number[self.user]
@@ -86,7 +96,10 @@ class UserSnapshot:
         return self._with_rows(slice(start, stop), pairs)
 
     def take(self, rows: Ints) -> "UserSnapshot":
-        """Returns some of the users, in the order of `rows`."""
+        """Returns some of the users, in the order of `rows`, in which one may come twice."""
+        if len(np.unique(rows)) < len(rows):
+            pairs = {c: s.repeated(rows) for c, s in self.categories.items()}
+            return self._with_rows(rows, pairs)
         number = np.full(len(self), -1)
         number[rows] = np.arange(len(rows))
         return self._with_rows(rows, {c: s.renumbered(number) for c, s in self.categories.items()})

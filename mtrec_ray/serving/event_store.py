@@ -5,6 +5,7 @@ was kept sends it again. A label that becomes known later comes as an event of t
 known of the two is one row.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -130,15 +131,38 @@ def conflict(known: Event, field_name: str, found: object, was: object) -> str:
 
 
 def open_store(url: str) -> EventStore:
-    """Returns the store of a URL: `sqlite:///path` (`sqlite:////path` from the root).
+    """Returns the store of a URL.
+
+    `sqlite:///path`, or `sqlite:////path` from the root: a file that the processes of one node
+    share. `redis://host:port/0`, `rediss://` with TLS or `unix://path`: a server of Redis that
+    keeps what it acknowledged (`redis_store.py`).
 
     Raises:
-        ProjectError: another URL.
-        StoreError: it cannot be opened.
+        ProjectError: another URL, no client for it, or a server that may lose events.
+        StoreError: the store cannot be reached.
     """
-    from mtrec_ray.serving.sqlite_store import SqliteStore
-
     kind, _, place = url.partition("://")
     if kind == "sqlite" and place.startswith("/") and place != "/":
+        from mtrec_ray.serving.sqlite_store import SqliteStore
+
         return SqliteStore(place[1:])
-    raise ProjectError([f"serve.store: found {url!r}; allowed: sqlite:///path"])
+    if kind in ("redis", "rediss", "unix") and place:
+        return open_redis(url)
+    raise ProjectError(
+        [f"serve.store: found {without_password(url)!r}; allowed: sqlite:///path or redis://host"]
+    )
+
+
+def open_redis(url: str) -> EventStore:
+    """Returns the store of a server of Redis."""
+    try:
+        from mtrec_ray.serving.redis_store import RedisStore
+    except ModuleNotFoundError:
+        found = f"serve.store: found {without_password(url)!r} without the client of Redis"
+        raise ProjectError([f'{found}; allowed: pip install ".[redis]" first']) from None
+    return RedisStore(url)
+
+
+def without_password(url: str) -> str:
+    """Returns a URL for a line, without what stands before its host."""
+    return re.sub(r"//[^/@]*@", "//", url)

@@ -16,6 +16,7 @@ from mtrec_ray.candidates.crowd import Crowd
 from mtrec_ray.data.arrays import Ints
 from mtrec_ray.data.elsewhere import COLUMNS, Taken, Timeline
 from mtrec_ray.data.interactions import Interactions, is_met
+from mtrec_ray.data.labels import Labels, labels_of
 from mtrec_ray.data.preparing.taken_rows import Source
 from mtrec_ray.data.shards import Arrays, concatenate
 from mtrec_ray.serving.fresh_state import FreshState
@@ -78,6 +79,26 @@ def met_events(state: FreshState, persons: Ints | None) -> Arrays:
     met = is_met(state.layout.scenario, state.layout.facts.tasks, rows)
     order = np.lexsort([rows["row"], rows["time"], rows["person"]])
     return {name: values[order[met[order]]] for name, values in rows.items()}
+
+
+def fresh_labels(
+    labels: Labels, state: FreshState, task: str, persons: Ints | None = None
+) -> Labels:
+    """Returns the labels of a task with those that events told, of some or all persons."""
+    layout = state.layout
+    own = labels if persons is None else labels.take(places_of(labels.rows.person, persons))
+    rows = met_events(state, persons)
+    fresh = labels_of(layout, rows, layout.facts.tasks.index(task))
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(own.rows, name), getattr(fresh.rows, name)])
+
+    order = np.lexsort([both("time"), both("person")])  # of equal times the log's come first
+    joined = Interactions(
+        both("person"), both("item"), both("time"), both("split"), both("taken"),
+        own.rows.num_items,
+    ).of(order)  # fmt: skip
+    return Labels(joined, np.concatenate([own.values, fresh.values])[order], labels.sort)
 
 
 @dataclass(frozen=True)

@@ -76,24 +76,24 @@ class FreshState:
         )
 
     def users(self, ids: Sequence[str], moment: int) -> UserSnapshot:
-        """Returns distinct users at a moment in ms, in the order of `ids`.
+        """Returns users at a moment in ms, in the order of `ids`.
 
         A user without a row is as `new_users` says.
         """
         self.fresh.follow()
-        return self.users_of(self.rows_of(persons_of(ids)), ids, moment)
+        return self.users_of(self.rows_of(np.unique(persons_of(ids))), ids, moment)
 
     def users_of(self, rows: Arrays, ids: Sequence[str], moment: int) -> UserSnapshot:
-        """Returns distinct users at a moment in ms, in the order of `ids`, by all of their rows."""
-        if not len(rows["row"]):
-            return new_users(self.layout, list(ids), moment)
+        """Returns users at a moment in ms, in the order of `ids`, by all rows that they have."""
         names = dict(zip(persons_of(ids).tolist(), ids, strict=True))
-        spec = replace(self.spec, end_ms=moment)
-        known = users_of_states(self.layout, user_states(canonical(rows, names), spec), moment)
-        missing = sorted(set(ids) - set(known.ids.tolist()))
-        both = joined(known, new_users(self.layout, missing, moment)) if missing else known
-        place = {name: number for number, name in enumerate(both.ids.tolist())}
-        return both.take(np.array([place[name] for name in ids]))
+        new = sorted(set(names) - set(rows["person"].tolist()))
+        found = new_users(self.layout, [names[person] for person in new], moment)
+        if len(new) < len(names):
+            spec = replace(self.spec, end_ms=moment)
+            states = user_states(canonical(rows, names), spec)
+            found = joined(users_of_states(self.layout, states, moment), found)
+        place = {name: number for number, name in enumerate(found.ids.tolist())}
+        return found.take(np.array([place[name] for name in ids], np.int64))
 
     def rows_of(self, persons: Ints) -> Arrays:
         """Returns all rows of distinct persons, without an order."""

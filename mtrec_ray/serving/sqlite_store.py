@@ -53,8 +53,8 @@ class SqliteStore:
         self.path = path
         self.local = threading.local()
         self.connections: list[sqlite3.Connection] = []
-        Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
         with told_errors(path):
+            Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
             connection = self.connection()
             connection.execute("PRAGMA journal_mode=WAL")
             connection.executescript(f"BEGIN IMMEDIATE;{TABLES}COMMIT;")
@@ -171,3 +171,5 @@ def told_errors(path: str) -> Iterator[None]:
             sqlite3.SQLITE_LOCKED: StoreBusyError,
         }
         raise known.get(code, StoreError)(f"event store {path}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"event store {path}: {error}") from error

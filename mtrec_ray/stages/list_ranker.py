@@ -47,6 +47,7 @@ class Wish:
         by: weights of tasks, whose predictions then order the shortlist; None: the list model does.
         allowed: bool[n], items that may be listed among those that the project's rules allow.
         crowd: what users did; None: what the prepared data says.
+        beside: tells what stands beside the network the same.
         end: when users ask, in ms.
         columns: the columns f32[m, F] of items i64[m] at that moment; None: at the end of the data.
     """
@@ -56,6 +57,7 @@ class Wish:
     by: Mapping[str, float] | None = None
     allowed: Bools | None = None
     crowd: Crowd | None = None
+    beside: Callable[[Beside], Beside] | None = None
     end: int = 0
     columns: Callable[[Ints], Float32s] | None = None
 
@@ -114,7 +116,8 @@ class PairScorer:
         rows = rows_of_pairs(layout, users, items, user, item, numeric)
         if layout.timed:
             rows["time"] = np.full(len(item), wish.end)
-        return self.beside.known_by(wish.crowd).values(rows, network, END)["score"]
+        beside = self.beside if wish.beside is None else wish.beside(self.beside)
+        return beside.values(rows, network, END)["score"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from mtrec_ray.candidates.crowd import Crowd
 from mtrec_ray.candidates.sources import Sources
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Float32s, Floats
@@ -115,12 +114,6 @@ class Beside:
             trees = load_tree_model(prepared, name, ray.get(opinion.texts), opinion.trees)
         timed = model.project.scenarios[name].events.time is not None
         return cls(opinion, prepared.scenarios[name], trees, sources, labels, timed)
-
-    def known_by(self, crowd: Crowd | None) -> "Beside":
-        """Returns this, its sources told by a crowd what users did; None: by their own."""
-        if crowd is None or self.sources is None:
-            return self
-        return replace(self, sources=replace(self.sources, crowd=crowd))
 
     def values(
         self, rows: Arrays, network: Float32s, known: int = FITTED_BEFORE

@@ -8,21 +8,25 @@ Letters: A askers, N rows, T tasks.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from mtrec_ray.candidates.crowd import Crowd
+from mtrec_ray.candidates.label_model import LabelSource
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.interactions import Interactions, is_met
+from mtrec_ray.data.labels import Labels, labels_of
 from mtrec_ray.data.preparing.events import TEST
 from mtrec_ray.data.shards import Arrays, concatenate
 from mtrec_ray.data.snapshot import SnapshotColumns, UserSnapshot
 from mtrec_ray.project.base import shorten
-from mtrec_ray.serving.fresh_crowd import fresh_crowd
+from mtrec_ray.serving.fresh_crowd import fresh_crowd, fresh_labels
 from mtrec_ray.serving.fresh_rows import label_row, persons_of
 from mtrec_ray.serving.fresh_state import FreshState
+from mtrec_ray.serving.incoming import label_problems
+from mtrec_ray.stages.predictions import Beside
 from mtrec_ray.stages.serving.requests import Asker, Met
 
 SECOND_MS = 1000
@@ -37,6 +41,7 @@ class Known:
     Attributes:
         users: each user once. place: i64[A], the user of each asker.
         crowd: what they did in all scenarios of the same people; None without lists.
+        beside: tells what stands beside the network what they did.
         end: when they ask, in ms.
         columns: the columns f32[m, F] of items i64[m] at that moment; None: those of the end of the
             prepared data.
@@ -45,6 +50,7 @@ class Known:
     users: UserSnapshot
     place: Ints
     crowd: Crowd | None
+    beside: Callable[[Beside], Beside]
     end: int
     columns: Columns | None = None
 
@@ -92,7 +98,8 @@ class Askers:
             if met.item not in self.state.fresh.item_of:
                 found = f"{where}.item: found {shorten(met.item)}"
                 lines.append(f"{found}; allowed: an item of the catalogue of {self.name}")
-            lines += label_problems(f"{where}.labels", met.labels, self.layout)
+            tasks = self.layout.scenario.tasks
+            lines += [f"{where}.{line}" for line in label_problems(tasks, met.labels)]
         return lines
 
     def known(self, asks: Sequence[Asker]) -> Known:
@@ -106,10 +113,12 @@ class Askers:
         rows = concatenate([self.state.rows_of(np.unique(stored)), own])
         users = self.state.users_of(rows, distinct, moment)
         place = {name: number for number, name in enumerate(distinct)}
+        crowd = None if self.crowd is None else self.crowd_of(users.person, own)
         return Known(
             users=users,
             place=np.array([place[name] for name in ids]),
-            crowd=None if self.crowd is None else self.crowd_of(users.person, own),
+            crowd=crowd,
+            beside=lambda beside: self.told(beside, users.person, crowd, own),
             end=self.end(clock),
             columns=self.columns(moment),
         )
@@ -140,6 +149,32 @@ class Askers:
             column = self.layout.facts.tasks.index(self.tasks[self.name])
             found[self.name] = with_rows(found[self.name], own, self.layout, column)
         return Crowd(found)
+
+    def told(self, beside: Beside, persons: Ints, crowd: Crowd | None, own: Arrays) -> Beside:
+        """Returns what stands beside the network, as it knows what some persons did by now."""
+        sources, labels = beside.sources, beside.labels
+        if sources is not None and crowd is not None:
+            sources = replace(sources, crowd=crowd)
+        if labels is not None:
+            of_crowd, of_own = (
+                {
+                    task: self.labels_now(task, source, persons, own)
+                    for task, source in by_task.items()
+                }
+                for by_task in (labels.of_crowd, labels.own)
+            )
+            labels = replace(labels, own=of_own, of_crowd=of_crowd)
+        return replace(beside, sources=sources, labels=labels)
+
+    def labels_now(self, task: str, source: LabelSource, persons: Ints, own: Arrays) -> LabelSource:
+        """Returns a source of labels with those that some persons gave by now."""
+        found = {
+            name: fresh_labels(labels, self.states[name], task, persons)
+            for name, labels in source.labels.items()
+        }
+        if self.name in found and len(own["row"]):
+            found[self.name] = with_labels(found[self.name], own, self.layout, task)
+        return replace(source, labels=found)
 
     def rows_of_requests(self, asks: Sequence[Asker], moment: int) -> Arrays:
         """Returns the histories of requests as rows: row, person, item, time, labels, split."""
@@ -196,18 +231,6 @@ def times_of(history: Sequence[Met], moment: int) -> list[int]:
     return times[::-1]
 
 
-def label_problems(where: str, labels: Mapping[str, float], layout: SnapshotColumns) -> list[str]:
-    """Returns a line for each label of what is no task, or of a value that it cannot have."""
-    kinds, lines = layout.facts.kinds, []
-    for task, value in labels.items():
-        if task not in kinds:
-            allowed = ", ".join(kinds)
-            lines.append(f"{where}: found {shorten(task)}; allowed: {allowed}")
-        elif kinds[task] == "binary" and value not in (0, 1):
-            lines.append(f"{where}.{task}: found {value:g}; allowed: 0 or 1")
-    return lines
-
-
 def with_rows(
     rows: Interactions, more: Arrays, layout: SnapshotColumns, column: int
 ) -> Interactions:
@@ -219,3 +242,15 @@ def with_rows(
     both.append(np.concatenate([rows.taken, taken]))
     order = np.argsort(both[0], kind="stable")
     return Interactions(*(values[order] for values in both), rows.num_items, rows.delay_ms)
+
+
+def with_labels(labels: Labels, more: Arrays, layout: SnapshotColumns, task: str) -> Labels:
+    """Returns labels of a task with those of rows of persons who have none."""
+    fresh = labels_of(layout, more, layout.facts.tasks.index(task))
+    names = ("person", "item", "time", "split", "taken")
+    both = [
+        np.concatenate([getattr(labels.rows, name), getattr(fresh.rows, name)]) for name in names
+    ]
+    order = np.argsort(both[0], kind="stable")
+    rows = Interactions(*(values[order] for values in both), labels.rows.num_items)
+    return Labels(rows, np.concatenate([labels.values, fresh.values])[order], labels.sort)

@@ -4,6 +4,7 @@ A model that serves several scenarios is in memory once. Requests of several sce
 in one call.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -17,6 +18,7 @@ from mtrec_ray.serving.event_store import ConflictError as EventConflictError
 from mtrec_ray.serving.event_store import Event, EventStore
 from mtrec_ray.serving.fresh_crowd import FreshTimeline
 from mtrec_ray.serving.fresh_state import FreshState
+from mtrec_ray.serving.incoming import event_problems
 from mtrec_ray.serving.new_items import NewItemReader
 from mtrec_ray.stages.finetuning.chosen_model import model_kind
 from mtrec_ray.stages.list_inputs import layout_of, user_space
@@ -114,7 +116,12 @@ class Engine:
             Event(scenario, one.user, one.item, one.id, one.time, dict(one.labels))
             for one in events
         ]
-        problems = self.scenarios[scenario].event_problems(events)
+        clock = time.time_ns() // 1_000_000
+        problems = [
+            f"events.{number}.{line}"
+            for number, event in enumerate(own)
+            for line in event_problems(self.states, event, clock)
+        ]
         if problems:
             raise RequestError(problems)
         try:

@@ -1,16 +1,24 @@
 """What clients ask and what they are told, as JSON."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+)
 
 from mtrec_ray.project.assortment import Filter
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Labels = dict[Text, FiniteFloat]
-Value = str | bool | int | FiniteFloat | list[str] | list[FiniteFloat] | None
+Plain = WithJsonSchema({"type": ["number", "string", "boolean"]})
+Labels = dict[Text, Annotated[Any, Plain]]  # as the tasks have them
+Value = JsonValue  # of a column, in the column's own type
 MOST_MS = 4_102_444_800_000  # the year 2100
 
 

@@ -4,7 +4,7 @@ Letters: B users, M pairs of a user and an item, n items, P predictions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -15,11 +15,10 @@ from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.project.base import shorten
 from mtrec_ray.stages.list_ranker import Listed, ListRanker, PairScorer, Wish, pairs_of
 from mtrec_ray.stages.ranker import Ranker
-from mtrec_ray.stages.serving.asking import Askers, Known, label_problems
+from mtrec_ray.stages.serving.asking import Askers, Known
 from mtrec_ray.stages.serving.filters import ItemFilters
 from mtrec_ray.stages.serving.new_items import NewItemScorer
 from mtrec_ray.stages.serving.requests import (
-    EventRequest,
     NewItem,
     Ranked,
     RecommendAnswer,
@@ -134,15 +133,8 @@ class ScenarioEngine:
         """Returns how the lists of those who ask alike are made: as long as the longest."""
         options, first = self.ranker.options, asks[0]
         seen = options.exclude_seen if first.exclude_seen is None else first.exclude_seen
-        return Wish(
-            k=max(self.length(ask) for ask in asks),
-            exclude_seen=seen,
-            by=weights_of(first),
-            allowed=allowed,
-            crowd=known.crowd,
-            end=known.end,
-            columns=known.columns,
-        )
+        wish = wish_of(known, max(self.length(ask) for ask in asks), seen=seen)
+        return replace(wish, by=weights_of(first), allowed=allowed)
 
     def length(self, ask: RecommendRequest) -> int:
         """Returns how many items a list has."""
@@ -174,20 +166,6 @@ class ScenarioEngine:
         """Returns what is told of an item, with its predictions f32[P]."""
         ids, known = self.ranker.items.ids, self.ranker.items.in_training
         return {"item": str(ids[item]), "new": not known[item], **predictions(self.facts, values)}
-
-    def event_problems(self, events: Sequence[EventRequest]) -> list[str]:
-        """Returns a line for each mistake of events."""
-        layout, item_of, lines = self.ranker.layout, self.askers.state.fresh.item_of, []
-        for number, event in enumerate(events):
-            where = f"events.{number}"
-            if event.item not in item_of:
-                found = f"{where}.item: found {shorten(event.item)}"
-                lines.append(f"{found}; allowed: an item of the catalogue of {self.name}")
-            if layout.timed and event.time is not None and event.time < layout.end:
-                found = f"{where}.time: found {event.time}"
-                lines.append(f"{found}; allowed: at least {layout.end}, the end of the data")
-            lines += label_problems(f"{where}.labels", event.labels, layout)
-        return lines
 
     # --- given pairs ---------------------------------------------------------------------------
 
@@ -264,10 +242,29 @@ class ScenarioEngine:
         num_items, num_users = len(self.ranker.items.ids), len(known.users)
         keys = np.unique(user * num_items + item)
         pairs = Candidates(*np.divmod(keys, num_items), {}, num_users)
-        wish = Wish(0, exclude_seen=False, crowd=known.crowd, end=known.end, columns=known.columns)
+        wish = Wish(
+            0,
+            exclude_seen=False,
+            crowd=known.crowd,
+            beside=known.beside,
+            end=known.end,
+            columns=known.columns,
+        )
         network = self.scorer.predictions(known.users, pairs, wish)
         told = self.scorer.told(known.users, pairs.user, pairs.item, network, wish)
         return told[pairs_of(pairs, user, item, num_items)]
+
+
+def wish_of(known: Known, k: int, *, seen: bool) -> Wish:
+    """Returns what lists of k items are made from; `seen`: without what was seen."""
+    return Wish(
+        k=k,
+        exclude_seen=seen,
+        crowd=known.crowd,
+        beside=known.beside,
+        end=known.end,
+        columns=known.columns,
+    )
 
 
 def alike(ask: RecommendRequest) -> str:
