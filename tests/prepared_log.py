@@ -47,8 +47,11 @@ def canonical_table(log, scenario, num_items):
     return table
 
 
-def prepare_log(log, scenario, items, folder, name="video"):
-    """The layout of a log prepared below `folder`; its `split` becomes that of the samples."""
+def prepare_log(log, scenario, items, folder, name="video", vocabulary=None):
+    """The layout of a log prepared below `folder`; its `split` becomes that of the samples.
+
+    `vocabulary`: sorted hashes of the users that training knows, by default those of the log.
+    """
     table = canonical_table(log, scenario, items.num_rows)
     real = table.filter(pa.array(~table.column("sampled").to_numpy())).sort_by("row")
     log["split"] = real.column("split").to_numpy()
@@ -75,7 +78,9 @@ def prepare_log(log, scenario, items, folder, name="video"):
             if t.classes
         },
     )  # fmt: skip
-    known = np.unique(real.column("user").to_numpy()[train].view(np.uint64))
+    known = vocabulary
+    if known is None:
+        known = np.unique(real.column("user").to_numpy()[train].view(np.uint64))
     columns, several = scenario.items.statistics_columns, scenario.items.pooled_columns
     spec = FeatureSpec(
         scenario, tuple(means), facts.end_ms, np.full(items.num_rows, NO_TIME), known, (), 0,

@@ -144,14 +144,24 @@ def statistics_at_end(layout: SnapshotColumns, key: str, num: int) -> Float32s:
 
 def stored_users(prepared: Prepared, space: str) -> NDArray[np.uint64]:
     """Returns u64[U]: sorted hashes of an id space's training users; the i-th has number i + 1."""
-    hashes = [np.zeros(0, np.uint64)]
+    return numbered_users(prepared, space)[0]
+
+
+def numbered_users(prepared: Prepared, space: str) -> tuple[NDArray[np.uint64], Ints]:
+    """Returns u64[U], sorted hashes of the users with rows whom training knows, and their numbers.
+
+    Those of a scenario that joined a model are some of the model's, with the model's numbers.
+    """
+    hashes, numbers = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for name, facts in prepared.scenarios.items():
         if facts.user_space == space:
             state = read_states(prepared, name, "users")
             assert state is not None
-            known = state.column("user").to_numpy() > 0
-            hashes.append(hash_strings(state.column("user_id"))[known])
-    return np.unique(np.concatenate(hashes))
+            number = state.column("user").to_numpy()
+            hashes.append(hash_strings(state.column("user_id"))[number > 0])
+            numbers.append(number[number > 0].astype(np.int64))
+    found, first = np.unique(np.concatenate(hashes), return_index=True)
+    return found, np.concatenate(numbers)[first]
 
 
 def user_parts(prepared: Prepared, name: str) -> list[str]:

@@ -17,9 +17,9 @@ import pyarrow as pa
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.as_of import CatalogueAsOf
 from mtrec_ray.data.columns import fixed_list
-from mtrec_ray.data.end_states import items_at_end, read_catalogue, stored_users, users_of_states
+from mtrec_ray.data.end_states import items_at_end, numbered_users, read_catalogue, users_of_states
 from mtrec_ray.data.outcomes import level_bounds
-from mtrec_ray.data.preparing.features import FeatureSpec, user_states
+from mtrec_ray.data.preparing.features import FeatureSpec, user_states, vocabulary_numbers
 from mtrec_ray.data.shards import Arrays, concatenate
 from mtrec_ray.data.snapshot import ItemSnapshot, SnapshotColumns, UserSnapshot, new_users
 from mtrec_ray.serving.event_store import EventStore
@@ -44,14 +44,16 @@ class FreshState:
             layout: where the columns of the scenario's rows stand.
             store: what the events come from.
             seed: `data_seed` of the project, for the order of rows of one moment.
-            vocabulary: sorted hashes u64[U] of the users that the model knows; by default those
-                that the prepared data says.
+            vocabulary: sorted hashes u64[U] of all users that the model knows (`stored_users` of
+                its data); by default those that this data has rows of, which are not all of them
+                where the scenario joined a model.
         """
         self.layout, self.seed = layout, seed
         self.catalogue = read_catalogue(layout)
         if vocabulary is None:
-            vocabulary = stored_users(layout.prepared, layout.facts.user_space)
-        self.vocabulary = vocabulary
+            self.known = numbered_users(layout.prepared, layout.facts.user_space)
+        else:
+            self.known = (vocabulary, np.arange(1, len(vocabulary) + 1))
         self.log = LogRows.read(layout)
         self.fresh = FreshRows(layout, store, self.catalogue.ids.tolist(), self.log.next_row)
         self.with_events: tuple[int, CatalogueAsOf] | None = None
@@ -67,7 +69,7 @@ class FreshState:
             priors=tuple(layout.priors),
             end_ms=layout.end,
             published=catalogue.published,
-            users=self.vocabulary,
+            users=self.known[0],
             event_vocabularies=(),
             seed=self.seed,
             categories=catalogue.codes,
@@ -91,9 +93,16 @@ class FreshState:
         if len(new) < len(names):
             spec = replace(self.spec, end_ms=moment)
             states = user_states(canonical(rows, names), spec)
-            found = joined(users_of_states(self.layout, states, moment), found)
+            known = users_of_states(self.layout, states, moment)
+            known = replace(known, user=self._numbers(known.person))
+            found = joined(known, found)
         place = {name: number for number, name in enumerate(found.ids.tolist())}
         return found.take(np.array([place[name] for name in ids], np.int64))
+
+    def _numbers(self, person: Ints) -> Ints:
+        """Returns i64[B], the numbers by which the model knows persons; 0 of unknown ones."""
+        place = vocabulary_numbers(person, self.known[0])
+        return np.append(0, self.known[1])[place]
 
     def rows_of(self, persons: Ints) -> Arrays:
         """Returns all rows of distinct persons, without an order."""

@@ -92,8 +92,9 @@ def allowed_labels(task: Task) -> str:
 def is_label(task: Task, value: object) -> bool:
     """Returns whether a task may have a label."""
     if task.classes is not None:
-        known = isinstance(value, str | int | float | bool)
-        return known and any(reads_alike(own, value) for own in task.classes)
+        if not isinstance(value, str | int | float):
+            return False
+        return any(reads_alike(own, value) for own in task.classes)
     if not isinstance(value, int | float) or not abs(value) <= LARGEST:  # nor NaN
         return False
     if task.label.always:

@@ -19,7 +19,7 @@ from tests.cluster.logs import NUM_SLOTS, SLOT, START, write_logs
 from tests.cluster.runs import prepare_in_partitions, prepared_folder
 from tests.cluster.test_elsewhere import NAMES, project_of
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 NUM_MORE = 60
 LOGS = {"logged": "ordered"}

@@ -91,7 +91,7 @@ def random_log(seed, scenario):
     }
 
 
-def events_of(log, scenario, rng):
+def events_of(log, scenario, rng, name="video"):
     """The last rows as events: some labels are told later, and some events twice."""
     first, later = [], []
     for row in range(NUM_ROWS, len(log["user"])):
@@ -107,7 +107,7 @@ def events_of(log, scenario, rng):
     rng.shuffle(later)
     time = log["time"].tolist() if scenario.events.time else [None] * len(log["user"])
     return [
-        Event("video", f"user {log['user'][row]}", f"item {log['item'][row]}", f"event {row}",
+        Event(name, f"user {log['user'][row]}", f"item {log['item'][row]}", f"event {row}",
               time[row], labels)
         for row, labels in first + later
     ]  # fmt: skip
