@@ -3,16 +3,11 @@
 import json
 import math
 
-import numpy as np
 import pytest
 
 from mtrec_ray.data.end_states import user_parts, users_at_end
-from mtrec_ray.data.interactions import END
-from mtrec_ray.data.snapshot import rows_of_pairs
 from mtrec_ray.stages.serving.requests import RecommendRequest, RequestError
-from mtrec_ray.stages.trained_model import load_with_vectors
-from mtrec_ray.training.validation import score_rows
-from tests.cluster.serving import client_of, engine_of, service_of, version_of
+from tests.cluster.serving import check_scores, client_of, engine_of, service_of, version_of
 
 pytestmark = pytest.mark.cluster
 
@@ -76,30 +71,7 @@ def engine_facts(client, name):
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_served_scores_are_those_of_an_evaluation(service, client, name):
     """Pairs as rows of a split, scored and blended as `evaluate` does it."""
-    engine = engine_of(service).scenarios[name]
-    layout, items = engine.ranker.layout, engine.ranker.items
-    users = users_at_end(layout, user_parts(layout.prepared, name)[0]).of(0, 8)
-    user, item = np.repeat(np.arange(8), 5), np.tile(np.arange(5, 10), 8)
-    rows = rows_of_pairs(layout, users, items, user, item)
-    served = service.control.version(engine.version).scenarios[name]
-    model, vectors = load_with_vectors(served.model, engine_vectors(engine_of(service), name))
-    ((_, network),) = score_rows(model, vectors, name, iter([rows]))
-    wanted = network
-    if engine.scorer.beside is not None:
-        if layout.timed:
-            rows["time"] = np.full(len(item), engine.askers.prepared_end)
-        wanted = engine.scorer.beside.values(rows, network, END)["score"]
-    for number, one in enumerate(users.ids):
-        body = {"user": one, "items": [str(i) for i in items.ids[5:10]]}
-        answer = client.post(f"/v1/{name}/score", json=body).json()
-        told = [[i["predictions"][t] for t in engine.facts.tasks] for i in answer["items"]]
-        np.testing.assert_allclose(told, wanted[user == number], atol=1e-4)
-
-
-def engine_vectors(engine, name):
-    """The item vectors of a scenario's model."""
-    model = engine.version.scenarios[name].model
-    return engine.loaded[model][1].cache.numpy()
+    check_scores(engine_of(service), client, name)
 
 
 def test_a_batch_answers_as_one_by_one(service, lists):
@@ -233,7 +205,7 @@ def test_events_that_cannot_be_kept(client):
     good = {"id": "a", "user": "kept?", "item": "shop_00001", "labels": {"click": 1}}
     for wrong, line in (
         ({"item": "nothing"}, "events.1.item: found 'nothing'; allowed: an item of the catalogue"),
-        ({"labels": {"like": 1}}, "events.1.labels: found 'like'; allowed: click, buy"),
+        ({"labels": {"like": 1}}, "events.1.labels: found 'like'; allowed: tasks, click, buy"),
         ({"labels": {"click": 2}}, "events.1.labels.click: found 2; allowed: 0 or 1"),
         ({"time": 5}, "events.1.time: found 5; allowed: at least"),
     ):

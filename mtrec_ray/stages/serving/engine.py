@@ -11,7 +11,8 @@ from typing import cast
 
 import ray
 
-from mtrec_ray.data.end_states import items_at_end
+from mtrec_ray.data.end_states import items_at_end, stored_users
+from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.serving.event_store import ConflictError as EventConflictError
@@ -68,10 +69,7 @@ class Engine:
         self.version, self.store = version, store
         self.loaded: dict[TrainedModel, LoadedModel] = {}
         self.encoders = Encoders()
-        self.states = {
-            name: FreshState(layout_of(own.model, name), store, seed=version.project.data_seed)
-            for name, own in version.scenarios.items()
-        }
+        self.states = {name: self.state(name, own) for name, own in version.scenarios.items()}
         self.scenarios = {name: self.open(name, own) for name, own in version.scenarios.items()}
 
     @property
@@ -142,6 +140,20 @@ class Engine:
         ]  # fmt: skip
 
     # --- loading -------------------------------------------------------------------------------
+
+    def state(self, name: str, served: ServedScenario) -> FreshState:
+        """Returns the state of a scenario, with the events of the store.
+
+        One that joined a finished model numbers its users as that model does.
+        """
+        version, vocabulary, layout = self.version, None, layout_of(served.model, name)
+        joint = load_prepared(version.joint)
+        if name not in joint.scenarios:
+            vocabulary = stored_users(joint, layout.facts.user_space)
+        if vocabulary is not None and not len(vocabulary):
+            vocabulary = None
+        seed = version.project.data_seed
+        return FreshState(layout, self.store, seed=seed, vocabulary=vocabulary)
 
     def load(self, served: ServedScenario) -> LoadedModel:
         """Returns a model with its item vectors; one that serves several scenarios once."""

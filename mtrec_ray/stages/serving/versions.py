@@ -55,6 +55,7 @@ class ServedVersion:
 
     Attributes:
         name: of the version. folder: of the run; `files`: SHA-256 by path below it.
+        joint: folder of the joint model's prepared data, which says the users that it knows.
         project: names files that can be read.
     """
 
@@ -62,6 +63,7 @@ class ServedVersion:
     folder: str
     project: Project
     scenarios: Mapping[str, ServedScenario]
+    joint: str
     files: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -100,7 +102,7 @@ def open_version(project: Project, storage_path: str, log: Log) -> ServedVersion
         stage.start_anew(made_from)
         stage.finish({MANIFEST: files})
     name = f"{project.run.name}-{fingerprint(files)[:8]}"
-    return ServedVersion(name, run.path(), resolved, scenarios, files)
+    return ServedVersion(name, run.path(), resolved, scenarios, joint_run.prepared.folder, files)
 
 
 def with_catalogues(project: Project, names: Iterable[str], storage_path: str, log: Log) -> Project:
