@@ -117,7 +117,7 @@ class NewItemReader:
         ]
         if all(columns.get(name) is None for name in self.items.text_columns):
             texts = ", ".join(self.items.text_columns)
-            lines.append(f"found no text; allowed: at least one of {texts}")
+            lines.append(f"{texts}: found no text; allowed: at least one of them")
         for name, value in columns.items():
             kind = self.types.get(name)
             if name in self.named and kind is not None and not converts(value, kind):

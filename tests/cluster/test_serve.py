@@ -3,10 +3,16 @@
 import json
 import math
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.data.end_states import user_parts, users_at_end
+from mtrec_ray.data.preparing.statistics import WINDOWS_MS
+from mtrec_ray.data.snapshot import overlay, rows_of_pairs
 from mtrec_ray.stages.serving.requests import RecommendRequest, RequestError
+from mtrec_ray.stages.trained_model import ensure_vectors, load_with_vectors
+from mtrec_ray.training.validation import score_rows
 from tests.cluster.serving import check_scores, client_of, engine_of, service_of, version_of
 
 pytestmark = pytest.mark.cluster
@@ -72,6 +78,60 @@ def engine_facts(client, name):
 def test_served_scores_are_those_of_an_evaluation(service, client, name):
     """Pairs as rows of a split, scored and blended as `evaluate` does it."""
     check_scores(engine_of(service), client, name)
+
+
+def cold_predictions(engine, name, number, user):
+    """What the model says of an item that had no row, and whose id it does not know."""
+    own = engine.scenarios[name]
+    layout, items = own.ranker.layout, own.ranker.items
+    users = users_at_end(layout, user_parts(layout.prepared, name)[0])
+    (place,) = np.flatnonzero(users.ids == user)
+    rows = rows_of_pairs(layout, users, items, np.array([place]), np.array([number]))
+    rows["labels"] = np.zeros((1, len(own.facts.tasks)), np.float32)
+    cold = layout.scatter("item", WINDOWS_MS, layout.cold_start(WINDOWS_MS))
+    rows["numeric"] = overlay(rows["numeric"], cold)
+    trained_model = engine.version.scenarios[name].model
+    model, vectors = load_with_vectors(trained_model, ensure_vectors(trained_model))
+    model.scenario_inputs(name).catalogue_ids[number] = 0
+    ((_, found),) = score_rows(model, vectors, name, iter([rows]))
+    return found[0]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_new_item_is_scored_from_its_columns(service, client, trained, name):
+    """As one of the catalogue with the same columns that had no row yet."""
+    engine = engine_of(service)
+    path = trained.project.path(trained.project.scenarios[name].items.path)
+    table = pq.read_table(path).to_pandas()
+    ids = engine.scenarios[name].ranker.items.ids
+    users = users_at_end(engine.scenarios[name].ranker.layout, "part-00000.parquet").ids[:2]
+    for user, number in zip(users, (3, 17), strict=True):
+        row = table[table["item_id"] == ids[number]].iloc[0]
+        columns = {c: row[c] for c in engine.scenarios[name].new_items.reader.named}
+        columns = {c: v.item() if hasattr(v, "item") else v for c, v in columns.items()}
+        items = [str(ids[number]), {"item": "brand new", "columns": columns}]
+        answer = client.post(f"/v1/{name}/score", json={"user": str(user), "items": items}).json()
+        known, new = answer["items"]
+        assert (new["item"], new["new"]) == ("brand new", True)
+        assert known["item"] == ids[number]
+        told = [new["predictions"][task] for task in engine.scenarios[name].facts.tasks]
+        wanted = cold_predictions(engine, name, number, user)[: len(told)]
+        np.testing.assert_allclose(told, wanted, atol=1e-4)
+
+
+def test_mistakes_of_new_items(client):
+    """No columns, no text, an unknown column, a value of another type: a line each."""
+    for item, line in (
+        ("brand new", "items.0.item: found 'brand new', which the catalogue lacks; allowed: "),
+        ({"item": "n", "columns": {"price": 1}}, "items.0.columns.title, description: found no "),
+        ({"item": "n", "columns": {"title": "a", "x": 1}}, "items.0.columns.x: found an unknown"),
+        ({"item": "n", "columns": {"title": ["a"]}}, "items.0.columns.title: found [\"a\"]; allow"),
+        ({"item": "n", "columns": {"title": "a", "price": "much"}},
+         "items.0.columns.price: found 'much'; allowed: a value of type"),
+    ):  # fmt: skip
+        answer = client.post("/v1/shop/score", json={"user": "u", "items": [item]})
+        assert answer.status_code == 422
+        assert answer.json()["errors"][-1].startswith(line), answer.json()
 
 
 def test_a_batch_answers_as_one_by_one(service, lists):
