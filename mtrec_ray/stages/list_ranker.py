@@ -7,7 +7,7 @@ Letters: B users who ask, n items, M candidates of theirs, N items of their list
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -169,14 +169,8 @@ class ListRanker:
 
     def sources_of(self, wish: Wish) -> Sources:
         """Returns the sources as they are asked for what is known now, about allowed items."""
-        sources = self.sources
-        return Sources(
-            sources.by_name,
-            sources.crowd if wish.crowd is None else wish.crowd,
-            sources.name,
-            sources.published,
-            sources.allowed if wish.allowed is None else sources.allowed & wish.allowed,
-        )
+        sources = self.sources if wish.crowd is None else replace(self.sources, crowd=wish.crowd)
+        return sources if wish.allowed is None else sources.only(wish.allowed)
 
     def order(
         self, users: UserSnapshot, candidates: Candidates, predicted: Float32s, wish: Wish

@@ -84,9 +84,6 @@ class Asker(Message):
     history: History | None = Field(
         default=None, description="What somebody met, the latest last; ids, or mappings."
     )
-    profile: dict[Text, Value] | None = Field(
-        default=None, description="Columns of the table of users, beside `history`."
-    )
 
 
 class RecommendRequest(Asker):
