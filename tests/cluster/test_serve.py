@@ -112,7 +112,8 @@ def test_a_new_item_is_scored_from_its_columns(service, client, trained, name):
         assert known["item"] == ids[number]
         told = [new["predictions"][task] for task in engine.scenarios[name].facts.tasks]
         wanted = cold_predictions(engine, name, number, user)[: len(told)]
-        np.testing.assert_allclose(told, wanted, atol=1e-4)
+        # Texts are read anew, in the precision of the processor (bf16) and in other chunks.
+        np.testing.assert_allclose(told, wanted, atol=5e-4)
 
 
 def test_mistakes_of_new_items(client):

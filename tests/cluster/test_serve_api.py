@@ -47,7 +47,9 @@ def test_answers_keep_the_description(api, mode):
         except schemathesis.errors.SchemathesisError:
             continue
 
-        @settings(max_examples=8, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=4, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        )
         @given(case=drawn)
         def check(case):
             if "scenario" in (case.path_parameters or {}):
