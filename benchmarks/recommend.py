@@ -71,7 +71,8 @@ from mtrec_ray.stages.list_inputs import (
     users_per_block,
 )
 from mtrec_ray.stages.list_model import ensure_list_model
-from mtrec_ray.stages.list_writer import Writer, list_maker
+from mtrec_ray.stages.list_ranker import ListRanker
+from mtrec_ray.stages.list_writer import list_maker
 from mtrec_ray.stages.lists import Asking, ScorerAsOf, ask_in_split, score_shortlists
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.train import run_train
@@ -182,7 +183,7 @@ def list_model_of(project: Project, folder: str) -> tuple[ListInputs, ListModel]
     return inputs[NAME], ensure_list_model(joint_run, models, inputs, project, teller())
 
 
-def speed_of_lists(writer: Writer, users: UserSnapshot) -> float:
+def speed_of_lists(writer: ListRanker, users: UserSnapshot) -> float:
     """Returns how many users a second get their lists."""
     step = users_per_block(len(writer.ranker.items.ids))
     writer.best(users.of(0, step))  # fills the lists of the index, reads the trees
@@ -192,7 +193,7 @@ def speed_of_lists(writer: Writer, users: UserSnapshot) -> float:
     return len(users) / (time.perf_counter() - start)
 
 
-def speed_of_ease(writer: Writer, users: UserSnapshot) -> float:
+def speed_of_ease(writer: ListRanker, users: UserSnapshot) -> float:
     """Returns how many users a second get the best items of EASE."""
     times = np.full(len(users), writer.sources.crowd.end)
     asked = writer.sources.crowd.ask(NAME, Moments(users.person, times, END), HISTORY)
@@ -202,7 +203,7 @@ def speed_of_ease(writer: Writer, users: UserSnapshot) -> float:
     return len(users) / (time.perf_counter() - start)
 
 
-def speed_of_faiss(writer: Writer, users: UserSnapshot) -> dict[str, float]:
+def speed_of_faiss(writer: ListRanker, users: UserSnapshot) -> dict[str, float]:
     """Returns how fast a plain faiss script finds 20 items, and how many of the best ours finds."""
     vectors = writer.ranker.item_vectors
     assert vectors is not None
@@ -294,7 +295,7 @@ def measure(num_items: int, folder: str, quick: bool) -> dict[str, float]:
     for shortlist in reversed(SHORTLISTS):  # full scoring by the model of the longest
         short = project_of(num_items, Path(folder), shortlist)
         inputs, model = list_model_of(short, folder)
-        writer = Writer(list_maker(inputs, None, model, short, f"{folder}/lists", None))
+        writer = list_maker(inputs, None, model, short, f"{folder}/lists", None).open()
         layout = writer.ranker.layout
         users = users_at_end(layout, user_parts(layout.prepared, NAME)[0]).of(0, TIMED_USERS)
         figures[f"{shortlist}.users_per_s"] = speed_of_lists(writer, users)

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from jobs import check, evaluate, export, finetune, init, pipeline, prepare, recommend, train, tune
+from jobs import (
+    check,
+    evaluate,
+    export,
+    finetune,
+    init,
+    pipeline,
+    prepare,
+    recommend,
+    serve,
+    train,
+    tune,
+)
 from jobs.common import program
 
 EXAMPLES = {
@@ -32,6 +44,10 @@ EXAMPLES = {
         "--config mine.yaml --scenario shop --users users.txt",
     ),
     export: ("--config mine.yaml", "--config mine.yaml --scenario shop --format onnx-int8"),
+    serve: (
+        "--config jobs/quickstart.yaml",
+        "--config mine.yaml --set serve.token=env:TOKEN --set serve.replicas=2",
+    ),
 }
 
 

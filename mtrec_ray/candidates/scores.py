@@ -7,6 +7,7 @@ h items of a history.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from mtrec_ray.candidates.exact_product import best_of
 from mtrec_ray.candidates.search_index import SearchIndex
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 
+LEAST_SHARE = 0.01  # of allowed items: where fewer are, an index names not enough of them
 LATEST = 5  # items of a history whose neighbours are candidates
 FEW = 16  # pairs of a user whose vectors are multiplied one by one
 
@@ -31,12 +33,14 @@ class Hidden:
         met: users and items of rows that they have.
         allowed: bool[n], items that anybody may be shown.
         published: i64[n], in ms; `times` i64[B]: when users ask, None where rows have no time.
+        share: of the items that an index may find, how many are allowed.
     """
 
     met: tuple[Ints, Ints]
     allowed: Bools
     published: Ints
     times: Ints | None
+    share: float = 1.0
 
     @property
     def num_items(self) -> int:
@@ -294,7 +298,8 @@ def slices_by_user(user: Ints, num_users: int) -> list[tuple[int, slice]]:
 def asked_of_index(num: int, hidden: Hidden) -> int:
     """Returns how many items to search, so that enough are left that a user is shown."""
     more = num if hidden.times is not None else 0  # not published by then
-    return num + more + min(hidden.most_met, num)
+    wanted = num + more + min(hidden.most_met, num)
+    return min(math.ceil(wanted / max(hidden.share, LEAST_SHARE)), hidden.num_items)
 
 
 def first_shown(items: Ints, users: Ints, num: int, hidden: Hidden) -> Ints:

@@ -17,7 +17,7 @@ Letters: B users who ask, n items, D width of texts.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -58,6 +58,7 @@ class Sources:
         crowd, name: whose interactions they rest on.
         published: i64[n], in ms, NO_TIME where that is not known.
         allowed: bool[n], items that anybody may be shown.
+        share: of the items that indexes may find, how many are allowed.
     """
 
     by_name: Mapping[str, Source]
@@ -65,6 +66,13 @@ class Sources:
     name: str
     published: Ints
     allowed: Bools
+    share: float = 1.0
+
+    def only(self, allowed: Bools) -> "Sources":
+        """Returns the sources of those items that bool[n] marks, too."""
+        both = self.allowed & allowed
+        share = float(both.sum() / max(self.allowed.sum(), 1))
+        return replace(self, allowed=both, share=share)
 
     def scores(self, asked: Asked) -> dict[str, Scores]:
         """Returns what each source says."""
@@ -74,7 +82,7 @@ class Sources:
         """Returns the items not yet published, not allowed, or which the user has a row with."""
         none = np.zeros(0, np.int64)
         met = asked.met if exclude_met else (none, none)
-        return Hidden(met, self.allowed, self.published, asked.moments.times)
+        return Hidden(met, self.allowed, self.published, asked.moments.times, self.share)
 
 
 @dataclass(frozen=True)

@@ -262,13 +262,19 @@ def overlay(*parts: Float32s) -> Float32s:
 
 
 def rows_of_pairs(
-    layout: SnapshotColumns, users: UserSnapshot, items: ItemSnapshot, user: Ints, item: Ints
+    layout: SnapshotColumns,
+    users: UserSnapshot,
+    items: ItemSnapshot,
+    user: Ints,
+    item: Ints,
+    numeric: Float32s | None = None,
 ) -> Arrays:
     """Returns pairs i64[m] of users and items at the end of the data as rows.
 
+    The items' columns are those of their snapshot, or `numeric` f32[m, F], those of the moment.
     What a row says of its own event (`events.categorical`, `events.lists`) is not known of them.
     """
-    facts = layout.facts
+    facts, own = layout.facts, items.numeric[item] if numeric is None else numeric
     num_categories, num_codes = len(facts.category_sizes), sum(facts.several_widths)
     categories = [
         category_statistics(items, column, own, user, item)
@@ -287,7 +293,7 @@ def rows_of_pairs(
         "time": np.full(len(item), layout.end),
         "history": users.history[user],
         "history_age": users.ages[user],
-        "numeric": overlay(items.numeric[item], users.numeric[user], *categories),
+        "numeric": overlay(own, users.numeric[user], *categories),
     }
 
 

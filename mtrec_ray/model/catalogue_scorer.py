@@ -26,6 +26,7 @@ from mtrec_ray.data.snapshot import (
     value_statistics,
 )
 from mtrec_ray.model.history import similarity_kernels
+from mtrec_ray.model.inputs import ScenarioInputs
 from mtrec_ray.model.profiles import Asking
 from mtrec_ray.model.recommender import PairInputs, Recommender
 
@@ -66,9 +67,20 @@ class CatalogueScorer:
         snapshot: the items, with their columns of several values.
     """
 
-    def __init__(self, model: Recommender, name: str, vectors: Tensor, items: ItemSnapshot) -> None:
-        """`vectors` f32[n, D] are the text vectors of the scenario's items."""
-        self.model, self.name, self.inputs = model, name, model.scenario_inputs(name)
+    def __init__(
+        self,
+        model: Recommender,
+        name: str,
+        vectors: Tensor,
+        items: ItemSnapshot,
+        inputs: ScenarioInputs | None = None,
+    ) -> None:
+        """`vectors` f32[n, D] are the text vectors of the scenario's items.
+
+        `inputs` are the scenario's over other items than those of its catalogue.
+        """
+        self.model, self.name = model, name
+        self.inputs = inputs or model.scenario_inputs(name)
         device = vectors.device
         text, rows = model.visible_text(vectors), torch.arange(len(vectors), device=device)
         extras = torch.cat([self.inputs.item_extras(part) for part in rows.split(MAX_ROWS)])

@@ -13,10 +13,11 @@ from torch.nn import functional as F  # noqa: N812
 from mtrec_ray.data.catalogue import Catalogue, Ragged
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.model.history import NUM_KERNELS
+from mtrec_ray.model.layers import shallow
 from mtrec_ray.model.numeric import NumericInputs
 from mtrec_ray.model.outcomes import OutcomeEmbedding, OutcomeVectors, similarity_by_outcome
 from mtrec_ray.model.samples import Samples
-from mtrec_ray.model.vectors import VectorLikeness, ready_vectors
+from mtrec_ray.model.vectors import ReadyVectors, VectorLikeness, ready_vectors
 from mtrec_ray.project.model import Model
 
 # Ages beyond 30 days are read as 30 days: the age of an item that was there from the first row on
@@ -39,6 +40,17 @@ class PooledValues(nn.Module):
         self.table = id_embedding(size, width)
         self.register_buffer("codes", torch.tensor(values.codes).long(), persistent=False)
         self.register_buffer("offsets", torch.tensor(values.offsets), persistent=False)
+
+    def with_rows(self, rows: Tensor, more: Ragged) -> "PooledValues":
+        """Returns the same embeddings over some rows i64[m], and the rows of `more` after them."""
+        own = Ragged(self.codes.cpu().numpy(), self.offsets.cpu().numpy())
+        kept = own.take(rows.cpu().numpy())
+        offsets = np.concatenate([kept.offsets, kept.offsets[-1] + more.offsets[1:]])
+        twin = shallow(self)
+        assert isinstance(twin, PooledValues)
+        twin.codes = torch.from_numpy(np.concatenate([kept.codes, more.codes])).to(self.codes)
+        twin.offsets = torch.from_numpy(offsets).to(self.offsets)
+        return twin
 
     def forward(self, rows: Tensor) -> Tensor:
         """Returns f32[m, W] of rows i64[m]."""
@@ -118,6 +130,31 @@ class ScenarioInputs(nn.Module):
         self.register_buffer("catalogue_numeric", numbers, persistent=False)
         self.register_buffer("catalogue_ids", known_ids(catalogue), persistent=False)
         self.register_buffer("catalogue_categories", codes, persistent=False)
+
+    def with_items(
+        self, facts: PreparedScenario, rows: Tensor, more: Catalogue
+    ) -> "ScenarioInputs":
+        """Returns the same embeddings over other items: rows i64[m] of these, and then `more`."""
+        twin = shallow(self)
+        assert isinstance(twin, ScenarioInputs)
+        both = {
+            "catalogue_raw": torch.from_numpy(more.numeric),
+            "catalogue_numeric": standard_numbers(facts, more),
+            "catalogue_ids": known_ids(more),
+            "catalogue_categories": category_codes(more),
+        }
+        for name, values in both.items():
+            own = getattr(self, name)
+            setattr(twin, name, torch.cat([own[rows], values.to(own)]))
+        several = zip(self.item_several, more.several, strict=True)
+        vectors = zip(self.item_vectors, more.vectors, strict=True)
+        twin.item_several = nn.ModuleList(
+            own.with_rows(rows, values) for own, values in several if isinstance(own, PooledValues)
+        )
+        twin.item_vectors = nn.ModuleList(
+            own.with_rows(rows, values) for own, values in vectors if isinstance(own, ReadyVectors)
+        )
+        return twin
 
     def item_extras(self, items: Tensor) -> Tensor:
         """Returns f32[U, W], what is added to the text of items: all else that they have."""

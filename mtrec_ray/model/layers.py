@@ -160,7 +160,8 @@ def linear_names(layer: nn.Module) -> list[str]:
 
 
 def shallow(module: nn.Module) -> nn.Module:
-    """Returns a copy of a module that shares its children but not its list of children."""
+    """Returns a copy of a module that shares children and buffers, but not the lists of them."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
+    twin._buffers = dict(module._buffers)
     return twin

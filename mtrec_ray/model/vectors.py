@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from mtrec_ray.model.history import NUM_KERNELS, cosines, similarity_kernels
+from mtrec_ray.model.layers import shallow
 from mtrec_ray.model.samples import Samples
 
 # Vectors are moved to a GPU up to this size; above, each step takes its own from the file.
@@ -32,6 +33,14 @@ class ReadyVectors(nn.Module):
         self.values = torch.from_numpy(values)
         self.project = nn.Linear(values.shape[1], width, bias=False)
         self.absent = nn.Parameter(torch.zeros(width))
+
+    def with_rows(self, rows: Tensor, more: NDArray[np.float16]) -> "ReadyVectors":
+        """Returns the same map over some rows i64[m], and those of `more` after them."""
+        twin = shallow(self)
+        assert isinstance(twin, ReadyVectors)
+        kept = self.values[rows.to(self.values.device)]
+        twin.values = torch.cat([kept, torch.from_numpy(more).to(kept)])
+        return twin
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns f32[m, D] of rows i64[m], zeros where there is none, and bool[m], who has one."""

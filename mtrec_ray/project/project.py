@@ -27,6 +27,7 @@ from mtrec_ray.project.history import with_elsewhere
 from mtrec_ray.project.model import Model
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
+from mtrec_ray.project.serve import Serve
 from mtrec_ray.project.training import Finetune, Opinions, Training
 from mtrec_ray.project.users import Users
 
@@ -210,6 +211,7 @@ class Project(Section):
     finetune: Finetune = Field(default=Finetune(), description="Fine-tuning of each scenario.")
     evaluation: Evaluation = Field(default=Evaluation(), description="Scores and predictions.")
     recommend: Recommend = Field(default=Recommend(), description="Recommendations.")
+    serve: Serve = Field(default=Serve(), description="The service that answers requests.")
     run: Run = Field(description="Name, workers and resources.")
 
     @classmethod

@@ -89,8 +89,11 @@ class FreshState:
         A user without a row is as `new_users` says.
         """
         self.fresh.follow()
+        return self.users_of(self.rows_of(np.unique(persons_of(ids))), ids, moment)
+
+    def users_of(self, rows: Arrays, ids: Sequence[str], moment: int) -> UserSnapshot:
+        """Returns users at a moment in ms, in the order of `ids`, by all rows that they have."""
         names = dict(zip(persons_of(ids).tolist(), ids, strict=True))
-        rows = self.rows_of(np.array(list(names), np.int64))
         new = sorted(set(names) - set(rows["person"].tolist()))
         parts = [self._with_rows(rows, names, moment)] if len(new) < len(names) else []
         if new or not parts:

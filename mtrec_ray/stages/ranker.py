@@ -16,9 +16,12 @@ from mtrec_ray.data.snapshot import ItemSnapshot, SnapshotColumns, UserSnapshot
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer, blend
 from mtrec_ray.model.recommender import Recommender, predictions
 from mtrec_ray.stages.trained_model import TrainedModel, load_with_vectors
+from mtrec_ray.training.item_vectors import ItemVectors
 
 NETWORK, SAMPLED, RETRIEVAL = "network", "sampled", "retrieval"  # names of scores
 LEAST = 1e-6  # of a probability, and of one less it, in log odds
+
+LoadedModel = tuple[Recommender, ItemVectors]
 
 
 def retrieval_vectors(model: Recommender, name: str, text: torch.Tensor) -> Float32s | None:
@@ -46,10 +49,14 @@ class Ranker:
         vectors: np.ndarray,
         items: ItemSnapshot,
         index: SearchIndex | None = None,
+        loaded: LoadedModel | None = None,
     ) -> None:
-        """`index` finds the retrieval vectors of a large catalogue; without it all are scored."""
+        """`index` finds the retrieval vectors of a large catalogue; without it all are scored.
+
+        `loaded`: the model with its item vectors, where they are in memory already.
+        """
         project = trained_model.project
-        self.model, item_vectors = load_with_vectors(trained_model, vectors)
+        self.model, item_vectors = loaded or load_with_vectors(trained_model, vectors)
         self.layout = SnapshotColumns(trained_model.open_prepared(), name, project.scenarios[name])
         self.items, self.options, self.name = items, project.recommend, name
         self.facts = self.model.facts[name]

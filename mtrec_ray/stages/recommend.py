@@ -19,7 +19,6 @@ from mtrec_ray.candidates.filters import catalogue_footers, listed_items
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import plain_type
 from mtrec_ray.data.end_states import read_catalogue, read_states, user_parts
-from mtrec_ray.data.interactions import END
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.model.encoder import quantise_problems
 from mtrec_ray.progress import Log, begin_stage
@@ -29,18 +28,11 @@ from mtrec_ray.project.project import Project
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
 from mtrec_ray.stages.finetuning.joint_run import JointRun, check_data, check_names, open_joint_run
-from mtrec_ray.stages.list_inputs import (
-    ListInputs,
-    collect_inputs,
-    fit_crowds,
-    layout_of,
-    list_task,
-)
-from mtrec_ray.stages.list_model import ensure_list_model
-from mtrec_ray.stages.list_writer import NEW_USERS, ListMaker, Writers, list_maker
+from mtrec_ray.stages.list_inputs import ListInputs, layout_of, list_task
+from mtrec_ray.stages.list_parts import ensure_parts
+from mtrec_ray.stages.list_writer import NEW_USERS, ListMaker, Writers
 from mtrec_ray.stages.prepare import with_parquet, with_sample_world
 from mtrec_ray.stages.run_folder import RunFolder, Stage, with_search_choice
-from mtrec_ray.stages.second_opinion import ensure_opinions
 
 USERS_PER_UNIT = 4096
 
@@ -251,18 +243,13 @@ class Recommending:
         models = {name: chosen_model(joint_run, name, project) for name in joint_run.facts}
         for name in stages:  # rules that do not fit are refused before a folder is emptied
             listed_items(self.resolved, name, read_catalogue(layout_of(models[name], name)).ids)
-        inputs = collect_inputs(models, project)
-        opinions = ensure_opinions(joint_run, {"": models}, inputs, project, log).get("", {})
-        list_model = ensure_list_model(joint_run, models, inputs, project, log)
-        crowds, k, makers = fit_crowds(inputs, project.run, END), project.recommend.k, {}
+        parts = ensure_parts(joint_run, models, project, log)
+        inputs, k, makers = parts.inputs, project.recommend.k, {}
         begin_stage(log, f"recommend: the best {k} items of every user of {', '.join(stages)}")
         for name, stage in stages.items():
             stage.start_anew(made_from[name])
             tell_short_lists(inputs[name], k, log)
-            makers[name] = list_maker(
-                inputs[name], crowds[name], list_model, self.resolved, stage.folder, wanted,
-                opinions[name].named if name in opinions else None,
-            )  # fmt: skip
+            makers[name] = parts.maker(name, self.resolved, stage.folder, wanted)
         found = recommend_scenarios(makers, project, wanted, log)
         return {name: stage.finish(found[name]) for name, stage in stages.items()}
 

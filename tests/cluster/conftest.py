@@ -11,6 +11,7 @@ from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project, Run
 from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.serving.versions import ServedVersion
 from tests.cluster.logs import NUM_ROWS, Logs, logs_project, make_logs, write_logs
 from tests.cluster.runs import (
     Trained,
@@ -20,6 +21,7 @@ from tests.cluster.runs import (
     train_world,
     world_project,
 )
+from tests.cluster.serving import version_of
 
 NUM_CPUS = 6  # logical: Ray Data's tasks must find one beside three workers
 ROWS_PER_PARTITION = 250
@@ -97,3 +99,9 @@ def untrained(trained: Trained, tmp_path: Path) -> Path:
     """A storage with the prepared data of the sample world and nothing else."""
     shutil.copytree(trained.folder / "prepared", tmp_path / trained.project.run.name / "prepared")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def version(trained: Trained) -> ServedVersion:
+    """What the trained run is served from."""
+    return version_of(trained)

@@ -9,22 +9,20 @@ from mtrec_ray.candidates.assortment import Cap
 from mtrec_ray.candidates.candidates import Candidates
 from mtrec_ray.data.snapshot import ItemSnapshot, UserSnapshot
 from mtrec_ray.project.project import Recommend
-from mtrec_ray.stages.list_writer import ItemRules, Writer, pairs_of
+from mtrec_ray.stages.list_ranker import ItemRules, ListRanker, PairScorer, pairs_of
 from tests.builders import SHOP
 
 
 def writer_of(caps=(), **options):
     """A writer whose candidates are scored already: only its lists are looked at."""
-    found = object.__new__(Writer)
     ids = np.array(["a", "b", "c"], object)
     known = np.array([True, False, True])
     items = ItemSnapshot(ids, known, np.zeros((3, 1), "f4"), {}, {})
     fields = Recommend.model_validate({"k": 2, **options})
-    found.ranker = SimpleNamespace(facts=SHOP, items=items, options=fields)
-    found.rules = ItemRules(np.ones(3, bool), list(caps))
-    found.texts = np.eye(3, dtype=np.float32)
-    found.beside = None
-    return found
+    ranker = SimpleNamespace(facts=SHOP, items=items, options=fields)
+    sources = SimpleNamespace(crowd=SimpleNamespace(end=0))
+    rules = ItemRules(np.ones(3, bool), list(caps))
+    return ListRanker(PairScorer(ranker), sources, rules, None, np.eye(3, dtype=np.float32))
 
 
 def users_of(number):

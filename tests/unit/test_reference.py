@@ -14,6 +14,7 @@ from mtrec_ray.project.project import Evaluation, Project, Recommend
 from mtrec_ray.project.ranges import Range
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.search import Search
+from mtrec_ray.project.serve import Serve
 from mtrec_ray.project.training import Finetune, FineTuning, Training
 from mtrec_ray.project.users import Users
 
@@ -65,7 +66,9 @@ def test_every_section_is_shown():
     assert set(TREE) == set(Project.model_fields)
 
 
-@pytest.mark.parametrize("section", [Model, Training, Search, Finetune, Evaluation, Recommend])
+@pytest.mark.parametrize(
+    "section", [Model, Training, Search, Finetune, Evaluation, Recommend, Serve]
+)
 def test_defaults_are_true(section):
     """The sections below the scenarios hold exactly the defaults of the schema."""
     shown = TREE[section.__name__.lower()]

@@ -1,0 +1,335 @@
+"""The service over HTTP: FastAPI routes of one replica, and a line for each mistake.
+
+No body, user or item is logged.
+"""
+
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import Field
+from starlette.exceptions import HTTPException
+
+from mtrec_ray.project.base import shorten
+from mtrec_ray.project.mistakes import describe
+from mtrec_ray.serving.event_store import StoreError
+from mtrec_ray.stages.serving.limits import BodyLimit, TooManyError
+from mtrec_ray.stages.serving.requests import (
+    EventsAnswer,
+    EventsRequest,
+    Message,
+    ModelsAnswer,
+    Problems,
+    RecommendAnswer,
+    RecommendRequest,
+    RequestError,
+    ScoreAnswer,
+    ScoreRequest,
+    Text,
+    VersionFacts,
+)
+from mtrec_ray.stages.serving.service import NotReadyError, Service
+
+LOGGER = logging.getLogger(__name__)
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Run = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
+Scenario = Annotated[str, Path(max_length=100, description="A scenario of the project.")]
+Next = Callable[[Request], Awaitable[Response]]
+Described = dict[int | str, dict[str, Any]]
+
+REASONS = {
+    400: "The body is no JSON.",
+    401: "No token, or another one.",
+    404: "No such scenario, version or path.",
+    409: "The change contradicts what is there.",
+    413: "The body is too large.",
+    422: "A field or a value is wrong.",
+    429: "Too many requests; `Retry-After` says when to try again.",
+    503: "Models are loading, or the store of events does not answer.",
+    504: "No answer in time.",
+}
+
+
+class VersionRequest(Message):
+    """A version to prepare: the models of another run of the same project."""
+
+    run: Run = Field(description="Name of the run, below the same storage.")
+    share: Share = Field(
+        default=0.0, description="Share of users whom it answers once it is ready."
+    )
+
+
+class ShareRequest(Message):
+    """A share for a version."""
+
+    share: Share = Field(description="Share of users. 1: it takes over, or is taken back.")
+
+
+def create_app(service: Service, token: str | None) -> FastAPI:
+    """Returns the app of a replica; requests bear the token, where there is one."""
+    app = FastAPI(
+        title="mtrec",
+        description="Recommendations and predictions of all scenarios of a project.",
+        version="1",
+        separate_input_output_schemas=False,
+    )
+    app.state.service = service
+    add_handlers(app)
+    counted(app, service)
+    limits = service.options.limits
+    app.add_middleware(BodyLimit, most=limits.body_bytes, refuse=too_large(limits.body_bytes))
+    app.include_router(open_routes(service))
+    guards = [Depends(guard(token)), Depends(admit(service))]
+    app.include_router(user_routes(service), dependencies=guards)
+    app.include_router(admin_routes(service), dependencies=guards)
+    return app
+
+
+def described(*codes: int) -> Described:
+    """Returns the answers of a route that tell of mistakes."""
+    return {code: {"model": Problems, "description": REASONS[code]} for code in codes}
+
+
+ASKED = described(400, 401, 404, 413, 422, 429, 503, 504)
+
+
+def guard(token: str | None) -> Callable[..., None]:
+    """Returns the check of the token that a request bears."""
+    bearer = HTTPBearer(auto_error=False, description="The token of the service.")
+
+    def check(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    ) -> None:
+        if token is None:
+            return
+        found = b"" if given is None else given.credentials.encode()
+        if not hmac.compare_digest(found, token.encode()):
+            what = "no token" if given is None else "another token"
+            line = f"Authorization: found {what}; allowed: Bearer and the token of this service"
+            raise HTTPException(401, line, {"WWW-Authenticate": "Bearer"})
+
+    return check
+
+
+def admit(service: Service) -> Callable[..., Any]:
+    """Returns the dependency that counts a client's requests while they are under way."""
+
+    async def admitted(request: Request) -> Any:
+        client = request.client.host if request.client else ""
+        with service.limiter.admitted(client):
+            yield
+
+    return admitted
+
+
+# --- routes --------------------------------------------------------------------------------------
+
+
+def open_routes(service: Service) -> APIRouter:
+    """Returns the routes that anybody may ask."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Says that the process answers."""
+        return {"status": "alive"}
+
+    @router.get("/readyz", responses=described(503))
+    def readyz() -> dict[str, str]:
+        """Says that models are loaded, and that the store of events answers."""
+        if not service.ready:
+            raise NotReadyError
+        return {"status": "ready"}
+
+    return router
+
+
+def user_routes(service: Service) -> APIRouter:
+    """Returns the routes that answer for users."""
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/{scenario}/recommend", tags=["answers"], responses=ASKED)
+    async def recommend(scenario: Scenario, body: RecommendRequest) -> RecommendAnswer:
+        """Returns the best items of a scenario for a user."""
+        found = await service.ask(scenario, checked(service, body))
+        assert isinstance(found, RecommendAnswer)
+        return found
+
+    @router.post("/{scenario}/score", tags=["answers"], responses=ASKED)
+    async def score(scenario: Scenario, body: ScoreRequest) -> ScoreAnswer:
+        """Returns predictions of given items for a user."""
+        found = await service.ask(scenario, checked(service, body))
+        assert isinstance(found, ScoreAnswer)
+        return found
+
+    @router.post(
+        "/{scenario}/events", tags=["events"], status_code=202, responses=ASKED | described(409)
+    )
+    async def events(scenario: Scenario, body: EventsRequest) -> EventsAnswer:
+        """Stores what users did; the ids of the answer survive a restart."""
+        return EventsAnswer(stored=await service.store_events(scenario, checked(service, body)))
+
+    return router
+
+
+def admin_routes(service: Service) -> APIRouter:
+    """Returns the routes that tell of models, and change which of them answer."""
+    router = APIRouter(tags=["models"])
+
+    @router.get("/v1/models", responses=described(401, 429))
+    async def models() -> ModelsAnswer:
+        """Returns all versions: scenarios, kinds of models, tasks and shares."""
+        return ModelsAnswer(versions=service.versions())
+
+    @router.get(
+        "/metrics", responses={**described(401, 429), 200: {"content": {"text/plain": {}}}},
+        response_class=PlainTextResponse,
+    )  # fmt: skip
+    async def metrics() -> Response:
+        """Returns counts in Prometheus' text format."""
+        service.count_versions()
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    add_changes(router, service)
+    return router
+
+
+def add_changes(router: APIRouter, service: Service) -> None:
+    """Add the routes that change versions."""
+    changes = described(400, 401, 404, 409, 413, 422, 429)
+
+    @router.post("/v1/admin/versions", status_code=202, responses=changes)
+    def add(body: VersionRequest) -> VersionFacts:
+        """Prepares the models of another run beside those that answer."""
+        return service.version_facts(service.control.add(body.run, body.share))
+
+    @router.put("/v1/admin/versions/{version}", responses=changes)
+    def put(version: Text, body: ShareRequest) -> VersionFacts:
+        """Sets the share of a version; 1 takes over, or takes back."""
+        row = service.control.set_share(version, body.share)
+        service.update()
+        return service.version_facts(row)
+
+    @router.delete("/v1/admin/versions/{version}", status_code=204, responses=changes)
+    def delete(version: Text) -> None:
+        """Forgets a version whose share is 0."""
+        service.control.remove(version)
+        service.update()
+
+
+def checked(service: Service, body: Any) -> Any:
+    """Returns a request that keeps the limits of the service.
+
+    Raises:
+        RequestError: it does not; a line for each field.
+    """
+    limits = service.options.limits
+    lines = [
+        f"{field}: found {len(values)} of them; allowed: at most {most}"
+        for field, most in (
+            ("history", limits.history), ("items", limits.items), ("events", limits.events)
+        )
+        if len(values := getattr(body, field, None) or ()) > most
+    ]  # fmt: skip
+    if lines:
+        raise RequestError(lines)
+    return body
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+def problem(status: int, *lines: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Returns the answer that tells why there is no other one."""
+    return JSONResponse({"errors": list(lines)}, status, headers)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer each mistake with its status and its lines."""
+
+    async def wrong_value(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return invalid(error)
+
+    async def request_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        return problem(error.status, *error.problems)
+
+    async def http_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    app.add_exception_handler(RequestValidationError, wrong_value)
+    app.add_exception_handler(RequestError, request_error)
+    app.add_exception_handler(HTTPException, http_error)
+    for kind in (TooManyError, StoreError, NotReadyError, TimeoutError, Exception):
+        app.add_exception_handler(kind, another_time)
+
+
+def invalid(error: RequestValidationError) -> JSONResponse:
+    """Returns the answer to a body with wrong fields, or to one that is no JSON."""
+    lines: list[str] = []
+    for item in error.errors():
+        if item["type"] == "json_invalid":
+            why = item.get("ctx", {}).get("error", item["msg"])
+            return problem(400, f"body: found no JSON ({why}); allowed: JSON")
+        lines += lines_of(item)
+    return problem(422, *dict.fromkeys(lines))
+
+
+def lines_of(item: Mapping[str, Any]) -> list[str]:
+    """Returns the lines for a mistake that pydantic found."""
+    place = tuple(item["loc"])[1:]
+    field = ".".join(map(str, place)) or "body"
+    if item["type"] == "extra_forbidden":
+        return [f"{field}: found an unknown key; allowed: the fields of /docs"]
+    if item["type"] == "model_attributes_type":
+        return [f"{field}: found {shorten(item.get('input'))}; allowed: a mapping"]
+    return describe({**item, "loc": place or ("body",)})
+
+
+async def another_time(_: Request, error: Exception) -> Response:
+    """Returns the answer to a request that could be answered at another time."""
+    match error:
+        case TooManyError():
+            return problem(429, error.line, headers={"Retry-After": str(error.retry_after)})
+        case StoreError():
+            LOGGER.error("the store of events failed: %s", error)
+            line = "events: the store cannot be reached now; allowed: try again"
+            return problem(503, line, headers={"Retry-After": "1"})
+        case NotReadyError():
+            line = "service: found models that are still loading; allowed: try again"
+            return problem(503, line, headers={"Retry-After": "1"})
+        case TimeoutError():
+            return problem(504, "service: found no answer in time; allowed: try again")
+        case _:
+            LOGGER.error("a request failed", exc_info=error)
+            return problem(500, "service: failed; the log of the service has the reason")
+
+
+def too_large(most: int) -> Callable[..., Awaitable[None]]:
+    """Returns the answer to a body that is too large, as an ASGI app."""
+    return problem(413, f"body: found more than {most} bytes; allowed: at most {most}")
+
+
+def counted(app: FastAPI, service: Service) -> None:
+    """Count each request by its route, which names no user."""
+
+    @app.middleware("http")
+    async def count(request: Request, call_next: Next) -> Response:
+        began = time.monotonic()
+        try:
+            response = await call_next(request)
+        except Exception as error:  # noqa: BLE001 (told, and logged)
+            response = await another_time(request, error)
+        route = request.scope.get("route")
+        path = getattr(route, "path", "other")
+        service.metrics.answered(path, response.status_code, time.monotonic() - began)
+        return response

@@ -1,0 +1,192 @@
+"""Who is let in: rates, requests under way, bodies, and a queue that does not grow."""
+
+import asyncio
+import threading
+
+import pytest
+
+from mtrec_ray.project.serve import Limits
+from mtrec_ray.stages.serving.batching import Batcher
+from mtrec_ray.stages.serving.limits import BodyLimit, Limiter, TooManyError
+
+
+def limiter(**limits):
+    """A limiter whose clock is told."""
+    clock = [0.0]
+    return Limiter(Limits.model_validate(limits), lambda: clock[0]), clock
+
+
+def ask(own, client="a"):
+    with own.admitted(client):
+        pass
+
+
+def test_a_client_has_a_burst_and_then_a_rate():
+    """Four at once, the fifth is refused until a quarter of a second is over; others are let in."""
+    own, clock = limiter(requests_per_s=4)
+    for _ in range(4):
+        ask(own)
+    with pytest.raises(TooManyError, match="found more than 4 a second") as caught:
+        ask(own)
+    assert caught.value.retry_after == 1
+    ask(own, "b")
+    clock[0] += 0.25
+    ask(own)
+    with pytest.raises(TooManyError):
+        ask(own)
+    clock[0] += 1000  # no more than a burst is saved up
+    for _ in range(4):
+        ask(own)
+    with pytest.raises(TooManyError):
+        ask(own)
+
+
+def test_requests_under_way_are_counted():
+    """Two at a time; one that ends, well or badly, makes room."""
+    own, _ = limiter(in_flight=2)
+    with own.admitted("a"), own.admitted("a"):
+        with pytest.raises(TooManyError, match="found more than 2 requests under way"):
+            ask(own)
+        ask(own, "b")
+    with pytest.raises(KeyError), own.admitted("a"):
+        raise KeyError
+    with own.admitted("a"), own.admitted("a"):
+        pass
+
+
+def test_clients_are_forgotten(monkeypatch):
+    """Of many clients those who asked last are remembered."""
+    monkeypatch.setattr("mtrec_ray.stages.serving.limits.CLIENTS", 3)
+    own, _ = limiter()
+    for number in range(9):
+        ask(own, str(number))
+    assert list(own.clients) == ["6", "7", "8"]
+
+
+def sent(most, headers, parts):
+    """What a body of some parts comes to: `read` by the app, or `refused`."""
+    heard = []
+
+    async def app(scope, receive, send):
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        heard.append(("read", body))
+
+    async def refuse(scope, receive, send):
+        heard.append(("refused", b""))
+
+    messages = [
+        {"type": "http.request", "body": part, "more_body": n + 1 < len(parts)}
+        for n, part in enumerate(parts)
+    ]
+    waiting = iter(messages)
+
+    async def receive():
+        return next(waiting)
+
+    scope = {"type": "http", "headers": headers}
+    asyncio.run(BodyLimit(app, most, refuse)(scope, receive, None))
+    return heard[0]
+
+
+def test_bodies_are_cut():
+    """Ten bytes pass whole; eleven do not, whether they are announced, parted or lied about."""
+    assert sent(10, [], [b"01234", b"56789"]) == ("read", b"0123456789")
+    assert sent(10, [(b"content-length", b"10")], [b"0123456789"]) == ("read", b"0123456789")
+    assert sent(10, [], [b"01234", b"56789", b"0"])[0] == "refused"
+    assert sent(10, [(b"content-length", b"11")], [b"0"])[0] == "refused"
+    assert sent(10, [(b"content-length", b"1")], [b"0" * 11])[0] == "refused"
+    assert sent(10, [(b"content-length", b"none")], [b"0"])[0] == "read"
+
+
+def run(asking, **options):
+    """What requests to a batcher give: answers and errors."""
+
+    async def all_of_them():
+        batcher = Batcher(**{"size": 4, "wait_s": 0.0, "queue": 8, **options})
+        try:
+            return await asking(batcher)
+        finally:
+            batcher.close()
+
+    return asyncio.run(all_of_them())
+
+
+def test_requests_are_answered_in_batches():
+    """Each has its own answer, in calls of at most four."""
+    sizes = []
+
+    def double(values):
+        sizes.append(len(values))
+        return [2 * value for value in values]
+
+    async def asking(batcher):
+        return await asyncio.gather(*(batcher.ask(number) for number in range(8)))
+
+    assert run(asking, answer=double, wait_s=0.05) == [2 * number for number in range(8)]
+    assert sum(sizes) == 8
+    assert max(sizes) == 4
+
+
+def test_a_request_that_fails_spoils_no_other():
+    """One of three fails; the others have their answers."""
+
+    def inverse(values):
+        return [1 / value for value in values]
+
+    async def asking(batcher):
+        asked = (batcher.ask(value) for value in (1, 0, 2))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second, third = run(asking, answer=inverse, wait_s=0.05)
+    assert (first, third) == (1, 0.5)
+    assert isinstance(second, ZeroDivisionError)
+
+
+def test_a_full_queue_refuses():
+    """While a call runs two may wait; others are refused, and answered when there is room."""
+    go = threading.Event()
+
+    def slow(values):
+        go.wait(30)
+        return values
+
+    async def asking(batcher):
+        running = asyncio.create_task(batcher.ask(0))
+        await asyncio.sleep(0.05)
+        waiting = [asyncio.create_task(batcher.ask(number)) for number in (1, 2)]
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyError, match="found 2 that wait; allowed: at most 2"):
+            await batcher.ask(3)
+        go.set()
+        first = [await running, *[await one for one in waiting]]
+        return [*first, await batcher.ask(4)]
+
+    assert run(asking, answer=slow, queue=2, size=1) == [0, 1, 2, 4]
+
+
+def test_who_gave_up_is_not_answered():
+    """A request whose time is over is left out of the next call."""
+    go, asked = threading.Event(), []
+
+    def slow(values):
+        asked.extend(values)
+        go.wait(30)
+        return values
+
+    async def asking(batcher):
+        running = asyncio.create_task(batcher.ask(0))
+        await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(batcher.ask(1), 0.01)
+        last = asyncio.create_task(batcher.ask(2))
+        await asyncio.sleep(0)
+        go.set()
+        return [await running, await last]
+
+    assert run(asking, answer=slow) == [0, 2]
+    assert asked == [0, 2]
