@@ -190,7 +190,7 @@ def users_of_states(
     outcomes = None
     if layout.facts.history_outcomes:
         outcomes = matrix(state.column(OUTCOME)).astype(np.int64)
-    places = dict(zip(person.tolist(), range(len(person)), strict=True))
+    places = dict(zip(ids.tolist(), range(len(ids)), strict=True))
     return UserSnapshot(
         ids=ids,
         person=person,
@@ -208,14 +208,13 @@ def users_of_states(
 
 
 def category_statistics_of(
-    layout: SnapshotColumns, key: str, state: pa.Table | None, places: dict[int, int]
+    layout: SnapshotColumns, key: str, state: pa.Table | None, places: Mapping[str, int]
 ) -> UserCategoryStatistics:
-    """Returns users' statistics by a column's values, from their state; `places` by person."""
+    """Returns users' statistics by a column's values, from their state; `places` by user id."""
     if state is None:
         return no_category_statistics(layout)
-    person = hash_strings(state.column("user_id")).view(np.int64)
     return UserCategoryStatistics(
-        np.array([places[p] for p in person.tolist()], np.int64),
+        np.array([places[user] for user in state.column("user_id").to_pylist()], np.int64),
         state.column("category").to_numpy().astype(np.int64),
         layout.scatter(key, NO_WINDOWS, matrix(state.column("numeric"))),
     )

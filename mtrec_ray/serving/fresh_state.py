@@ -6,7 +6,9 @@ functions that prepare users' rows and states run here over the rows of a few us
 Letters: B users, n items, N rows, F numeric columns of a row, T tasks.
 """
 
+import math
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -37,6 +39,7 @@ class FreshState:
         *,
         seed: int = 0,
         vocabulary: np.ndarray | None = None,
+        lag_s: float = 0.0,
     ) -> None:
         """Read the rows of the prepared data.
 
@@ -47,8 +50,10 @@ class FreshState:
             vocabulary: sorted hashes u64[U] of all users that the model knows (`stored_users` of
                 its data); by default those that this data has rows of, which are not all of them
                 where the scenario joined a model.
+            lag_s: seconds by which statistics of items may lag behind events, whose rows are sorted
+                anew at most so often; users never lag.
         """
-        self.layout, self.seed = layout, seed
+        self.layout, self.seed, self.lag_s = layout, seed, lag_s
         self.catalogue = read_catalogue(layout)
         if vocabulary is None:
             self.known = numbered_users(layout.prepared, layout.facts.user_space)
@@ -57,6 +62,7 @@ class FreshState:
         self.log = LogRows.read(layout)
         self.fresh = FreshRows(layout, store, self.catalogue.ids.tolist(), self.log.next_row)
         self.with_events: tuple[int, CatalogueAsOf] | None = None
+        self.sorted_at = -math.inf  # s, of a clock that never goes back
         self.held: HeldItems | None = None
         self.lock = threading.Lock()
 
@@ -89,15 +95,18 @@ class FreshState:
         """Returns users at a moment in ms, in the order of `ids`, by all rows that they have."""
         names = dict(zip(persons_of(ids).tolist(), ids, strict=True))
         new = sorted(set(names) - set(rows["person"].tolist()))
-        found = new_users(self.layout, [names[person] for person in new], moment)
-        if len(new) < len(names):
-            spec = replace(self.spec, end_ms=moment)
-            states = user_states(canonical(rows, names), spec)
-            known = users_of_states(self.layout, states, moment)
-            known = replace(known, user=self._numbers(known.person))
-            found = joined(known, found)
+        parts = [self._with_rows(rows, names, moment)] if len(new) < len(names) else []
+        if new or not parts:
+            parts.append(new_users(self.layout, [names[person] for person in new], moment))
+        found = joined(*parts) if len(parts) > 1 else parts[0]
         place = {name: number for number, name in enumerate(found.ids.tolist())}
         return found.take(np.array([place[name] for name in ids], np.int64))
+
+    def _with_rows(self, rows: Arrays, names: dict[int, str], moment: int) -> UserSnapshot:
+        """Returns the users of some rows at a moment in ms."""
+        states = user_states(canonical(rows, names), replace(self.spec, end_ms=moment))
+        found = users_of_states(self.layout, states, moment)
+        return replace(found, user=self._numbers(found.person))
 
     def _numbers(self, person: Ints) -> Ints:
         """Returns i64[B], the numbers by which the model knows persons; 0 of unknown ones."""
@@ -117,7 +126,7 @@ class FreshState:
         self.fresh.follow()
         if self.log_as_of is None:
             return self.at_end.numeric[item]
-        return self._as_of().numeric(item, np.broadcast_to(moment, item.shape))
+        return self._as_of()[1].numeric(item, np.broadcast_to(moment, item.shape))
 
     def items(self, moment: int, *, refresh_ms: int = 0) -> ItemSnapshot:
         """Returns the catalogue at a moment in ms.
@@ -129,15 +138,16 @@ class FreshState:
             return self.at_end
         self.fresh.follow()
         with self.lock:
-            held, touched = self.held, self.fresh.num_touched
+            held, every = self.held, np.arange(len(self.catalogue.ids))
+            touched, past = self._as_of()
             if held is not None and 0 <= moment - held.moment <= refresh_ms:
                 some, numeric = self._touched_after(held.touched), held.numeric.copy()
-                numeric[some] = self.columns(some, moment)
+                numeric[some] = past.numeric(some, np.full(len(some), moment))
                 self.held = HeldItems(numeric, held.moment, touched)
             else:
-                every = np.arange(len(self.catalogue.ids))
-                self.held = HeldItems(self.columns(every, moment), moment, touched)
-            return self.catalogue.snapshot(self.layout, self.held.numeric)
+                numeric = past.numeric(every, np.full(len(every), moment))
+                self.held = HeldItems(numeric, moment, touched)
+            return self.catalogue.snapshot(self.layout, numeric)
 
     @cached_property
     def at_end(self) -> ItemSnapshot:
@@ -151,17 +161,19 @@ class FreshState:
             return None
         return CatalogueAsOf(self.layout, self.catalogue, self.layout.end)
 
-    def _as_of(self) -> CatalogueAsOf:
-        """Returns the same with the events that enter statistics, sorted anew after each."""
+    def _as_of(self) -> tuple[int, CatalogueAsOf]:
+        """Returns the same with the events that enter statistics, and how many changes it has."""
         assert self.log_as_of is not None
         if self.layout.scenario.statistics == "frozen":
-            return self.log_as_of
+            return self.fresh.num_touched, self.log_as_of
         held = self.with_events
-        if held is None or held[0] != self.fresh.num_touched:
+        late = time.monotonic() >= self.sorted_at + self.lag_s
+        if held is None or (late and held[0] != self.fresh.num_touched):
+            self.sorted_at = time.monotonic()
             touched, rows = self.fresh.all()
             held = (touched, self.log_as_of.with_rows(rows))
             self.with_events = held
-        return held[1]
+        return held
 
     def _touched_after(self, touched: int) -> Ints:
         """Returns the items that changed with events after the first `touched` of them."""

@@ -1,17 +1,15 @@
 """Whether events may be appended: one line for each mistake, as for a project file."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from mtrec_ray.data.columns import LATEST_MS
 from mtrec_ray.project.base import refuse, shorten
-from mtrec_ray.project.classes import reads_alike
 from mtrec_ray.project.task import Task
 from mtrec_ray.serving.event_store import Event
+from mtrec_ray.serving.fresh_rows import is_label
 from mtrec_ray.serving.fresh_state import FreshState
 
 SKEW_MS = 60_000  # by which the clock of whoever tells an event may be ahead
-LARGEST = 3.4e38  # of 32 bits
 KINDS = {
     "binary": "0 or 1",
     "regression": "a finite number",
@@ -87,21 +85,3 @@ def allowed_labels(task: Task) -> str:
     if task.label.always:
         return "1, as every row of the log is a positive"
     return shorten(list(task.classes)) if task.classes else KINDS[task.kind]
-
-
-def is_label(task: Task, value: object) -> bool:
-    """Returns whether a task may have a label."""
-    if task.classes is not None:
-        if not isinstance(value, str | int | float):
-            return False
-        return any(reads_alike(own, value) for own in task.classes)
-    if not isinstance(value, int | float) or not abs(value) <= LARGEST:  # nor NaN
-        return False
-    if task.label.always:
-        return value == 1
-    if task.kind == "binary":
-        return value in (0, 1)
-    if task.kind == "regression":
-        return not isinstance(value, bool)
-    whole = task.kind != "count" or math.floor(value) == value
-    return not isinstance(value, bool) and value >= 0 and whole

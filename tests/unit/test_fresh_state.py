@@ -20,9 +20,10 @@ from mtrec_ray.data.labels import read_labels
 from mtrec_ray.data.snapshot import new_users
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
+from mtrec_ray.project.task import Task
 from mtrec_ray.serving.event_store import Event, open_store
 from mtrec_ray.serving.fresh_crowd import fresh_crowd, fresh_labels
-from mtrec_ray.serving.fresh_rows import persons_of
+from mtrec_ray.serving.fresh_rows import is_label, label_of, persons_of
 from mtrec_ray.serving.fresh_state import FreshState
 from mtrec_ray.serving.incoming import check_events
 from tests.builders import project_tree, scenario_tree
@@ -248,6 +249,25 @@ def test_brands_and_tags_carry_what_happened_to_other_items(tmp_path):
     )
 
 
+def test_items_may_lag_but_users_do_not(tmp_path):
+    """With a lag the rows of items are not sorted after each event; they are sorted later."""
+    worlds = Worlds(5, "live", tmp_path)
+    state, moment = FreshState(worlds.before, worlds.store, lag_s=1e9), worlds.before.end + 1
+    every = np.arange(NUM_ITEMS)
+    first = state.columns(every, moment)
+    user = state.users(["user 0"], moment).numeric
+    worlds.store.append([Event("video", "user 0", "item 0", "one", moment - 1, {"click": 1.0})])
+    np.testing.assert_array_equal(state.columns(every, moment), first)
+    assert not np.array_equal(state.users(["user 0"], moment).numeric, user, equal_nan=True)
+    held = state.items(moment, refresh_ms=DAY).numeric
+    np.testing.assert_array_equal(held, first)
+    state.lag_s = 0.0
+    exact = worlds.state.columns(every, moment)
+    assert not np.array_equal(exact, first, equal_nan=True)
+    np.testing.assert_array_equal(state.columns(every, moment), exact)
+    np.testing.assert_array_equal(state.items(moment, refresh_ms=DAY).numeric, exact)
+
+
 def test_new_users_and_the_order_of_those_who_ask(tmp_path):
     """Users come in the order in which they are asked for; without a row they are new."""
     worlds = Worlds(4, "live", tmp_path)
@@ -279,6 +299,19 @@ def test_a_user_who_asks_later_has_older_rows(tmp_path):
     count, week = names.index("user.log_count"), names.index("user.log_count_7d")
     np.testing.assert_array_equal(now.numeric[:, count], later.numeric[:, count])
     assert (later.numeric[:, week] == 0).all()
+
+
+def test_an_event_without_a_time_happened_when_it_arrived(tmp_path):
+    """Its row has the moment at which the store first had it, however often it is sent."""
+    worlds = Worlds(6, "live", tmp_path)
+    state, told = worlds.state, Event("video", "user 1", "item 2", "a", None, {"click": 1.0})
+    worlds.store.append([told])
+    (stored,) = worlds.store.after(0, "video")
+    worlds.store.append([told])
+    assert state.now(0) == stored.arrived + 1
+    late = stored.arrived + 3 * DAY  # when both tasks of the history are known
+    assert state.users(["user 1"], late + 1).history[0, 0] == 2
+    assert state.users(["user 1"], late).history[0, 0] != 2
 
 
 def test_the_store_may_hold_what_this_model_does_not_know(tmp_path):
@@ -357,3 +390,25 @@ def test_a_log_without_time_takes_no_times(tmp_path):
     line = "events[0].time: found 7; allowed: none, as the log of video has no time"
     assert problems(worlds, time=7) == [line]
     assert problems(worlds, time=None) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "good", "wrong"),
+    [
+        (Task(kind="count"), [0, 3.0, 2**40], [-1, 0.5, True, "1", float("inf")]),
+        (Task(kind="duration"), [0, 0.5, 1e30], [-0.1, True, None, float("nan")]),
+        (Task(kind="regression"), [-7, 0.5], [False, 4e38, [1]]),
+        (Task(kind="binary"), [0, 1.0, True], [0.5, "yes"]),
+        (Task(kind="binary", label={"always": 1}), [1, True], [0]),
+        (Task(kind="multiclass", classes=(1, 5)), [1, 5.0, "5"], [2, True + 1, [5], None]),
+    ],
+)
+def test_labels_of_each_kind(task, good, wrong):
+    """What a task may have is read; all else is refused, and unknown where it is in a store."""
+    assert all(is_label(task, value) for value in good)
+    assert not any(is_label(task, value) for value in wrong)
+    if not task.label.always:
+        assert all(np.isnan(label_of(task, value)) for value in wrong)
+    assert [label_of(task, value) for value in good if not task.classes] == [
+        float(value) for value in good if not task.classes
+    ]
