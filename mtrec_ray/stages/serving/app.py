@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
@@ -188,10 +188,9 @@ def admin_routes(service: Service) -> APIRouter:
         """Returns all versions: scenarios, kinds of models, tasks and shares."""
         return ModelsAnswer(versions=service.versions())
 
-    @router.get(
-        "/metrics", responses={**described(401, 429), 200: {"content": {"text/plain": {}}}},
-        response_class=PlainTextResponse,
-    )  # fmt: skip
+    text = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @router.get("/metrics", responses={**described(401, 429), **text}, response_class=Response)
     async def metrics() -> Response:
         """Returns counts in Prometheus' text format."""
         service.count_versions()

@@ -237,20 +237,30 @@ def with_rows(
     """Returns rows with others of persons who have none; `column` of the labels is the taken."""
     met = np.flatnonzero(is_met(layout.scenario, layout.facts.tasks, more))
     taken = more["labels"][met, column] == 1
-    names = ("person", "item", "time", "split")
-    both = [np.concatenate([getattr(rows, name), more[name][met]]) for name in names]
-    both.append(np.concatenate([rows.taken, taken]))
-    order = np.argsort(both[0], kind="stable")
-    return Interactions(*(values[order] for values in both), rows.num_items, rows.delay_ms)
+    fresh = Interactions(
+        more["person"][met], more["item"][met], more["time"][met], more["split"][met], taken,
+        rows.num_items, rows.delay_ms,
+    )  # fmt: skip
+    both, _ = joined(rows, fresh)
+    return both
+
+
+def joined(first: Interactions, second: Interactions) -> tuple[Interactions, Ints]:
+    """Returns the rows of other persons in one order, and where each stood in the two."""
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(first, name), getattr(second, name)])
+
+    order = np.argsort(both("person"), kind="stable")
+    rows = Interactions(
+        both("person"), both("item"), both("time"), both("split"), both("taken"),
+        first.num_items, first.delay_ms,
+    )  # fmt: skip
+    return rows.of(order), order
 
 
 def with_labels(labels: Labels, more: Arrays, layout: SnapshotColumns, task: str) -> Labels:
     """Returns labels of a task with those of rows of persons who have none."""
     fresh = labels_of(layout, more, layout.facts.tasks.index(task))
-    names = ("person", "item", "time", "split", "taken")
-    both = [
-        np.concatenate([getattr(labels.rows, name), getattr(fresh.rows, name)]) for name in names
-    ]
-    order = np.argsort(both[0], kind="stable")
-    rows = Interactions(*(values[order] for values in both), labels.rows.num_items)
+    rows, order = joined(labels.rows, fresh.rows)
     return Labels(rows, np.concatenate([labels.values, fresh.values])[order], labels.sort)

@@ -105,12 +105,13 @@ def start(
 ) -> Any:
     """Start the replicas behind HTTP; returns the handle of the table of versions."""
     options = project.serve
-    keeper = ray.remote(num_cpus=0, max_concurrency=8)(Keeper).remote(project, storage_path, first)
+    actor: Any = ray.remote(Keeper)  # Ray types the class as its own result
+    keeper = actor.options(num_cpus=0, max_concurrency=8).remote(project, storage_path, first)
     serve.start(
         http_options={"host": options.host, "port": options.port},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    replica = serve.deployment(
+    replica: Any = serve.deployment(
         serve.ingress()(Replica),
         name="replica",
         num_replicas=options.replicas,

@@ -5,7 +5,7 @@ Letters: B users, M pairs of a user and an item, n items, P predictions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -162,7 +162,7 @@ class ScenarioEngine:
             ],
         )
 
-    def told(self, item: int, values: Float32s) -> dict[str, object]:
+    def told(self, item: int, values: Float32s) -> dict[str, Any]:
         """Returns what is told of an item, with its predictions f32[P]."""
         ids, known = self.ranker.items.ids, self.ranker.items.in_training
         return {"item": str(ids[item]), "new": not known[item], **predictions(self.facts, values)}
@@ -277,7 +277,7 @@ def weights_of(ask: RecommendRequest) -> dict[str, float] | None:
     return {ask.task: 1.0} if ask.task is not None else ask.by
 
 
-def predictions(facts: PreparedScenario, values: Float32s) -> dict[str, object]:
+def predictions(facts: PreparedScenario, values: Float32s) -> dict[str, Any]:
     """Returns predictions f32[P] by task, and the probabilities of classes."""
     classes = {
         task: dict(
@@ -291,4 +291,4 @@ def predictions(facts: PreparedScenario, values: Float32s) -> dict[str, object]:
         if task in facts.classes
     }
     told = dict(zip(facts.tasks, values[: len(facts.tasks)].tolist(), strict=True))
-    return cast("dict[str, object]", {"predictions": told, "probabilities": classes})
+    return {"predictions": told, "probabilities": classes}
