@@ -12,6 +12,7 @@ def main(config: Config, storage: Storage = "runs", override: Override = None) -
         from mtrec_ray.stages.serve import run_serve, stop_serve
 
         served = run_serve(job.project, job.storage, job.log)
+        job.log.close()  # nothing is under way any more
         job.log.print()
         job.log.print(f"Serving {served.version} at {served.url} (its description: /docs)")
         if served.token is not None:
