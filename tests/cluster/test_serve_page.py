@@ -222,7 +222,7 @@ def browser():
 def opened(browser, address, **options):
     """The page with the token given, its focus on the scenario; and what it says went wrong."""
     page, wrong = browser.new_page(**options), []
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda line: wrong.append(line.text) if "Policy" in line.text else None)
     page.goto(address)
@@ -288,7 +288,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser, address):
     """At 375 px with a list, reasons and an error line; errors of the service stand on the page."""
     size = {"width": 375, "height": 700}
     page, wrong = opened(browser, address, viewport=size, color_scheme="dark")
-    page.click("text=Recommend")
+    page.click("#ask-form button")
     listed(page)
     page.click("button.why >> nth=0")
     page.wait_for_selector("#reasons .bar")

@@ -105,11 +105,13 @@ class Service:
             RequestError: a look that cannot be had.
             NotReadyError, TooManyError, TimeoutError: one that could be, at another time.
         """
-        views = self.engine_of(asker).views(scenario)
+        began, views = time.monotonic(), self.engine_of(asker).views(scenario)
         waiting = self.viewer.ask(lambda: look(views))
         found = await asyncio.wait_for(waiting, self.options.limits.seconds)
         if isinstance(found, RequestError):
             raise found
+        if isinstance(found, Answer):
+            return found.model_copy(update={"seconds": round(time.monotonic() - began, 6)})
         return found
 
     async def store_events(self, scenario: str, request: EventsRequest) -> list[str]:
