@@ -21,7 +21,9 @@ from mtrec_ray.project.base import shorten
 from mtrec_ray.project.mistakes import describe
 from mtrec_ray.serving.event_store import StoreError
 from mtrec_ray.stages.serving.limits import BodyLimit, TooManyError
+from mtrec_ray.stages.serving.page import page_route
 from mtrec_ray.stages.serving.requests import (
+    Asker,
     EventsAnswer,
     EventsRequest,
     Message,
@@ -36,11 +38,20 @@ from mtrec_ray.stages.serving.requests import (
     VersionFacts,
 )
 from mtrec_ray.stages.serving.service import NotReadyError, Service
+from mtrec_ray.stages.serving.view_requests import (
+    CompareAnswer,
+    CompareRequest,
+    ExplainAnswer,
+    ExplainRequest,
+    UserAnswer,
+    UsersAnswer,
+)
 
 LOGGER = logging.getLogger(__name__)
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Run = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
 Scenario = Annotated[str, Path(max_length=100, description="A scenario of the project.")]
+User = Annotated[str, Path(min_length=1, max_length=256, description="Id of a user.")]
 Next = Callable[[Request], Awaitable[Response]]
 Described = dict[int | str, dict[str, Any]]
 
@@ -52,6 +63,7 @@ REASONS = {
     413: "The body is too large.",
     422: "A field or a value is wrong.",
     429: "Too many requests; `Retry-After` says when to try again.",
+    501: "A library of an extra is not installed.",
     503: "Models are loading, or the store of events does not answer.",
     504: "No answer in time.",
 }
@@ -87,7 +99,9 @@ def create_app(service: Service, token: str | None) -> FastAPI:
     app.add_middleware(BodyLimit, most=limits.body_bytes, refuse=too_large(limits.body_bytes))
     app.include_router(open_routes(service))
     guards = [Depends(guard(token)), Depends(admit(service))]
+    app.include_router(page_route())
     app.include_router(user_routes(service), dependencies=guards)
+    app.include_router(view_routes(service), dependencies=guards)
     app.include_router(admin_routes(service), dependencies=guards)
     return app
 
@@ -97,6 +111,7 @@ def described(*codes: int) -> Described:
     return {code: {"model": Problems, "description": REASONS[code]} for code in codes}
 
 
+LOOKED = described(401, 404, 422, 429, 503, 504)
 ASKED = described(400, 401, 404, 413, 422, 429, 503, 504)
 
 
@@ -155,7 +170,10 @@ def user_routes(service: Service) -> APIRouter:
     """Returns the routes that answer for users."""
     router = APIRouter(prefix="/v1")
 
-    @router.post("/{scenario}/recommend", tags=["answers"], responses=ASKED)
+    @router.post(
+        "/{scenario}/recommend", tags=["answers"], responses=ASKED,
+        response_model_exclude_unset=True,
+    )  # fmt: skip
     async def recommend(scenario: Scenario, body: RecommendRequest) -> RecommendAnswer:
         """Returns the best items of a scenario for a user."""
         found = await service.ask(scenario, checked(service, body))
@@ -175,6 +193,35 @@ def user_routes(service: Service) -> APIRouter:
     async def events(scenario: Scenario, body: EventsRequest) -> EventsAnswer:
         """Stores what users did; the ids of the answer survive a restart."""
         return EventsAnswer(stored=await service.store_events(scenario, checked(service, body)))
+
+    return router
+
+
+def view_routes(service: Service) -> APIRouter:
+    """Returns the routes that the page needs beside the others."""
+    router = APIRouter(prefix="/v1", tags=["page"])
+
+    @router.get("/{scenario}/users", responses=LOOKED)
+    async def users(scenario: Scenario) -> UsersAnswer:
+        """Returns some users of a scenario."""
+        return await service.view(scenario, Asker(), lambda views: views.users())
+
+    @router.get("/{scenario}/users/{user:path}", responses=LOOKED)
+    async def user(scenario: Scenario, user: User) -> UserAnswer:
+        """Returns what is known of a user."""
+        return await service.view(scenario, Asker(user=user), lambda views: views.user(user))
+
+    @router.post("/{scenario}/explain", responses=ASKED | described(501))
+    async def explain(scenario: Scenario, body: ExplainRequest) -> ExplainAnswer:
+        """Returns why an item has its score: history, words, statistics."""
+        ask = checked(service, body)
+        return await service.view(scenario, ask, lambda views: views.explain(ask))
+
+    @router.post("/{scenario}/compare", responses=ASKED, response_model_exclude_unset=True)
+    async def compare(scenario: Scenario, body: CompareRequest) -> CompareAnswer:
+        """Returns the lists of all models, and what is popular, side by side."""
+        ask = checked(service, body)
+        return await service.view(scenario, ask, lambda views: views.compare(ask))
 
     return router
 

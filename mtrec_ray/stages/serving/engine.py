@@ -13,6 +13,7 @@ import ray
 
 from mtrec_ray.data.end_states import items_at_end, stored_users
 from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.serving.event_store import ConflictError as EventConflictError
@@ -27,7 +28,9 @@ from mtrec_ray.stages.list_ranker import PairScorer
 from mtrec_ray.stages.predictions import Beside
 from mtrec_ray.stages.ranker import LoadedModel, Ranker
 from mtrec_ray.stages.serving.asking import Askers
+from mtrec_ray.stages.serving.explain_words import load_encoder
 from mtrec_ray.stages.serving.filters import ItemFilters
+from mtrec_ray.stages.serving.item_texts import ItemTexts
 from mtrec_ray.stages.serving.new_items import Encoders, NewItemScorer
 from mtrec_ray.stages.serving.requests import (
     Answer,
@@ -40,7 +43,9 @@ from mtrec_ray.stages.serving.requests import (
     UnknownNameError,
 )
 from mtrec_ray.stages.serving.scenario import Kind, ScenarioEngine
-from mtrec_ray.stages.serving.versions import ServedScenario, ServedVersion
+from mtrec_ray.stages.serving.versions import OtherModel, ServedScenario, ServedVersion
+from mtrec_ray.stages.serving.view_requests import ListKind
+from mtrec_ray.stages.serving.views import ScenarioViews
 from mtrec_ray.stages.trained_model import TrainedModel, load_with_vectors
 
 
@@ -69,6 +74,9 @@ class Engine:
         self.version, self.store = version, store
         self.loaded: dict[TrainedModel, LoadedModel] = {}
         self.encoders = Encoders()
+        self.opened: dict[str, ScenarioViews] = {}
+        self.exact: dict[TrainedModel, TextEncoder] = {}
+        self.others: dict[str, Ranker] = {}
         self.states = {name: self.state(name, own) for name, own in version.scenarios.items()}
         self.scenarios = {name: self.open(name, own) for name, own in version.scenarios.items()}
 
@@ -95,6 +103,41 @@ class Engine:
                 found = engine.score(cast("list[ScoreRequest]", requests))
             answers |= dict(zip(numbers, found, strict=True))
         return [answers[number] for number in range(len(jobs))]
+
+    def views(self, scenario: str) -> ScenarioViews:
+        """Returns looks into a scenario.
+
+        Raises:
+            UnknownNameError: it is not there.
+        """
+        if scenario not in self.scenarios:
+            raise self.unknown(scenario)
+        if scenario not in self.opened:
+            served, limits = self.version.scenarios[scenario], self.version.project.serve.limits
+            self.opened[scenario] = ScenarioViews(
+                self.scenarios[scenario],
+                lambda: self.encoder_of(served.model),
+                lambda: self.other_of(scenario),
+                limits.history,
+            )
+        return self.opened[scenario]
+
+    def encoder_of(self, model: TrainedModel) -> TextEncoder:
+        """Returns a model's encoder in fp32, loaded at its first use."""
+        if model not in self.exact:
+            self.exact[model] = load_encoder(model)
+        return self.exact[model]
+
+    def other_of(self, name: str) -> tuple[ListKind, Ranker] | None:
+        """Returns the model of a scenario that does not answer, loaded at its first use."""
+        other = self.version.others.get(name)
+        if other is None:
+            return None
+        if name not in self.others:
+            items, vectors = items_at_end(layout_of(other.model, name)), ray.get(other.vectors)
+            loaded = self.load(other)
+            self.others[name] = Ranker(other.model, name, vectors, items, None, loaded)
+        return cast("ListKind", model_kind(other.model)), self.others[name]
 
     def unknown(self, scenario: str) -> UnknownNameError:
         """Returns the error for a scenario that is not there."""
@@ -155,7 +198,7 @@ class Engine:
         seed = version.project.data_seed
         return FreshState(layout, self.store, seed=seed, vocabulary=vocabulary)
 
-    def load(self, served: ServedScenario) -> LoadedModel:
+    def load(self, served: ServedScenario | OtherModel) -> LoadedModel:
         """Returns a model with its item vectors; one that serves several scenarios once."""
         if served.model not in self.loaded:
             self.loaded[served.model] = load_with_vectors(served.model, ray.get(served.vectors))
@@ -180,6 +223,8 @@ class Engine:
             askers=self.askers(name, served),
             filters=ItemFilters(self.version.project, name, scorer.ranker.items.ids),
             most=min(limits.k, self.version.project.recommend.shortlist),
+            texts=ItemTexts(self.version.project, name, self.states[name].catalogue),
+            project=self.version.project,
             new_items=new_items,
             no_new_items=why_not,
         )

@@ -94,12 +94,20 @@ class Explainer:
         self.ranker, self.encoder = ranker, encoder
         self.ids = ranker.items.ids
 
-    def explain(self, user: UserSnapshot, item: int, text: str | None = None) -> Explanation:
+    def explain(
+        self,
+        user: UserSnapshot,
+        item: int,
+        text: str | None = None,
+        numeric: Float32s | None = None,
+    ) -> Explanation:
         """Returns why a row of the catalogue has its score for a user alone in a snapshot.
 
-        `text` is the item's; without it words are those of its tokens.
+        `text` is the item's; without it words are those of its tokens. `numeric` f32[F] are its
+        columns at the moment when the user asks; without it those of the catalogue's snapshot.
         """
-        predicted = self._predictions(user, np.array([item]))
+        own = None if numeric is None else numeric[None]
+        predicted = self._predictions(user, np.array([item]), own)
         tasks = self.ranker.facts.tasks
         return Explanation(
             item=item,
@@ -107,44 +115,56 @@ class Explainer:
             score=float(self.ranker.blended(predicted)[0]),
             predictions=dict(zip(tasks, predicted[0].tolist(), strict=False)),
             blend=dict(self.ranker.by),
-            history=self.history(user, item),
-            statistics=self.statistics(user, item),
-            words=self.words(user, item, text) if self.encoder is not None else None,
+            history=self.history(user, item, numeric),
+            statistics=self.statistics(user, item, numeric),
+            words=None if self.encoder is None else self.words(user, item, text, numeric),
         )
 
-    def history(self, user: UserSnapshot, item: int) -> list[HistoryEffect]:
+    def history(
+        self, user: UserSnapshot, item: int, numeric: Float32s | None = None
+    ) -> list[HistoryEffect]:
         """Returns what each item of the history does to the score, the strongest first.
 
         The user's statistics stay as they are.
         """
         places = np.flatnonzero(user.history[0] >= 0)
         users = without_each(user, places)
-        scores = self._scores(users, item)
+        own = self.ranker.items.numeric[item] if numeric is None else numeric
+        scores = self._scores(users, item, np.repeat(own[None], len(users), 0))
         found = [
             HistoryEffect(int(p), int(met), str(self.ids[met]), float(scores[0] - score))
             for p, met, score in zip(places, user.history[0, places], scores[1:], strict=True)
         ]
         return sorted(found, key=lambda effect: -abs(effect.effect))
 
-    def statistics(self, user: UserSnapshot, item: int) -> list[StatisticEffect]:
+    def statistics(
+        self, user: UserSnapshot, item: int, numeric: Float32s | None = None
+    ) -> list[StatisticEffect]:
         """Returns what each group of numeric columns does to the score, the strongest first."""
-        layout, own = self.ranker.layout, self.ranker.items.numeric[item]
+        layout = self.ranker.layout
+        own = self.ranker.items.numeric[item] if numeric is None else numeric
         variants = list(cold_variants(layout, user, own))
         users = joined([user, *(variant.user for variant in variants)])
-        numeric = np.stack([own, *(variant.numeric for variant in variants)])
-        scores = self._scores(users, item, numeric)
+        columns = np.stack([own, *(variant.numeric for variant in variants)])
+        scores = self._scores(users, item, columns)
         found = [
             StatisticEffect(variant.group, variant.columns, float(scores[0] - score))
             for variant, score in zip(variants, scores[1:], strict=True)
         ]
         return sorted(found, key=lambda effect: -abs(effect.effect))
 
-    def words(self, user: UserSnapshot, item: int, text: str | None = None) -> WordEffects:
+    def words(
+        self,
+        user: UserSnapshot,
+        item: int,
+        text: str | None = None,
+        numeric: Float32s | None = None,
+    ) -> WordEffects:
         """Returns what each word of the item's text does to the score."""
         assert self.encoder is not None
-        return word_effects(self.ranker, self.encoder, user, item, text)
+        return word_effects(self.ranker, self.encoder, user, item, text, numeric)
 
-    def _scores(self, users: UserSnapshot, item: int, numeric: Float32s | None = None) -> Float32s:
+    def _scores(self, users: UserSnapshot, item: int, numeric: Float32s) -> Float32s:
         predicted = self._predictions(users, np.full(len(users), item), numeric)
         return self.ranker.blended(predicted)
 

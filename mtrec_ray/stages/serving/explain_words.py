@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.data.arrays import Ints
+from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.snapshot import UserSnapshot, rows_of_pairs
 from mtrec_ray.data.tokens import TINY, load_tokenizer
 from mtrec_ray.model.catalogue_scorer import blend
@@ -97,11 +97,19 @@ def load_encoder(trained_model: TrainedModel) -> TextEncoder:
 class ItemScore:
     """The score of one item for one user, as a function of the embeddings of its text's tokens."""
 
-    def __init__(self, ranker: Ranker, encoder: TextEncoder, user: UserSnapshot, item: int) -> None:
+    def __init__(
+        self,
+        ranker: Ranker,
+        encoder: TextEncoder,
+        user: UserSnapshot,
+        item: int,
+        numeric: Float32s | None = None,
+    ) -> None:
+        """`numeric` f32[F]: the item's columns; without it those of the catalogue's snapshot."""
         self.ranker, self.encoder, self.user, self.item = ranker, encoder, user, item
-        arrays = rows_of_pairs(
-            ranker.layout, user, ranker.items, np.zeros(1, np.int64), np.array([item])
-        )
+        own = None if numeric is None else numeric[None]
+        pair = np.zeros(1, np.int64), np.array([item])
+        arrays = rows_of_pairs(ranker.layout, user, ranker.items, *pair, own)
         labels = np.zeros((1, len(ranker.facts.tasks)), np.float32)
         self.row = Samples.of({**arrays, "time": user.moment, "labels": labels})
         self.past = torch.tensor(user.history[0][user.history[0] >= 0])
@@ -150,11 +158,17 @@ class ItemScore:
 
 
 def word_effects(
-    ranker: Ranker, encoder: TextEncoder, user: UserSnapshot, item: int, text: str | None = None
+    ranker: Ranker,
+    encoder: TextEncoder,
+    user: UserSnapshot,
+    item: int,
+    text: str | None = None,
+    numeric: Float32s | None = None,
 ) -> WordEffects:
     """Returns what each word of an item's text does to its score for a user.
 
-    `text` is the item's, cut as the encoder cuts it; without it, that of its tokens.
+    `text` is the item's, cut as the encoder cuts it; without it, that of its tokens. `numeric`
+    f32[F] are its columns; without it those of the catalogue's snapshot.
 
     Raises:
         ProjectError: captum is not installed.
@@ -165,7 +179,7 @@ def word_effects(
     tokens = tokens_of(ranker, item)
     source = encoder.options.source
     groups, hidden = token_groups(source, tokens, text, encoder.options.max_tokens)
-    score = ItemScore(ranker, encoder, user, item)
+    score = ItemScore(ranker, encoder, user, item, numeric)
     inputs, baselines = score.embeddings(tokens), score.embeddings(hidden)
     attributions = IntegratedGradients(score).attribute(
         inputs, baselines, n_steps=STEPS, method="gausslegendre", internal_batch_size=STEPS_PER_PASS

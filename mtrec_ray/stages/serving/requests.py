@@ -104,6 +104,7 @@ class RecommendRequest(Asker):
     exclude_seen: bool | None = Field(
         default=None, description="Leaves out what the user met. null: as the project says."
     )
+    texts: bool = Field(default=False, description="Tells the texts of the items, too.")
 
 
 class NewItem(Message):
@@ -165,6 +166,9 @@ class Ranked(Scored):
     score: float = Field(description="By which the list is ordered.")
     propensity: float | None = Field(
         default=None, description="Probability of the item at its place; null without chance."
+    )
+    text: str | None = Field(
+        default=None, description="As the model reads it, with `texts`; null: no catalogue file."
     )
 
 

@@ -13,10 +13,12 @@ from mtrec_ray.candidates.candidates import Candidates
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.project.base import shorten
+from mtrec_ray.project.project import Project
 from mtrec_ray.stages.list_ranker import Listed, ListRanker, PairScorer, Wish, pairs_of
 from mtrec_ray.stages.ranker import Ranker
 from mtrec_ray.stages.serving.asking import Askers, Known
 from mtrec_ray.stages.serving.filters import ItemFilters
+from mtrec_ray.stages.serving.item_texts import ItemTexts
 from mtrec_ray.stages.serving.new_items import NewItemScorer
 from mtrec_ray.stages.serving.requests import (
     NewItem,
@@ -41,6 +43,7 @@ class ScenarioEngine:
         version: of all models.
         scorer: of given pairs; `list_ranker`: None without a binary task.
         most: items of a list, at most.
+        texts: of the catalogue's items. project: names files that can be read.
         new_items: scores items that the catalogue lacks; None: `no_new_items` says why not.
     """
 
@@ -53,6 +56,8 @@ class ScenarioEngine:
     askers: Askers
     filters: ItemFilters
     most: int
+    texts: ItemTexts
+    project: Project
     new_items: NewItemScorer | None = None
     no_new_items: str = ""
 
@@ -156,6 +161,7 @@ class ScenarioEngine:
                     rank=int(listed.rank[row]),
                     score=float(listed.score[row]),
                     propensity=float(listed.propensity[row]) if chance else None,
+                    **({"text": self.texts[int(listed.item[row])]} if ask.texts else {}),
                     **self.told(int(listed.item[row]), listed.told[row]),
                 )
                 for row in rows.tolist()

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from mtrec_ray.project.serve import Serve
 from mtrec_ray.serving.event_store import EventStore
@@ -22,7 +23,9 @@ from mtrec_ray.stages.serving.requests import (
     ScoreRequest,
     VersionFacts,
 )
+from mtrec_ray.stages.serving.views import ScenarioViews
 
+Viewed = TypeVar("Viewed")
 Ask = tuple[Engine, Job]
 FOLLOW_S = 0.5  # between looks at the table of versions
 LOGGER = logging.getLogger(__name__)
@@ -56,6 +59,10 @@ class Service:
             queue=options.limits.queue,
             told=self.metrics.batched,
         )
+        self.viewer: Batcher[Callable[[], Any], Any] = Batcher(
+            lambda looks: [looked(look) for look in looks],
+            size=1, wait_s=0, queue=options.limits.queue,
+        )  # fmt: skip
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -86,6 +93,26 @@ class Service:
         if name is None:
             raise NotReadyError
         return self.engines[name]
+
+    async def view(
+        self, scenario: str, asker: Asker, look: Callable[[ScenarioViews], Viewed]
+    ) -> Viewed:
+        """Returns a look into a scenario, of the version that a user falls to.
+
+        Looks take longer than answers: they run one by one, beside these.
+
+        Raises:
+            RequestError: a look that cannot be had.
+            NotReadyError, TooManyError, TimeoutError: one that could be, at another time.
+        """
+        began, views = time.monotonic(), self.engine_of(asker).views(scenario)
+        waiting = self.viewer.ask(lambda: look(views))
+        found = await asyncio.wait_for(waiting, self.options.limits.seconds)
+        if isinstance(found, RequestError):
+            raise found
+        if isinstance(found, Answer):
+            return found.model_copy(update={"seconds": round(time.monotonic() - began, 6)})
+        return found
 
     async def store_events(self, scenario: str, request: EventsRequest) -> list[str]:
         """Keep events; returns their ids when they are durable.
@@ -166,6 +193,15 @@ class Service:
         """Stop answering and following."""
         self.stopped.set()
         self.batcher.close()
+        self.viewer.close()
+
+
+def looked(look: Callable[[], Any]) -> Any:
+    """Returns what a look tells, or why it tells nothing."""
+    try:
+        return look()
+    except RequestError as error:
+        return error
 
 
 def answered(asks: Sequence[Ask]) -> list[Answer | RequestError]:

@@ -19,8 +19,16 @@ from mtrec_ray.progress import Log
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.depends_on import Fields, fingerprint
 from mtrec_ray.project.project import Project
-from mtrec_ray.stages.finetuning.chosen_model import chosen_model, model_kind, version
+from mtrec_ray.stages.finetuning.chosen_model import (
+    chosen_model,
+    finetuned_model,
+    model_before,
+    model_kind,
+    version,
+    with_use_options,
+)
 from mtrec_ray.stages.finetuning.joint_run import JointRun, open_joint_run
+from mtrec_ray.stages.finetuning.recipe import DELTA_FOLDER
 from mtrec_ray.stages.list_inputs import ModelByScenario
 from mtrec_ray.stages.list_parts import ListParts, ensure_parts
 from mtrec_ray.stages.list_writer import ListMaker
@@ -50,6 +58,14 @@ class ServedScenario:
 
 
 @dataclass(frozen=True)
+class OtherModel:
+    """A model of a scenario that does not answer, to be compared; it travels."""
+
+    model: TrainedModel
+    vectors: ray.ObjectRef
+
+
+@dataclass(frozen=True)
 class ServedVersion:
     """A version of all scenarios' models; it travels.
 
@@ -57,6 +73,7 @@ class ServedVersion:
         name: of the version. folder: of the run; `files`: SHA-256 by path below it.
         joint: folder of the joint model's prepared data, which says the users that it knows.
         project: names files that can be read.
+        others: by scenario the model that was not chosen: the joint, or the fine-tuned one.
     """
 
     name: str
@@ -65,6 +82,7 @@ class ServedVersion:
     scenarios: Mapping[str, ServedScenario]
     joint: str
     files: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, OtherModel] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse files that are others than when the version was made.
@@ -91,18 +109,55 @@ def open_version(project: Project, storage_path: str, log: Log) -> ServedVersion
     joint_run = open_joint_run(project, storage_path)
     models = {name: chosen_model(joint_run, name, project) for name in joint_run.facts}
     stage = run.stage("serve", "serve", "version")
-    made_from = version_depends_on(joint_run, models, project)
+    others = other_models(joint_run, models, project)
+    made_from = version_depends_on(joint_run, models, others, project)
     files = known_files(stage, made_from)
     if files is not None:
         refuse(list(changed_files(run.path(), files)))
     resolved = with_catalogues(project, models, storage_path, log)
     scenarios = serve_scenarios(joint_run, models, project, resolved, log)
+    held = hold(others, scenarios)
     if files is None:
-        files = hashes(run.path(), files_of(joint_run, models))
+        files = hashes(run.path(), files_of(joint_run, models, others))
         stage.start_anew(made_from)
         stage.finish({MANIFEST: files})
     name = f"{project.run.name}-{fingerprint(files)[:8]}"
-    return ServedVersion(name, run.path(), resolved, scenarios, joint_run.prepared.folder, files)
+    joint = joint_run.prepared.folder
+    return ServedVersion(name, run.path(), resolved, scenarios, joint, files, held)
+
+
+def other_models(
+    joint_run: JointRun, models: ModelByScenario, project: Project
+) -> dict[str, TrainedModel]:
+    """Returns by scenario the model that was not chosen, where there is one that can be used."""
+    found = {name: other_model(joint_run, name, model, project) for name, model in models.items()}
+    return {name: model for name, model in found.items() if model is not None}
+
+
+def other_model(
+    joint_run: JointRun, name: str, chosen: TrainedModel, project: Project
+) -> TrainedModel | None:
+    """Returns the model that was not chosen: the one before fine-tuning, or the fine-tuned one."""
+    if model_kind(chosen) == "finetuned":
+        before = model_before(joint_run, name, project)
+        return None if before is None else with_use_options(before, project)
+    if not storage.exists(storage.join(joint_run.folder(name), DELTA_FOLDER)):
+        return None
+    try:
+        return with_use_options(finetuned_model(joint_run, name, project), project)
+    except ProjectError:  # of other joint weights
+        return None
+
+
+def hold(
+    others: Mapping[str, TrainedModel], scenarios: Mapping[str, ServedScenario]
+) -> dict[str, OtherModel]:
+    """Returns handles of models; those that answer in another scenario have theirs already."""
+    held = {own.model: own.vectors for own in scenarios.values()}
+    for model in others.values():
+        if model not in held:
+            held[model] = ray.put(ensure_vectors(model))
+    return {name: OtherModel(model, held[model]) for name, model in others.items()}
 
 
 def with_catalogues(project: Project, names: Iterable[str], storage_path: str, log: Log) -> Project:
@@ -153,11 +208,14 @@ def served(
 # --- the manifest ------------------------------------------------------------------------------
 
 
-def version_depends_on(joint_run: JointRun, models: ModelByScenario, project: Project) -> Fields:
+def version_depends_on(
+    joint_run: JointRun, models: ModelByScenario, others: ModelByScenario, project: Project
+) -> Fields:
     """Returns what a version's files depend on."""
     options = project.recommend
     return {
         "models": {name: version(joint_run, name, model) for name, model in models.items()},
+        "others": {name: version(joint_run, name, model) for name, model in others.items()},
         "recommend": options.model_dump(
             mode="json", include={"by", "exclude_seen", "fit_users", "shortlist"}
         ),
@@ -172,13 +230,14 @@ def known_files(stage: Stage, made_from: Fields) -> Mapping[str, str] | None:
     return None if record is None else record[MANIFEST]
 
 
-def files_of(joint_run: JointRun, models: ModelByScenario) -> list[str]:
+def files_of(joint_run: JointRun, models: ModelByScenario, others: ModelByScenario) -> list[str]:
     """Returns the paths of all files that were trained or fitted, below the run's folder."""
     run = joint_run.run
     paths = [storage.join(joint_run.weights, name) for name in (WEIGHTS, FACTS)]
-    paths += [path for path in map(vectors_path, models.values()) if storage.exists(path)]
+    every = [*models.values(), *others.values()]
+    paths += [path for path in map(vectors_path, every) if storage.exists(path)]
     folders = [run.lists.folder, *(run.opinions.part(name).folder for name in models)]
-    folders += [model.delta for model in models.values() if model.delta]
+    folders += [model.delta for model in every if model.delta]
     if joint_run.encoder.startswith(run.path()):
         folders.append(joint_run.encoder)
     for folder in folders:
