@@ -219,6 +219,15 @@ def browser():
         found.close()
 
 
+def until(page, condition):
+    """Wait until a condition holds on the page, whose policy lets the page itself evaluate none."""
+    for _ in range(600):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never: {condition}")
+
+
 def opened(browser, address, **options):
     """The page with the token given, its focus on the scenario; and what it says went wrong."""
     page, wrong = browser.new_page(**options), []
@@ -226,11 +235,11 @@ def opened(browser, address, **options):
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda line: wrong.append(line.text) if "Policy" in line.text else None)
     page.goto(address)
-    page.wait_for_function("document.activeElement.id === 'token'")
+    until(page, "document.activeElement.id === 'token'")
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.id === 'scenario'")
-    page.wait_for_function("document.getElementById('user').value !== ''")
+    until(page, "document.activeElement.id === 'scenario'")
+    until(page, "document.getElementById('user').value !== ''")
     return page, wrong
 
 
@@ -254,9 +263,9 @@ def test_the_page_by_keyboard_alone(browser, address, client, user):
     """Scenario, user, list, why, and a history without an item, each as the API answers."""
     page, wrong = opened(browser, address)
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("document.getElementById('scenario').value === 'video'")
+    until(page, "document.getElementById('scenario').value === 'video'")
     page.keyboard.press("ArrowUp")
-    page.wait_for_function("document.getElementById('user').value === '" + user + "'")
+    until(page, "document.getElementById('user').value === '" + user + "'")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     wanted = client.post("/v1/shop/recommend", json={"user": user, "k": 10}).json()
@@ -269,8 +278,8 @@ def test_the_page_by_keyboard_alone(browser, address, client, user):
     assert page.evaluate("document.activeElement.textContent") == "Put back"
     tab_to(page, "e.type === 'range'")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("document.getElementById('by-tasks').checked")
-    page.wait_for_function("document.getElementById('status').textContent.includes('predictions')")
+    until(page, "document.getElementById('by-tasks').checked")
+    until(page, "document.getElementById('status').textContent.includes('predictions')")
     body = {"history": sent(history[:-1]), "k": 10, "by": {"click": 0.95, "buy": 0}}
     moved = client.post("/v1/shop/recommend", json=body).json()
     assert listed(page) == [one["item"] for one in moved["items"]]
