@@ -74,12 +74,14 @@ class CatalogueScorer:
         vectors: Tensor,
         items: ItemSnapshot,
         inputs: ScenarioInputs | None = None,
+        texts: Tensor | None = None,
     ) -> None:
         """`vectors` f32[n, D] are the text vectors of the scenario's items.
 
-        `inputs` are the scenario's over other items than those of its catalogue.
+        `inputs` are the scenario's over other items than those of its catalogue, and `texts`
+        f32[n, D] their vectors by the pretrained encoder, of length 1.
         """
-        self.model, self.name = model, name
+        self.model, self.name, self.texts = model, name, texts
         self.inputs = inputs or model.scenario_inputs(name)
         device = vectors.device
         text, rows = model.visible_text(vectors), torch.arange(len(vectors), device=device)
@@ -198,7 +200,7 @@ class CatalogueScorer:
         user, identity = model.with_profiles(self.name, asking, user, identity)
         columns = columns + self._user_columns(users, items, histories)
         if self.name in model.elsewhere:
-            elsewhere = model.elsewhere_side(self.name)(asking, candidates, items)
+            elsewhere = model.elsewhere_side(self.name)(asking, candidates, items, self.texts)
             user, columns = user + elsewhere.user, columns + elsewhere.columns
 
         def rows(values: Tensor) -> Tensor:

@@ -61,18 +61,25 @@ class Elsewhere(nn.Module):
         user, columns = self(asking, candidate.unsqueeze(1), item.unsqueeze(1))
         return Met(user.squeeze(1), columns.squeeze(1))
 
-    def forward(self, asking: Asking, candidates: Tensor, items: Tensor) -> Met:
-        """Returns f32[N, C, W] each, of candidates f32[N, C, W], catalogue rows i64[N, C]."""
+    def forward(
+        self, asking: Asking, candidates: Tensor, items: Tensor, texts: Tensor | None = None
+    ) -> Met:
+        """Returns f32[N, C, W] each, of candidates f32[N, C, W], catalogue rows i64[N, C].
+
+        With `texts` f32[n', D], of length 1, `items` are rows of these, not of the catalogue.
+        """
         taken, ages = self.taken(asking)
         seen = (taken >= 0) & self.options.history
-        both = torch.cat([items + self.base, taken.clamp(min=0)], 1)
+        rows = items + self.base if texts is None else items[:, :0]
+        both = torch.cat([rows, taken.clamp(min=0)], 1)
         distinct, place = both.unique(return_inverse=True)
-        candidate, met = place.split([items.shape[1], taken.shape[1]], 1)
+        candidate, met = place.split([rows.shape[1], taken.shape[1]], 1)
         text = self.texts_of(distinct)
         vectors = self.norm(self.project(text) + self.origins[self.origin_of(distinct)])
         user = self.attention.cross(candidates, vectors, met, ages, seen)
         unit = in_autocast(text)  # before it is gathered, as in `cosines`
-        cosine = torch.einsum("ncd,ned->nce", unit[candidate], unit[met]).float().flatten(0, 1)
+        own = unit[candidate] if texts is None else in_autocast(self.as_seen(texts))[items]
+        cosine = torch.einsum("ncd,ned->nce", own, unit[met]).float().flatten(0, 1)
         kernels = similarity_kernels(cosine, seen.repeat_interleave(items.shape[1], 0))
         return Met(user, self.similarity(kernels).view(*items.shape, -1))
 
@@ -88,7 +95,11 @@ class Elsewhere(nn.Module):
         if self.texts.device != items.device and self.texts.nbytes <= MAX_DEVICE_BYTES:
             self.texts = self.texts.to(items.device)
         found = self.texts[items.to(self.texts.device)].to(items.device).float()
-        return found if self.options.text else torch.zeros_like(found)
+        return self.as_seen(found)
+
+    def as_seen(self, texts: Tensor) -> Tensor:
+        """Returns texts as the model sees them: zeros with `text: false`."""
+        return texts if self.options.text else torch.zeros_like(texts)
 
     def origin_of(self, items: Tensor) -> Tensor:
         """Returns i64[U], the number of the scenario of each item."""

@@ -231,9 +231,7 @@ class Engine:
 
     def new_items(self, served: ServedScenario, ranker: Ranker) -> tuple[NewItemScorer | None, str]:
         """Returns what scores items that the catalogue lacks; None, and the reason, if nothing."""
-        name, known = ranker.name, self.states[ranker.name].catalogue
-        if name in ranker.model.elsewhere:
-            return None, "found history.elsewhere; allowed: items of the catalogue"
+        known = self.states[ranker.name].catalogue
         try:
             reader = NewItemReader(self.version.project, ranker.layout, known)
         except ProjectError as error:

@@ -35,8 +35,6 @@ class ItemTexts:
     def _read(self) -> NDArray[np.object_]:
         items = self.project.scenarios[self.name].items
         found = np.full(len(self.known.ids), None, object)
-        if items.text is None:
-            return found
         try:
             table = same_items(read_items(self.project, self.name), items, self.known)
         except (ProjectError, FileNotFoundError):

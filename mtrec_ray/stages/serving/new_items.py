@@ -23,9 +23,11 @@ from mtrec_ray.data.snapshot import ItemSnapshot, SnapshotColumns, UserSnapshot,
 from mtrec_ray.model.catalogue_scorer import CatalogueScorer
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import predictions
+from mtrec_ray.project.project import Project
 from mtrec_ray.serving.new_items import Columns, NewItemReader, NewItems
 from mtrec_ray.stages.ranker import Ranker
 from mtrec_ray.stages.trained_model import TrainedModel, load_model_for_use
+from mtrec_ray.training.build import autocast_for
 from mtrec_ray.training.item_vectors import Autocast, ItemVectors
 from mtrec_ray.training.node_cache import weights_hash
 
@@ -38,6 +40,7 @@ class Encoders:
     def __init__(self) -> None:
         self.loaded: dict[TrainedModel, tuple[TextEncoder, Autocast]] = {}
         self.bases: dict[str, nn.Module] = {}
+        self.pretrained: tuple[TextEncoder, Autocast] | None = None
 
     def load(self, model: TrainedModel) -> None:
         """Load the encoder of a model."""
@@ -55,12 +58,30 @@ class Encoders:
         self, model: TrainedModel, name: str, texts: Catalogue, device: torch.device
     ) -> Tensor:
         """Returns f32[m, D]: vectors of texts, as the model reads those of its catalogue."""
-        encoder, autocast = self.loaded[model]
-        vectors = ItemVectors(encoder, {name: texts}, device, autocast)
-        found = torch.zeros(texts.num_items, encoder.width, device=device)
-        for places, values in vectors.encode_share(0, 1):
-            found[places] = values
-        return found
+        return read_by(*self.loaded[model], name, texts, device)
+
+    @torch.no_grad()
+    def read_pretrained(
+        self, project: Project, name: str, texts: Catalogue, device: torch.device
+    ) -> Tensor:
+        """Returns f32[m, D]: vectors of length 1 by the pretrained encoder, as f16 keeps them."""
+        if self.pretrained is None:
+            options = project.model.encoder.model_copy(update={"trainable": "none"})
+            encoder = TextEncoder(options).to(device).eval()
+            self.pretrained = (encoder, autocast_for(device, project.training.precision))
+        found = read_by(*self.pretrained, name, texts, device)
+        return torch.nn.functional.normalize(found, dim=1).half().float()
+
+
+def read_by(
+    encoder: TextEncoder, autocast: Autocast, name: str, texts: Catalogue, device: torch.device
+) -> Tensor:
+    """Returns f32[m, D]: vectors of texts by an encoder."""
+    vectors = ItemVectors(encoder, {name: texts}, device, autocast)
+    found = torch.zeros(texts.num_items, encoder.width, device=device)
+    for places, values in vectors.encode_share(0, 1):
+        found[places] = values
+    return found
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,7 @@ class NewItemScorer:
             torch.cat([ranker.text[rows.to(device)], text]),
             self.snapshot_of(met, read, moment, columns),
             inputs.with_items(ranker.facts, rows.to(device), read.catalogue),
+            self.texts_of(met, read.catalogue, device),
         )
         place = np.where(users.history >= 0, np.searchsorted(met, users.history), -1)
         items = torch.arange(len(met), len(met) + len(new), device=device)
@@ -108,6 +130,19 @@ class NewItemScorer:
         logits = scorer.logits(moved, items.expand(len(users), -1))
         values = predictions(ranker.facts, logits.flatten(0, 1)).cpu().numpy()
         return values.reshape(len(users), len(new), -1)
+
+    def texts_of(self, met: Ints, new: Catalogue, device: torch.device) -> Tensor | None:
+        """Returns f32[h + m, D]: texts as the pretrained encoder reads them, of length 1.
+
+        None where the network reads nothing of other scenarios, which it compares with these.
+        """
+        name, model = self.ranker.name, self.ranker.model
+        if name not in model.elsewhere:
+            return None
+        side = model.elsewhere_side(name)
+        known = side.texts_of(torch.from_numpy(met + side.base).to(device))
+        read = self.encoders.read_pretrained(self.model.project, name, new, device)
+        return torch.cat([known, read])
 
     def snapshot_of(
         self, met: Ints, read: NewItems, moment: int, columns: ColumnsOfItems | None

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mtrec_ray.project.serve import Serve
 from mtrec_ray.serving.event_store import EventStore
@@ -111,7 +111,8 @@ class Service:
         if isinstance(found, RequestError):
             raise found
         if isinstance(found, Answer):
-            return found.model_copy(update={"seconds": round(time.monotonic() - began, 6)})
+            told = found.model_copy(update={"seconds": round(time.monotonic() - began, 6)})
+            return cast("Viewed", told)
         return found
 
     async def store_events(self, scenario: str, request: EventsRequest) -> list[str]:

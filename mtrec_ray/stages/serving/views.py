@@ -120,7 +120,8 @@ class ScenarioViews:
         if self.profiles is None:
             return {}
         column = self.engine.project.users[self.engine.facts.user_space].id
-        same = pc.equal(pc.cast(self.profiles.column(column), pa.string()), name)
+        texts = pc.cast(self.profiles.column(column), pa.string())
+        same = pc.equal(texts, name)  # pyright: ignore[reportAttributeAccessIssue]
         rows = self.profiles.filter(same).to_pylist()[-1:]
         return {c: str(v) for row in rows for c, v in row.items() if v is not None and c != column}
 
