@@ -193,7 +193,7 @@ class ScenarioViews:
     # --- lists side by side --------------------------------------------------------------------
 
     def compare(self, ask: CompareRequest) -> CompareAnswer:
-        """Returns the lists of all models, and the popular items.
+        """Returns the lists of all models, each by its network alone, and the popular items.
 
         Raises:
             RequestError: an unknown user, item or task.
@@ -205,7 +205,8 @@ class ScenarioViews:
         self.refuse(None, engine.list_problems(request))
         assert lists is not None
         known = engine.askers.known([request])
-        found = [self.list_of(engine.kind, lists, request, known)]
+        alone = replace(lists, scorer=PairScorer(engine.ranker))  # of the other, nothing is beside
+        found = [self.list_of(engine.kind, alone, request, known)]
         other = self.other()
         if other is not None:
             own = replace(lists, scorer=PairScorer(other[1]))
