@@ -199,7 +199,7 @@ def logs_project(root: Path) -> dict[str, Any]:
             "bought": {"kind": "binary", "label": "buy", "given": "click", "delay": "2d"},
             "stars": {"kind": "regression", "weight": 0.5},
         },
-        history={"of": "click", "last": 5, "outcomes": True},
+        history={"of": "click", "last": 5, "outcomes": True, "elsewhere": 0},
         users="people",
         max_unknown_items=0.02,
     )
@@ -215,6 +215,7 @@ def logs_project(root: Path) -> dict[str, Any]:
         split={"time": list(CUTS)},
         negatives={"per_positive": 2, "of": "click", "from": "popularity"},
         statistics="frozen",
+        history={"elsewhere": 0},
         users="people",
     )
     folds = scenario_tree(

@@ -11,7 +11,7 @@ import ray
 from mtrec_ray.stages.serve import run_serve, stop_serve
 from tests.cluster.runs import changed, say_nothing
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,6 @@ def test_a_killed_replica_loses_no_event(served, client):
     assert not set(found) & set(taken)
 
 
-@pytest.mark.long
 def test_another_run_takes_over_under_load(served, client):
     """Its models are loaded beside the others, and take over; every request is answered."""
     codes, stop = [], threading.Event()
