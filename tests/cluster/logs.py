@@ -215,7 +215,7 @@ def logs_project(root: Path) -> dict[str, Any]:
         split={"time": list(CUTS)},
         negatives={"per_positive": 2, "of": "click", "from": "popularity"},
         statistics="frozen",
-        history={"elsewhere": 0},
+        history={"of": "click", "last": 5, "elsewhere": 0},
         users="people",
     )
     folds = scenario_tree(
