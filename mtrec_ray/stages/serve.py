@@ -70,6 +70,10 @@ def port_problems(options: Serve) -> list[str]:
     try:
         with socket.create_server((options.host, options.port)):
             return []
+    except socket.gaierror:
+        return [
+            f"serve.host: found {options.host!r}, which has no address; allowed: one of this node"
+        ]
     except OSError as error:
         where = f"{options.host}:{options.port}"
         return [f"serve.port: found {where}, which is not free ({error.strerror}); allowed: 0"]
