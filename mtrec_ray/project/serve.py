@@ -5,9 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mtrec_ray.project.base import Section, shorten
-
-STORES = ("redis://", "rediss://", "sqlite:///")  # how the URL of a store of events begins
+from mtrec_ray.project.base import Section
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -76,9 +74,3 @@ class Serve(Section):
         named = self.token.startswith("env:") and len(self.token) > len("env:")
         if self.token not in ("new", "none") and not named:
             yield "token: found another text; allowed: new, none, or env:NAME"
-
-    def check_store(self) -> Iterator[str]:
-        """Yields a line for a store of another kind."""
-        if self.store is not None and not self.store.startswith(STORES):
-            kind = self.store.partition("://")[0]
-            yield f"store: found {shorten(kind)}; allowed: {', '.join(STORES)}"
