@@ -14,6 +14,7 @@ from mtrec_ray.progress import Log, begin_stage
 from mtrec_ray.project.base import ProjectError, refuse
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.serve import Serve
+from mtrec_ray.serving.event_store import StoreError, open_store
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.run_folder import RunFolder
 from mtrec_ray.stages.serving.versions import open_version
@@ -44,9 +45,11 @@ def run_serve(project: Project, storage_path: str, log: Log) -> Served:
     from mtrec_ray.stages.serving.deployment import start
 
     first = open_version(project, storage_path, log)
+    store = store_of(project, storage_path)
+    check_store(store)
     begin_stage(log, f"serve: loading {', '.join(first.scenarios)}, version {first.name}")
     own = project.model_copy(update={"serve": with_port(options)})
-    start(own, storage_path, first, store_of(project, storage_path), token)
+    start(own, storage_path, first, store, token)
     return Served(f"http://{options.host}:{own.serve.port}", token, first.name)
 
 
@@ -70,11 +73,9 @@ def port_problems(options: Serve) -> list[str]:
     try:
         with socket.create_server((options.host, options.port)):
             return []
-    except socket.gaierror:
-        return [
-            f"serve.host: found {options.host!r}, which has no address; allowed: one of this node"
-        ]
     except OSError as error:
+        if error.errno in (socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_NODATA):
+            return [f"serve.host: found {options.host!r}; allowed: an address of this node"]
         where = f"{options.host}:{options.port}"
         return [f"serve.port: found {where}, which is not free ({error.strerror}); allowed: 0"]
 
@@ -102,6 +103,18 @@ def token_of(options: Serve) -> str | None:
     if not value:
         raise ProjectError([f"serve.token: found no value of {name}; allowed: a variable with one"])
     return value
+
+
+def check_store(url: str) -> None:
+    """Open and close the store of events, before replicas do.
+
+    Raises:
+        ProjectError: a URL that names none, or a store that does not answer.
+    """
+    try:
+        open_store(url).close()
+    except StoreError as error:
+        raise ProjectError([f"serve.store: {error}"]) from None
 
 
 def store_of(project: Project, storage_path: str) -> str:
