@@ -83,8 +83,8 @@ class Search(Section):
     )
     confirm_seeds: NonNegativeInt = Field(
         default=0,
-        description="Whole runs each of the chosen, uniform and own weights, scored on test. "
-        "0: none.",
+        description="Whole runs each of the chosen values (also with the own weights), of uniform "
+        "weights and of the own values, scored on test. 0: none.",
     )
     pipeline_trials: NonNegativeInt = Field(
         default=0,

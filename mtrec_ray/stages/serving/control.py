@@ -153,13 +153,13 @@ class LocalControl:
             ConflictError: it is not ready.
             RequestError: nobody else could take the rest.
         """
-        own = self.row(name)
-        if own.state != "ready":
-            line = f"version: found {name!r}, which is {own.state}; allowed: a ready one"
-            raise ConflictError([line])
         with self.lock:
+            own = self.row(name)
+            if own.state != "ready":
+                line = f"version: found {name!r}, which is {own.state}; allowed: a ready one"
+                raise ConflictError([line])
             self.rows = shared(self.rows, name, share)
-        return self.row(name)
+            return self.row(name)
 
     def remove(self, name: str) -> None:
         """Forget a version that has no users.
@@ -168,11 +168,11 @@ class LocalControl:
             UnknownNameError: there is no such version.
             ConflictError: it has users.
         """
-        own = self.row(name)
-        if own.share > 0:
-            line = f"version: found {name!r} with the share {own.share:g}; allowed: one with 0"
-            raise ConflictError([line])
         with self.lock:
+            own = self.row(name)
+            if own.share > 0:
+                line = f"version: found {name!r} with the share {own.share:g}; allowed: one with 0"
+                raise ConflictError([line])
             self.rows = tuple(row for row in self.rows if row.name != name)
             self.versions.pop(name, None)
 

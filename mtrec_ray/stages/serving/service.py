@@ -141,6 +141,8 @@ class Service:
             names = {row.name for row in rows}
             for name in set(self.engines) - names:
                 del self.engines[name]
+            for name in set(self.failed) - names:  # it may come back, mended
+                del self.failed[name]
 
     def load(self, name: str) -> None:
         """Load a version; why it cannot be loaded is kept."""

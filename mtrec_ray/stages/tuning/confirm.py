@@ -1,4 +1,8 @@
-"""Does the choice hold? Whole runs of chosen and uniform weights, by seed, scored on test."""
+"""Does the choice hold, and what of it? Whole runs of chosen and other values, scored on test.
+
+By seed: the chosen values, uniform weights, the project's own values, and the chosen ones with the
+project's own weights, which tell what the weights brought, and what all else.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
