@@ -1,6 +1,7 @@
 """What every section of a project file rests on: names, durations, and one kind of user error."""
 
 import json
+import math
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,6 +123,17 @@ def check_workers_or_none(value: object) -> object:
         raise ValueError(
             "allowed: 0 (one process), a number above 0, or two of them, the least and the most"
         ) from None
+
+
+def check_validations(value: object) -> object:
+    """Returns how many validations an epoch has, or the rising epochs after which they come."""
+    if type(value) is int and value > 0:
+        return value
+    after = list(value) if isinstance(value, list | tuple) else []
+    are_epochs = all(type(e) in (int, float) and 0 < e < math.inf for e in after)
+    if not after or not are_epochs or after != sorted(set(after)):
+        raise ValueError("allowed: a number above 0, or rising epochs above 0: [0.25, 0.5, 1]")
+    return value
 
 
 class ProjectError(ValueError):

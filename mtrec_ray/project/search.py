@@ -1,5 +1,6 @@
 """The section `search` of a project file."""
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Literal, Self
 
@@ -34,13 +35,8 @@ class Search(Section):
     )
     grace: PositiveFloat | None = Field(
         default=None,
-        description="Epochs before the first stop (asha), or between moves (pbt). null: until the "
-        "first validation of a trial; of pbt 1.",
-    )
-    validations: PositiveInt = Field(
-        default=4,
-        description="Validations in an epoch of a trial: asha can end it at each whose epochs are "
-        "`grace` times a power of two.",
+        description="Epochs before asha can end a trial, and again after twice as many; of pbt "
+        "between moves. null: 0.25; of pbt 1.",
     )
     valid_rows: PositiveInt | None = Field(
         default=20_000,
@@ -108,7 +104,16 @@ class Search(Section):
     @property
     def first_stop(self) -> float:
         """Epochs before a trial can be ended, or moved."""
-        return self.grace or (1.0 if self.scheduler == "pbt" else 1 / self.validations)
+        return self.grace or (1.0 if self.scheduler == "pbt" else 0.25)
+
+    def validations(self, epochs: int) -> int | list[float]:
+        """Returns the validations of a trial: after each epoch, and where it can end or move."""
+        first, after = self.first_stop, {float(epoch) for epoch in range(1, epochs + 1)}
+        if self.scheduler == "asha":
+            after |= {first * 2**k for k in range(64) if first * 2**k < epochs}
+        elif self.scheduler == "pbt":
+            after |= {first * k for k in range(1, math.ceil(epochs / first))}
+        return sorted(after) if len(after) > epochs else 1
 
     def check_preference(self) -> Iterator[str]:
         """Yields a line for weights of scores without `choose: preference`, or it without them."""

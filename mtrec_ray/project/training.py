@@ -11,7 +11,13 @@ from pydantic import (
     PositiveInt,
 )
 
-from mtrec_ray.project.base import Name, Section, Share, check_workers_or_none
+from mtrec_ray.project.base import (
+    Name,
+    Section,
+    Share,
+    check_validations,
+    check_workers_or_none,
+)
 from mtrec_ray.project.weighting import Weighting
 
 
@@ -110,8 +116,10 @@ class Training(Section):
         default=3,
         description="Training stops after so many epochs without a better validation score.",
     )
-    validations: PositiveInt = Field(
-        default=1, description="Validations in an epoch, each followed by a checkpoint."
+    validations: Annotated[int | list[float], BeforeValidator(check_validations)] = Field(
+        default=1,
+        description="Validations in an epoch, each followed by a checkpoint; or the epochs after "
+        "which they come: [0.25, 0.5, 1, 2].",
     )
     teacher: Teacher = Field(default=Teacher(), description="Boosted trees that soften the labels.")
     max_skipped: Share = Field(
@@ -123,6 +131,16 @@ class Training(Section):
         description="How the weights of losses move while the joint model trains.",
     )
     seed: NonNegativeInt = Field(default=0, description="Seed of all that is trained.")
+
+    @property
+    def validation_epochs(self) -> list[float]:
+        """The epochs after which validations come, the last of all among them."""
+        if isinstance(self.validations, int):
+            each = self.validations
+            after = {number / each for number in range(1, self.epochs * each)}
+        else:
+            after = {epoch for epoch in self.validations if epoch < self.epochs}
+        return [int(e) if e == int(e) else e for e in sorted({*after, self.epochs})]
 
 
 class Adapter(Section):

@@ -16,7 +16,7 @@ FIXED_FIELDS = {
     "search": "the search itself",
     "evaluation": "the score that trials are judged by",
     "training.epochs": "search.epochs sets it for all trials",
-    "training.validations": "search.validations sets it for all trials",
+    "training.validations": "search.grace sets it for all trials",
     "training.rows_per_epoch": "search.rows_per_epoch sets it for all trials",
     "training.teacher": "the teacher is fitted once, for all trials",
 }

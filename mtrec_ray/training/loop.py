@@ -57,8 +57,7 @@ def train(
 def is_finished(run: RankRun) -> bool:
     """Returns whether the last epoch is over, or the score has not fallen for `patience` epochs."""
     options = run.project.training
-    patience = options.patience * options.validations
-    return run.epoch >= options.epochs or run.progress.since_best >= patience
+    return run.epoch >= options.epochs or run.since_best >= options.patience
 
 
 def plan_text(run: RankRun) -> str:
@@ -101,7 +100,7 @@ def note_speed(run: RankRun, num_steps: int, started: float) -> None:
     seconds = max(time.time() - started, 1e-9)
     run.session.speed.append(
         {
-            "epoch": run.epoch + 1 / run.project.training.validations,
+            "epoch": run.validation_epochs[run.progress.validations],
             "started": started,
             "seconds": seconds,
             "rows_per_s": sum(run.rows_per_step.values()) * num_steps / seconds,
@@ -144,7 +143,6 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
     metrics = validate(run.model, run.vectors, run.prepared, "valid", options.valid_rows)
     score = joint_score(metrics, options.weights or None)
     progress.validations += 1
-    progress.since_best = 0 if score < progress.best else progress.since_best + 1
     progress.best = min(progress.best, score)
     record = {
         "epoch": run.epoch,
@@ -168,7 +166,7 @@ def finish_epoch(run: RankRun, losses: Mapping[str, float]) -> None:
 def tell_epoch(run: RankRun, score: float) -> None:
     """Log an epoch's validation score, the best so far and the speed."""
     progress = run.progress
-    best = "" if progress.since_best == 0 else f" (best {progress.best:.4f})"
+    best = "" if score == progress.best else f" (best {progress.best:.4f})"
     run.context.log(
         f"epoch {run.epoch:g}: joint validation score {score:.4f}{best}, "
         f"{run.session.speed[-1]['rows_per_s']:,.0f} rows/s"

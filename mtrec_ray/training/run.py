@@ -44,7 +44,7 @@ class TrainingProgress:
         steps_per_epoch: as planned at the first start; another number of ranks does not change it.
         rows_seen: over all ranks, by scenario.
         validations: how many there were.
-        best: the lowest joint score so far, `since_best` validations ago.
+        best: the lowest joint score so far.
         loss_sums, label_counts: of the present epoch, by `scenario/task`; those of the retrieval
             side by scenario.
         skipped_steps: steps whose loss or gradient was not finite.
@@ -57,7 +57,6 @@ class TrainingProgress:
     step: int = 0
     validations: int = 0
     best: float = math.inf
-    since_best: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     loss_sums: dict[str, float] = field(default_factory=dict)
     label_counts: dict[str, float] = field(default_factory=dict)
@@ -145,6 +144,7 @@ class RankRun:
         self.plan = make_plan(project, prepared, self.size)
         self.progress = start_progress(self.plan, prepared, saved)
         self.session = Session()
+        self.validation_epochs = project.training.validation_epochs
         self.weights = weight_tensor(prepared.scenarios, project.scenarios).to(context.device)
         self.shapes = task_shapes(project.scenarios)
         self.moving = self._moving_weights(state)
@@ -180,14 +180,21 @@ class RankRun:
     @property
     def epoch(self) -> float:
         """How many epochs are over: whole ones, and parts of one between two validations."""
-        whole, rest = divmod(self.progress.validations, self.project.training.validations)
-        return whole + rest / self.project.training.validations if rest else whole
+        validations = self.progress.validations
+        return self.validation_epochs[validations - 1] if validations else 0.0
+
+    @property
+    def since_best(self) -> float:
+        """Epochs since the validation with the lowest score so far."""
+        curve = self.progress.curve
+        best = [record["epoch"] for record in curve if record["joint_score"] == self.progress.best]
+        return self.epoch - (best[0] if best else 0.0)
 
     @property
     def next_validation(self) -> int:
         """The step after which the next validation follows."""
-        steps = (self.progress.validations + 1) * self.progress.steps_per_epoch
-        return -(-steps // self.project.training.validations)
+        epochs = self.validation_epochs[self.progress.validations]
+        return math.ceil(round(epochs * self.progress.steps_per_epoch, 6))
 
     @property
     def rows_per_step(self) -> dict[str, int]:

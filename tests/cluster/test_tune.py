@@ -41,7 +41,7 @@ EPOCHS = 4
 def searching(project: Project, **fields: Any) -> Project:
     """The project with a search of the weights alone, in single processes, two at a time."""
     plain = {"fields": {}, "num_workers": 0, "concurrent": 2, "epochs": EPOCHS}
-    plain |= {"validations": 1, "valid_rows": None}
+    plain |= {"grace": 1, "valid_rows": None}
     return changed(project, search=plain | fields)
 
 

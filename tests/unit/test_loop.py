@@ -377,18 +377,20 @@ def test_too_many_steps_without_a_finite_gradient_stop(data, tmp_path):
 
 
 def test_validations_within_an_epoch(data, tmp_path):
-    """Four a epoch, of which none changes the steps: the weights of the last are those of one."""
+    """None changes the steps: the weights of the last are those of one validation an epoch."""
     found = []
-    for each in (1, 4):
+    for each in (1, 4, [0.25, 0.5]):
         options = project(cache=tmp_path / "cache", validations=each, patience=9)
-        context = Host(data[1], tmp_path / str(each))
+        context = Host(data[1], tmp_path / str(len(found)))
         summary = ended(context, options, data[0])
         found.append((summary, load_file(context.folder / WEIGHTS)))
-    (one, first), (four, second) = found
+    (one, first), (four, second), (some, third) = found
     assert [record["epoch"] for record in one["curve"]] == [1, 2]
     assert [record["epoch"] for record in four["curve"]] == [n / 4 for n in range(1, 9)]
-    assert one["steps"] == four["steps"] == STEPS
+    assert [record["epoch"] for record in some["curve"]] == [0.25, 0.5, 2]
+    assert one["steps"] == four["steps"] == some["steps"] == STEPS
     steps = [record["step"] for record in four["curve"]]
     assert steps == [-(-n * STEPS // 8) for n in range(1, 9)]
     assert one["curve"][-1]["valid"] == four["curve"][-1]["valid"]
     assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert all(torch.equal(third[name], value) for name, value in first.items())

@@ -353,22 +353,30 @@ def test_a_trial_has_the_searchs_epochs():
     project = trial_project(searching(epochs=1, rows_per_epoch=99, num_workers=0))
     assert (project.training.epochs, project.training.rows_per_epoch) == (1, 99)
     assert project.run.num_workers == 1
-    assert (project.training.validations, project.evaluation.valid_rows) == (4, 20_000)
-    plain = searching(validations=1, valid_rows=None)
+    assert project.evaluation.valid_rows == 20_000
+    plain = searching(grace=1, valid_rows=None)
     assert trial_project(plain) == plain
 
 
 @pytest.mark.parametrize(
     ("fields", "wanted"),
-    [({}, 0.25), ({"validations": 10}, 0.1), ({"grace": 1}, 1), ({"scheduler": "pbt"}, 1)],
+    [
+        ({}, [0.25, 0.5, 1, 2, 3]),
+        ({"grace": 0.1}, [0.1, 0.2, 0.4, 0.8, 1, 1.6, 2, 3]),
+        ({"grace": 1}, [1, 2, 3]),
+        ({"scheduler": "pbt"}, [1, 2, 3]),
+        ({"scheduler": "pbt", "grace": 0.5}, [0.5, 1, 1.5, 2, 2.5, 3]),
+        ({"scheduler": "none"}, [1, 2, 3]),
+    ],
 )
-def test_the_first_stop(fields, wanted):
-    """ASHA can end a trial at its first validation, pbt moves it after an epoch."""
-    assert searching(**fields).search.first_stop == wanted
+def test_a_trial_is_validated_where_it_can_end(fields, wanted):
+    """After each epoch, and where asha can end a trial or pbt moves it."""
+    training = trial_project(searching(epochs=3, **fields)).training
+    assert training.validation_epochs == pytest.approx(wanted)
 
 
 def test_a_trial_is_ended_within_an_epoch():
-    """Of eight trials with four validations in two epochs, half end at each of 1/4, 1/2 and 1."""
+    """Of eight trials of two epochs, half end at each of 1/4, 1/2 and 1."""
     scheduler = Halving(epochs=2, grace=0.25, spared=["best"])
     names = ["best", *(f"t{i}" for i in range(7))]
     trials = {

@@ -52,12 +52,13 @@ def trial_project(project: Project) -> Project:
     """Returns the project with the search's own epochs, rows and workers."""
     search, run = project.search, project.run
     rows = search.rows_per_epoch or project.training.rows_per_epoch
+    epochs = search.epochs or project.training.epochs
     return with_overrides(
         project,
         {
-            "training.epochs": search.epochs or project.training.epochs,
+            "training.epochs": epochs,
             "training.rows_per_epoch": rows,
-            "training.validations": search.validations,
+            "training.validations": search.validations(epochs),
             "evaluation.valid_rows": min(
                 search.valid_rows or project.evaluation.valid_rows, project.evaluation.valid_rows
             ),
