@@ -4,8 +4,8 @@
                                    [--root DATA] [--storage DIR]
 
 The joint model of `jobs/real4.yaml` and of `jobs/grocery.yaml` (fourteen scenarios) with a frozen
-encoder and without a teacher, 150,000 rows, one thread a training; scored on valid (nothing here
-looks at test):
+encoder and without a teacher, 2 x 75,000 rows, one thread a training; scored on valid (nothing
+here looks at test):
 
     equal           all weights 1
     chosen          the weights of the file, which were chosen on valid (of grocery: equal lambda)
@@ -14,9 +14,10 @@ looks at test):
 Each method has the same small search with the first seed: by scenarios and by tasks, then three
 values of its own parameter where it has one; the best joint score on valid is then trained with the
 other seeds. Told are the joint score (mean NE over scenarios and tasks, lower is better), the
-difference to `chosen` with the same seed, its least and its greatest over the seeds, and the
-processor seconds of a training over those of `chosen`. What is found in the storage is not trained
-again.
+difference to `chosen` with the same seed, its least and its greatest over the seeds, the same of
+the tasks with 1,000 labels of their rarer class (`common`), in how many scenarios a method is
+better, and in how many worse, with every seed, and the processor seconds of a training over those
+of `chosen`. What is found in the storage is not trained again.
 """
 
 import json
@@ -33,6 +34,7 @@ from benchmarks.ablation import scores_of
 from benchmarks.common import TOP, write_result
 from benchmarks.local import fit, prepared_by_process, side_by_side
 from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.load import load_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.weighting import Method
@@ -41,6 +43,8 @@ from mtrec_ray.report.tables import markdown_table
 DATA = ("real4", "grocery")
 ROWS, QUICK_ROWS = 75_000, 20_000
 EQUAL, CHOSEN = "equal", "chosen"
+VALID_ROWS = 65_536  # read at a time
+LEAST_LABELS = 1_000  # in valid, of a task's rarer class, for it to be common
 # Values of a method's own parameter.
 OWN: dict[str, tuple[str, tuple[float, ...]]] = {
     "uncertainty": ("lr", (0.005, 0.025, 0.1)),
@@ -143,58 +147,101 @@ class Runs:
         return json.loads(self.path(name, seed).read_text())
 
 
-def measure(runs: Runs, seeds: int) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Search each method's setting with the first seed, train the best with the others."""
-    best: dict[str, Setting] = {}
+def common_tasks(prepared: Prepared) -> set[str]:
+    """Returns each `scenario.task` with enough labels of its rarer class in valid."""
+    found: set[str] = set()
+    for name, facts in prepared.scenarios.items():
+        rows = read_rows(prepared.shard_paths(name, "valid"), VALID_ROWS)
+        labels = np.concatenate([batch["labels"] for batch in rows])
+        for place, task in enumerate(facts.tasks):
+            own = labels[:, place]
+            own = own[np.isfinite(own)]
+            rarer = min((own > 0).sum(), (own <= 0).sum()) if task.kind == "binary" else len(own)
+            if rarer >= LEAST_LABELS:
+                found.add(f"{name}.{task.name}")
+    return found
+
+
+def searched(runs: Runs) -> dict[str, Setting]:
+    """Returns the setting of each method with the best joint score of the first seed."""
     tried = {m: first_settings(m) for m in (EQUAL, CHOSEN, *METHODS)}
+    best: dict[str, Setting] = {}
     for stage in range(2):
         runs.train([(name, options, 0) for own in tried.values() for name, options in own])
         best = {m: min(own, key=lambda pair: runs.read(pair[0], 0)["score"])
                 for m, own in tried.items()}  # fmt: skip
         if not stage:
             tried = {m: [best[m], *more_settings(m, best[m])] for m in tried}
-    numbers = range(seeds)
+    return best
+
+
+def measure(
+    runs: Runs, seeds: int, common: set[str]
+) -> tuple[dict[str, float], list[dict[str, str]], list[dict[str, str]]]:
+    """Returns figures, a row for each method, and one for each scenario."""
+    best, numbers = searched(runs), range(seeds)
     runs.train([(name, options, seed) for name, options in best.values() for seed in numbers])
     chosen = [runs.read(CHOSEN, seed) for seed in numbers]
     figures, table = {}, []
+    of_scenarios: dict[str, dict[str, str]] = {}
     for method, (name, _) in best.items():
         own = [runs.read(name, seed) for seed in numbers]
         change = np.array([a["score"] - b["score"] for a, b in zip(own, chosen, strict=True)])
-        cost = float(
-            np.mean([a["seconds"] / b["seconds"] for a, b in zip(own, chosen, strict=True)])
-        )
-        scenarios = by_scenario([run["valid"] for run in own])
+        of_common = [mean_of(a, common) - mean_of(b, common)
+                     for a, b in zip(own, chosen, strict=True)]  # fmt: skip
+        cost = np.mean([a["seconds"] / b["seconds"] for a, b in zip(own, chosen, strict=True)])
+        pairs = zip(map(by_scenario, own), map(by_scenario, chosen), strict=True)
+        changes = [{k: ours[k] - theirs[k] for k in theirs} for ours, theirs in pairs]
+        better = sum(all(c[k] < 0 for c in changes) for k in changes[0])
+        worse = sum(all(c[k] > 0 for c in changes) for k in changes[0])
         key = f"{runs.data}.{method}"
         figures |= {
             f"{key}.score": float(np.mean([run["score"] for run in own])),
             f"{key}.change": float(change.mean()),
             f"{key}.least": float(change.min()),
             f"{key}.greatest": float(change.max()),
-            f"{key}.cost": cost,
-        } | {f"{key}.{scenario}.ne": value for scenario, value in scenarios.items()}
+            f"{key}.common": float(np.mean(of_common)),
+            f"{key}.better": float(better),
+            f"{key}.worse": float(worse),
+            f"{key}.cost": float(cost),
+        }
+        for scenario in changes[0]:
+            mean = float(np.mean([c[scenario] for c in changes]))
+            figures[f"{key}.{scenario}.change"] = mean
+            row = of_scenarios.setdefault(scenario, {"data": runs.data, "scenario": scenario})
+            if method != CHOSEN:
+                row[method] = f"{1000 * mean:+.1f}"
         table.append(
-            {
-                "data": runs.data,
-                "weights": name,
-                "joint score": f"{figures[f'{key}.score']:.4f}",
-                "less chosen": "-"
-                if method == CHOSEN
-                else f"{change.mean():+.4f} ({change.min():+.4f} to {change.max():+.4f})",
-                "time": f"{cost:.2f}",
-            }
+            {"data": runs.data, "weights": name, "joint score": f"{figures[f'{key}.score']:.4f}"}
+            | told_changes(figures, key, is_base=method == CHOSEN)
         )
-    return figures, table
+    return figures, table, list(of_scenarios.values())
 
 
-def by_scenario(valid: list[dict[str, float]]) -> dict[str, float]:
-    """Mean NE of each scenario's tasks, over runs."""
-    scores = [scores_of(run) for run in valid]
-    names = dict.fromkeys(key.split(".")[0] for key in scores[0])
+def told_changes(figures: dict[str, float], key: str, *, is_base: bool) -> dict[str, str]:
+    """Returns the columns of a method that compare it with `chosen`."""
+    of = {name.removeprefix(f"{key}."): v for name, v in figures.items() if name.startswith(key)}
+    change = f"{of['change']:+.4f} ({of['least']:+.4f} to {of['greatest']:+.4f})"
     return {
-        name: float(np.mean([v for run in scores for k, v in run.items()
-                             if k.startswith(f"{name}.")]))
-        for name in names
-    }  # fmt: skip
+        "less chosen": "-" if is_base else change,
+        "common tasks": "-" if is_base else f"{of['common']:+.4f}",
+        "scenarios better, worse": "-" if is_base else f"{of['better']:.0f}, {of['worse']:.0f}",
+        "time": f"{of['cost']:.2f}",
+    }
+
+
+def mean_of(run: dict[str, Any], tasks: set[str]) -> float:
+    """Mean NE of some tasks, over scenarios of the mean over their tasks."""
+    return float(np.mean(list(by_scenario(run, tasks).values())))
+
+
+def by_scenario(run: dict[str, Any], tasks: set[str] | None = None) -> dict[str, float]:
+    """Mean NE of each scenario's tasks."""
+    kept: dict[str, list[float]] = {}
+    for key, value in scores_of(run["valid"]).items():
+        if tasks is None or key in tasks:
+            kept.setdefault(key.split(".")[0], []).append(value)
+    return {name: float(np.mean(values)) for name, values in kept.items()}
 
 
 def main(
@@ -209,15 +256,17 @@ def main(
     folder = Path(storage or tempfile.mkdtemp()).resolve()
     figures: dict[str, float] = {}
     table: list[dict[str, str]] = []
+    scenarios: list[dict[str, str]] = []
     for name in data or DATA:
         place = (TOP / root / name).resolve()
         base = load_project(TOP / "jobs" / f"{name}.yaml", [f"root={place}"])
         rows = QUICK_ROWS if quick else ROWS
         prepared = prepared_by_process(project_of(base, name, CHOSEN, {}, 0, rows), str(folder))
-        found, lines = measure(Runs(name, base, prepared, folder, rows), 1 if quick else seeds)
-        figures, table = figures | found, table + lines
+        runs = Runs(name, base, prepared, folder, rows)
+        found, lines, rows_of = measure(runs, 1 if quick else seeds, common_tasks(prepared))
+        figures, table, scenarios = figures | found, table + lines, scenarios + rows_of
         Console().print(markdown_table(lines), soft_wrap=True)
-    write_result("weighting", figures, out, table=table, quick=quick)
+    write_result("weighting", figures, out, table=table, scenarios=scenarios, quick=quick)
 
 
 if __name__ == "__main__":

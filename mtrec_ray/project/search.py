@@ -28,15 +28,15 @@ class Search(Section):
         default="scenarios",
         description="Optuna minimises one score per scenario, or the joint score.",
     )
-    scheduler: Literal["asha", "pbt", "none"] = Field(
+    scheduler: Literal["asha", "hyperband", "pbt", "none"] = Field(
         default="asha",
-        description="asha stops trials outside the better half; pbt lets the worse quarter "
-        "continue from the better quarter with values nearby.",
+        description="asha stops trials outside the better half; hyperband spares some of them for "
+        "longer; pbt lets the worse quarter continue from the better quarter with values nearby.",
     )
     grace: PositiveFloat | None = Field(
         default=None,
-        description="Epochs before asha can end a trial, and again after twice as many; of pbt "
-        "between moves. null: 0.25; of pbt 1.",
+        description="Epochs before asha and hyperband can end a trial, and again after twice as "
+        "many; of pbt between moves. null: 0.25; of pbt 1.",
     )
     valid_rows: PositiveInt | None = Field(
         default=20_000,
@@ -109,7 +109,7 @@ class Search(Section):
     def validations(self, epochs: int) -> int | list[float]:
         """Returns the validations of a trial: after each epoch, and where it can end or move."""
         first, after = self.first_stop, {float(epoch) for epoch in range(1, epochs + 1)}
-        if self.scheduler == "asha":
+        if self.scheduler in ("asha", "hyperband"):
             after |= {first * 2**k for k in range(64) if first * 2**k < epochs}
         elif self.scheduler == "pbt":
             after |= {first * k for k in range(1, math.ceil(epochs / first))}

@@ -35,7 +35,7 @@ from mtrec_ray.stages.tuning.confirm import confirm
 from mtrec_ray.stages.tuning.outcome import outcome_of, write_outcome
 from mtrec_ray.stages.tuning.population import Population
 from mtrec_ray.stages.tuning.runner import Recorder, run_trials
-from mtrec_ray.stages.tuning.searcher import Halving, Suggester, drawn, optuna_search
+from mtrec_ray.stages.tuning.searcher import BRACKETS, Halving, Suggester, drawn, optuna_search
 from mtrec_ray.stages.tuning.trial import Train, TrialInputs, train_trial, trial_project
 from mtrec_ray.training.batches import make_plan
 
@@ -138,7 +138,8 @@ def scheduler_of(
         return Population(space, epochs, options.first_stop, protected, options.seed)
     if options.scheduler == "none":
         return None
-    halving = Halving(epochs, options.first_stop, protected)
+    brackets = BRACKETS if options.scheduler == "hyperband" else 1
+    halving = Halving(epochs, options.first_stop, protected, brackets=brackets)
     halving.fill([trial for trial in trials.values() if trial.ended])
     return halving
 

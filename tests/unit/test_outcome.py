@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -24,7 +25,7 @@ from mtrec_ray.stages.tuning.outcome import (
     write_outcome,
 )
 from mtrec_ray.stages.tuning.runner import concurrency, need_of
-from mtrec_ray.stages.tuning.searcher import Halving, known_trial, optuna_search
+from mtrec_ray.stages.tuning.searcher import BRACKETS, Halving, known_trial, optuna_search
 from mtrec_ray.stages.tuning.trial import entry_of, report_of, trial_project
 from tests.builders import two_scenario_project
 
@@ -366,6 +367,7 @@ def test_a_trial_has_the_searchs_epochs():
         ({"grace": 1}, [1, 2, 3]),
         ({"scheduler": "pbt"}, [1, 2, 3]),
         ({"scheduler": "pbt", "grace": 0.5}, [0.5, 1, 1.5, 2, 2.5, 3]),
+        ({"scheduler": "hyperband"}, [0.25, 0.5, 1, 2, 3]),
         ({"scheduler": "none"}, [1, 2, 3]),
     ],
 )
@@ -375,22 +377,39 @@ def test_a_trial_is_validated_where_it_can_end(fields, wanted):
     assert training.validation_epochs == pytest.approx(wanted)
 
 
-def test_a_trial_is_ended_within_an_epoch():
-    """Of eight trials of two epochs, half end at each of 1/4, 1/2 and 1."""
-    scheduler = Halving(epochs=2, grace=0.25, spared=["best"])
-    names = ["best", *(f"t{i}" for i in range(7))]
+def halved(scheduler, num):
+    """Returns by trial after how many epochs of two it ended; trial `t0` has the best score."""
+    names = [f"t{i}" for i in range(num)]
     trials = {
         n: SimpleNamespace(trial_id=n, config={"trial": {"name": n}}, status="RUNNING")
         for n in names
     }
     for trial in trials.values():
         scheduler.on_trial_add(None, trial)
-    going = list(names)
+    ended = {}
     for validation in range(1, 9):
-        for name in list(going):
+        for name in [n for n in names if n not in ended]:
             told = {"epoch": validation / 4, "joint_score": float(names.index(name))}
             if scheduler.on_trial_result(None, trials[name], told) == "STOP":
-                going.remove(name)
-    assert going[0] == "best"
-    assert len(going) <= 2
-    assert scheduler.stopped == set(names) - set(going)
+                ended[name] = validation / 4
+    assert scheduler.stopped == set(ended)
+    return ended
+
+
+def test_a_trial_is_ended_within_an_epoch():
+    """Of eight trials of two epochs, half end at each of 1/4, 1/2 and 1."""
+    ended = halved(Halving(epochs=2, grace=0.25, spared=["t0"]), 8)
+    assert "t0" not in ended
+    assert len(ended) >= 6
+    assert set(ended.values()) <= {0.25, 0.5, 1}
+
+
+def test_hyperband_ends_some_trials_later():
+    """Some of 60 are first in question after twice or four times the epochs of the others."""
+    np.random.seed(0)  # noqa: NPY002 (what Ray draws brackets with)
+    plain = halved(Halving(epochs=2, grace=0.25, spared=["t0"]), 60)
+    spread = halved(Halving(epochs=2, grace=0.25, spared=["t0"], brackets=BRACKETS), 60)
+    worst = [f"t{i}" for i in range(40, 60)]
+    assert {plain[name] for name in worst} == {0.25}
+    assert {spread[name] for name in worst} == {0.25, 0.5, 1}
+    assert "t0" not in spread

@@ -26,6 +26,9 @@ JOINT, SCORE = "joint_score", "score"
 REDUCTION = 2  # of trials from one rung to the next
 
 
+BRACKETS = 3  # of hyperband: each begins to end trials after twice as many epochs as the last
+
+
 STARTUP_SHARE = 4  # one in so many trials is drawn before the searcher has learned anything
 
 
@@ -151,15 +154,21 @@ class Suggester(Searcher):
 class Halving(ASHAScheduler):
     """ASHA over epochs (1810.05934) that spares some trials, and lets the last epoch end by itself.
 
+    With several brackets it is an asynchronous Hyperband (1603.06560), and with Optuna's TPE as
+    searcher what BOHB does (1807.01774): a trial's bracket, drawn at random, says when it can end
+    first.
+
     Attributes:
         stopped: names of the trials that it ended.
     """
 
-    def __init__(self, epochs: int, grace: float, spared: Sequence[str]) -> None:
+    def __init__(
+        self, epochs: int, grace: float, spared: Sequence[str], *, brackets: int = 1
+    ) -> None:
         super().__init__(
             time_attr="epoch", metric=JOINT, mode="min", max_t=epochs,
             grace_period=grace,  # pyright: ignore[reportArgumentType] (rungs are powers of it)
-            reduction_factor=REDUCTION, stop_last_trials=False,
+            reduction_factor=REDUCTION, stop_last_trials=False, brackets=brackets,
         )  # fmt: skip
         self.epochs, self.spared = epochs, frozenset(spared)
         self.stopped: set[str] = set()
