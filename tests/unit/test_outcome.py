@@ -406,7 +406,7 @@ def test_a_trial_is_ended_within_an_epoch():
 
 def test_hyperband_ends_some_trials_later():
     """Some of 60 are first in question after twice or four times the epochs of the others."""
-    np.random.seed(0)  # noqa: NPY002 (what Ray draws brackets with)
+    np.random.seed(0)  # Ray draws brackets by it
     plain = halved(Halving(epochs=2, grace=0.25, spared=["t0"]), 60)
     spread = halved(Halving(epochs=2, grace=0.25, spared=["t0"], brackets=BRACKETS), 60)
     worst = [f"t{i}" for i in range(40, 60)]
