@@ -28,6 +28,7 @@ from mtrec_ray.stages.estimate import (
 )
 from mtrec_ray.stages.run_folder import RunFolder, with_search_choice
 from mtrec_ray.training.batches import quotas
+from mtrec_ray.training.weighting import weighting_problems
 
 
 def run_check(project: Project, storage_path: str) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def check_problems(project: Project, storage_path: str) -> list[str]:
     """Returns a line for each thing that would stop a run."""
     here = with_world_root(project, storage_path)
     problems = [] if here is None else input_problems(here)
-    problems += encoder_problems(project.model)
+    problems += encoder_problems(project.model) + weighting_problems(project.training.weighting)
     problems += storage_problems(storage_path) + resource_problems(project.run)
     if project.search.pipeline_trials:
         problems += space_problems(project)

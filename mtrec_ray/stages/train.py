@@ -31,6 +31,7 @@ from mtrec_ray.training import loop
 from mtrec_ray.training.batches import make_plan
 from mtrec_ray.training.delta import FineTuneStart
 from mtrec_ray.training.run import NotFiniteError
+from mtrec_ray.training.weighting import weighting_problems
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def run_train(project: Project, storage_path: str, log: Log) -> Record:
     if finished:
         begin_stage(log, "train: already done")
         return finished
-    refuse([*encoder_problems(project.model), *score_problems(project, prepared)])
+    refuse(encoder_problems(project.model) + weighting_problems(project.training.weighting))
+    refuse(score_problems(project, prepared))
     make_plan(project, prepared, project.run.most_workers)
     run.train.start(made_from)
     begin_stage(log, f"train: joint training with {project.run.workers_text} workers")

@@ -38,6 +38,7 @@ from mtrec_ray.stages.tuning.runner import Recorder, run_trials
 from mtrec_ray.stages.tuning.searcher import BRACKETS, Halving, Suggester, drawn, optuna_search
 from mtrec_ray.stages.tuning.trial import Train, TrialInputs, train_trial, trial_project
 from mtrec_ray.training.batches import make_plan
+from mtrec_ray.training.weighting import weighting_problems
 
 # What may change from one call to the next: more trials, another choice among them.
 RESUMABLE_FIELDS = (
@@ -67,7 +68,7 @@ def run_tune(project: Project, storage_path: str, log: Log) -> Record:
     if finished and finished["asked"] == asked:
         begin_stage(log, "tune: already done")
         return finished
-    refuse(encoder_problems(project.model))
+    refuse(encoder_problems(project.model) + weighting_problems(project.training.weighting))
     refuse(score_problems(project, prepared))
     make_plan(trial_project(project), prepared, trial_project(project).run.most_workers)
     run.tune.start(made_from)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrec_ray.project.base import ProjectError
+from mtrec_ray.project.base import refuse
 from mtrec_ray.project.weighting import PACKAGES, Weighting
 from mtrec_ray.training.losses import TaskKey, at_least_something
 from mtrec_ray.training.weighting_methods import METHODS, Aggregator, Method, Seen, Units
@@ -104,6 +104,17 @@ def units_of(keys: Sequence[TaskKey], weights: Tensor, by: str) -> Units:
     return Units(names, of_task, prior, weights / prior[of_task])
 
 
+def weighting_problems(options: Weighting) -> list[str]:
+    """Returns a line for a method whose libraries are not there."""
+    missing = [p for p in PACKAGES.get(options.method, ()) if importlib.util.find_spec(p) is None]
+    if not missing:
+        return []
+    return [
+        f"training.weighting.method: found {options.method} without {', '.join(missing)}; allowed: "
+        "pip install 'mtrec-ray[weighting]', or a method that needs none"
+    ]
+
+
 def moving_weights(
     options: Weighting, units: Units, seed: int, steps_per_epoch: int
 ) -> MovingWeights | None:
@@ -114,12 +125,6 @@ def moving_weights(
     """
     if options.method == "fixed" or len(units.names) < 2:
         return None
-    for package in PACKAGES.get(options.method, ()):
-        if importlib.util.find_spec(package) is None:
-            line = (
-                f"training.weighting.method: found {options.method} without {package}; allowed: "
-                "pip install 'mtrec-ray[weighting]', or a method that needs none"
-            )
-            raise ProjectError([line])
+    refuse(weighting_problems(options))
     method = METHODS.get(options.method, Aggregator)
     return MovingWeights(method(units, options, seed, steps_per_epoch))

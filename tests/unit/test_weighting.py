@@ -399,7 +399,7 @@ def test_a_library_that_is_not_there(monkeypatch):
     with pytest.raises(ProjectError, match="method: found mgda without torchjd; allowed: pip"):
         moving_of("mgda")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torchjd" or None)
-    with pytest.raises(ProjectError, match="method: found cagrad without cvxpy; allowed: pip"):
+    with pytest.raises(ProjectError, match="method: found cagrad without cvxpy, clarabel; allowed: pip"):
         moving_of("cagrad")
     assert moving_of("nash") is not None
 
