@@ -9,7 +9,7 @@ import psutil
 import pyarrow as pa
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.preparing.inputs import input_problems
+from mtrec_ray.data.preparing.input_problems import input_problems
 from mtrec_ray.data.tokens import resolve_source
 from mtrec_ray.model.encoder import encoder_problems, quantise_problems
 from mtrec_ray.progress import no_log

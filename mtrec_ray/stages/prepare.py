@@ -19,7 +19,8 @@ from mtrec_ray.data.prepared import (
     parse_users,
 )
 from mtrec_ray.data.preparing.audit import audit
-from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
+from mtrec_ray.data.preparing.input_problems import input_problems
+from mtrec_ray.data.preparing.inputs import input_fingerprint
 from mtrec_ray.data.preparing.prepare import CATALOGUE, NO_USERS, prepare
 from mtrec_ray.data.preparing.profiles import KnownUsers
 from mtrec_ray.data.preparing.taken_rows import Beside, sources_of

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from mtrec_ray.project.base import refuse
 from mtrec_ray.project.weighting import PACKAGES, Weighting
+from mtrec_ray.training.gradient_aggregators import Aggregator
 from mtrec_ray.training.losses import TaskKey, at_least_something
-from mtrec_ray.training.weighting_methods import METHODS, Aggregator, Method, Seen, Units
+from mtrec_ray.training.weighting_methods import METHODS, Method, Seen, Units
 
 
 class MovingWeights:

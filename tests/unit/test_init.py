@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.data.preparing.inputs import input_problems
+from mtrec_ray.data.preparing.input_problems import input_problems
 from mtrec_ray.progress import no_log
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import load_project

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.data.preparing.inputs import input_problems
+from mtrec_ray.data.preparing.input_problems import input_problems
 from mtrec_ray.project.load import load_project
 from mtrec_ray.project.project import Project
 from mtrec_ray.stages.init import run_init

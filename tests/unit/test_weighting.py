@@ -14,8 +14,9 @@ from scipy.optimize import minimize
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import load_project, parse_project
 from mtrec_ray.project.weighting import Weighting
+from mtrec_ray.training.gradient_aggregators import bargaining_weights
 from mtrec_ray.training.weighting import moving_weights, units_of
-from mtrec_ray.training.weighting_methods import Seen, bargaining_weights
+from mtrec_ray.training.weighting_methods import Seen
 from tests.builders import two_scenario_project
 
 KEYS = [("shop", "click"), ("shop", "buy"), ("video", "like"), ("video", "stars")]
@@ -399,7 +400,9 @@ def test_a_library_that_is_not_there(monkeypatch):
     with pytest.raises(ProjectError, match="method: found mgda without torchjd; allowed: pip"):
         moving_of("mgda")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torchjd" or None)
-    with pytest.raises(ProjectError, match="method: found cagrad without cvxpy, clarabel; allowed: pip"):
+    with pytest.raises(
+        ProjectError, match="method: found cagrad without cvxpy, clarabel; allowed: pip"
+    ):
         moving_of("cagrad")
     assert moving_of("nash") is not None
 

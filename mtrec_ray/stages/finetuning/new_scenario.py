@@ -2,7 +2,8 @@
 
 from mtrec_ray.data.end_states import stored_users
 from mtrec_ray.data.prepared import Prepared, load_prepared
-from mtrec_ray.data.preparing.inputs import input_fingerprint, input_problems
+from mtrec_ray.data.preparing.input_problems import input_problems
+from mtrec_ray.data.preparing.inputs import input_fingerprint
 from mtrec_ray.data.preparing.profiles import KnownUsers
 from mtrec_ray.data.preparing.taken_rows import Beside
 from mtrec_ray.progress import Log
