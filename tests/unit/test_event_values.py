@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue, ItemLookup
 from mtrec_ray.data.columns import fixed_list, hash_strings
 from mtrec_ray.data.prepared import parse_scenario
-from mtrec_ray.data.preparing import inputs, samples
+from mtrec_ray.data.preparing import samples
 from mtrec_ray.data.preparing.event_values import (
     MOST_VALUES,
     EventValues,
@@ -26,6 +26,7 @@ from mtrec_ray.data.preparing.event_values import (
     most_values,
 )
 from mtrec_ray.data.preparing.events import canonical
+from mtrec_ray.data.preparing.input_problems import input_problems
 from mtrec_ray.data.preparing.manifest import facts_of_values, known_event_values
 from mtrec_ray.data.preparing.scan import LogSource, Scan, merge_scans, scan_rows
 from mtrec_ray.data.shards import LISTS, SCALARS, SEVERAL, concatenate, read_rows
@@ -230,7 +231,7 @@ def test_embeddings_of_codes_are_averaged():
 def test_a_column_of_another_kind_is_one_line(tmp_path, events, line):
     """Before a row is read, as for the columns of items."""
     pq.write_table(log_of([["x"]] * 6, query=["a b"] * 6), tmp_path / "events.parquet")
-    found = [x for x in inputs.input_problems(project_of(tmp_path, **events)) if ".events." in x]
+    found = [x for x in input_problems(project_of(tmp_path, **events)) if ".events." in x]
     assert len(found) == 1
     assert pd.Series(found).str.match(f"scenarios.shop.events.{line}").all(), found
 

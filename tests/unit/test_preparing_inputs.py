@@ -25,6 +25,7 @@ from mtrec_ray.data.preparing.audit_log import (
 )
 from mtrec_ray.data.preparing.events import Findings, canonical
 from mtrec_ray.data.preparing.features import FeatureSpec, NumericColumns
+from mtrec_ray.data.preparing.input_problems import input_problems
 from mtrec_ray.data.preparing.manifest import scales
 from mtrec_ray.data.preparing.problems import item_problems, scan_problems
 from mtrec_ray.data.preparing.scan import LogSource, Scan, merge_scans, scan_rows
@@ -235,7 +236,7 @@ def write_parts(root: Path, second: pa.Table, kind="events") -> Project:
 )
 def test_a_later_file_with_another_schema_is_one_line(tmp_path, change, field):
     """The line names the field, the column and the file, which is the second."""
-    [line] = inputs.input_problems(write_parts(tmp_path, change(log_table())))
+    [line] = input_problems(write_parts(tmp_path, change(log_table())))
     assert line.startswith(f"scenarios.shop.{field}: found ")
     assert str(tmp_path / "events" / "b.parquet") in line
 
@@ -243,7 +244,7 @@ def test_a_later_file_with_another_schema_is_one_line(tmp_path, change, field):
 def test_catalogue_files_that_cannot_be_joined_are_one_line(tmp_path):
     """Ids that are numbers in one file and text in another are refused."""
     second = pa.table({"item_id": ["x"], "title": ["t"]})
-    [line] = inputs.input_problems(write_parts(tmp_path, second, "items"))
+    [line] = input_problems(write_parts(tmp_path, second, "items"))
     assert line.startswith("scenarios.shop.items.id: found column 'item_id' of ")
     assert "b.parquet" in line
 
@@ -252,7 +253,7 @@ def test_a_later_file_that_is_broken_is_named(tmp_path):
     """The first files of a folder may be whole; the line names the one that is not."""
     project = write_parts(tmp_path, log_table())
     (tmp_path / "events" / "b.parquet").write_bytes(b"PAR1 and no more")
-    [line] = inputs.input_problems(project)
+    [line] = input_problems(project)
     assert line.startswith(f"scenarios.shop.events.path: {tmp_path}/events/b.parquet is not a")
 
 
@@ -262,7 +263,7 @@ def test_a_footer_is_read_once_while_its_file_stays(tmp_path, monkeypatch):
     read: list[str] = []
     honest = storage.read_footer
     monkeypatch.setattr(storage, "read_footer", lambda p: read.append(p) or honest(p))
-    assert inputs.input_problems(project) == []
+    assert input_problems(project) == []
     assert len(read) == 3
     assert len(inputs.log_fragments(project)) == 2
     assert len(read) == 3
@@ -462,7 +463,7 @@ def test_a_column_of_two_fields_fits_both(tmp_path):
     time = pa.array([START], pa.timestamp("s"))
     pq.write_table(pa.table(log | {"time": time}), tmp_path / "events.parquet")
     project = project_of(events=timed(numeric=["time"])).model_copy(update={"root": str(tmp_path)})
-    assert [line.split(" with")[0] for line in inputs.input_problems(project)] == [
+    assert [line.split(" with")[0] for line in input_problems(project)] == [
         f"scenarios.shop.events.numeric: found column 'time' of {tmp_path}/events.parquet"
     ]
 

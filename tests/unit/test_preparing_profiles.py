@@ -13,6 +13,7 @@ from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.prepared import Prepared, load_prepared
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.audit_profiles import read_audit_profiles
+from mtrec_ray.data.preparing.input_problems import input_problems
 from mtrec_ray.data.preparing.problems import user_problems
 from mtrec_ray.data.preparing.profiles import (
     KnownUsers,
@@ -146,7 +147,7 @@ def test_a_wrong_file_or_column_is_one_line(tmp_path, fields, line):
     """The table of users is looked at as catalogues and logs are, before anything is read."""
     write_users(tmp_path, TABLE)
     project = project_of(tmp_path, **fields)
-    of_users = [x for x in inputs.input_problems(project) if not x.startswith("scenarios.")]
+    of_users = [x for x in input_problems(project) if not x.startswith("scenarios.")]
     assert len(of_users) == 1
     assert of_users[0].startswith(line)
 
@@ -399,7 +400,7 @@ def test_times_that_cannot_be_are_one_line(tmp_path):
         "or users whose logs all have a time"
     ]
     write_users(tmp_path, TABLE)
-    lines = inputs.input_problems(project_of(tmp_path, time="job"))
+    lines = input_problems(project_of(tmp_path, time="job"))
     (line,) = [x for x in lines if x.startswith("users.")]
     assert line.startswith("users.people.time: found column 'job' of ")
     assert line.endswith("with type string; allowed: a time stamp, a date or a number")

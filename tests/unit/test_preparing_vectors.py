@@ -16,6 +16,7 @@ from mtrec_ray.data.columns import hash_strings
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.audit_profiles import read_audit_profiles
+from mtrec_ray.data.preparing.input_problems import input_problems
 from mtrec_ray.data.preparing.problems import item_problems, user_problems
 from mtrec_ray.data.preparing.profiles import (
     KnownUsers,
@@ -103,7 +104,7 @@ def test_lists_of_every_kind_of_number_are_vectors(tmp_path, kind):
     table = table_of(ROWS, KINDS[kind])
     write_items(tmp_path, table.slice(0, 11), table.slice(11).select([2, 1, 0]))
     project = project_of(tmp_path)
-    assert not [line for line in inputs.input_problems(project) if ".items" in line]
+    assert not [line for line in input_problems(project) if ".items" in line]
     catalogue, scales = prepared(tmp_path, project)
     assert_prepared(catalogue.vectors[0])
     assert (catalogue.vectors[0].dtype, catalogue.num_items) == (np.float16, NUM)
@@ -114,7 +115,7 @@ def test_files_may_hold_other_kinds_of_numbers(tmp_path):
     """Lists of halves in one file and of integers of a fixed size in the next are one column."""
     first, second = table_of(ROWS, KINDS["halves"]), table_of(ROWS, KINDS["fixed_integers"])
     write_items(tmp_path, first.slice(0, 20), second.slice(20))
-    assert not [line for line in inputs.input_problems(project_of(tmp_path)) if ".items" in line]
+    assert not [line for line in input_problems(project_of(tmp_path)) if ".items" in line]
     assert_prepared(prepared(tmp_path, project_of(tmp_path))[0].vectors[0])
 
 
@@ -266,7 +267,7 @@ def test_no_vector_in_training_is_one_line(tmp_path):
 def test_a_column_of_another_kind_is_one_line(tmp_path, image):
     """Texts, numbers, and lists of texts, of lists and of booleans."""
     write_items(tmp_path, table_of(image))
-    (line,) = (x for x in inputs.input_problems(project_of(tmp_path)) if ".items" in x)
+    (line,) = (x for x in input_problems(project_of(tmp_path)) if ".items" in x)
     assert line.startswith("scenarios.shop.items.vectors: found column 'image' of ")
     assert line.endswith("allowed: a list of numbers")
 
@@ -274,9 +275,7 @@ def test_a_column_of_another_kind_is_one_line(tmp_path, image):
 def test_a_column_that_is_not_there_is_one_line(tmp_path):
     """As of any other field."""
     write_items(tmp_path, table_of(ROWS))
-    (line,) = (
-        x for x in inputs.input_problems(project_of(tmp_path, vectors=["sound"])) if ".items" in x
-    )
+    (line,) = (x for x in input_problems(project_of(tmp_path, vectors=["sound"])) if ".items" in x)
     assert line.startswith("scenarios.shop.items.vectors: found no column 'sound' in ")
 
 

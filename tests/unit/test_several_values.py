@@ -22,6 +22,7 @@ from mtrec_ray.data.catalogue import (
 from mtrec_ray.data.columns import blank
 from mtrec_ray.data.preparing import inputs
 from mtrec_ray.data.preparing.audit_log import raw_sets
+from mtrec_ray.data.preparing.input_problems import input_problems
 from mtrec_ray.data.storage import write_table
 from mtrec_ray.model.inputs import PooledValues
 from mtrec_ray.project.base import ProjectError
@@ -202,7 +203,7 @@ def test_missing_values_of_a_null_list(kind):
 def test_a_column_of_another_kind_is_one_line(tmp_path, fields, line):
     """Lists are no texts, and texts no lists; a list of lists is neither."""
     write_items(tmp_path, deep=[[["x"]]] * 3)
-    found = [x for x in inputs.input_problems(project_of(tmp_path, **fields)) if ".items." in x]
+    found = [x for x in input_problems(project_of(tmp_path, **fields)) if ".items." in x]
     assert len(found) == 1
     assert pd.Series(found).str.match(f"scenarios.shop.items.{line}").all(), found
 
