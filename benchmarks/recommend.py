@@ -58,7 +58,7 @@ from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.evaluation.catalogue_ranking import user_metrics
 from mtrec_ray.project.load import load_project
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 from mtrec_ray.stages.cluster import connect
 from mtrec_ray.stages.finetuning.chosen_model import chosen_model
 from mtrec_ray.stages.finetuning.joint_run import open_joint_run

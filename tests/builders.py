@@ -29,7 +29,7 @@ from mtrec_ray.model.recommender import NO_TIMELINES, Recommender
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.model import Encoder, Model
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 from mtrec_ray.training.item_vectors import ItemVectors
 
 NUM_USERS, NUM_ITEMS, HISTORY = 12, 30, 4

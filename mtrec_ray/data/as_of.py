@@ -39,7 +39,7 @@ from mtrec_ray.data.snapshot import (
     no_category_statistics,
     overlay,
 )
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 
 
 def counting_splits(layout: SnapshotColumns) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from mtrec_ray.data.interactions import is_met
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.shards import OUTCOME, Arrays, concatenate, read_rows
 from mtrec_ray.data.snapshot import SnapshotColumns, UserCategoryStatistics, UserSnapshot
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 
 BATCH_ROWS = 65_536
 

@@ -24,7 +24,8 @@ from mtrec_ray.data.columns import (
 )
 from mtrec_ray.data.mapped_arrays import map_array
 from mtrec_ray.data.vectors import VECTORS, has_vector, vectors_path
-from mtrec_ray.project.scenario import Items, Scenario
+from mtrec_ray.project.items import Items
+from mtrec_ray.project.scenario import Scenario
 
 NO_TIME = np.iinfo(np.int64).min
 

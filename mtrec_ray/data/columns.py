@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS
+from mtrec_ray.project.split import PLAUSIBLE_SECONDS
 
 UNITS_PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

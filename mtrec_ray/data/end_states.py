@@ -28,7 +28,7 @@ from mtrec_ray.data.snapshot import (
     overlay,
 )
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 
 
 def read_states(

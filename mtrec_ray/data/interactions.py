@@ -19,7 +19,8 @@ from mtrec_ray.data.arrays import Bools, Ints, first_not_before
 from mtrec_ray.data.preparing.samples import FIRST_NEGATIVE
 from mtrec_ray.data.shards import read_columns
 from mtrec_ray.data.snapshot import SnapshotColumns
-from mtrec_ray.project.scenario import SPLITS, Scenario
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.split import SPLITS
 
 END = len(SPLITS)  # after all splits
 

@@ -12,7 +12,7 @@ from mtrec_ray.data.interactions import Interactions, Moments, is_met
 from mtrec_ray.data.kinds import logarithmic
 from mtrec_ray.data.shards import Arrays, read_columns
 from mtrec_ray.data.snapshot import SnapshotColumns
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 
 COLUMNS = ("row", "person", "item", "time", "labels")
 LATEST = 1000  # labels of a user that count

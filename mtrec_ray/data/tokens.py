@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 from mtrec_ray.data import storage
 from mtrec_ray.data.columns import bytes_text, is_bytes, plain_type
 from mtrec_ray.project.base import ProjectError
-from mtrec_ray.project.scenario import Items
+from mtrec_ray.project.items import Items
 from mtrec_ray.project.users import Users
 
 TINY = "tiny"

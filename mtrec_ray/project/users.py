@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from mtrec_ray.project.base import Section
-from mtrec_ray.project.scenario import (
+from mtrec_ray.project.column_fields import (
     Missing,
     Separators,
     check_template,

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mtrec_ray.data.prepared import PreparedScenario
 from mtrec_ray.evaluation.metrics import MAIN_METRIC
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS, Split
+from mtrec_ray.project.split import SPLITS, Split
 from mtrec_ray.report.tables import markdown_table, number
 
 OF_ENCODER = ("huggingface", "onnx", "onnx-int8", "openvino-int8")

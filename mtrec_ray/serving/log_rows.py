@@ -11,7 +11,7 @@ from mtrec_ray.data.arrays import Ints
 from mtrec_ray.data.as_of import log_rows
 from mtrec_ray.data.shards import Arrays, concatenate
 from mtrec_ray.data.snapshot import SnapshotColumns
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 
 COLUMNS = ("person", "item", "time", "labels")
 

@@ -35,8 +35,8 @@ from mtrec_ray.data.snapshot import SnapshotColumns
 from mtrec_ray.data.tokens import item_texts, load_tokenizer, tokenise
 from mtrec_ray.data.vectors import VectorScale, fit_scale, vector_blocks, vector_lists
 from mtrec_ray.project.base import ProjectError, refuse, shorten
+from mtrec_ray.project.items import Items
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import Items
 
 Columns = Mapping[str, Any]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from mtrec_ray.data.tables import Tables, quoted
-from mtrec_ray.project.scenario import template_columns
+from mtrec_ray.project.column_fields import template_columns
 from mtrec_ray.sources.columns import CHANGED, FUTURE, PUBLISHED, TEXT, TITLE, Column, says
 from mtrec_ray.sources.draft import Draft
 from mtrec_ray.sources.pairing import Pair

@@ -43,7 +43,7 @@ from mtrec_ray.evaluation.catalogue_ranking import (
 )
 from mtrec_ray.progress import Log
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 from mtrec_ray.stages.cluster import result_of, task_of
 from mtrec_ray.stages.list_inputs import (
     MOST_USERS,

@@ -18,7 +18,7 @@ from mtrec_ray.data.end_states import read_catalogue
 from mtrec_ray.data.interactions import END, Moments
 from mtrec_ray.data.shards import Arrays
 from mtrec_ray.project.project import Run
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 from mtrec_ray.stages.cluster import task_of
 from mtrec_ray.stages.list_inputs import ListInputs, fit_crowds
 

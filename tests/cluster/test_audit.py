@@ -22,7 +22,7 @@ from mtrec_ray.data.shards import OUTCOME, Arrays
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 from mtrec_ray.stages.prepare import run_prepare
 from tests.cluster.logs import NUM_ROWS, Log, tag_sets
 from tests.cluster.runs import prepared_folder, say_nothing

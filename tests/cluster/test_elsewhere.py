@@ -17,7 +17,7 @@ from mtrec_ray.data.preparing.audit import audit
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.load import parse_project
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 from tests.cluster.logs import Logs, logs_project, scenario_tree, write_logs
 from tests.cluster.runs import prepare_in_partitions, prepared_folder
 

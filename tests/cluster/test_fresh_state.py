@@ -9,7 +9,7 @@ import pytest
 from mtrec_ray.data.end_states import items_at_end, user_parts, users_at_end
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.snapshot import SnapshotColumns
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 from mtrec_ray.serving.event_store import Event, open_store
 from mtrec_ray.serving.fresh_crowd import FreshTimeline
 from mtrec_ray.serving.fresh_rows import persons_of

@@ -19,7 +19,7 @@ from mtrec_ray.data.preparing import shuffle
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.base import ProjectError
 from mtrec_ray.project.load import parse_project
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 from mtrec_ray.stages.prepare import run_prepare
 from tests.cluster.logs import (
     CUTS,

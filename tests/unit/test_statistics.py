@@ -21,7 +21,8 @@ from mtrec_ray.data.preparing.past import Past
 from mtrec_ray.data.preparing.scan import LogSource, scan_rows
 from mtrec_ray.data.preparing.statistics import KeyedRows
 from mtrec_ray.project.load import parse_project
-from mtrec_ray.project.scenario import SPLITS, Scenario
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.split import SPLITS
 from tests.builders import project_tree, scenario_tree
 
 nan = math.nan

@@ -35,7 +35,9 @@ from mtrec_ray.data.columns import (
 )
 from mtrec_ray.data.preparing.event_values import column_name, hashed_values
 from mtrec_ray.data.shards import WEIGHT
-from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Events, Scenario, to_ms
+from mtrec_ray.project.events import Events
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.split import PLAUSIBLE_SECONDS, SPLITS, to_ms
 from mtrec_ray.project.task import Label
 
 # Of a row: sums of weights times losses stay far from the largest number of 32 bits.

@@ -11,7 +11,8 @@ from mtrec_ray.data.preparing.classes import class_facts, class_rows
 from mtrec_ray.data.preparing.features import FeatureSpec
 from mtrec_ray.data.shards import read_rows
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS, Scenario
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.split import SPLITS
 
 if TYPE_CHECKING:
     from mtrec_ray.data.preparing.scan import Scan

@@ -24,7 +24,7 @@ from mtrec_ray.data.preparing.hot_keys import HotKey, PartRows, PartTotals
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.preparing.partitions import KeyPartitions, UserPartitions
 from mtrec_ray.data.preparing.scan import LogSource, Scan, Sources, read_canonical
-from mtrec_ray.project.scenario import SPLITS
+from mtrec_ray.project.split import SPLITS
 
 ROWS_PER_SHARD = 32_768
 

@@ -20,7 +20,8 @@ from mtrec_ray.data.columns import (
 from mtrec_ray.data.preparing.vectors import length_problems
 from mtrec_ray.project.classes import key_of
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import PLAUSIBLE_SECONDS, SPLITS, Scenario
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.split import PLAUSIBLE_SECONDS, SPLITS
 from mtrec_ray.project.users import Users
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mtrec_ray.data.columns import fixed_list, hash_ints, matrix
-from mtrec_ray.project.scenario import SPLITS, Scenario
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.split import SPLITS
 
 # Row numbers of sampled negatives start here: FIRST_NEGATIVE + row of the positive * k + 0..k-1.
 FIRST_NEGATIVE = 2**48

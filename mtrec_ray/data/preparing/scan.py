@@ -27,7 +27,8 @@ from mtrec_ray.data.preparing.events import TEST, TRAIN, UNSPLIT, Findings, cano
 from mtrec_ray.data.preparing.inputs import Fragment
 from mtrec_ray.data.shards import WEIGHT
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS, Scenario
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.split import SPLITS
 
 MAX_TASKS = 256
 

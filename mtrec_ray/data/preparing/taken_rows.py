@@ -18,7 +18,8 @@ from mtrec_ray.data.interactions import is_met
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.shards import Arrays, read_columns
 from mtrec_ray.project.project import Project
-from mtrec_ray.project.scenario import SPLITS, Scenario
+from mtrec_ray.project.scenario import Scenario
+from mtrec_ray.project.split import SPLITS
 
 TIE_SEED = 5  # of the order of rows that are known from the same moment on
 
