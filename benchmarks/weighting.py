@@ -151,14 +151,15 @@ def common_tasks(prepared: Prepared) -> set[str]:
     """Returns each `scenario.task` with enough labels of its rarer class in valid."""
     found: set[str] = set()
     for name, facts in prepared.scenarios.items():
-        rows = read_rows(prepared.shard_paths(name, "valid"), VALID_ROWS)
+        paths, number = prepared.shard_paths(name, "valid"), facts.num_rows("valid")
+        rows = read_rows(paths, VALID_ROWS, 0, number)
         labels = np.concatenate([batch["labels"] for batch in rows])
-        for place, task in enumerate(facts.tasks):
+        for place, (task, kind) in enumerate(facts.kinds.items()):
             own = labels[:, place]
             own = own[np.isfinite(own)]
-            rarer = min((own > 0).sum(), (own <= 0).sum()) if task.kind == "binary" else len(own)
+            rarer = min((own > 0).sum(), (own <= 0).sum()) if kind == "binary" else len(own)
             if rarer >= LEAST_LABELS:
-                found.add(f"{name}.{task.name}")
+                found.add(f"{name}.{task}")
     return found
 
 
