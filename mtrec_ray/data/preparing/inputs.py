@@ -14,7 +14,7 @@ from mtrec_ray.data.columns import as_text, blank, is_bytes, is_list, is_plain_n
 from mtrec_ray.data.input_files import holds_text, input_files, look_at
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.data.vectors import blank_vectors, vector_lists
-from mtrec_ray.project.base import ProjectError, without_options
+from mtrec_ray.project.base import ProjectError, shorten, without_options
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
@@ -376,6 +376,28 @@ def read_items(project: Project, name: str) -> pa.Table:
 def read_users(project: Project, space: str) -> pa.Table:
     """Returns a table of users, as `read_whole` does."""
     return read_whole(users_table(project, space))
+
+
+def user_types(project: Project, space: str) -> dict[str, pa.DataType]:
+    """Returns the types of the columns of a table of users, as `read_users` has them.
+
+    Raises:
+        ProjectError: the table is not there, or cannot be read.
+    """
+    source = users_table(project, space)
+    try:
+        schemas = [footer.schema for footer in footers(source.path)]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowException, OSError) as error:
+        reason = shorten(str(error))
+        raise ProjectError([f"users.{space}.path: found {reason}; {ALLOWED_FILES}"]) from None
+    vectors = {column for column, field in source.columns if field in VECTORS}
+    return {
+        column: pa.large_list(pa.float32())
+        if column in vectors
+        else plain_type(schema.field(column).type)
+        for column in source.wanted
+    }
 
 
 def read_whole(source: InputTable) -> pa.Table:

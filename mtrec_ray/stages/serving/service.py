@@ -89,6 +89,8 @@ class Service:
         user = request.user or ""
         if request.user is None and request.history:
             user = "\0".join(met.item for met in request.history)
+        elif request.user is None and request.profile:
+            user = repr(sorted(request.profile.items()))
         name = chosen([row for row in self.rows if row.name in self.engines], user)
         if name is None:
             raise NotReadyError

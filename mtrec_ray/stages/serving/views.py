@@ -26,7 +26,7 @@ from mtrec_ray.stages.serving.asking import SECOND_MS, Known
 from mtrec_ray.stages.serving.explain import Explainer, Explanation
 from mtrec_ray.stages.serving.explain_words import explain_problems
 from mtrec_ray.stages.serving.requests import Asker, Ranked, RecommendRequest, RequestError
-from mtrec_ray.stages.serving.scenario import ScenarioEngine, wish_of
+from mtrec_ray.stages.serving.scenario import ScenarioEngine, new_to_training, wish_of
 from mtrec_ray.stages.serving.view_requests import (
     CompareAnswer,
     CompareRequest,
@@ -172,7 +172,7 @@ class ScenarioViews:
         return ExplainAnswer(
             model=self.engine.kind,
             version=self.engine.version,
-            new_user=bool(known.users.user[0] == 0),
+            **new_to_training(known, 0),
             item=found.item_id,
             text=text,
             score=found.score,
@@ -200,7 +200,11 @@ class ScenarioViews:
         """
         engine, lists = self.engine, self.engine.list_ranker
         request = RecommendRequest(
-            user=ask.user, history=ask.history, k=ask.k, by=ask.by or dict(engine.ranker.by)
+            user=ask.user,
+            history=ask.history,
+            profile=ask.profile,
+            k=ask.k,
+            by=ask.by or dict(engine.ranker.by),
         )
         self.refuse(None, engine.list_problems(request))
         assert lists is not None
@@ -216,7 +220,7 @@ class ScenarioViews:
         return CompareAnswer(
             model=engine.kind,
             version=engine.version,
-            new_user=bool(known.users.user[0] == 0),
+            **new_to_training(known, 0),
             lists=[*found, self.popular(lists, request, known)],
         )
 
