@@ -131,6 +131,7 @@ def by_chance(layout: SnapshotColumns) -> dict[str, Any]:
         "item_numeric_mean": [4.0], "item_numeric_std": [2.0],
         "item_numeric_quantiles": [[0.0, 2.0, 5.0, 7.0, 11.0]], "item_category_sizes": [3],
         "popularity": dict.fromkeys(("click", "stars"), "item.log_count"),
+        "num_users": NUM_USERS + 1,
     }  # fmt: skip
 
 
@@ -259,7 +260,8 @@ class Served:
         def none() -> Any:
             raise AssertionError("no words are asked for")
 
-        return ScenarioViews(self.engines[name], none, lambda: None, 20)
+        texts = {other: engine.texts for other, engine in self.engines.items()}
+        return ScenarioViews(self.engines[name], none, lambda: None, 20, texts.get)
 
 
 def profile_of(user: int, users: pa.Table | None = None) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from mtrec_ray.data.storage import join, read_footer, read_table, write_table
 from mtrec_ray.data.vectors import VectorScale
 
 Told = TypeVar("Told")
+NAN = np.float32(np.nan)
 
 # The column of times, in ms; a table with one row a user does not have it.
 TIME = "time"
@@ -139,30 +140,30 @@ class Profiles:
 
     def indicators(self, place: Ints, most: int) -> list[Float32s]:
         """Returns f32[N, K] of each column with several values: whether a row has the K first."""
-        none, found = np.float32(np.nan), []
+        found = []
         for number, own in enumerate(self.table.several):
             columns = own.indicators(most)
             given = self._given(lambda t, n=number: t.several[n])
             more = None if given is None else given.indicators(columns.shape[1], exactly=True)
-            found.append(self._rows(place, columns, more, none))
+            found.append(self._rows(place, columns, more, NAN))
         return found
 
     def numeric(self, place: Ints) -> Float32s:
         """Returns f32[N, M]: numbers of rows i64[N], NaN for null."""
         more = self._given(lambda t: t.numeric)
-        return self._rows(place, self.table.numeric, more, np.float32(np.nan))
+        return self._rows(place, self.table.numeric, more, NAN)
 
     def texts_of(self, place: Ints) -> Float32s:
         """Returns f32[N, D]: texts of rows i64[N], NaN without one."""
         assert self.texts is not None
         more = None if self.given is None else self.given.texts
-        return self._rows(place, self.texts, more, np.float32(np.nan))
+        return self._rows(place, self.texts, more, NAN)
 
     def _given(self, of: Callable[[Catalogue], Told]) -> Told | None:
         return None if self.given is None else of(self.given.rows)
 
     def _rows(
-        self, place: Ints, own: np.ndarray, more: np.ndarray | None, missing: float
+        self, place: Ints, own: np.ndarray, more: np.ndarray | None, missing: np.float32 | int
     ) -> np.ndarray:
         """Returns [N, ..] of places: of the table, from P on of `more`, below 0 `missing`."""
         num = len(self.persons)

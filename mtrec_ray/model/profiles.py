@@ -34,8 +34,8 @@ class Asking(NamedTuple):
     @classmethod
     def of(cls, users: UserSnapshot, device: torch.device) -> Self:
         """Returns the users of a snapshot, at the moment of each."""
-        own = (torch.tensor(values).to(device) for values in (users.person, users.moment))
-        return cls(*own, users.given, users.elsewhere)
+        person, moment = (torch.tensor(v).to(device) for v in (users.person, users.moment))
+        return cls(person, moment, users.given, users.elsewhere)
 
 
 class ProfileInputs(nn.Module):

@@ -125,6 +125,7 @@ class Engine:
                 lambda: self.encoder_of(served.model),
                 lambda: self.other_of(scenario),
                 limits.history,
+                self.texts_of,
             )
         return self.opened[scenario]
 
@@ -133,6 +134,10 @@ class Engine:
         if model not in self.exact:
             self.exact[model] = load_encoder(model)
         return self.exact[model]
+
+    def texts_of(self, name: str) -> ItemTexts | None:
+        """Returns the texts of a scenario's items; None of one that is not served."""
+        return self.scenarios[name].texts if name in self.scenarios else None
 
     def other_of(self, name: str) -> tuple[ListKind, Ranker] | None:
         """Returns the model of a scenario that does not answer, loaded at its first use."""

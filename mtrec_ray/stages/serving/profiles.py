@@ -5,6 +5,7 @@ Letters: B users who ask, R rows that they bring, D width of texts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -60,6 +61,38 @@ class RequestProfiles:
         if place < 0 or read.picked.text:
             return self.encode(read.row)
         return self.stored().texts_of(np.array([place]))
+
+    def of_user(self, user: UserSnapshot) -> tuple[Catalogue | None, Float32s | None]:
+        """Returns the profile of the only user of a snapshot, and its text f32[1, D].
+
+        None for one who has none; no text where users have none.
+        """
+        given = user.given
+        if given is not None and given.place[0] != STORED:
+            row, table, texts = int(given.place[0]), given.rows, given.texts
+        else:
+            stored = self.stored()
+            row = int(stored.places(user.person, user.moment)[0])
+            table, texts = stored.table, stored.texts
+        if row < 0:
+            return None, None
+        return row_of(table, row), None if texts is None else texts[[row]]
+
+    @cached_property
+    def empty_text(self) -> Float32s:
+        """f32[1, D]: the text of a user whose columns are null."""
+        return self.encode(self.reader.read({}).row)
+
+
+def row_of(table: Catalogue, row: int) -> Catalogue:
+    """Returns a row of a table, without its tokens."""
+    return replace(
+        table, tokens=table.tokens[:0], offsets=np.zeros(2, np.int64),
+        published=table.published[[row]], known=np.ones(1, bool),
+        categorical=table.categorical[[row]], numeric=table.numeric[[row]],
+        several=tuple(own.take(np.array([row])) for own in table.several),
+        vectors=tuple(np.asarray(own[[row]]) for own in table.vectors),
+    )  # fmt: skip
 
 
 def users_by_profile(
