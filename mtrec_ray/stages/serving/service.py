@@ -47,7 +47,8 @@ class Service:
         self, control: Control, store: EventStore, options: Serve, replica: str = "0"
     ) -> None:
         self.control, self.store, self.options = control, store, options
-        self.metrics, self.limiter = Metrics(replica), Limiter(options.limits)
+        self.metrics = Metrics(replica)
+        self.limiter = Limiter(options.limits, replicas=options.replicas)
         self.engines: dict[str, Engine] = {}
         self.failed: dict[str, list[str]] = {}
         self.rows: Sequence[Row] = ()
