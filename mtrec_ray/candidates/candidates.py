@@ -68,16 +68,16 @@ class Candidates:
 
 
 def choose(
-    scores: Mapping[str, Scores], hidden: Hidden, users: int, each: int = EACH
+    scores: Mapping[str, Scores], hidden: Hidden, users: int, each: int = EACH, least: int = 0
 ) -> Candidates:
     """Returns the best items of each source for each of some users, with the scores of all sources.
 
     Items that are hidden from a user are no candidates. A source that tells no two items apart for
-    a user names none; users with few candidates get some at random.
+    a user names none; users with fewer candidates than `each`, or `least`, get some at random.
     """
     named = [keys_of(source.best(each, hidden), hidden.num_items) for source in scores.values()]
     keys = distinct(np.concatenate(named))
-    keys = distinct(np.concatenate([keys, some_others(keys, hidden, users, each)]))
+    keys = distinct(np.concatenate([keys, some_others(keys, hidden, users, max(each, least))]))
     user, item = np.divmod(keys, hidden.num_items)
     found = {name: source.at(user, item) for name, source in scores.items()}
     return Candidates(user, item, found, users)

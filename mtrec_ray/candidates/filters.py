@@ -16,8 +16,7 @@ from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools
 from mtrec_ray.data.catalogue import ItemLookup, category_codes
 from mtrec_ray.data.columns import is_plain_number, plain_type
-from mtrec_ray.data.preparing.input_problems import ALLOWED_FILES
-from mtrec_ray.data.preparing.inputs import Footer, footers
+from mtrec_ray.data.preparing.inputs import ALLOWED_FILES, Footer, footers
 from mtrec_ray.project.assortment import Filter
 from mtrec_ray.project.base import ProjectError, refuse, shorten, without_options
 from mtrec_ray.project.project import Project

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from scipy.sparse import csr_array
 
+from mtrec_ray.candidates import search_index
 from mtrec_ray.candidates.exact_product import best_of
 from mtrec_ray.candidates.search_index import SearchIndex
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
@@ -46,6 +47,16 @@ class Hidden:
     def num_items(self) -> int:
         """N."""
         return len(self.allowed)
+
+    @cached_property
+    def shown(self) -> Ints:
+        """The items that anybody may be shown, sorted."""
+        return np.flatnonzero(self.allowed)
+
+    @property
+    def are_few_shown(self) -> bool:
+        """Whether a rule leaves so few of an index's items that all are better scored."""
+        return self.share < 1 and len(self.shown) <= search_index.EXACT_UP_TO
 
     @cached_property
     def keys(self) -> Ints:
@@ -226,9 +237,14 @@ class VectorScores:
             return TableScores(self.users @ self.items.T, all_of(self.items)).best(num, hidden)
         known = np.flatnonzero(self.users.any(1))
         found = np.full((len(self.users), num), -1)
-        items, _ = self.index.search(self.users[known], asked_of_index(num, hidden))
-        found[known] = first_shown(items, known, num, hidden)
-        return found
+        if not hidden.are_few_shown:
+            items, _ = self.index.search(self.users[known], asked_of_index(num, hidden))
+            found[known] = first_shown(items, known, num, hidden)
+        return completed(found, known, hidden, self.of_all)
+
+    def of_all(self, user: int, items: Ints) -> Float32s:
+        """Returns f32[c]: a user's scores of items i64[c]."""
+        return self.items[items] @ self.users[user]
 
     def at(self, user: Ints, item: Ints) -> Float32s:
         """Returns f32[M]."""
@@ -257,12 +273,24 @@ class NearestScores:
         known = history >= 0
         if self.index is None:
             return TableScores(self.table(history), all_of(self.items)).best(num, hidden)
-        each = asked_of_index(num, hidden)
+        found, every = np.full((len(history), num), -1), np.arange(len(history))
+        if not hidden.are_few_shown:
+            found = self.searched(self.index, history, num, hidden)
+        return completed(found, every[known.any(1)], hidden, self.of_all)
+
+    def searched(self, index: SearchIndex, history: Ints, num: int, hidden: Hidden) -> Ints:
+        """Returns i64[B, q]: what an index finds near the items of a history i64[B, h]."""
+        known, each = history >= 0, asked_of_index(num, hidden)
         shape = (*history.shape, each)
         items, scores = np.full(shape, -1), np.full(shape, -np.inf, np.float32)
-        items[known], scores[known] = self.index.search(self.items[history[known]], each)
+        items[known], scores[known] = index.search(self.items[history[known]], each)
         ordered = distinct_best(items.reshape(len(history), -1), scores.reshape(len(history), -1))
         return first_shown(ordered, np.arange(len(history)), num, hidden)
+
+    def of_all(self, user: int, items: Ints) -> Float32s:
+        """Returns f32[c]: a user's scores of items i64[c], by his latest items."""
+        met = self.history[user, :LATEST]
+        return (self.items[items] @ self.items[met[met >= 0]].T).max(1)
 
     def table(self, history: Ints) -> Float32s:
         """Returns f32[B, n]: the scores of all items by a history i64[B, h]."""
@@ -312,6 +340,29 @@ def first_shown(items: Ints, users: Ints, num: int, hidden: Hidden) -> Ints:
     place = np.cumsum(shown, 1) - 1
     row, column = np.nonzero(shown & (place < num))
     found[row, place[row, column]] = items[row, column]
+    return found
+
+
+def completed(
+    found: Ints, users: Ints, hidden: Hidden, of_all: Callable[[int, Ints], Float32s]
+) -> Ints:
+    """Returns i64[B, q]: best items, those of some users by scoring all items where they are short.
+
+    An index finds the nearest of all its items: under a rule on these, it may find none that
+    passes. `of_all` scores items for a user.
+    """
+    num = found.shape[1]
+    if hidden.share < 1 and len(hidden.shown) and num:
+        for user in users[(found[users] < 0).any(1)].tolist():
+            found[user] = best_shown(user, of_all(user, hidden.shown), num, hidden)
+    return found
+
+
+def best_shown(user: int, scores: Float32s, num: int, hidden: Hidden) -> Ints:
+    """Returns i64[q]: the best of the items that a user is shown, by scores f32[c]; -1: none."""
+    items = hidden.shown
+    free = ~hidden.of(np.full(len(items), user), items)
+    (found,), _ = best_of(items[free][None], scores[free][None], num)
     return found
 
 

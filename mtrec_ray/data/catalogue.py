@@ -71,9 +71,9 @@ class Ragged:
         shift = np.repeat(starts - offsets[:-1], lengths)
         return Ragged(self.codes[np.arange(offsets[-1]) + shift], offsets)
 
-    def indicators(self, most: int) -> NDArray[np.uint8]:
-        """Returns u8[n, K]: whether each row has the codes 1..K, at most `most` of them."""
-        num = min(most, self.size - 1)
+    def indicators(self, most: int, *, exactly: bool = False) -> NDArray[np.uint8]:
+        """Returns u8[n, K]: whether each row has the codes 1..K, at most (exactly) `most`."""
+        num = most if exactly else min(most, self.size - 1)
         found = np.zeros((len(self.offsets) - 1, num), np.uint8)
         kept = self.codes <= num
         found[self.rows[kept], self.codes[kept] - 1] = 1

@@ -7,9 +7,10 @@ strictly before its own time: a profile of the same millisecond may be what the 
 Letters: P rows of the table, N persons, C categorical and M numeric columns, Q quantiles.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,12 @@ import pyarrow as pa
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME, Catalogue, load_catalogue
 from mtrec_ray.data.columns import fixed_list, matrix
+from mtrec_ray.data.given_profiles import NONE, GivenProfiles
 from mtrec_ray.data.storage import join, read_footer, read_table, write_table
 from mtrec_ray.data.vectors import VectorScale
+
+Told = TypeVar("Told")
+NAN = np.float32(np.nan)
 
 # The column of times, in ms; a table with one row a user does not have it.
 TIME = "time"
@@ -102,6 +107,7 @@ class Profiles:
         texts: f32[P, D], what the pretrained encoder makes of the users' texts; None without texts.
         times: i64[P], when each row was written, in ms, ascending for each person; None where a
             person has one row, which holds at any time.
+        given: rows that users bring along, which have the places from P on; None without any.
     """
 
     facts: ProfileFacts
@@ -109,6 +115,11 @@ class Profiles:
     table: Catalogue
     texts: Float32s | None = None
     times: Ints | None = None
+    given: GivenProfiles | None = None
+
+    def with_given(self, given: GivenProfiles) -> Self:
+        """Returns the table with rows that users bring along."""
+        return replace(self, given=given)
 
     @cached_property
     def index(self) -> ProfileIndex:
@@ -119,18 +130,49 @@ class Profiles:
         """Returns i64[N]: rows of the table as of a moment, in ms; -1 for persons without one."""
         return self.index.places(person, moment)
 
+    def places_given(self, place: Ints, given: Ints) -> Ints:
+        """Returns i64[N]: where rows lie, of the table or (`GivenProfiles.place`) beside it."""
+        return np.where(given >= 0, len(self.persons) + given, np.where(given == NONE, -1, place))
+
     def categorical(self, place: Ints) -> Ints:
         """Returns i32[N, C]: codes of rows i64[N], 0 for unknown."""
-        return np.where(place[:, None] >= 0, self.table.categorical[place], 0)
+        return self._rows(place, self.table.categorical, self._given(lambda t: t.categorical), 0)
 
     def indicators(self, place: Ints, most: int) -> list[Float32s]:
         """Returns f32[N, K] of each column with several values: whether a row has the K first."""
-        columns = (ragged.indicators(most) for ragged in self.table.several)
-        return [np.where(place[:, None] >= 0, c[place], np.float32(np.nan)) for c in columns]
+        found = []
+        for number, own in enumerate(self.table.several):
+            columns = own.indicators(most)
+            given = self._given(lambda t, n=number: t.several[n])
+            more = None if given is None else given.indicators(columns.shape[1], exactly=True)
+            found.append(self._rows(place, columns, more, NAN))
+        return found
 
     def numeric(self, place: Ints) -> Float32s:
         """Returns f32[N, M]: numbers of rows i64[N], NaN for null."""
-        return np.where(place[:, None] >= 0, self.table.numeric[place], np.float32(np.nan))
+        more = self._given(lambda t: t.numeric)
+        return self._rows(place, self.table.numeric, more, NAN)
+
+    def texts_of(self, place: Ints) -> Float32s:
+        """Returns f32[N, D]: texts of rows i64[N], NaN without one."""
+        assert self.texts is not None
+        more = None if self.given is None else self.given.texts
+        return self._rows(place, self.texts, more, NAN)
+
+    def _given(self, of: Callable[[Catalogue], Told]) -> Told | None:
+        return None if self.given is None else of(self.given.rows)
+
+    def _rows(
+        self, place: Ints, own: np.ndarray, more: np.ndarray | None, missing: np.float32 | int
+    ) -> np.ndarray:
+        """Returns [N, ..] of places: of the table, from P on of `more`, below 0 `missing`."""
+        num = len(self.persons)
+        found = np.full((len(place), *own.shape[1:]), missing, np.result_type(own, missing))
+        of_table = (place >= 0) & (place < num)
+        found[of_table] = own[place[of_table]]
+        if more is not None:
+            found[place >= num] = more[place[place >= num] - num]
+        return found
 
 
 def profiles_path(folder: str, space: str) -> str:

@@ -35,6 +35,11 @@ SEVERAL = "several"
 MOMENT = "moment"
 
 
+# Which of the profiles that users bring along such a pair has, i64[N] (`GivenProfiles.place`); only
+# where some do.
+GIVEN = "given"
+
+
 Arrays = dict[str, np.ndarray]
 
 

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from mtrec_ray.data.arrays import Float32s, Ints
 from mtrec_ray.data.catalogue import NO_TIME, Ragged
 from mtrec_ray.data.columns import hash_strings
+from mtrec_ray.data.elsewhere import Taken
+from mtrec_ray.data.given_profiles import GivenProfiles
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import statistics
 from mtrec_ray.data.preparing.features import numeric_names
 from mtrec_ray.data.preparing.pooling import pooled
 from mtrec_ray.data.preparing.statistics import WINDOWS_MS, KeyedRows, Windows
-from mtrec_ray.data.shards import MOMENT, OUTCOME, SEVERAL, Arrays
+from mtrec_ray.data.shards import GIVEN, MOMENT, OUTCOME, SEVERAL, Arrays
 from mtrec_ray.project.scenario import Scenario
 
 PUBLISHED = "item.log_seconds_since_published"
@@ -74,6 +76,8 @@ class UserSnapshot:
         history, ages: i64[B, H], as in a sample; so are `outcomes`, None where data has none.
         numeric: f32[B, F], the user's own columns.
         categories: by column of items whose values have statistics.
+        given: profiles that they bring along; None: all have those of the table of users.
+        elsewhere: what they took in other scenarios; None: what the timeline says.
     """
 
     ids: NDArray[np.object_]
@@ -85,6 +89,8 @@ class UserSnapshot:
     numeric: Float32s
     categories: dict[str, UserCategoryStatistics] = field(default_factory=dict)
     outcomes: Ints | None = None
+    given: GivenProfiles | None = None
+    elsewhere: Taken | None = None
 
     def __len__(self) -> int:
         """Returns the number of users."""
@@ -118,6 +124,10 @@ class UserSnapshot:
             numeric=self.numeric[rows],
             categories=categories,
             outcomes=None if self.outcomes is None else self.outcomes[rows],
+            given=None if self.given is None else self.given.take(rows),
+            elsewhere=None
+            if self.elsewhere is None
+            else Taken(*(values[rows] for values in self.elsewhere)),
         )
 
 
@@ -285,6 +295,8 @@ def rows_of_pairs(
         told[SEVERAL] = np.zeros((len(item), max(num_codes, 1)), np.int32)
     if users.outcomes is not None:
         told[OUTCOME] = users.outcomes[user]
+    if users.given is not None:
+        told[GIVEN] = users.given.place[user]
     return told | {
         "person": users.person[user],
         MOMENT: users.moment[user],

@@ -85,8 +85,10 @@ class Elsewhere(nn.Module):
 
     def taken(self, asking: Asking) -> tuple[Tensor, Tensor]:
         """Returns items i64[N, E] that persons took elsewhere, -1 where there is none, and ages."""
-        person, moment = (values.cpu().numpy() for values in asking)
-        found = self.timeline.taken(person, moment)
+        found = asking.elsewhere
+        if found is None:
+            person, moment = (values.cpu().numpy() for values in asking[:2])
+            found = self.timeline.taken(person, moment)
         items, ages = (torch.from_numpy(values).to(asking.person.device) for values in found)
         return items, ages
 

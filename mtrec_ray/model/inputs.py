@@ -52,6 +52,12 @@ class PooledValues(nn.Module):
         twin.offsets = torch.from_numpy(offsets).to(self.offsets)
         return twin
 
+    def clear(self, row: int) -> None:
+        """Leave a row without a value; in the tables of `with_rows`."""
+        first, last = self.offsets[row].item(), self.offsets[row + 1].item()
+        self.codes = torch.cat([self.codes[:first], self.codes[last:]])
+        self.offsets = torch.cat([self.offsets[: row + 1], self.offsets[row + 1 :] - last + first])
+
     def forward(self, rows: Tensor) -> Tensor:
         """Returns f32[m, W] of rows i64[m]."""
         starts = self.offsets[rows]
@@ -155,6 +161,47 @@ class ScenarioInputs(nn.Module):
             own.with_rows(rows, values) for own, values in vectors if isinstance(own, ReadyVectors)
         )
         return twin
+
+    def of_items(self, rows: Tensor) -> "ScenarioInputs":
+        """Returns the same embeddings over rows i64[m] of the items, in tables of its own."""
+        twin = shallow(self)
+        assert isinstance(twin, ScenarioInputs)
+        for name in ("raw", "numeric", "ids", "categories"):
+            own = getattr(self, f"catalogue_{name}")
+            setattr(twin, f"catalogue_{name}", own[rows])
+        none = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
+        twin.item_several = nn.ModuleList(
+            own.with_rows(rows, none) for own in self.item_several if isinstance(own, PooledValues)
+        )
+        twin.item_vectors = nn.ModuleList(
+            own.with_rows(rows, np.zeros((0, own.values.shape[1]), np.float16))
+            for own in self.item_vectors
+            if isinstance(own, ReadyVectors)
+        )
+        return twin
+
+    @torch.no_grad()
+    def blank(self, row: int, kind: str, number: int) -> None:
+        """Make a column null in a row of the tables of `of_items`.
+
+        `kind`: categorical, numeric, several or vectors; `number`: of its column among these.
+        """
+        if kind == "categorical":
+            self.catalogue_categories[row, number] = 0
+        elif kind == "numeric":
+            num = self.catalogue_raw.shape[1]
+            self.catalogue_raw[row, number] = math.nan
+            self.catalogue_numeric[row, [number, num + number]] = torch.tensor(
+                [0.0, 1.0], device=self.catalogue_numeric.device
+            )
+        elif kind == "several":
+            values = self.item_several[number]
+            assert isinstance(values, PooledValues)
+            values.clear(row)
+        else:
+            vectors = self.item_vectors[number]
+            assert isinstance(vectors, ReadyVectors)
+            vectors.values[row] = math.nan
 
     def item_extras(self, items: Tensor) -> Tensor:
         """Returns f32[U, W], what is added to the text of items: all else that they have."""

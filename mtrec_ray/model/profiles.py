@@ -9,23 +9,33 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from mtrec_ray.data.elsewhere import Taken
+from mtrec_ray.data.given_profiles import NONE, GivenProfiles
 from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.data.snapshot import UserSnapshot
 from mtrec_ray.model.inputs import PooledValues, category_codes, id_embedding
+from mtrec_ray.model.layers import shallow
 from mtrec_ray.model.numeric import NumericInputs
 from mtrec_ray.model.vectors import ReadyVectors, ready_vectors
 
 
 class Asking(NamedTuple):
-    """Whose profiles are asked for, and when: hashes of users' ids i64[N], moments i64[N] in ms."""
+    """Who asks, and when: hashes of users' ids i64[N], moments i64[N] in ms.
+
+    Profiles that they bring along stand in place of the table's, and what they took `elsewhere` in
+    place of the timeline's.
+    """
 
     person: Tensor
     moment: Tensor
+    given: GivenProfiles | None = None
+    elsewhere: Taken | None = None
 
     @classmethod
     def of(cls, users: UserSnapshot, device: torch.device) -> Self:
         """Returns the users of a snapshot, at the moment of each."""
-        return cls(*(torch.tensor(values).to(device) for values in (users.person, users.moment)))
+        person, moment = (torch.tensor(v).to(device) for v in (users.person, users.moment))
+        return cls(person, moment, users.given, users.elsewhere)
 
 
 class ProfileInputs(nn.Module):
@@ -97,7 +107,36 @@ class ProfileInputs(nn.Module):
         wanted = first * (len(self.clock) + 1) + earlier
         place = (torch.searchsorted(self.keys, wanted) - 1).clamp(min=0)
         known = (self.keys[place] < wanted) & (self.persons[place] == asking.person)
-        return torch.where(known.unsqueeze(1), self.of_rows(place), self.absent)
+        found = torch.where(known.unsqueeze(1), self.of_rows(place), self.absent)
+        return found if asking.given is None else self.with_given(found, asking.given)
+
+    def with_given(self, stored: Tensor, given: GivenProfiles) -> Tensor:
+        """Returns f32[N, W] of persons: `stored`, but for those who bring a profile along."""
+        num = len(given.rows.known)
+        own = self.over(given).of_rows(torch.arange(num, device=stored.device))
+        place = torch.from_numpy(given.place).to(stored.device)
+        row = torch.where(place == NONE, num, place.clamp(min=0))
+        vectors = torch.cat([own, self.absent.unsqueeze(0)])[row]
+        return torch.where((place >= 0).logical_or(place == NONE).unsqueeze(1), vectors, stored)
+
+    def over(self, given: GivenProfiles) -> "ProfileInputs":
+        """Returns the same maps over other rows."""
+        twin, none = shallow(self), self.persons[:0]
+        assert isinstance(twin, ProfileInputs)
+        rows, device = given.rows, self.codes.device
+        several = zip(self.several, rows.several, strict=True)
+        vectors = zip(self.vectors, rows.vectors, strict=True)
+        twin.several = nn.ModuleList(
+            own.with_rows(none, more) for own, more in several if isinstance(own, PooledValues)
+        )
+        twin.vectors = nn.ModuleList(
+            own.with_rows(none, more) for own, more in vectors if isinstance(own, ReadyVectors)
+        )
+        twin.codes = category_codes(rows).to(device)
+        twin.numbers = torch.from_numpy(rows.numeric).to(device)
+        if given.texts is not None:
+            twin.texts = torch.from_numpy(given.texts).to(device)
+        return twin
 
     def of_rows(self, place: Tensor) -> Tensor:
         """Returns f32[N, W] of rows i64[N] of the table."""

@@ -186,7 +186,7 @@ class Recommender(nn.Module):
         beside = inputs.outcome_vectors(samples.outcomes)
         user = self.interest(candidate, items, history, samples.ages, mask, beside)
         identity = self.user_vectors(name, samples.user)
-        asking = Asking(samples.person, samples.moment)
+        asking = Asking(samples.person, samples.moment, samples.given)
         user, identity = self.with_profiles(name, asking, user, identity)
         columns = inputs.row_columns(samples, mask)
         columns = columns + inputs.outcome_columns(cosine, mask, samples.outcomes)

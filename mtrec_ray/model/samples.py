@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.data.given_profiles import GivenProfiles
 from mtrec_ray.data.shards import OUTCOME, SEVERAL, WEIGHT
 
 
@@ -29,6 +30,7 @@ class Samples:
         outcomes: i64[N, H], what came of the history's items (`data/outcomes.py`); 0 where the data
             does not tell.
         weights: f32[N], of rows in the losses of the tasks; 1 where the data has none.
+        given: profiles that the users bring along; None in training, as there are none.
     """
 
     items: Tensor
@@ -44,6 +46,7 @@ class Samples:
     labels: Tensor
     weights: Tensor
     several: Tensor
+    given: GivenProfiles | None = None
 
     @property
     def candidate_items(self) -> Tensor:
@@ -58,8 +61,9 @@ class Samples:
 
     def some(self, rows: Tensor) -> "Samples":
         """Returns the samples that `rows` i64[M] name, which refer to the same distinct items."""
-        names = [f.name for f in fields(self) if f.name != "items"]
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        names = [f.name for f in fields(self) if f.name not in ("items", "given")]
+        given = self.given and self.given.take(rows.cpu().numpy())
+        return replace(self, given=given, **{name: getattr(self, name)[rows] for name in names})
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> "Samples":

@@ -24,11 +24,12 @@ class Limits(Section):
     events: PositiveInt = Field(default=1_000, description="Events of a request, at most.")
     requests_per_s: PositiveFloat = Field(
         default=200.0,
-        description="Requests a second of a client address, at most, at each replica; short bursts "
-        "of as many are answered.",
+        description="Requests a second of a client address, at most, of which each replica lets in "
+        "an equal part; short bursts of as many are answered.",
     )
     in_flight: PositiveInt = Field(
-        default=64, description="Requests of a client address that are under way, at most."
+        default=64,
+        description="Requests of a client address that are under way, at most, shared alike.",
     )
     queue: PositiveInt = Field(
         default=64,

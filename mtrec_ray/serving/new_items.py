@@ -37,6 +37,7 @@ from mtrec_ray.data.vectors import VectorScale, fit_scale, vector_blocks, vector
 from mtrec_ray.project.base import ProjectError, refuse, shorten
 from mtrec_ray.project.items import Items
 from mtrec_ray.project.project import Project
+from mtrec_ray.serving.json_values import converts, read_value
 
 Columns = Mapping[str, Any]
 
@@ -128,7 +129,7 @@ class NewItemReader:
         """Returns new items of ids and columns that have no mistake."""
         table = pa.table(
             {
-                name: pa.array([columns.get(name) for _, columns in new], kind)
+                name: pa.chunked_array([read_value(columns.get(name), kind) for _, columns in new])
                 for name, kind in self.types.items()
                 if name != self.items.id
             }
@@ -230,12 +231,3 @@ def standard(column: pa.ChunkedArray, scale: VectorScale | None) -> np.ndarray:
     assert scale is not None
     blocks = [scale.of(block) for block in vector_blocks(column, len(scale.mean))]
     return np.concatenate(blocks).astype(np.float16)
-
-
-def converts(value: Any, kind: pa.DataType) -> bool:
-    """Returns whether a value can stand in a column of a type."""
-    try:
-        pa.array([value], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-        return False
-    return True

@@ -169,7 +169,11 @@ class Answer:
     @property
     def candidates(self) -> Candidates:
         """The best items of each source, sorted by user, then by item."""
-        return choose(self.scores, self.hidden, len(self.asked))
+        return self.at_least(0)
+
+    def at_least(self, num: int) -> Candidates:
+        """Returns the same, with others where they are fewer than so many."""
+        return choose(self.scores, self.hidden, len(self.asked), least=num)
 
 
 def ask(

@@ -165,7 +165,7 @@ class ListRanker:
         times = np.full(len(users), wish.end) if self.ranker.layout.timed else None
         moments = Moments(users.person, times, END)
         answer = ask(sources, moments, self.ranker, users, exclude_met=wish.exclude_seen)
-        return answer.candidates
+        return answer.at_least(wish.k)
 
     def sources_of(self, wish: Wish) -> Sources:
         """Returns the sources as they are asked for what is known now, about allowed items."""

@@ -6,6 +6,7 @@ opinion beside it (`second_opinion.py`).
 Letters: N rows, T tasks, F columns, D width of text vectors, E main components of the texts.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ import torch
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.columns import hash_ints
+from mtrec_ray.data.given_profiles import GivenProfiles
 from mtrec_ray.data.kinds import OBJECTIVES, fitted_scale
 from mtrec_ray.data.prepared import Prepared, PreparedScenario
 from mtrec_ray.data.profiles import Profiles
-from mtrec_ray.data.shards import MOMENT, OUTCOME, SEVERAL, WEIGHT, Arrays, read_rows
+from mtrec_ray.data.shards import GIVEN, MOMENT, OUTCOME, SEVERAL, WEIGHT, Arrays, read_rows
 from mtrec_ray.model.history import cosines, similarity_summary
 from mtrec_ray.model.outcomes import taken_and_passed_over
 from mtrec_ray.project.project import Project
@@ -83,6 +85,12 @@ class Columns:
         self.num_categorical = catalogue.categorical.shape[1] + len(facts.category_sizes)
         self.num_categorical += len(profiles.facts.vocabularies) if profiles else 0
 
+    def with_given(self, given: GivenProfiles) -> "Columns":
+        """Returns the same columns, which know profiles that users bring along."""
+        twin = copy.copy(self)
+        twin.profiles = self.profiles and self.profiles.with_given(given)
+        return twin
+
     @classmethod
     def of(cls, project: Project, prepared: Prepared, name: str) -> "Columns":
         """Returns the columns of a scenario, whose texts the pretrained encoder reads."""
@@ -123,7 +131,8 @@ class Columns:
     def profile_places(self, rows: Arrays) -> Ints:
         """Returns i64[N]: where the users' profiles lie as of the rows; -1 without one."""
         assert self.profiles is not None
-        return self.profiles.places(rows["person"], rows.get(MOMENT, rows["time"]))
+        place = self.profiles.places(rows["person"], rows.get(MOMENT, rows["time"]))
+        return self.profiles.places_given(place, rows[GIVEN]) if GIVEN in rows else place
 
     def text(self, rows: Arrays) -> Float32s:
         """Returns f32[N, 3 + E] (or 9 + E): cosines of candidate and history, main components.
@@ -132,19 +141,18 @@ class Columns:
         """
         columns = [self.similarity(rows), self.reduced[rows["item"]]]
         if self.profiles and self.profiles.texts is not None:
-            columns.append(self.likeness(self.profiles.texts, rows))
+            columns.append(self.likeness(self.profiles, rows))
         return np.concatenate(columns, 1)
 
-    def likeness(self, texts: Float32s, rows: Arrays) -> Float32s:
-        """Returns f32[N, 1]: cosines of candidates and users' texts f32[P, D]; NaN without one."""
+    def likeness(self, profiles: Profiles, rows: Arrays) -> Float32s:
+        """Returns f32[N, 1]: cosines of candidates and users' texts; NaN without one."""
         place, found = self.profile_places(rows), []
         for start in range(0, len(place), BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
             item = self.vectors[torch.from_numpy(rows["item"][part].astype(np.int64))]
-            user = torch.from_numpy(texts[place[part]])
+            user = torch.from_numpy(profiles.texts_of(place[part]))
             found.append(torch.nn.functional.cosine_similarity(item, user, dim=1))
-        cosines = torch.cat(found).numpy()[:, None]
-        return np.where(place[:, None] >= 0, cosines, np.float32(np.nan))
+        return torch.cat(found).numpy()[:, None]
 
     def similarity(self, rows: Arrays) -> Float32s:
         """Returns f32[N, 3]: cosine of candidate and history, mean, maximum and latest.

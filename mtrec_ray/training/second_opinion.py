@@ -7,7 +7,7 @@ Letters: N rows, T tasks.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 from mtrec_ray.data import storage
 from mtrec_ray.data.arrays import Bools, Float32s, Ints
 from mtrec_ray.data.columns import hash_ints
+from mtrec_ray.data.given_profiles import GivenProfiles
 from mtrec_ray.data.kinds import own_units
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.shards import Arrays
@@ -57,6 +58,10 @@ class TreeModel:
             for task, trees in self.boosters.items()
         }
         return {task: own_units(kinds[task], values) for task, values in found.items()}
+
+    def with_given(self, given: GivenProfiles) -> "TreeModel":
+        """Returns the same trees, which know profiles that users bring along."""
+        return replace(self, columns=self.columns.with_given(given))
 
     def save(self, folder: str) -> None:
         """Write the trees of each task as text, and the components that their columns need."""

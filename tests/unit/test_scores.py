@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from mtrec_ray.candidates import search_index
+from mtrec_ray.candidates.candidates import choose
 from mtrec_ray.candidates.popularity import RecentPopularity, TotalPopularity
 from mtrec_ray.candidates.scores import (
     LATEST,
@@ -123,6 +124,69 @@ def test_main_components_say_nearly_what_whole_texts_say(monkeypatch):
     items, _ = texts.index.search(texts.vectors["shop"][:40], 1)
     assert (items[:, 0] == np.arange(40)).mean() > 0.9
     assert Texts.of({"shop": vectors[:100]}, "shop").index is None
+
+
+def ruled(rng, vectors, allowed):
+    """What a rule on the items of a large catalogue hides, and items that users have met."""
+    num = len(vectors)
+    anything, none = np.ones(num, bool), np.zeros(num, int)
+    met = (np.repeat(np.arange(20), 30), rng.integers(0, num, 600))
+    share = float(allowed.mean())
+    assert (share < 1) == (allowed != anything).any()
+    return Hidden(met, allowed, none, None, share)
+
+
+@pytest.mark.parametrize(("allowed", "up_to"), [(3, 100), (60, 100), (400, 100), (4000, 1000)])
+def test_a_rule_on_a_large_catalogue_leaves_the_best_that_pass(allowed, up_to, monkeypatch):
+    """The items that a rule lets pass are far from the users: an index alone finds hardly one."""
+    monkeypatch.setattr(search_index, "EXACT_UP_TO", up_to)
+    rng = np.random.default_rng(3)
+    vectors, options = large(rng, 5000, 16)
+    index = SearchIndex.of(vectors, None, options)
+    users, history = vectors[:20], np.tile(np.arange(20)[:, None], (1, 3))
+    far = np.zeros(5000, bool)
+    far[np.argsort((users @ vectors.T).max(0))[:allowed]] = True
+    hidden, num = ruled(rng, vectors, far), 40
+    short = index.search(users, num)[0]
+    assert far[short].mean() < 0.2
+    for found, exact in (
+        (VectorScores(users, vectors, index), VectorScores(users, vectors)),
+        (NearestScores(history, vectors, index), NearestScores(history, vectors)),
+    ):
+        best, wanted = found.best(num, hidden), exact.best(num, hidden)
+        assert ((best >= 0).sum(1) == (wanted >= 0).sum(1)).all()
+        assert not hidden.of(np.repeat(np.arange(20), num)[best.ravel() >= 0],
+                             best.ravel()[best.ravel() >= 0]).any()  # fmt: skip
+        if allowed <= 400:  # all that pass are scored
+            np.testing.assert_array_equal(best, wanted)
+
+
+def test_the_only_item_that_passes_is_named():
+    """It has no other to be told apart from; of users who are told nothing it is not named."""
+    rng = np.random.default_rng(4)
+    vectors, options = large(rng, 2000, 16)
+    index = SearchIndex.of(vectors, None, options)
+    hidden = ruled(rng, vectors, np.arange(2000) == 1234)
+    users = np.stack([vectors[0], np.zeros(16, "f4")])
+    history = np.array([[0, 1], [-1, -1]])
+    for scores in (VectorScores(users, vectors, index), NearestScores(history, vectors, index)):
+        assert scores.best(2, hidden).tolist() == [[1234, -1], [-1, -1]]
+
+
+def test_a_long_list_is_filled(monkeypatch):
+    """Users have as many candidates as a list is long, where so many items pass."""
+    monkeypatch.setattr(search_index, "EXACT_UP_TO", 100)
+    rng = np.random.default_rng(5)
+    vectors, options = large(rng, 2000, 16)
+    index, allowed = SearchIndex.of(vectors, None, options), np.arange(2000) % 4 == 0
+    hidden = ruled(rng, vectors, allowed)
+    scores = {"retrieval": VectorScores(vectors[:20], vectors, index)}
+    for least, wanted in ((0, 100), (180, 180), (10**6, 500)):
+        found = choose(scores, hidden, 20, least=least)
+        size = np.bincount(found.user, minlength=20)
+        free = 500 - np.bincount(hidden.met[0][allowed[hidden.met[1]]], minlength=20)
+        assert (size >= np.minimum(wanted, free)).all()
+        assert allowed[found.item].all()
 
 
 def test_a_small_catalogue_has_no_index():

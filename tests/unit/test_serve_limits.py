@@ -41,6 +41,42 @@ def test_a_client_has_a_burst_and_then_a_rate():
         ask(own)
 
 
+def let_in(replicas, per_s, seconds, place):
+    """How many of many requests a second the replicas of a service let in, and the most at once."""
+    clock = [0.0]
+    limits = Limits.model_validate({"requests_per_s": per_s})
+    own = [Limiter(limits, lambda: clock[0], replicas) for _ in range(replicas)]
+    found = []
+    for number in range(10 * per_s * seconds):
+        clock[0] = number / (10 * per_s)
+        try:
+            ask(own[place(number)])
+        except TooManyError:
+            continue
+        found.append(clock[0])
+    return found
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_replicas_let_in_what_one_would(replicas):
+    """Ten times as many ask as may: a burst, and then the rate, however many replicas there are."""
+    found = let_in(replicas, 8, 5, lambda number: number % replicas)
+    assert len(found) == pytest.approx(8 + 8 * 5, abs=replicas)
+    assert sum(time < 0.5 for time in found) <= 8 + 4
+    on_one = let_in(replicas, 8, 5, lambda number: 0)
+    assert len(on_one) == pytest.approx(len(found) / replicas, abs=1)
+
+
+def test_replicas_share_what_is_under_way():
+    """Four at a time are two at each of two replicas; one is always let in."""
+    own, other = (Limiter(Limits(in_flight=4), replicas=2) for _ in range(2))
+    with own.admitted("a"), own.admitted("a"), other.admitted("a"), other.admitted("a"):
+        for full in (own, other):
+            with pytest.raises(TooManyError, match="found more than 4 requests under way"):
+                ask(full)
+    ask(Limiter(Limits(in_flight=1, requests_per_s=0.5), replicas=8))
+
+
 def test_requests_under_way_are_counted():
     """Two at a time; one that ends, well or badly, makes room."""
     own, _ = limiter(in_flight=2)

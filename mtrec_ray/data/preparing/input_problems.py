@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from mtrec_ray.data.columns import is_bytes, is_list, is_plain_number, plain_type
 from mtrec_ray.data.preparing.inputs import (
+    ALLOWED_FILES,
     VECTORS,
     Footer,
     InputTable,
@@ -16,8 +17,6 @@ from mtrec_ray.data.preparing.inputs import (
 )
 from mtrec_ray.project.base import ProjectError, without_options
 from mtrec_ray.project.project import Project
-
-ALLOWED_FILES = "allowed: Parquet, CSV or JSON lines, tables of Delta or Iceberg"
 
 
 def input_problems(project: Project) -> list[str]:

@@ -10,17 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.data import storage
-from mtrec_ray.data.columns import as_text, blank, is_list
+from mtrec_ray.data.columns import as_text, blank, is_list, plain_type
 from mtrec_ray.data.input_files import holds_text, input_files, look_at
 from mtrec_ray.data.storage import FileVersion
 from mtrec_ray.data.vectors import blank_vectors, vector_lists
-from mtrec_ray.project.base import ProjectError, without_options
+from mtrec_ray.project.base import ProjectError, shorten, without_options
 from mtrec_ray.project.depends_on import fingerprint
 from mtrec_ray.project.project import Project
 from mtrec_ray.project.scenario import Scenario
 from mtrec_ray.project.users import Users
 
 READ_THREADS = 16
+ALLOWED_FILES = "allowed: Parquet, CSV or JSON lines, tables of Delta or Iceberg"
 VECTORS = ("items.vectors", "users.vectors")  # fields that name columns of vectors
 
 
@@ -234,6 +235,28 @@ def read_items(project: Project, name: str) -> pa.Table:
 def read_users(project: Project, space: str) -> pa.Table:
     """Returns a table of users, as `read_whole` does."""
     return read_whole(users_table(project, space))
+
+
+def user_types(project: Project, space: str) -> dict[str, pa.DataType]:
+    """Returns the types of the columns of a table of users, as `read_users` has them.
+
+    Raises:
+        ProjectError: the table is not there, or cannot be read.
+    """
+    source = users_table(project, space)
+    try:
+        schemas = [footer.schema for footer in footers(source.path)]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowException, OSError) as error:
+        reason = shorten(str(error))
+        raise ProjectError([f"users.{space}.path: found {reason}; {ALLOWED_FILES}"]) from None
+    vectors = {column for column, field in source.columns if field in VECTORS}
+    return {
+        column: pa.large_list(pa.float32())
+        if column in vectors
+        else plain_type(schema.field(column).type)
+        for column in source.wanted
+    }
 
 
 def read_whole(source: InputTable) -> pa.Table:

@@ -27,6 +27,7 @@ from mtrec_ray.serving.fresh_rows import label_row, persons_of
 from mtrec_ray.serving.fresh_state import FreshState
 from mtrec_ray.serving.incoming import label_problems
 from mtrec_ray.stages.predictions import Beside
+from mtrec_ray.stages.serving.profiles import RequestProfiles, users_by_profile
 from mtrec_ray.stages.serving.requests import Asker, Met
 
 SECOND_MS = 1000
@@ -45,6 +46,7 @@ class Known:
         end: when they ask, in ms.
         columns: the columns f32[m, F] of items i64[m] at that moment; None: those of the end of the
             prepared data.
+        new_values: of each user, the values of a request's profile that training does not know.
     """
 
     users: UserSnapshot
@@ -53,6 +55,7 @@ class Known:
     beside: Callable[[Beside], Beside]
     end: int
     columns: Columns | None = None
+    new_values: Sequence[Mapping[str, list[str]]] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Askers:
         crowd: what these people did until the end of the prepared data; None without lists.
         tasks: by scenario of the crowd, whose positives say what was taken.
         by_clock: whether users ask at the time of the clock, and not just after the latest row.
+        profiles: reads those of requests; None: `no_profiles` says why not.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Askers:
     crowd: Crowd | None
     tasks: Mapping[str, str]
     by_clock: bool = False
+    profiles: RequestProfiles | None = None
+    no_profiles: str = ""
 
     @property
     def state(self) -> FreshState:
@@ -89,7 +95,8 @@ class Askers:
 
     def problems(self, ask: Asker) -> list[str]:
         """Returns a line for each mistake in who asks."""
-        if (ask.user is None) == (ask.history is None):
+        known = (ask.user is not None) + (ask.history is not None)
+        if known > 1 or not (known or ask.profile):
             found = "neither" if ask.user is None else "both"
             return [f"user: found {found} user and history; allowed: one of the two"]
         lines = []
@@ -100,28 +107,54 @@ class Askers:
                 lines.append(f"{found}; allowed: an item of the catalogue of {self.name}")
             tasks = self.layout.scenario.tasks
             lines += [f"{where}.{line}" for line in label_problems(tasks, met.labels)]
-        return lines
+        return lines + self.profile_problems(ask)
+
+    def profile_problems(self, ask: Asker) -> list[str]:
+        """Returns a line for each mistake in a request's profile."""
+        if ask.profile is None:
+            return []
+        if self.profiles is None:
+            return [f"profile: {self.no_profiles}"]
+        stored = ask.user is not None
+        return [f"profile.{x}" for x in self.profiles.reader.problems(ask.profile, stored=stored)]
 
     def known(self, asks: Sequence[Asker]) -> Known:
         """Returns what is known of those who ask, in their order."""
         clock = round(time.time() * SECOND_MS) if self.by_clock else 0
         moment = self.state.now(clock)
         ids = [ask.user or request_id(number) for number, ask in enumerate(asks)]
-        distinct = list(dict.fromkeys(ids))
+        first, place = users_by_profile(ids, [ask.profile for ask in asks])
         own = self.rows_of_requests(asks, moment)
         stored = persons_of([ask.user for ask in asks if ask.user is not None])
         rows = concatenate([self.state.rows_of(np.unique(stored)), own])
-        users = self.state.users_of(rows, distinct, moment)
-        place = {name: number for number, name in enumerate(distinct)}
+        users, new_values = self.users(
+            [asks[n] for n in first], [ids[n] for n in first], rows, moment
+        )
         crowd = None if self.crowd is None else self.crowd_of(users.person, own)
         return Known(
             users=users,
-            place=np.array([place[name] for name in ids]),
+            place=place,
             crowd=crowd,
-            beside=lambda beside: self.told(beside, users.person, crowd, own),
+            beside=lambda beside: self.told(beside, users, crowd, own),
             end=self.end(clock),
             columns=self.columns(moment),
+            new_values=new_values,
         )
+
+    def users(
+        self, asks: Sequence[Asker], ids: Sequence[str], rows: Arrays, moment: int
+    ) -> tuple[UserSnapshot, Sequence[Mapping[str, list[str]]]]:
+        """Returns users with the profile that each asks with, and what values of it are unknown.
+
+        `rows`: all that they have; one who asks with two profiles is there twice.
+        """
+        distinct = list(dict.fromkeys(ids))
+        users = self.state.users_of(rows, distinct, moment)
+        if len(distinct) < len(ids):
+            users = users.take(np.array([distinct.index(name) for name in ids]))
+        if self.profiles is None:
+            return users, [{}] * len(ids)
+        return self.profiles.given_to(users, [ask.profile for ask in asks])
 
     def end(self, clock: int) -> int:
         """Returns when all labels of the crowd's rows are known, in ms; not before a clock."""
@@ -150,9 +183,12 @@ class Askers:
             found[self.name] = with_rows(found[self.name], own, self.layout, column)
         return Crowd(found)
 
-    def told(self, beside: Beside, persons: Ints, crowd: Crowd | None, own: Arrays) -> Beside:
-        """Returns what stands beside the network, as it knows what some persons did by now."""
+    def told(self, beside: Beside, users: UserSnapshot, crowd: Crowd | None, own: Arrays) -> Beside:
+        """Returns what stands beside the network, as it knows what some users did by now."""
+        persons, trees = users.person, beside.trees
         sources, labels = beside.sources, beside.labels
+        if trees is not None and users.given is not None:
+            trees = trees.with_given(users.given)
         if sources is not None and crowd is not None:
             sources = replace(sources, crowd=crowd)
         if labels is not None:
@@ -164,7 +200,7 @@ class Askers:
                 for by_task in (labels.of_crowd, labels.own)
             )
             labels = replace(labels, own=of_own, of_crowd=of_crowd)
-        return replace(beside, sources=sources, labels=labels)
+        return replace(beside, trees=trees, sources=sources, labels=labels)
 
     def labels_now(self, task: str, source: LabelSource, persons: Ints, own: Arrays) -> LabelSource:
         """Returns a source of labels with those that some persons gave by now."""

@@ -7,12 +7,16 @@ in one call.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import ray
 
+from mtrec_ray.data.arrays import Float32s
+from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.end_states import items_at_end, stored_users
 from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.profiles import Profiles
 from mtrec_ray.model.encoder import TextEncoder
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.project.base import ProjectError
@@ -22,6 +26,7 @@ from mtrec_ray.serving.fresh_crowd import FreshTimeline
 from mtrec_ray.serving.fresh_state import FreshState
 from mtrec_ray.serving.incoming import event_problems
 from mtrec_ray.serving.new_items import NewItemReader
+from mtrec_ray.serving.profile_reader import ProfileReader
 from mtrec_ray.stages.finetuning.chosen_model import model_kind
 from mtrec_ray.stages.list_inputs import layout_of, user_space
 from mtrec_ray.stages.list_ranker import PairScorer
@@ -32,6 +37,7 @@ from mtrec_ray.stages.serving.explain_words import load_encoder
 from mtrec_ray.stages.serving.filters import ItemFilters
 from mtrec_ray.stages.serving.item_texts import ItemTexts
 from mtrec_ray.stages.serving.new_items import Encoders, NewItemScorer
+from mtrec_ray.stages.serving.profiles import RequestProfiles
 from mtrec_ray.stages.serving.requests import (
     Answer,
     ConflictError,
@@ -119,6 +125,7 @@ class Engine:
                 lambda: self.encoder_of(served.model),
                 lambda: self.other_of(scenario),
                 limits.history,
+                self.texts_of,
             )
         return self.opened[scenario]
 
@@ -127,6 +134,10 @@ class Engine:
         if model not in self.exact:
             self.exact[model] = load_encoder(model)
         return self.exact[model]
+
+    def texts_of(self, name: str) -> ItemTexts | None:
+        """Returns the texts of a scenario's items; None of one that is not served."""
+        return self.scenarios[name].texts if name in self.scenarios else None
 
     def other_of(self, name: str) -> tuple[ListKind, Ranker] | None:
         """Returns the model of a scenario that does not answer, loaded at its first use."""
@@ -262,4 +273,30 @@ class Engine:
         crowd = None if served.maker is None else ray.get(served.maker.inputs.crowd)
         tasks = {o: own.maker.inputs.task for o, own in people.items() if own.maker is not None}
         by_clock = self.version.project.serve.moment == "clock"
-        return Askers(name, states, crowd, tasks, by_clock)
+        profiles, why_not = self.profiles(name, served, space)
+        return Askers(name, states, crowd, tasks, by_clock, profiles, why_not)
+
+    def profiles(
+        self, name: str, served: ServedScenario, space: str
+    ) -> tuple[RequestProfiles | None, str]:
+        """Returns what reads profiles of requests; None, and the reason, if nothing."""
+        project, prepared = self.version.project, served.model.open_prepared()
+        if space not in project.users or space not in prepared.users:
+            return None, f"found one; allowed: none, as {name} has no table of users"
+        try:
+            reader = ProfileReader.of(project, space, prepared.users[space])
+        except ProjectError as error:
+            return None, error.problems[0]
+
+        @cache
+        def stored() -> Profiles:
+            found = prepared.profiles(name)
+            assert found is not None
+            return found
+
+        def encode(texts: Catalogue) -> Float32s:
+            device = self.loaded[served.model][1].device
+            found = self.encoders.read_users(served.model.project, name, texts, device)
+            return found.cpu().numpy()
+
+        return RequestProfiles(reader, stored, encode), ""

@@ -11,6 +11,7 @@ import torch
 
 from mtrec_ray.candidates.candidates import Candidates
 from mtrec_ray.data.arrays import Float32s, Ints
+from mtrec_ray.data.elsewhere import Taken
 from mtrec_ray.data.preparing.statistics import (
     CALENDAR_NAMES,
     NO_WINDOWS,
@@ -25,8 +26,16 @@ from mtrec_ray.data.snapshot import (
     no_category_statistics,
 )
 from mtrec_ray.model.encoder import TextEncoder
+from mtrec_ray.model.profiles import Asking
 from mtrec_ray.stages.ranker import Ranker
+from mtrec_ray.stages.serving.explain_columns import (
+    ColumnEffect,
+    column_effects,
+    profile_variants,
+    strongest,
+)
 from mtrec_ray.stages.serving.explain_words import WordEffects, word_effects
+from mtrec_ray.stages.serving.profiles import RequestProfiles
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,22 @@ class HistoryEffect:
     place: int
     item: int
     item_id: str
+    effect: float
+
+
+@dataclass(frozen=True)
+class ElsewhereEffect:
+    """What an item that the user took in another scenario does to the score.
+
+    Attributes:
+        place: among these items, 0 is the latest.
+        scenario: where he took it; `item`: its row in the catalogue there.
+        effect: the score less that of the same user without it.
+    """
+
+    place: int
+    scenario: str
+    item: int
     effect: float
 
 
@@ -72,7 +97,9 @@ class Explanation:
         score: the blend of the predictions by which the scenario ranks.
         predictions: by task; with them any other blend is computed.
         blend: the weights of the tasks.
-        history, statistics: effects, the strongest first.
+        history, elsewhere, profile, columns, statistics: effects, the strongest first; `elsewhere`
+            of items that the user took in other scenarios, `columns` of those of the catalogue,
+            `profile` of those of the table of users.
         words: None without an encoder.
     """
 
@@ -82,6 +109,9 @@ class Explanation:
     predictions: dict[str, float]
     blend: dict[str, float]
     history: list[HistoryEffect]
+    elsewhere: list[ElsewhereEffect]
+    profile: list[ColumnEffect]
+    columns: list[ColumnEffect]
     statistics: list[StatisticEffect]
     words: WordEffects | None
 
@@ -89,9 +119,17 @@ class Explanation:
 class Explainer:
     """Explains the scores of a scenario's model."""
 
-    def __init__(self, ranker: Ranker, encoder: TextEncoder | None = None) -> None:
-        """`encoder`: of the ranker's model, in fp32; without it no words are explained."""
-        self.ranker, self.encoder = ranker, encoder
+    def __init__(
+        self,
+        ranker: Ranker,
+        encoder: TextEncoder | None = None,
+        profiles: RequestProfiles | None = None,
+    ) -> None:
+        """`encoder`: of the ranker's model, in fp32; without it no words are explained.
+
+        `profiles` reads those of users; without it these are not explained.
+        """
+        self.ranker, self.encoder, self.profiles = ranker, encoder, profiles
         self.ids = ranker.items.ids
 
     def explain(
@@ -116,6 +154,9 @@ class Explainer:
             predictions=dict(zip(tasks, predicted[0].tolist(), strict=False)),
             blend=dict(self.ranker.by),
             history=self.history(user, item, numeric),
+            elsewhere=self.elsewhere(user, item, numeric),
+            profile=self.profile(user, item, numeric),
+            columns=column_effects(self.ranker, user, item, numeric),
             statistics=self.statistics(user, item, numeric),
             words=None if self.encoder is None else self.words(user, item, text, numeric),
         )
@@ -129,13 +170,50 @@ class Explainer:
         """
         places = np.flatnonzero(user.history[0] >= 0)
         users = without_each(user, places)
-        own = self.ranker.items.numeric[item] if numeric is None else numeric
-        scores = self._scores(users, item, np.repeat(own[None], len(users), 0))
+        scores = self._scores(*self._variants(users, item, numeric))
         found = [
             HistoryEffect(int(p), int(met), str(self.ids[met]), float(scores[0] - score))
             for p, met, score in zip(places, user.history[0, places], scores[1:], strict=True)
         ]
-        return sorted(found, key=lambda effect: -abs(effect.effect))
+        return strongest(found)
+
+    def elsewhere(
+        self, user: UserSnapshot, item: int, numeric: Float32s | None = None
+    ) -> list[ElsewhereEffect]:
+        """Returns what each item taken in another scenario does to the score."""
+        name, model = self.ranker.name, self.ranker.model
+        if name not in model.elsewhere or model.use_general_head:
+            return []
+        side = model.elsewhere_side(name)
+        asking = Asking.of(user, self.ranker.text.device)
+        taken = Taken(*(values.cpu().numpy() for values in side.taken(asking)))
+        places = np.flatnonzero(taken.items[0] >= 0)
+        scores = self._scores(*self._variants(without_taken(user, taken, places), item, numeric))
+        facts, met = side.timeline.facts, taken.items[0, places]
+        origins = facts.origins(met)
+        found = [
+            ElsewhereEffect(
+                int(place), facts.scenarios[origin], int(one - facts.bases[origin]),
+                float(scores[0] - score),
+            )
+            for place, one, origin, score in zip(places, met, origins, scores[1:], strict=True)
+        ]  # fmt: skip
+        return strongest(found)
+
+    def profile(
+        self, user: UserSnapshot, item: int, numeric: Float32s | None = None
+    ) -> list[ColumnEffect]:
+        """Returns what the profile and each of its columns do to the score; none without one."""
+        model = self.ranker.model
+        if self.ranker.facts.user_space not in model.profiles or model.use_general_head:
+            return []
+        columns, given = profile_variants(user, self.profiles)
+        if given is None:
+            return []
+        users = replace(joined([user] * len(given.place)), given=given)
+        scores = self._scores(*self._variants(users, item, numeric))
+        found = zip(columns, scores[1:], strict=True)
+        return strongest([ColumnEffect(c, float(scores[0] - score)) for c, score in found])
 
     def statistics(
         self, user: UserSnapshot, item: int, numeric: Float32s | None = None
@@ -151,7 +229,7 @@ class Explainer:
             StatisticEffect(variant.group, variant.columns, float(scores[0] - score))
             for variant, score in zip(variants, scores[1:], strict=True)
         ]
-        return sorted(found, key=lambda effect: -abs(effect.effect))
+        return strongest(found)
 
     def words(
         self,
@@ -163,6 +241,13 @@ class Explainer:
         """Returns what each word of the item's text does to the score."""
         assert self.encoder is not None
         return word_effects(self.ranker, self.encoder, user, item, text, numeric)
+
+    def _variants(
+        self, users: UserSnapshot, item: int, numeric: Float32s | None
+    ) -> tuple[UserSnapshot, int, Float32s]:
+        """Returns users, an item and its columns f32[K, F], the same for all of them."""
+        own = self.ranker.items.numeric[item] if numeric is None else numeric
+        return users, item, np.repeat(own[None], len(users), 0)
 
     def _scores(self, users: UserSnapshot, item: int, numeric: Float32s) -> Float32s:
         predicted = self._predictions(users, np.full(len(users), item), numeric)
@@ -241,11 +326,7 @@ def without_each(user: UserSnapshot, places: Ints) -> UserSnapshot:
 
     The items after it move up, as if it had never been there.
     """
-    width = user.history.shape[1]
-    order = np.tile(np.arange(width + 1), (len(places) + 1, 1))  # the last place is empty
-    for row, place in enumerate(places, 1):
-        order[row] = np.concatenate([np.delete(np.arange(width), place), [width, width]])
-    order = order[:, :width]
+    order = orders_without(user.history.shape[1], places)
 
     def moved(values: Ints, empty: int) -> Ints:
         return np.concatenate([values[0], [empty]])[order]
@@ -259,21 +340,45 @@ def without_each(user: UserSnapshot, places: Ints) -> UserSnapshot:
     )
 
 
+def orders_without(width: int, places: Ints) -> Ints:
+    """Returns i64[K + 1, width]: all places, and then all without each of the K; `width`: none."""
+    order = np.tile(np.arange(width + 1), (len(places) + 1, 1))
+    for row, place in enumerate(places, 1):
+        order[row] = np.concatenate([np.delete(np.arange(width), place), [width, width]])
+    return order[:, :width]
+
+
+def without_taken(user: UserSnapshot, taken: Taken, places: Ints) -> UserSnapshot:
+    """Returns the user, and then the user without what he took elsewhere at each of the places.
+
+    As in a timeline, what is older moves up.
+    """
+    order = orders_without(taken.items.shape[1], places)
+    items = np.concatenate([taken.items[0], [-1]])[order]
+    ages = np.concatenate([taken.ages[0], [0]])[order]
+    return replace(joined([user] * len(order)), elsewhere=Taken(items, ages))
+
+
 def joined(users: Sequence[UserSnapshot]) -> UserSnapshot:
-    """Returns the users of several snapshots, one after another."""
+    """Returns the users of several snapshots, one after another; they bring the same profiles."""
 
     def all_of(field: str) -> np.ndarray:
         return np.concatenate([getattr(own, field) for own in users])
 
+    first = users[0]
     starts = np.cumsum([0, *(len(own) for own in users)])
+    places = [own.given.place for own in users if own.given]
+    taken = [own.elsewhere for own in users if own.elsewhere]
     fields = ("ids", "person", "moment", "user", "history", "ages", "numeric")
     return UserSnapshot(
         **{name: all_of(name) for name in fields},
         categories={
             column: joined_pairs([own.categories[column] for own in users], starts)
-            for column in users[0].categories
+            for column in first.categories
         },
-        outcomes=None if users[0].outcomes is None else all_of("outcomes"),
+        outcomes=None if first.outcomes is None else all_of("outcomes"),
+        given=first.given and replace(first.given, place=np.concatenate(places)),
+        elsewhere=Taken(*map(np.concatenate, zip(*taken, strict=True))) if taken else None,
     )
 
 

@@ -111,7 +111,8 @@ class ItemScore:
         pair = np.zeros(1, np.int64), np.array([item])
         arrays = rows_of_pairs(ranker.layout, user, ranker.items, *pair, own)
         labels = np.zeros((1, len(ranker.facts.tasks)), np.float32)
-        self.row = Samples.of({**arrays, "time": user.moment, "labels": labels})
+        row = Samples.of({**arrays, "time": user.moment, "labels": labels})
+        self.row = replace(row, given=user.given)
         self.past = torch.tensor(user.history[0][user.history[0] >= 0])
 
     @property

@@ -36,11 +36,21 @@ class Client:
 
 
 class Limiter:
-    """Lets clients ask so many requests a second, a burst of as many, and so many at a time."""
+    """Lets clients ask so many requests a second, a burst of as many, and so many at a time.
 
-    def __init__(self, limits: Limits, now: Callable[[], float] = time.monotonic) -> None:
+    The limits are those of the service: each of its replicas, which share the requests evenly, lets
+    in an equal part. So all together never let in more, whatever the store of events is, and a
+    replica asks no other before it answers.
+    """
+
+    def __init__(
+        self, limits: Limits, now: Callable[[], float] = time.monotonic, replicas: int = 1
+    ) -> None:
+        """`replicas`: of the service."""
         self.limits, self.now = limits, now
-        self.burst = max(limits.requests_per_s, 1.0)
+        self.rate = limits.requests_per_s / replicas
+        self.burst = max(self.rate, 1.0)
+        self.in_flight = max(limits.in_flight // replicas, 1)
         self.clients: OrderedDict[str, Client] = OrderedDict()
 
     @contextmanager
@@ -51,14 +61,13 @@ class Limiter:
             TooManyError: the client asks too often, or too much at a time.
         """
         client = self.client(name)
-        if client.in_flight >= self.limits.in_flight:
+        if client.in_flight >= self.in_flight:
             found = f"found more than {self.limits.in_flight} requests under way"
             raise TooManyError(f"requests: {found}; allowed: wait for answers", 1)
         self.fill(client)
         if client.tokens < 1:
-            rate = self.limits.requests_per_s
-            line = f"requests: found more than {rate:g} a second; allowed: fewer"
-            raise TooManyError(line, (1 - client.tokens) / rate)
+            line = f"requests: found more than {self.limits.requests_per_s:g} a second"
+            raise TooManyError(f"{line}; allowed: fewer", (1 - client.tokens) / self.rate)
         client.tokens -= 1
         client.in_flight += 1
         try:
@@ -79,7 +88,7 @@ class Limiter:
     def fill(self, client: Client) -> None:
         """Give a client what the time since then allows."""
         now = self.now()
-        more = (now - client.filled) * self.limits.requests_per_s
+        more = (now - client.filled) * self.rate
         client.tokens, client.filled = min(client.tokens + more, self.burst), now
 
 

@@ -65,12 +65,19 @@ class Encoders:
         self, project: Project, name: str, texts: Catalogue, device: torch.device
     ) -> Tensor:
         """Returns f32[m, D]: vectors of length 1 by the pretrained encoder, as f16 keeps them."""
+        found = self.read_users(project, name, texts, device)
+        return torch.nn.functional.normalize(found, dim=1).half().float()
+
+    @torch.no_grad()
+    def read_users(
+        self, project: Project, name: str, texts: Catalogue, device: torch.device
+    ) -> Tensor:
+        """Returns f32[m, D]: vectors of texts by the pretrained encoder."""
         if self.pretrained is None:
             options = project.model.encoder.model_copy(update={"trainable": "none"})
             encoder = TextEncoder(options).to(device).eval()
             self.pretrained = (encoder, autocast_for(device, project.training.precision))
-        found = read_by(*self.pretrained, name, texts, device)
-        return torch.nn.functional.normalize(found, dim=1).half().float()
+        return read_by(*self.pretrained, name, texts, device)
 
 
 def read_by(

@@ -76,7 +76,7 @@ History = list[Annotated[Met, BeforeValidator(read_met)]]
 
 
 class Asker(Message):
-    """Who asks: a user whose state is stored, or a history of its own."""
+    """Who asks: a user whose state is stored, or a history and a profile of the request."""
 
     user: Text | None = Field(
         default=None, description="Id of a user. null: `history` says what he did."
@@ -84,6 +84,10 @@ class Asker(Message):
     history: History | None = Field(
         default=None, description="What somebody met, the latest last; ids, or mappings."
     )
+    profile: dict[Text, Value] | None = Field(
+        default=None, min_length=1,
+        description="Columns of the table of users. Of a stored user they win over his row's.",
+    )  # fmt: skip
 
 
 class RecommendRequest(Asker):
@@ -178,6 +182,9 @@ class Answer(Message):
     model: Literal["joint", "finetuned", "zero-shot"] = Field(description="Which model answered.")
     version: str = Field(description="Which version of the models answered.")
     new_user: bool = Field(description="Whether training has no row of the user.")
+    new_values: dict[str, list[str]] = Field(
+        default={}, description="Values of the request's profile that training does not know."
+    )
     seconds: float = Field(default=0.0, description="From the request to the answer.")
 
 

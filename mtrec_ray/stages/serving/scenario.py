@@ -154,7 +154,7 @@ class ScenarioEngine:
         return RecommendAnswer(
             model=self.kind,
             version=self.version,
-            new_user=bool(known.users.user[place] == 0),
+            **new_to_training(known, place),
             ordered_by="list model" if weights_of(ask) is None else "predictions",
             items=[
                 Ranked(
@@ -232,7 +232,7 @@ class ScenarioEngine:
         return ScoreAnswer(
             model=self.kind,
             version=self.version,
-            new_user=bool(known.users.user[place] == 0),
+            **new_to_training(known, place),
             items=[
                 Scored.model_validate(self.told(item_of[one.item], next(found)))
                 if one.item in item_of
@@ -271,6 +271,13 @@ def wish_of(known: Known, k: int, *, seen: bool) -> Wish:
         end=known.end,
         columns=known.columns,
     )
+
+
+def new_to_training(known: Known, place: int) -> dict[str, Any]:
+    """Returns what an answer says of a user that training does not know."""
+    told: dict[str, Any] = {"new_user": bool(known.users.user[place] == 0)}
+    values = known.new_values[place] if known.new_values else {}
+    return told | ({"new_values": dict(values)} if values else {})
 
 
 def alike(ask: RecommendRequest) -> str:

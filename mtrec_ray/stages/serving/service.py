@@ -47,7 +47,8 @@ class Service:
         self, control: Control, store: EventStore, options: Serve, replica: str = "0"
     ) -> None:
         self.control, self.store, self.options = control, store, options
-        self.metrics, self.limiter = Metrics(replica), Limiter(options.limits)
+        self.metrics = Metrics(replica)
+        self.limiter = Limiter(options.limits, replicas=options.replicas)
         self.engines: dict[str, Engine] = {}
         self.failed: dict[str, list[str]] = {}
         self.rows: Sequence[Row] = ()
@@ -89,6 +90,8 @@ class Service:
         user = request.user or ""
         if request.user is None and request.history:
             user = "\0".join(met.item for met in request.history)
+        elif request.user is None and request.profile:
+            user = repr(sorted(request.profile.items()))
         name = chosen([row for row in self.rows if row.name in self.engines], user)
         if name is None:
             raise NotReadyError

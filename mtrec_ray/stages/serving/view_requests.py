@@ -11,6 +11,7 @@ from mtrec_ray.stages.serving.requests import (
     Ranked,
     RequestError,
     Text,
+    Value,
     Weight,
 )
 
@@ -47,8 +48,8 @@ class UserAnswer(Message):
 
     user: str
     new_user: bool = Field(description="Whether training has no row of the user.")
-    profile: dict[str, str] = Field(
-        description="His row of the table of users, where there is one."
+    profile: dict[str, Value] = Field(
+        description="His row of the table of users, where there is one, as a request has it."
     )
     rows: int = Field(description="Rows of the user; `history` has the latest of them.")
     history: list[MetItem] = Field(description="What the user met, the latest last.")
@@ -71,6 +72,23 @@ class HistoryPart(Message):
     item: str
     text: str | None
     effect: float = Field(description="The score less that without the item.")
+
+
+class ElsewherePart(Message):
+    """What an item that the user took in another scenario does to the score."""
+
+    place: int = Field(description="Among these items; 0 is the latest.")
+    scenario: str
+    item: str | None = Field(description="null: the scenario is not served.")
+    text: str | None
+    effect: float = Field(description="The score less that without the item.")
+
+
+class ColumnPart(Message):
+    """What a column of the catalogue, or of the table of users, does to the score."""
+
+    column: str | None = Field(description="null: all of them together.")
+    effect: float = Field(description="The score less that with null there.")
 
 
 class StatisticPart(Message):
@@ -97,6 +115,11 @@ class ExplainAnswer(Answer):
     blend: dict[str, float] = Field(description="The weights of the tasks.")
     predictions: dict[str, float] = Field(description="Of the network alone, by task.")
     history: list[HistoryPart]
+    elsewhere: list[ElsewherePart] = Field(description="Of the latest in other scenarios.")
+    profile: list[ColumnPart] = Field(
+        description="Of the user's profile; `text` are all columns of its text. Empty without one."
+    )
+    columns: list[ColumnPart] = Field(description="Of the item in the catalogue.")
     statistics: list[StatisticPart]
     words: list[WordPart] | None = Field(description="null: not asked for.")
 

@@ -4,10 +4,11 @@ Letters: H rows of a user.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +24,16 @@ from mtrec_ray.serving.fresh_rows import persons_of
 from mtrec_ray.stages.list_ranker import ListRanker, PairScorer
 from mtrec_ray.stages.ranker import Ranker
 from mtrec_ray.stages.serving.asking import SECOND_MS, Known
-from mtrec_ray.stages.serving.explain import Explainer, Explanation
+from mtrec_ray.stages.serving.explain import ElsewhereEffect, Explainer, Explanation
 from mtrec_ray.stages.serving.explain_words import explain_problems
+from mtrec_ray.stages.serving.item_texts import ItemTexts
 from mtrec_ray.stages.serving.requests import Asker, Ranked, RecommendRequest, RequestError
-from mtrec_ray.stages.serving.scenario import ScenarioEngine, wish_of
+from mtrec_ray.stages.serving.scenario import ScenarioEngine, new_to_training, wish_of
 from mtrec_ray.stages.serving.view_requests import (
+    ColumnPart,
     CompareAnswer,
     CompareRequest,
+    ElsewherePart,
     ExplainAnswer,
     ExplainRequest,
     HistoryPart,
@@ -55,12 +59,14 @@ class ScenarioViews:
         encoder: returns the encoder of the scenario's model in fp32.
         other: returns the ranker of the other model by its kind; None where there is none.
         most_history: rows of a user that are told, at most.
+        texts_of: returns the texts of a scenario's items; None of one that is not served.
     """
 
     engine: ScenarioEngine
     encoder: Callable[[], TextEncoder]
     other: Callable[[], tuple[ListKind, Ranker] | None]
     most_history: int
+    texts_of: Callable[[str], ItemTexts | None] = lambda _: None
 
     # --- users ---------------------------------------------------------------------------------
 
@@ -115,15 +121,20 @@ class ScenarioViews:
             },
         )
 
-    def profile(self, name: str) -> dict[str, str]:
+    def profile(self, name: str) -> dict[str, Any]:
         """Returns the last row of a user in the table of users; empty without one."""
         if self.profiles is None:
             return {}
-        column = self.engine.project.users[self.engine.facts.user_space].id
-        texts = pc.cast(self.profiles.column(column), pa.string())
+        users = self.engine.project.users[self.engine.facts.user_space]
+        texts = pc.cast(self.profiles.column(users.id), pa.string())
         same = pc.equal(texts, name)  # pyright: ignore[reportAttributeAccessIssue]
         rows = self.profiles.filter(same).to_pylist()[-1:]
-        return {c: str(v) for row in rows for c, v in row.items() if v is not None and c != column}
+        return {
+            column: plain(value)
+            for row in rows
+            for column, value in row.items()
+            if value is not None and column not in (users.id, users.time)
+        }
 
     @cached_property
     def profiles(self) -> pa.Table | None:
@@ -168,11 +179,12 @@ class ScenarioViews:
         encoder = self.encoder() if ask.words else None
         numeric = None if known.columns is None else known.columns(np.array([item]))[0]
         text = self.engine.texts[item]
-        found = Explainer(ranker, encoder).explain(known.users, item, text, numeric)
+        explainer = Explainer(ranker, encoder, self.engine.askers.profiles)
+        found = explainer.explain(known.users, item, text, numeric)
         return ExplainAnswer(
             model=self.engine.kind,
             version=self.engine.version,
-            new_user=bool(known.users.user[0] == 0),
+            **new_to_training(known, 0),
             item=found.item_id,
             text=text,
             score=found.score,
@@ -183,12 +195,26 @@ class ScenarioViews:
                             effect=h.effect)
                 for h in found.history
             ],
+            elsewhere=[self.taken_elsewhere(one) for one in found.elsewhere],
+            profile=[ColumnPart(column=c.column, effect=c.effect) for c in found.profile],
+            columns=[ColumnPart(column=c.column, effect=c.effect) for c in found.columns],
             statistics=[
                 StatisticPart(group=s.group, columns=s.columns, effect=s.effect)
                 for s in found.statistics
             ],
             words=words_of(found),
         )  # fmt: skip
+
+    def taken_elsewhere(self, effect: ElsewhereEffect) -> ElsewherePart:
+        """Returns an item that the user took in another scenario, with its id and text there."""
+        texts = self.texts_of(effect.scenario)
+        return ElsewherePart(
+            place=effect.place,
+            scenario=effect.scenario,
+            item=None if texts is None else str(texts.known.ids[effect.item]),
+            text=None if texts is None else texts[effect.item],
+            effect=effect.effect,
+        )
 
     # --- lists side by side --------------------------------------------------------------------
 
@@ -200,7 +226,11 @@ class ScenarioViews:
         """
         engine, lists = self.engine, self.engine.list_ranker
         request = RecommendRequest(
-            user=ask.user, history=ask.history, k=ask.k, by=ask.by or dict(engine.ranker.by)
+            user=ask.user,
+            history=ask.history,
+            profile=ask.profile,
+            k=ask.k,
+            by=ask.by or dict(engine.ranker.by),
         )
         self.refuse(None, engine.list_problems(request))
         assert lists is not None
@@ -216,7 +246,7 @@ class ScenarioViews:
         return CompareAnswer(
             model=engine.kind,
             version=engine.version,
-            new_user=bool(known.users.user[0] == 0),
+            **new_to_training(known, 0),
             lists=[*found, self.popular(lists, request, known)],
         )
 
@@ -259,6 +289,15 @@ def ranking_by(ranker: Ranker, by: Mapping[str, float] | None) -> Ranker:
     found = copy.copy(ranker)
     found.by = dict(by)
     return found
+
+
+def plain(value: Any) -> Any:
+    """Returns a value of a column as JSON has it; dates and decimals as text."""
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in cast("list[Any]", value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def words_of(found: Explanation) -> list[WordPart] | None:
