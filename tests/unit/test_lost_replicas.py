@@ -1,4 +1,4 @@
-"""Before the replicas: a request that one of them lost is asked again, or told when to try again."""
+"""Before the replicas: what one of them lost is asked again, or told when to try again."""
 
 import asyncio
 import json
