@@ -100,7 +100,7 @@ GOODS = (
 USES = "kitchen garden office bedroom camping nursery"
 
 
-def write_goods(folder: Path, num_items: int) -> None:
+def write_goods(folder: Path, num_items: int, num_events: int = EVENTS) -> None:
     """Write `items.parquet` and `events.parquet` of a generated shop."""
     rng = np.random.default_rng(7)
     kind = rng.integers(0, KINDS, num_items)
@@ -112,7 +112,7 @@ def write_goods(folder: Path, num_items: int) -> None:
     items = {"item_id": ids, "title": named, "price": price}
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(items), folder / "items.parquet")
-    pq.write_table(pa.table(events_of(rng, kind)), folder / "events.parquet")
+    pq.write_table(pa.table(events_of(rng, kind, num_events)), folder / "events.parquet")
 
 
 def title_of(kind: int) -> str:
@@ -123,22 +123,22 @@ def title_of(kind: int) -> str:
     return f"{words[rest % len(words)]} {goods[thing % len(goods)]} for the {use}"
 
 
-def events_of(rng: np.random.Generator, kind: Ints) -> dict[str, np.ndarray]:
+def events_of(rng: np.random.Generator, kind: Ints, num_events: int) -> dict[str, np.ndarray]:
     """Returns who met which item when, and whether he bought it."""
     num = len(kind)
     by_kind, starts = np.argsort(kind, kind="stable"), np.zeros(KINDS + 1, np.int64)
     starts[1:] = np.cumsum(np.bincount(kind, minlength=KINDS))
     taste = rng.integers(0, KINDS, (USERS, TASTES))
-    user = (USERS * rng.random(EVENTS) ** 1.5).astype(np.int64)
-    liked = taste[user, rng.integers(0, TASTES, EVENTS)]
+    user = (USERS * rng.random(num_events) ** 1.5).astype(np.int64)
+    liked = taste[user, rng.integers(0, TASTES, num_events)]
     size = np.diff(starts)[liked]
-    place = (size * rng.random(EVENTS) ** 4).astype(np.int64)  # few of a kind are popular
+    place = (size * rng.random(num_events) ** 4).astype(np.int64)  # few of a kind are popular
     item = by_kind[np.minimum(starts[liked] + place, num - 1)]
-    other = rng.random(EVENTS) < 0.25
+    other = rng.random(num_events) < 0.25
     item[other] = (num * rng.random(other.sum()) ** 2).astype(np.int64)
     met = (kind[item, None] == taste[user]).any(1)
-    buy = rng.random(EVENTS) < np.where(met, 0.6, 0.05)
-    ms = np.sort(rng.integers(0, DAYS * 86_400_000, EVENTS))
+    buy = rng.random(num_events) < np.where(met, 0.6, 0.05)
+    ms = np.sort(rng.integers(0, DAYS * 86_400_000, num_events))
     return {
         "user_id": user, "item_id": item, "buy": buy.astype(np.float32),
         "time": ms.astype("datetime64[ms]"),

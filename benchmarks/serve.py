@@ -14,6 +14,8 @@ over loopback from a process of their own:
     N.beyond.refused            share of requests that 128 clients are refused with 429, where 32
                                 may wait; p99_ms of the others, and `other` statuses
     N.events_per_s              events that are stored durably, one a request, 8 clients
+    N.replica_mb                resident memory of the replica
+    N.made_s, N.start_s         seconds until models and lists are fitted; until the service answers
 
 `requests_per_s`, `p50_ms` and `p99_ms` are those of the service with 32 clients on the largest
 catalogue; `over_in_process` is its share of what the engine answers without HTTP.
@@ -23,6 +25,7 @@ import asyncio
 import http.client
 import json
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -41,11 +44,12 @@ from fastapi import FastAPI
 
 from benchmarks.common import write_result
 from benchmarks.recommend import NAME, project_of, write_goods
+from benchmarks.serve_faults import replicas
 from jobs.common import teller
 from mtrec_ray.project.load import with_overrides
 from mtrec_ray.project.project import Project
 from mtrec_ray.serving.event_store import open_store
-from mtrec_ray.stages.cluster import connect
+from mtrec_ray.stages.cluster import connect, give_back
 from mtrec_ray.stages.prepare import run_prepare
 from mtrec_ray.stages.serve import with_port
 from mtrec_ray.stages.serving.deployment import start, stop
@@ -56,6 +60,7 @@ from mtrec_ray.stages.train import run_train
 
 SIZES, CLIENTS, BEYOND = (10_000, 1_000_000), (1, 8, 32), 128
 K, USERS, SHORTLIST = 20, 2_000, 50
+EVENTS, ROWS = 200_000, 50_000  # of the log, and of training: speed does not rest on quality
 QUEUE = 32  # that may wait
 PAUSE_S = 0.05  # of a client that was refused
 LIMITS = {"requests_per_s": 1e6, "in_flight": 1_000_000, "queue": QUEUE, "seconds": 60.0}
@@ -69,13 +74,12 @@ class Load:
     statuses: dict[int, int]
     duration: float
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, name: str) -> dict[str, float]:
         """Returns requests a second, and quantiles of their time in ms."""
-        found = {"requests_per_s": len(self.seconds) / self.duration}
+        found = {f"{name}.requests_per_s": len(self.seconds) / self.duration}
         if len(self.seconds):
-            found |= {
-                f"p{q}_ms": 1000 * float(np.quantile(self.seconds, q / 100)) for q in (50, 99)
-            }
+            for q in (50, 99):
+                found[f"{name}.p{q}_ms"] = 1000 * float(np.quantile(self.seconds, q / 100))
         return found
 
 
@@ -170,60 +174,92 @@ def prepared_version(num_items: int, folder: str) -> tuple[Project, ServedVersio
     """Returns a shop's project and version, prepared and trained where that is still to do."""
     project = project_of(num_items, Path(folder), SHORTLIST)
     if not Path(project.root, "events.parquet").exists():
-        write_goods(Path(project.root), num_items)
+        write_goods(Path(project.root), num_items, EVENTS)
+    limits = {f"serve.limits.{name}": value for name, value in LIMITS.items()}
+    own = {"training.rows_per_epoch": ROWS, "serve.port": 0, "serve.token": "none"}
+    project = with_overrides(project, own | limits)
     for stage in (run_prepare, run_train):
         stage(project, folder, teller())
     connect(project.run)
-    project = with_overrides(project, {"serve.limits": {**project.dump()["serve"]["limits"],
-                                                        **LIMITS}})  # fmt: skip
-    project = project.model_copy(update={"serve": with_port(
-        project.serve.model_copy(update={"port": 0}))})  # fmt: skip
-    return project, open_version(project, folder, teller())
+    serve = with_port(project.serve)
+    return project.model_copy(update={"serve": serve}), open_version(project, folder, teller())
 
 
 def measure(num_items: int, folder: str, seconds: float) -> dict[str, float]:
     """Returns the figures of a catalogue, in a process of its own."""
     torch.set_num_threads(1)
+    began = time.monotonic()
     project, version = prepared_version(num_items, folder)
+    figures = {"made_s": time.monotonic() - began}
     store = f"sqlite:///{Path(folder).absolute() / f'events-{num_items}.sqlite'}"
-    engine = Engine(version, open_store(store))
     users = [str(user) for user in range(USERS)]
-    bodies = [json.dumps({"user": user, "k": K}).encode() for user in users]
+    port, engine = project.serve.port, Engine(version, open_store(store))
+    figures |= without_service(engine, port, users, seconds)
+    del engine
+    give_back()
+    began = time.monotonic()
+    start(project, folder, version, store, None)
+    figures["start_s"] = time.monotonic() - began
+    try:
+        return figures | of_service(port, users, seconds)
+    finally:
+        stop()
+        ray.shutdown()
+
+
+def without_service(
+    engine: Engine, port: int, users: Sequence[str], seconds: float
+) -> dict[str, float]:
+    """Returns the figures of the engine by itself, and in a plain app."""
     figures: dict[str, float] = {}
-
-    def add(name: str, found: Load) -> None:
-        figures.update({f"{name}.{key}": value for key, value in found.figures().items()})
-
-    def of_plain() -> dict[str, float]:
-        for clients in CLIENTS:
-            found = from_outside(port, "/recommend", bodies, clients, seconds)
-            add(f"plain.{clients}", found)
-        return figures
-
     in_process(engine, users, 8, 1.0)  # warm
     for clients in CLIENTS:
-        add(f"in_process.{clients}", in_process(engine, users, clients, seconds))
-    port = project.serve.port
-    with_plain(engine, port, of_plain)
-    del engine
-    start(project, folder, version, store, None)
-    path = f"/v1/{NAME}/recommend"
+        figures |= in_process(engine, users, clients, seconds).figures(f"in_process.{clients}")
+
+    def of_plain() -> dict[str, float]:
+        from_outside(port, "/recommend", bodies_of(users), 8, 1.0)
+        found = {
+            clients: from_outside(port, "/recommend", bodies_of(users), clients, seconds)
+            for clients in CLIENTS
+        }
+        return {k: v for n, own in found.items() for k, v in own.figures(f"plain.{n}").items()}
+
+    return figures | with_plain(engine, port, of_plain)
+
+
+def of_service(port: int, users: Sequence[str], seconds: float) -> dict[str, float]:
+    """Returns the figures of the service."""
+    path, bodies, figures = f"/v1/{NAME}/recommend", bodies_of(users), dict[str, float]()
     from_outside(port, path, bodies, 8, 1.0)  # warm
     for clients in CLIENTS:
-        add(f"served.{clients}", from_outside(port, path, bodies, clients, seconds))
+        found = from_outside(port, path, bodies, clients, seconds)
+        figures |= found.figures(f"served.{clients}")
     figures |= beyond(from_outside(port, path, bodies, BEYOND, 2 * seconds))
     figures["events_per_s"] = events_per_s(port, users, seconds)
-    stop()
-    ray.shutdown()
+    (replica,) = replicas()
+    figures["replica_mb"] = resident_mb(replica)
     return figures
+
+
+def bodies_of(users: Sequence[str]) -> list[bytes]:
+    """Returns what clients send."""
+    return [json.dumps({"user": user, "k": K}).encode() for user in users]
+
+
+def resident_mb(process: int) -> float:
+    """Returns the resident memory of a process."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def beyond(found: Load) -> dict[str, float]:
     """Returns how requests beyond capacity were answered."""
     total = sum(found.statuses.values())
     other = sum(n for status, n in found.statuses.items() if status not in (200, 429))
-    told = {f"beyond.{key}": value for key, value in found.figures().items()}
-    return told | {"beyond.refused": found.statuses.get(429, 0) / total, "beyond.other": other}
+    return found.figures("beyond") | {
+        "beyond.refused": found.statuses.get(429, 0) / total,
+        "beyond.other": other,
+    }
 
 
 def events_per_s(port: int, users: Sequence[str], seconds: float) -> float:
@@ -234,7 +270,8 @@ def events_per_s(port: int, users: Sequence[str], seconds: float) -> float:
         for n, user in enumerate(users)
     ]
     encoded = [body.encode() for body in bodies]
-    return from_outside(port, f"/v1/{NAME}/events", encoded, 8, seconds).figures()["requests_per_s"]
+    found = from_outside(port, f"/v1/{NAME}/events", encoded, 8, seconds)
+    return found.figures("events")["events.requests_per_s"]
 
 
 def main(

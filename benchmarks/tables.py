@@ -247,6 +247,83 @@ def recommend_row(size: str, short: str, figures: Mapping[str, float]) -> Row:
     }
 
 
+def serve(result: Result) -> Sequence[Row]:
+    """Requests a second and their time, of each way to answer, by catalogue and clients."""
+    figures = result["figures"]
+    places = [k.split(".") for k in figures if k.endswith(".requests_per_s") and ".served." in k]
+    return [serve_row(size, clients, figures) for size, _, clients, _ in places]
+
+
+def serve_row(size: str, clients: str, figures: Mapping[str, float]) -> Row:
+    """A row of `serve`."""
+
+    def cell(way: str) -> str:
+        keys = ("requests_per_s", "p50_ms", "p99_ms")
+        rate, p50, p99 = (figures[f"{size}.{way}.{clients}.{key}"] for key in keys)
+        return f"{rate:,.1f} ({p50:,.0f}, {p99:,.0f} ms)"
+
+    ways = {"service": "served", "plain FastAPI": "plain", "in process": "in_process"}
+    return {
+        "items": f"{int(size):,}",
+        "clients": clients,
+        **{f"{head}: requests/s (p50, p99)": cell(way) for head, way in ways.items()},
+    }
+
+
+def serve_limits(result: Result) -> Sequence[Row]:
+    """Load beyond capacity, events, memory and start, by catalogue."""
+    figures = result["figures"]
+    sizes = [key.partition(".")[0] for key in figures if key.endswith(".beyond.refused")]
+    return [serve_limits_row(size, figures) for size in sizes]
+
+
+def serve_limits_row(size: str, figures: Mapping[str, float]) -> Row:
+    """A row of `serve_limits`."""
+    own = {k.removeprefix(f"{size}."): v for k, v in figures.items() if k.startswith(f"{size}.")}
+    return {
+        "items": f"{int(size):,}",
+        "answered/s": f"{own['beyond.requests_per_s']:,.1f}",
+        "p99 of these": f"{own['beyond.p99_ms']:,.0f} ms",
+        "refused with 429": f"{own['beyond.refused']:.0%}",
+        "other statuses": f"{own['beyond.other']:,.0f}",
+        "events/s": f"{own['events_per_s']:,.0f}",
+        "memory of the replica": f"{own['replica_mb'] / 1024:.1f} GB",
+        "prepared, trained, fitted": f"{own['made_s'] / 60:.1f} min",
+        "start": f"{own['start_s']:.0f} s",
+    }
+
+
+FAULTS = {
+    "replica": "one of two replicas killed",
+    "replicas": "both replicas killed at once",
+    "swap": "another version takes over, and is taken back",
+    "disk": "the disk of SQLite's file is full, then has room",
+    "redis": "the Redis server killed, then started",
+}
+
+
+def serve_faults(result: Result) -> Sequence[Row]:
+    """What clients of a service heard while a part of it failed."""
+    figures = result["figures"]
+    names = [name for name in FAULTS if f"{name}.answered" in figures]
+    return [serve_faults_row(name, figures) for name in names]
+
+
+def serve_faults_row(name: str, figures: Mapping[str, float]) -> Row:
+    """A row of `serve_faults`."""
+    counts = {
+        "answered": "answered", "refused, with a hint": "refused", "no answer": "broken",
+        "other status": "other", "wrong answers": "wrong", "events acknowledged": "events",
+        "of these lost": "lost",
+    }  # fmt: skip
+    return {
+        "fault": FAULTS[name],
+        **{head: f"{figures[f'{name}.{key}']:,.0f}" for head, key in counts.items()},
+        "longest request": f"{figures[f'{name}.longest_s']:.1f} s",
+        "no answer to anybody for": f"{figures[f'{name}.pause_s']:.1f} s",
+    }
+
+
 # The name of a block, with its result and what makes the table's rows.
 BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "headline": ("shared_users_real4", headline),
@@ -283,6 +360,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "quality_speed": ("quality_speed", plain),
     "inference": ("inference", plain),
     "faults": ("faults", plain),
+    "serve_faults": ("serve_faults", serve_faults),
     "ingest": ("ingest", ingest),
     "memory": ("memory", memory),
     "ray_cost": ("ray_cost", ray_cost),

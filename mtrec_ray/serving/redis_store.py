@@ -92,14 +92,15 @@ class RedisStore:
         self.url, durable = split_durable(url)
         backoff = ExponentialBackoff(cap=LONGEST_WAIT_S, base=0.05)
         self.client = client_of(self.url, Retry(backoff, RETRIES))
+        self.reader = client_of(self.url, Retry(NoBackoff(), 1))  # who reads waits for an answer
         self.probe = client_of(self.url, Retry(NoBackoff(), 0))
         self.waits = False
         with told_errors(self.url):
             if durable:
                 self.waits = check_durable(self.client, self.url)
             self.append_script = self.client.register_script(APPEND)
-            self.read_script = self.client.register_script(READ)
-            self.changed_script = self.client.register_script(CHANGED)
+            self.read_script = self.reader.register_script(READ)
+            self.changed_script = self.reader.register_script(CHANGED)
 
     def append(self, events: Sequence[Event]) -> None:
         """Keep all events, or none."""
@@ -146,7 +147,7 @@ class RedisStore:
     def of_users(self, scenario: str, users: Sequence[str]) -> list[StoredEvent]:
         """Returns the events of some users in a scenario, in the order of arrival."""
         with told_errors(self.url):
-            pipe = self.client.pipeline(transaction=False)
+            pipe = self.reader.pipeline(transaction=False)
             for user in dict.fromkeys(users):
                 pipe.lrange(f"{PREFIX}:events:{scenario}:of:{user}", 0, -1)
             ids = [name for names in pipe.execute() for name in names]
@@ -181,6 +182,7 @@ class RedisStore:
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
+        self.reader.close()
         self.probe.close()
 
 

@@ -183,6 +183,42 @@ def test_a_request_that_fails_spoils_no_other():
     assert isinstance(second, ZeroDivisionError)
 
 
+def test_an_error_of_all_is_told_once():
+    """What fails for all of a call, as a store that does not answer, is not asked one by one."""
+    calls = []
+
+    def answer(values):
+        calls.append(len(values))
+        raise ConnectionError
+
+    async def asking(batcher):
+        asked = (batcher.ask(value) for value in range(3))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = run(asking, answer=answer, common=(OSError,))
+    assert [type(one) for one in found] == [ConnectionError] * 3
+    assert calls == [3]
+
+
+def test_a_call_waits_for_as_many_as_there_were():
+    """Who asks alone never waits; after a call of two, the next one waits for a second request."""
+    sizes = []
+
+    def answer(values):
+        sizes.append(len(values))
+        return values
+
+    async def asking(batcher):
+        await batcher.ask(1)
+        await asyncio.gather(batcher.ask(2), batcher.ask(3))
+        first = asyncio.create_task(batcher.ask(4))
+        await asyncio.sleep(0.01)
+        await asyncio.gather(first, batcher.ask(5))
+
+    run(asking, answer=answer, wait_s=60)  # longer than the test may take
+    assert sizes == [1, 2, 2]
+
+
 def test_a_full_queue_refuses():
     """While a call runs two may wait; others are refused, and answered when there is room."""
     go = threading.Event()

@@ -4,23 +4,17 @@ No body, user or item is logged.
 """
 
 import hmac
-import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from mtrec_ray.project.base import shorten
-from mtrec_ray.project.mistakes import describe
-from mtrec_ray.serving.event_store import StoreError
-from mtrec_ray.stages.serving.limits import BodyLimit, TooManyError
+from mtrec_ray.stages.serving.error_answers import Counted, add_handlers, too_large
+from mtrec_ray.stages.serving.limits import BodyLimit
 from mtrec_ray.stages.serving.page import page_route
 from mtrec_ray.stages.serving.requests import (
     Asker,
@@ -47,12 +41,10 @@ from mtrec_ray.stages.serving.view_requests import (
     UsersAnswer,
 )
 
-LOGGER = logging.getLogger(__name__)
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Run = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
 Scenario = Annotated[str, Path(max_length=100, description="A scenario of the project.")]
 User = Annotated[str, Path(min_length=1, max_length=256, description="Id of a user.")]
-Next = Callable[[Request], Awaitable[Response]]
 Described = dict[int | str, dict[str, Any]]
 
 REASONS = {
@@ -94,7 +86,7 @@ def create_app(service: Service, token: str | None) -> FastAPI:
     )
     app.state.service = service
     add_handlers(app)
-    counted(app, service)
+    app.add_middleware(Counted, service=service)
     limits = service.options.limits
     app.add_middleware(BodyLimit, most=limits.body_bytes, refuse=too_large(limits.body_bytes))
     app.include_router(open_routes(service))
@@ -115,11 +107,11 @@ LOOKED = described(401, 404, 422, 429, 503, 504)
 ASKED = described(400, 401, 404, 413, 422, 429, 503, 504)
 
 
-def guard(token: str | None) -> Callable[..., None]:
+def guard(token: str | None) -> Callable[..., Awaitable[None]]:
     """Returns the check of the token that a request bears."""
     bearer = HTTPBearer(auto_error=False, description="The token of the service.")
 
-    def check(
+    async def check(
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     ) -> None:
         if token is None:
@@ -171,21 +163,18 @@ def user_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.post(
-        "/{scenario}/recommend", tags=["answers"], responses=ASKED,
-        response_model_exclude_unset=True,
-    )  # fmt: skip
-    async def recommend(scenario: Scenario, body: RecommendRequest) -> RecommendAnswer:
+        "/{scenario}/recommend", tags=["answers"], responses=ASKED, response_model=RecommendAnswer
+    )
+    async def recommend(scenario: Scenario, body: RecommendRequest) -> Response:
         """Returns the best items of a scenario for a user."""
         found = await service.ask(scenario, checked(service, body))
-        assert isinstance(found, RecommendAnswer)
-        return found
+        return as_json(found.model_dump_json(exclude_unset=True))
 
-    @router.post("/{scenario}/score", tags=["answers"], responses=ASKED)
-    async def score(scenario: Scenario, body: ScoreRequest) -> ScoreAnswer:
+    @router.post("/{scenario}/score", tags=["answers"], responses=ASKED, response_model=ScoreAnswer)
+    async def score(scenario: Scenario, body: ScoreRequest) -> Response:
         """Returns predictions of given items for a user."""
         found = await service.ask(scenario, checked(service, body))
-        assert isinstance(found, ScoreAnswer)
-        return found
+        return as_json(found.model_dump_json())
 
     @router.post(
         "/{scenario}/events", tags=["events"], status_code=202, responses=ASKED | described(409)
@@ -289,93 +278,6 @@ def checked(service: Service, body: Any) -> Any:
     return body
 
 
-# --- mistakes ------------------------------------------------------------------------------------
-
-
-def problem(status: int, *lines: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Returns the answer that tells why there is no other one."""
-    return JSONResponse({"errors": list(lines)}, status, headers)
-
-
-def add_handlers(app: FastAPI) -> None:
-    """Answer each mistake with its status and its lines."""
-
-    async def wrong_value(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return invalid(error)
-
-    async def request_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestError)
-        return problem(error.status, *error.problems)
-
-    async def http_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return problem(error.status_code, str(error.detail), headers=error.headers)
-
-    app.add_exception_handler(RequestValidationError, wrong_value)
-    app.add_exception_handler(RequestError, request_error)
-    app.add_exception_handler(HTTPException, http_error)
-    for kind in (TooManyError, StoreError, NotReadyError, TimeoutError, Exception):
-        app.add_exception_handler(kind, another_time)
-
-
-def invalid(error: RequestValidationError) -> JSONResponse:
-    """Returns the answer to a body with wrong fields, or to one that is no JSON."""
-    lines: list[str] = []
-    for item in error.errors():
-        if item["type"] == "json_invalid":
-            why = item.get("ctx", {}).get("error", item["msg"])
-            return problem(400, f"body: found no JSON ({why}); allowed: JSON")
-        lines += lines_of(item)
-    return problem(422, *dict.fromkeys(lines))
-
-
-def lines_of(item: Mapping[str, Any]) -> list[str]:
-    """Returns the lines for a mistake that pydantic found."""
-    place = tuple(item["loc"])[1:]
-    field = ".".join(map(str, place)) or "body"
-    if item["type"] == "extra_forbidden":
-        return [f"{field}: found an unknown key; allowed: the fields of /docs"]
-    if item["type"] == "model_attributes_type":
-        return [f"{field}: found {shorten(item.get('input'))}; allowed: a mapping"]
-    return describe({**item, "loc": place or ("body",)})
-
-
-async def another_time(_: Request, error: Exception) -> Response:
-    """Returns the answer to a request that could be answered at another time."""
-    match error:
-        case TooManyError():
-            return problem(429, error.line, headers={"Retry-After": str(error.retry_after)})
-        case StoreError():
-            LOGGER.error("the store of events failed: %s", error)
-            line = "events: the store cannot be reached now; allowed: try again"
-            return problem(503, line, headers={"Retry-After": "1"})
-        case NotReadyError():
-            line = "service: found models that are still loading; allowed: try again"
-            return problem(503, line, headers={"Retry-After": "1"})
-        case TimeoutError():
-            return problem(504, "service: found no answer in time; allowed: try again")
-        case _:
-            LOGGER.error("a request failed", exc_info=error)
-            return problem(500, "service: failed; the log of the service has the reason")
-
-
-def too_large(most: int) -> Callable[..., Awaitable[None]]:
-    """Returns the answer to a body that is too large, as an ASGI app."""
-    return problem(413, f"body: found more than {most} bytes; allowed: at most {most}")
-
-
-def counted(app: FastAPI, service: Service) -> None:
-    """Count each request by its route, which names no user."""
-
-    @app.middleware("http")
-    async def count(request: Request, call_next: Next) -> Response:
-        began = time.monotonic()
-        try:
-            response = await call_next(request)
-        except Exception as error:  # noqa: BLE001 (told, and logged)
-            response = await another_time(request, error)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")
-        service.metrics.answered(path, response.status_code, time.monotonic() - began)
-        return response
+def as_json(text: str) -> Response:
+    """Returns an answer that is JSON already: FastAPI would check it and write it once more."""
+    return Response(text, media_type="application/json")

@@ -1,6 +1,7 @@
 """Requests that come close together are answered in one call; none waits in a growing queue."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,8 @@ SMOOTHING = 0.9  # of the mean time of a request
 class Batcher(Generic[Asked, Told]):
     """Hands up to `size` requests at a time to a function that runs in a thread of its own.
 
-    A request waits at most `wait_s` for others. While a call runs, up to `queue` requests wait for
-    the next ones; more are refused.
+    While a call runs, up to `queue` requests wait for the next ones; more are refused. A call waits
+    at most `wait_s` until as many are there as were lately: who asks alone never waits.
 
     Attributes:
         seconds: the mean time of a request in its call.
@@ -33,10 +34,15 @@ class Batcher(Generic[Asked, Told]):
         wait_s: float,
         queue: int,
         told: Callable[[int], None] = lambda size: None,
+        common: tuple[type[Exception], ...] = (),
     ) -> None:
-        """`told` hears how many requests each call answers."""
+        """`told` hears how many requests each call answers.
+
+        An error of a kind in `common` is that of all requests of a call; after another one they are
+        asked one by one.
+        """
         self.answer, self.size, self.wait_s, self.told = answer, size, wait_s, told
-        self.most, self.seconds = queue, 0.01
+        self.common, self.most, self.seconds, self.expected = common, queue, 0.01, 1
         self.waiting: asyncio.Queue[tuple[Asked, asyncio.Future[Told]]] = asyncio.Queue()
         self.thread = ThreadPoolExecutor(1, "engine")
         self.task: asyncio.Task[None] | None = None
@@ -70,6 +76,7 @@ class Batcher(Generic[Asked, Told]):
                 self.thread, self.answered, [request for request, _ in batch]
             )
             each = (time.monotonic() - began) / len(batch)
+            self.expected = min(len(batch) + self.waiting.qsize(), self.size)
             self.seconds = SMOOTHING * self.seconds + (1 - SMOOTHING) * each
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # given up
@@ -82,24 +89,20 @@ class Batcher(Generic[Asked, Told]):
     async def next_batch(self) -> list[tuple[Asked, asyncio.Future[Told]]]:
         """Returns the requests of the next call, once there is one."""
         batch = [await self.waiting.get()]
-        until = asyncio.get_running_loop().time() + self.wait_s
-        while len(batch) < self.size:
-            if not self.waiting.empty():
-                batch.append(self.waiting.get_nowait())
-                continue
-            left = until - asyncio.get_running_loop().time()
-            if left <= 0:
-                break
-            try:
-                batch.append(await asyncio.wait_for(self.waiting.get(), left))
-            except TimeoutError:
-                break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.wait_s):
+                while len(batch) < self.expected:
+                    batch.append(await self.waiting.get())
+        while len(batch) < self.size and not self.waiting.empty():
+            batch.append(self.waiting.get_nowait())
         return batch
 
     def answered(self, requests: Sequence[Asked]) -> Sequence[Told | Exception]:
         """Returns an answer or an error for each request: one that fails spoils no other."""
         try:
             return self.answer(requests)
+        except self.common as error:
+            return [error] * len(requests)
         except Exception as error:
             if len(requests) == 1:
                 logging.getLogger(__name__).exception("a request failed")

@@ -13,6 +13,7 @@ from mtrec_ray.project.serve import Serve
 from mtrec_ray.serving.event_store import open_store
 from mtrec_ray.stages.serving.app import create_app
 from mtrec_ray.stages.serving.control import LocalControl, Row, Table
+from mtrec_ray.stages.serving.lost_replicas import CALLBACK
 from mtrec_ray.stages.serving.runs import project_of_run
 from mtrec_ray.stages.serving.service import Service
 from mtrec_ray.stages.serving.versions import ServedVersion, open_version
@@ -20,6 +21,9 @@ from mtrec_ray.stages.serving.versions import ServedVersion, open_version
 APP = "mtrec"
 CALLS = 1_000  # to a replica at a time, of which nearly all are refused at once
 RESTART_S = 2.0  # between looks at the health of a replica
+GRACE_S = 2.0  # of the proxy, for an answer that a replica gives up just in time
+
+PROXY = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK}
 
 
 class Keeper:
@@ -108,14 +112,20 @@ def start(
     actor: Any = ray.remote(Keeper)  # Ray types the class as its own result
     keeper = actor.options(num_cpus=0, max_concurrency=8).remote(project, storage_path, first)
     serve.start(
-        http_options={"host": options.host, "port": options.port},
+        http_options={
+            "host": options.host, "port": options.port,
+            "request_timeout_s": options.limits.seconds + GRACE_S,
+        },
+        controller_options={"runtime_env": {"env_vars": PROXY}},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
-    )
+    )  # fmt: skip
     replica: Any = serve.deployment(
         serve.ingress()(Replica),
         name="replica",
         num_replicas=options.replicas,
         max_ongoing_requests=CALLS,
+        max_queued_requests=options.limits.queue,  # while no replica is there
+        backpressure_config={"status_code": 429},
         health_check_period_s=RESTART_S,
         ray_actor_options={"num_cpus": options.cpus_per_replica},
     )

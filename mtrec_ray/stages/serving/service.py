@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from mtrec_ray.project.serve import Serve
-from mtrec_ray.serving.event_store import EventStore
+from mtrec_ray.serving.event_store import EventStore, StoreError
 from mtrec_ray.stages.serving.batching import Batcher
 from mtrec_ray.stages.serving.control import Control, Row, chosen
 from mtrec_ray.stages.serving.engine import Engine, Job
@@ -59,6 +59,7 @@ class Service:
             wait_s=options.batch_wait_ms / 1000,
             queue=options.limits.queue,
             told=self.metrics.batched,
+            common=(StoreError,),
         )
         self.viewer: Batcher[Callable[[], Any], Any] = Batcher(
             lambda looks: [looked(look) for look in looks],
