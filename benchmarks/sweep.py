@@ -9,7 +9,7 @@ with 150,000 rows an epoch, searched in the last way alone.
 
 plain            trials of Ray Train workers, each with its own outputs of frozen layers, none ended
                  early: what a loop over `train` costs (but rows lie in the object store once);
-                 measured for 4 trials, times four
+                 measured for 2 trials, times eight
 shared           random trials in warm processes that share rows and frozen outputs, none ended
                  early
 shared, stopped  the same, by Optuna, and ASHA ends trials early: the default of the quickstart
@@ -52,7 +52,7 @@ from mtrec_ray.stages.train import TrainingRun, train_model
 from mtrec_ray.stages.tune import search, with_room
 from mtrec_ray.stages.tuning.trial import TrialInputs, train_trial
 
-TRIALS, PLAIN_TRIALS, EPOCHS, SEEDS = 16, 4, 2, 3
+TRIALS, PLAIN_TRIALS, EPOCHS, SEEDS = 16, 2, 2, 3
 DATA = ("quickstart", "real4")
 EVENTS = 15_000  # half of the quickstart's
 WORDS = {
