@@ -75,13 +75,36 @@ class Elsewhere(nn.Module):
         distinct, place = both.unique(return_inverse=True)
         candidate, met = place.split([rows.shape[1], taken.shape[1]], 1)
         text = self.texts_of(distinct)
-        vectors = self.norm(self.project(text) + self.origins[self.origin_of(distinct)])
+        vectors = self.represented(distinct, text)
         user = self.attention.cross(candidates, vectors, met, ages, seen)
         unit = in_autocast(text)  # before it is gathered, as in `cosines`
         own = unit[candidate] if texts is None else in_autocast(self.as_seen(texts))[items]
         cosine = torch.einsum("ncd,ned->nce", own, unit[met]).float().flatten(0, 1)
         kernels = similarity_kernels(cosine, seen.repeat_interleave(items.shape[1], 0))
         return Met(user, self.similarity(kernels).view(*items.shape, -1))
+
+    def represented(self, items: Tensor, texts: Tensor) -> Tensor:
+        """Returns f32[U, W], items i64[U] with their texts f32[U, D] as candidates see them."""
+        return self.norm(self.project(texts) + self.origins[self.origin_of(items)])
+
+    def of_vectors(
+        self,
+        candidate: Tensor,
+        own: Tensor,
+        items: Tensor,
+        texts: Tensor,
+        ages: Tensor,
+        seen: Tensor,
+    ) -> Met:
+        """Returns f32[N, W] each, of candidates f32[N, W] with texts `own` f32[N, D].
+
+        `items` f32[N, E, W] are those of `represented`, with their texts [N, E, D], ages and masks
+        [N, E].
+        """
+        place = torch.arange(seen.numel(), device=seen.device).view(seen.shape)
+        user = self.attention(candidate, items.flatten(0, 1), place, ages, seen)
+        cosine = torch.einsum("nd,ned->ne", self.as_seen(own), self.as_seen(texts))
+        return Met(user, self.similarity(similarity_kernels(cosine, seen)))
 
     def taken(self, asking: Asking) -> tuple[Tensor, Tensor]:
         """Returns items i64[N, E] that persons took elsewhere, -1 where there is none, and ages."""

@@ -1,7 +1,8 @@
 """The network that ranks as a module by itself: pairs of a user and an item to predictions.
 
-Letters: N pairs, H history items, D width of text vectors, W width of item representations, F
-numeric columns of a row, M of the catalogue, T tasks, P predictions.
+Letters: N pairs, H history items, E items taken in other scenarios, D width of text vectors, W
+width of item representations, F numeric columns of a row, M of the catalogue, T tasks, P
+predictions.
 """
 
 import torch
@@ -14,6 +15,8 @@ from mtrec_ray.model.profiles import Asking
 from mtrec_ray.model.recommender import PairInputs, Recommender, predictions
 from mtrec_ray.model.samples import Samples
 from mtrec_ray.stages.exporting.user_side import MOST_TASKS, OutcomeTable
+
+MAX_ROWS = 65_536  # of items that are represented at a time
 
 
 class RankingPart(nn.Module):
@@ -42,12 +45,19 @@ class RankingPart(nn.Module):
         user: Tensor | None = None,
         outcomes: Tensor | None = None,
         profile: Tensor | None = None,
+        elsewhere: Tensor | None = None,
+        elsewhere_text: Tensor | None = None,
+        elsewhere_known: Tensor | None = None,
+        elsewhere_ages: Tensor | None = None,
+        candidate_elsewhere_text: Tensor | None = None,
     ) -> Tensor:
         """Returns predictions f32[N, P].
 
         Items `candidate` f32[N, W] and `history` f32[N, H, W], their texts [N, D] and [N, H, D];
         `known` bool[N, H], `ages` i64[N, H]; `columns` f32[N, F + M], NaN is null. Where the model
-        has them, the numbers of users i64[N], `outcomes` i64[N, H] and `profile` f32[N, W].
+        has them, the numbers of users i64[N], `outcomes` i64[N, H] and `profile` f32[N, W]. What
+        was taken in other scenarios f32[N, E, W], with its texts [N, E, D], bool[N, E] and ages
+        i64[N, E], is compared with candidates by their texts there f32[N, D].
         """
         model, mask = self.model, known & self.model.options.history
         cosine = self._cosines(candidate_text, history_text)
@@ -61,10 +71,16 @@ class RankingPart(nn.Module):
             identity = model.user_vectors(self.name, user)
         if profile is not None:
             interest, identity = interest + profile, identity + profile
+        found = self._columns(columns, cosine, mask, outcomes)
+        if elsewhere is not None:
+            seen = elsewhere_known & model.options.history
+            texts = candidate_elsewhere_text, elsewhere, elsewhere_text, elsewhere_ages
+            met = model.elsewhere_side(self.name).of_vectors(candidate, *texts, seen)
+            interest, found = interest + met.user, found + met.columns
         pairs = PairInputs(
             user=interest,
             candidate=candidate,
-            columns=self._columns(columns, cosine, mask, outcomes),
+            columns=found,
             identity=identity,
             similarity=similarity,
         )
@@ -104,8 +120,6 @@ class RankingPart(nn.Module):
 
 def ranking_problem(model: Recommender, name: str) -> str | None:
     """Returns why a scenario's network cannot be exported; None where it can."""
-    if name in model.elsewhere:
-        return "the network reads what users took in other scenarios (history.elsewhere)"
     if len(model.scenario_inputs(name).item_vectors):
         return "the network reads ready vectors of items (items.vectors)"
     if model.facts[name].history_outcomes and len(model.facts[name].tasks) > MOST_TASKS:
@@ -145,11 +159,41 @@ def inputs_of_pairs(
         found["outcomes"] = samples.outcomes
     if space in model.profiles:
         found["profile"] = model.profiles[space](Asking(samples.person, samples.moment))
-    return found
+    return found | inputs_of_taken(model, name, samples)
+
+
+def inputs_of_taken(model: Recommender, name: str, samples: Samples) -> dict[str, Tensor]:
+    """Returns the inputs of what the users of pairs took elsewhere; none where it is not read."""
+    if name not in model.elsewhere:
+        return {}
+    side = model.elsewhere_side(name)
+    items, ages = side.taken(Asking(samples.person, samples.moment))
+    known, met = items >= 0, items.clamp(min=0)
+    texts = side.texts_of(met.flatten())
+    vectors = side.represented(met.flatten(), texts).unflatten(0, met.shape)
+    return {
+        "elsewhere": vectors * known.unsqueeze(2),
+        "elsewhere_text": texts.unflatten(0, met.shape) * known.unsqueeze(2),
+        "elsewhere_known": known,
+        "elsewhere_ages": ages,
+        "candidate_elsewhere_text": side.texts_of(samples.candidate_items + side.base),
+    }
+
+
+@torch.no_grad()
+def represented_elsewhere(model: Recommender, name: str) -> tuple[Tensor, Tensor]:
+    """Returns f32[n, W] and f32[n, D]: all items of a scenario's people, and their texts."""
+    side = model.elsewhere_side(name)
+    every = torch.arange(len(side.texts)).split(MAX_ROWS)
+    texts = torch.cat([side.texts_of(rows) for rows in every])
+    parts = zip(every, texts.split(MAX_ROWS), strict=True)
+    return torch.cat([side.represented(rows, part) for rows, part in parts]), texts
 
 
 def sizes_of(inputs: dict[str, Tensor]) -> dict[str, dict[int, torch.export.Dim]]:
     """Returns which dimensions of the network's inputs are of any size."""
     pairs, length = torch.export.Dim("pairs"), torch.export.Dim("history")
-    of_history = ("history", "history_text", "known", "ages", "outcomes")
-    return {n: {0: pairs, 1: length} if n in of_history else {0: pairs} for n in inputs}
+    taken = torch.export.Dim("elsewhere")
+    second = dict.fromkeys(("history", "history_text", "known", "ages", "outcomes"), length)
+    second |= dict.fromkeys((n for n in inputs if n.startswith("elsewhere")), taken)
+    return {n: {0: pairs, 1: second[n]} if n in second else {0: pairs} for n in inputs}

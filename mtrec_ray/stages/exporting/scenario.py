@@ -30,6 +30,7 @@ from mtrec_ray.stages.exporting.ranking_part import (
     inputs_of_pairs,
     ranking_problem,
     represented,
+    represented_elsewhere,
     sizes_of,
 )
 from mtrec_ray.stages.exporting.user_side import (
@@ -44,6 +45,7 @@ from mtrec_ray.stages.trained_model import TrainedModel, ensure_vectors, load_wi
 
 ITEMS, TEXTS, VECTORS, INDEX = "items.parquet", "text_vectors.npy", "vectors.npy", "index.faiss"
 RANKING, USER, PROFILES = "ranking.onnx", "user.onnx", "profiles.parquet"
+ELSEWHERE = "elsewhere.parquet"
 FOUND = 10  # items that the index is asked for
 PROBES = 16  # lists of a large index that a search looks into, at least
 
@@ -136,6 +138,8 @@ class ScenarioFiles:
         part, path = RankingPart(self.model, self.name).eval(), folder / RANKING
         export_onnx(part, inputs, path, "predictions", sizes_of(inputs))
         self.write_items(items, folder / ITEMS)
+        if self.name in self.model.elsewhere:
+            pq.write_table(self.items_elsewhere(), folder / ELSEWHERE, compression="zstd")
         with torch.no_grad():
             logits = self.model.score(self.name, samples, self.text[samples.items])
         wanted = predictions(self.layout.facts, logits).numpy()
@@ -152,6 +156,31 @@ class ScenarioFiles:
         ids = pa.array(items.ids, pa.string())
         table = pa.table({"id": ids, "item": fixed_list(own), "columns": columns})
         pq.write_table(table, path, compression="zstd")
+
+    def items_elsewhere(self) -> pa.Table:
+        """Returns the items of all scenarios of the people, as the network reads what was taken.
+
+        Its own are among them: their texts are those that candidates are compared by. An item of a
+        scenario that the model does not know has no id, but the number of its row.
+        """
+        vectors, texts = represented_elsewhere(self.model, self.name)
+        facts = self.model.elsewhere_side(self.name).timeline.facts
+        known = self.layout.prepared.scenarios
+        ids: list[str | None] = []
+        for name, num in facts.num_items.items():
+            there = name in known and name in self.trained_model.project.scenarios
+            own = read_catalogue(layout_of(self.trained_model, name)).ids.tolist() if there else []
+            ids += own or [None] * num
+        sizes = facts.num_items.values()
+        return pa.table(
+            {
+                "scenario": np.repeat(facts.scenarios, list(sizes)),
+                "id": pa.array(ids, pa.string()),
+                "row": np.concatenate([np.arange(num) for num in sizes]),
+                "item": fixed_list(vectors.numpy()),
+                "text": fixed_list(texts.numpy()),
+            }
+        )
 
     def some_pairs(self, items: ItemSnapshot) -> Samples:
         """Returns some users at the end of the data, each with an item."""
