@@ -1,6 +1,6 @@
 """What is lost and what is answered wrongly when a part of the service fails under load?
 
-    python -m benchmarks.serve_faults [--quick] [--out FILE]
+    python -m benchmarks.serve_faults [--quick] [--storage DIR] [--out FILE]
 
 A small model of two scenarios is trained on a generated world and served over HTTP by two replicas
 on Ray Serve. Clients ask and post events (`benchmarks/serve_clients.py`), and meanwhile:
@@ -91,7 +91,7 @@ def project_of() -> Project:
     tree = small_project(2).dump()
     scenarios = {name: tree["scenarios"][name] for name in (TOLD, ASKED)}
     for name, own in scenarios.items():
-        own["users"] = name
+        own |= {"users": name, "history": own["history"] | {"elsewhere": False}}
     tree["scenarios"] = scenarios
     tree["model"]["encoder"]["trainable"] = "none"
     tree["training"]["epochs"] = 1
@@ -127,9 +127,10 @@ def make_world(storage: str) -> World:
     project = project_of()
     for stage in (run_prepare, run_train):
         stage(project, storage, teller())
-    folder = Path(storage, project.run.name)
-    shutil.copytree(folder, Path(storage, LATER))
-    change_heads(Path(RunFolder(storage, LATER).best_joint_model, WEIGHTS))
+    later = Path(storage, LATER)
+    if not later.exists():
+        shutil.copytree(Path(storage, project.run.name), later)
+        change_heads(Path(RunFolder(storage, LATER).best_joint_model, WEIGHTS))
     connect(project.run)
     runs = (project, project_of_run(project, storage, LATER))
     opened = [open_version(own, storage, teller()) for own in runs]
@@ -336,9 +337,9 @@ def with_redis(world: World, folder: Path, seconds: float) -> dict[str, Any]:
         return service.measure("redis", server.pause(2 * seconds), seconds)
 
 
-def measure(folder: Path, seconds: float) -> dict[str, Any]:
+def measure(storage: str, folder: Path, seconds: float) -> dict[str, Any]:
     """Returns the figures of all faults; some seconds before and after each."""
-    world = make_world(str(folder / "storage"))
+    world = make_world(storage)
     figures = with_sqlite(world, folder / "disk", seconds)
     figures |= with_redis(world, folder / "redis", seconds)
     sums = {k: sum(v for f, v in figures.items() if f.endswith(f".{k}")) for k in SUMS}
@@ -347,11 +348,13 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
 
 def main(
     quick: Annotated[bool, typer.Option(help="Two seconds around each fault, not five.")] = False,
+    storage: Annotated[str, typer.Option(help="Folder of the runs, to use them again.")] = "",
     out: Annotated[str | None, typer.Option(help="Where the JSON goes.")] = None,
 ) -> None:
     """Harm a service and write what it cost."""
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), 2.0 if quick else 5.0)
+        seconds = 2.0 if quick else 5.0
+        figures = measure(storage or f"{folder}/storage", Path(folder), seconds)
     write_result("serve_faults", figures, out, quick=quick)
 
 
