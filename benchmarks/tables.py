@@ -354,6 +354,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Result], Sequence[Row]]]] = {
     "tune_real4": ("tune_real4", plain),
     "tune_real4_chosen": ("tune_real4", chosen),
     "sweep": ("sweep", plain),
+    "weighting": ("weighting", plain),
+    "weighting_scenarios": ("weighting", lambda result: result["scenarios"]),
     "fanout": ("fanout", fanout),
     "encoder": ("encoder", encoder),
     "encoder_clusters": ("encoder", lambda result: result["clusters"]),
