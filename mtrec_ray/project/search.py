@@ -9,6 +9,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from mtrec_ray.project.base import Name, Section
 from mtrec_ray.project.ranges import Range
 
+RUNG_FACTOR = 4  # of epochs from one rung to the next, and of trials (1810.05934)
+
 
 class Search(Section):
     """What the tune stage tries, with which algorithm, and how it chooses from what it tried.
@@ -30,13 +32,13 @@ class Search(Section):
     )
     scheduler: Literal["asha", "hyperband", "pbt", "none"] = Field(
         default="asha",
-        description="asha stops trials outside the better half; hyperband spares some of them for "
+        description="asha stops trials outside the best quarter; hyperband spares some of them for "
         "longer; pbt lets the worse quarter continue from the better quarter with values nearby.",
     )
     grace: PositiveFloat | None = Field(
         default=None,
-        description="Epochs before asha and hyperband can end a trial, and again after twice as "
-        "many; of pbt between moves. null: 0.25; of pbt 1.",
+        description="Epochs before asha and hyperband can end a trial, and again after four times "
+        "as many; of pbt between moves. null: 0.25; of pbt 1.",
     )
     valid_rows: PositiveInt | None = Field(
         default=20_000,
@@ -110,7 +112,8 @@ class Search(Section):
         """Returns the validations of a trial: after each epoch, and where it can end or move."""
         first, after = self.first_stop, {float(epoch) for epoch in range(1, epochs + 1)}
         if self.scheduler in ("asha", "hyperband"):
-            after |= {first * 2**k for k in range(64) if first * 2**k < epochs}
+            rungs = (first * RUNG_FACTOR**k for k in range(64))
+            after |= {rung for rung in rungs if rung < epochs}
         elif self.scheduler == "pbt":
             after |= {first * k for k in range(1, math.ceil(epochs / first))}
         return sorted(after) if len(after) > epochs else 1

@@ -17,16 +17,14 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mtrec_ray.project.project import Project
+from mtrec_ray.project.search import RUNG_FACTOR
 from mtrec_ray.search.records import Trial, best_of
 from mtrec_ray.search.space import Point, Space
 
 JOINT, SCORE = "joint_score", "score"
 
 
-REDUCTION = 2  # of trials from one rung to the next
-
-
-BRACKETS = 3  # of hyperband: each begins to end trials after twice as many epochs as the last
+BRACKETS = 3  # of hyperband: each begins to end trials a rung later than the last
 
 
 STARTUP_SHARE = 4  # one in so many trials is drawn before the searcher has learned anything
@@ -168,7 +166,7 @@ class Halving(ASHAScheduler):
         super().__init__(
             time_attr="epoch", metric=JOINT, mode="min", max_t=epochs,
             grace_period=grace,  # pyright: ignore[reportArgumentType] (rungs are powers of it)
-            reduction_factor=REDUCTION, stop_last_trials=False, brackets=brackets,
+            reduction_factor=RUNG_FACTOR, stop_last_trials=False, brackets=brackets,
         )  # fmt: skip
         self.epochs, self.spared = epochs, frozenset(spared)
         self.stopped: set[str] = set()
