@@ -6,14 +6,15 @@
 The joint model of `jobs/real4.yaml` (trained first, or found in the storage) encodes all item texts
 and scores all rows of valid in fp32, bf16 and int8 (torchao: the encoder's linear maps), in one
 process; and with texts that the exported encoder reads: ONNX and ONNX int8 in onnxruntime, int8
-weights in OpenVINO. Figures: texts/s and rows/s of each, over those of fp32, and the change of
-every AUC.
+weights in OpenVINO. What needs a library that is not installed (extras `int8` and `export`) is told
+and left out. Figures: texts/s and rows/s of each, over those of fp32, and the change of every AUC.
 """
 
+import importlib.util
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,27 @@ from mtrec_ray.training.validation import validate
 
 PRECISIONS = ("fp32", "bf16", "int8")
 EXPORTS = ("onnx", "onnx-int8", "openvino-int8")  # what `export` writes of the encoder
+NAMES = {
+    "int8": "int8 (torchao)", "onnx": "ONNX", "onnx-int8": "ONNX int8",
+    "openvino-int8": "OpenVINO int8",
+}  # fmt: skip
+WRITES = ("onnx", "onnxscript", "onnxruntime")
+NEEDS = {
+    "int8": ["torchao"], "onnx": WRITES, "onnx-int8": WRITES, "openvino-int8": (*WRITES, "openvino")
+}  # fmt: skip
 QUICK = ("training.epochs=1", "training.rows_per_epoch=65536")
+
+
+def installed() -> list[str]:
+    """The precisions and exports whose libraries are there; tells which are left out."""
+    found = []
+    for kind in (*PRECISIONS, *EXPORTS):
+        lacking = [name for name in NEEDS.get(kind, ()) if not importlib.util.find_spec(name)]
+        if lacking:
+            typer.echo(f"{kind} is left out: found no {', '.join(lacking)}", err=True)
+        else:
+            found.append(kind)
+    return found
 
 
 def train_here(project: Project, storage: str) -> None:
@@ -122,31 +143,39 @@ def main(
 ) -> None:
     """Measure all precisions and exports, and write the result."""
     words = [*(QUICK if quick else ()), *([f"root={root}"] if root else ())]
-    project = load_project(config, words)
+    project, kinds = load_project(config, words), installed()
     folder = storage or tempfile.mkdtemp()
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
         pool.apply(train_here, (project, folder))
-        found = {p: pool.apply(measure, (project, folder, p)) for p in (*PRECISIONS, *EXPORTS)}
+        found = {kind: pool.apply(measure, (project, folder, kind)) for kind in kinds}
+    figures, table = compared(found)
+    Console().print(markdown_table(table), soft_wrap=True)
+    write_result("inference", figures, out, table=table, quick=quick)
+
+
+def compared(
+    found: Mapping[str, Mapping[str, float]],
+) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """The figures of each precision and export beside those of fp32, and a table of them."""
     base, figures, table = found["fp32"], {}, []
-    for precision, values in found.items():
-        figures |= {f"{precision}.{k.replace('/', '.')}": v for k, v in values.items()}
+    for kind, values in found.items():
+        figures |= {f"{kind}.{k.replace('/', '.')}": v for k, v in values.items()}
         change = {k: v - base[k] for k, v in values.items() if k.endswith(("auc", "rmse"))}
         largest = max(change, key=lambda k: abs(change[k]))
-        figures[f"{precision}.largest_change"] = abs(change[largest])
+        figures[f"{kind}.largest_change"] = abs(change[largest])
         for speed in ("texts_per_s", "rows_per_s"):
-            figures[f"{precision}.{speed}_over_fp32"] = values[speed] / base[speed]
+            figures[f"{kind}.{speed}_over_fp32"] = values[speed] / base[speed]
         table.append(
             {
-                "precision": precision,
+                "precision": NAMES.get(kind, kind),
                 "texts/s": f"{values['texts_per_s']:,.0f}",
                 "over fp32": f"{values['texts_per_s'] / base['texts_per_s']:.2f} x",
                 "rows/s": f"{values['rows_per_s']:,.0f}",
                 "largest change": f"{change[largest]:+.5f} ({largest})",
             }
         )
-    Console().print(markdown_table(table), soft_wrap=True)
-    write_result("inference", figures, out, table=table, quick=quick)
+    return figures, table
 
 
 if __name__ == "__main__":

@@ -107,10 +107,19 @@ def test_an_explanation_is_of_the_served_score(service, client, user):
     number = own.askers.state.fresh.item_of[item["item"]]
     plain = client.post("/v1/shop/explain", json={**asked, "by": None, "words": False}).json()
     wanted = Explainer(own.ranker).explain(known.of(place, place + 1), number)
-    for name, key in (("history", "item_id"), ("statistics", "group")):
-        told = {one.get("item", one.get("group")): one["effect"] for one in plain[name]}
+    keys = {"history": "item_id", "statistics": "group", "columns": "column"}
+    for name, key in keys.items():
+        told = {one[key.removesuffix("_id")]: one["effect"] for one in plain[name]}
         effects = {getattr(one, key): one.effect for one in getattr(wanted, name)}
         assert told == pytest.approx(effects, abs=1e-5)
+    video = engine_of(service).scenarios["video"]
+    for part, effect in zip(plain["elsewhere"], wanted.elsewhere, strict=True):
+        assert part["scenario"] == "video"
+        assert part["item"] == video.ranker.items.ids[effect.item]
+        assert part["text"] == video.texts[effect.item]
+        assert part["effect"] == pytest.approx(effect.effect, abs=1e-5)
+    assert len(plain["elsewhere"]) > 0
+    assert plain["profile"] == []
     assert plain["words"] is None
     assert len(found["words"]) > 0
 
@@ -302,6 +311,9 @@ def test_a_phone_needs_no_sideways_scrolling(browser, address):
     listed(page)
     page.click("button.why >> nth=0")
     page.wait_for_selector("#reasons .bar")
+    headings = page.eval_on_selector_all("#reasons h3", "all => all.map((h) => h.textContent)")
+    assert headings == ["History", "From other scenarios", "Words", "Statistics"]
+    assert page.inner_text("#reasons .bar .name >> text=/^video: /").startswith("video: ")
     page.evaluate("document.querySelector('#weight-click').value = 0")
     page.check("#by-tasks")
     page.wait_for_selector("#errors p")

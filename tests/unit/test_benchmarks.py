@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import ablation, prepare, quality_speed, real4
+from benchmarks import ablation, inference, prepare, quality_speed, real4
 from mtrec_ray.data.columns import matrix
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing import features
@@ -120,3 +120,29 @@ def test_the_script_by_hand_computes_the_columns_of_prepare(tmp_path):
     for name in ("history", "history_age"):
         np.testing.assert_array_equal(matrix(rows.column(name)), wanted[name])
     assert (wanted["history"] >= 0).any()
+
+
+def test_precisions_are_compared_with_fp32():
+    """Speeds over those of fp32, and the largest change of a metric, whichever sign it has."""
+    speeds = {"texts_per_s": 100.0, "rows_per_s": 50.0}
+    found = {
+        "fp32": {**speeds, "shop/click/auc": 0.7, "video/stars/rmse": 0.9},
+        "onnx-int8": {"texts_per_s": 250.0, "rows_per_s": 50.0, "shop/click/auc": 0.69,
+                      "video/stars/rmse": 0.905},
+    }  # fmt: skip
+    figures, table = inference.compared(found)
+    assert figures["onnx-int8.texts_per_s_over_fp32"] == 2.5
+    assert figures["onnx-int8.largest_change"] == pytest.approx(0.01)
+    assert figures["fp32.largest_change"] == 0
+    assert table[1]["largest change"] == "-0.01000 (shop/click/auc)"
+    assert table[1]["precision"] == "ONNX int8"
+
+
+def test_what_lacks_a_library_is_left_out(monkeypatch, capsys):
+    """And told, by its name."""
+    there = inference.importlib.util.find_spec
+    monkeypatch.setattr(
+        inference.importlib.util, "find_spec", lambda name: name != "openvino" and there("numpy")
+    )
+    assert inference.installed() == ["fp32", "bf16", "int8", "onnx", "onnx-int8"]
+    assert "openvino-int8 is left out: found no openvino" in capsys.readouterr().err
