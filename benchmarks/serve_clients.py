@@ -72,16 +72,15 @@ class Client:
         self.heard = Heard()
 
     def run(self, stop: threading.Event) -> None:
-        """Ask and tell until the stop, and then until his last event is acknowledged."""
+        """Ask and tell until the stop."""
+        event = 0
         for number in count():
-            user = f"{self.name}-{number // EVENTS_OF_A_USER}"
+            user, item = f"{self.name}-{event // EVENTS_OF_A_USER}", self.items[event % 13]
             self.ask_list(self.users[number % len(self.users)])
+            event += self.tell(f"{self.name}-{event}", user, item)
+            self.ask_own(user)
             if stop.is_set():
                 break
-            while not self.tell(f"{self.name}-{number}", user, self.items[number % 13]):
-                if stop.is_set():
-                    return
-            self.ask_own(user)
 
     def ask_list(self, user: str) -> None:
         """Ask for the list of a user of whom nothing is told."""

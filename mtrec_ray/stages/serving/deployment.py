@@ -1,6 +1,7 @@
 """The service on Ray Serve: replicas with all models, and the table of versions that they share."""
 
 import logging
+import sys
 from typing import Any
 
 import ray
@@ -23,6 +24,8 @@ CALLS = 1_000  # to a replica at a time, of which nearly all are refused at once
 RESTART_S = 2.0  # between looks at the health of a replica
 GRACE_S = 2.0  # of the proxy, for an answer that a replica gives up just in time
 
+LOGGING = {"enable_access_log": False, "log_level": "WARNING"}  # of proxy and replicas
+SWITCH_S = 0.0005  # after which a thread that computes lets those of requests go on
 PROXY = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK}
 
 
@@ -86,6 +89,7 @@ class Replica:
 
     def __init__(self, keeper: Any, store_url: str, options: Serve, token: str | None) -> None:
         logging.getLogger("mtrec_ray").setLevel(logging.INFO)
+        sys.setswitchinterval(SWITCH_S)
         self.token = token
         name = serve.get_replica_context().replica_id.unique_id
         self.service = Service(RemoteControl(keeper), open_store(store_url), options, name)
@@ -117,7 +121,7 @@ def start(
             "request_timeout_s": options.limits.seconds + GRACE_S,
         },
         controller_options={"runtime_env": {"env_vars": PROXY}},
-        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        logging_config=LOGGING,
     )  # fmt: skip
     replica: Any = serve.deployment(
         serve.ingress()(Replica),
@@ -127,6 +131,7 @@ def start(
         max_queued_requests=options.limits.queue,  # while no replica is there
         backpressure_config={"status_code": 429},
         health_check_period_s=RESTART_S,
+        logging_config=LOGGING,
         ray_actor_options={"num_cpus": options.cpus_per_replica},
     )
     serve.run(replica.bind(keeper, store_url, options, token), name=APP, route_prefix="/")
