@@ -47,6 +47,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+import ray
 import typer
 from ray import serve
 from ray.util.state import list_actors
@@ -218,7 +219,8 @@ def served(world: World, store_url: str) -> Iterator[Service]:
 
 def replicas() -> set[int]:
     """Returns the processes of the replicas."""
-    found = list_actors(filters=[("state", "=", "ALIVE")], limit=10_000, detail=True)
+    address = ray.get_runtime_context().gcs_address  # of several on a machine
+    found = list_actors(address, [("state", "=", "ALIVE")], limit=10_000, detail=True)
     return {own.pid for own in found if f"ServeReplica:{APP}:" in own.class_name and own.pid}
 
 

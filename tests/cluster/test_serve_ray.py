@@ -50,7 +50,8 @@ def replicas():
     """The actors of the replicas that live."""
     from ray.util.state import list_actors
 
-    found = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    address = ray.get_runtime_context().gcs_address  # of several on a machine
+    found = list_actors(address, [("state", "=", "ALIVE")], limit=1000)
     return [actor for actor in found if "ServeReplica:mtrec:" in actor.class_name]
 
 
