@@ -13,7 +13,7 @@ WRONG = (
 
 
 def read_value(value: Any, kind: pa.DataType) -> pa.Array:
-    """Returns a value as a column of one row, in a type; dates and times are read from text.
+    """Returns a value as a column of one row, in a type; times and decimals are read from text.
 
     Raises:
         ArrowException, OverflowError, ValueError: it has no such value.
@@ -24,6 +24,8 @@ def read_value(value: Any, kind: pa.DataType) -> pa.Array:
         of_kind = False
     if value is not None and not of_kind:
         raise pa.ArrowTypeError(f"{value} is no {kind}")
+    if isinstance(value, str | int | float) and pa.types.is_decimal(kind):
+        return pc.cast(pa.array([str(value)]), kind)
     if isinstance(value, str) and pa.types.is_temporal(kind):
         return pc.cast(pa.array([value]), kind)
     return pa.array([value], kind)

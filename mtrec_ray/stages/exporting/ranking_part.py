@@ -5,10 +5,13 @@ width of item representations, F numeric columns of a row, M of the catalogue, T
 predictions.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from mtrec_ray.model.elsewhere import Met
 from mtrec_ray.model.history import similarity_kernels
 from mtrec_ray.model.outcomes import OutcomeEmbedding
 from mtrec_ray.model.profiles import Asking
@@ -72,10 +75,9 @@ class RankingPart(nn.Module):
         if profile is not None:
             interest, identity = interest + profile, identity + profile
         found = self._columns(columns, cosine, mask, outcomes)
-        if elsewhere is not None:
-            seen = elsewhere_known & model.options.history
-            texts = candidate_elsewhere_text, elsewhere, elsewhere_text, elsewhere_ages
-            met = model.elsewhere_side(self.name).of_vectors(candidate, *texts, seen)
+        parts = candidate_elsewhere_text, elsewhere, elsewhere_text, elsewhere_ages, elsewhere_known
+        met = self._elsewhere(candidate, [part for part in parts if part is not None])
+        if met is not None:
             interest, found = interest + met.user, found + met.columns
         pairs = PairInputs(
             user=interest,
@@ -87,6 +89,14 @@ class RankingPart(nn.Module):
         logits = model.assemble(self.name, pairs)
         logits = model.from_general(self.name, logits, similarity, row)
         return predictions(self.facts, logits)
+
+    def _elsewhere(self, candidate: Tensor, parts: Sequence[Tensor]) -> Met | None:
+        """Returns what is added by items taken elsewhere: their inputs, the mask last."""
+        if not parts:
+            return None
+        *vectors, known = parts
+        seen = known & self.model.options.history
+        return self.model.elsewhere_side(self.name).of_vectors(candidate, *vectors, seen)
 
     def _interest(
         self,

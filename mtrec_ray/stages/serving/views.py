@@ -295,6 +295,8 @@ def plain(value: Any) -> Any:
     """Returns a value of a column as JSON has it; dates and decimals as text."""
     if isinstance(value, list | tuple):
         return [plain(one) for one in cast("list[Any]", value)]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | None) else str(value)
