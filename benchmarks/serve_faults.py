@@ -220,7 +220,7 @@ def served(world: World, store_url: str) -> Iterator[Service]:
 def replicas() -> set[int]:
     """Returns the processes of the replicas."""
     address = ray.get_runtime_context().gcs_address  # of several on a machine
-    found = list_actors(address, [("state", "=", "ALIVE")], limit=10_000, detail=True)
+    found: list[Any] = list_actors(address, [("state", "=", "ALIVE")], limit=10_000, detail=True)
     return {own.pid for own in found if f"ServeReplica:{APP}:" in own.class_name and own.pid}
 
 
