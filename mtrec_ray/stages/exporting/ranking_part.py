@@ -69,20 +69,14 @@ class RankingPart(nn.Module):
         if model.use_general_head:
             return predictions(self.facts, model.general_logits(self.name, similarity, row))
         interest = self._interest(candidate, history, ages, mask, outcomes)
-        identity = torch.zeros_like(candidate)
-        if user is not None:
-            identity = model.user_vectors(self.name, user)
-        if profile is not None:
-            interest, identity = interest + profile, identity + profile
-        found = self._columns(columns, cosine, mask, outcomes)
+        interest, identity = self._with_profile(interest, user, profile)
         parts = candidate_elsewhere_text, elsewhere, elsewhere_text, elsewhere_ages, elsewhere_known
-        met = self._elsewhere(candidate, [part for part in parts if part is not None])
-        if met is not None:
-            interest, found = interest + met.user, found + met.columns
+        found = Met(interest, self._columns(columns, cosine, mask, outcomes))
+        found = self._with_elsewhere(candidate, found, [p for p in parts if p is not None])
         pairs = PairInputs(
-            user=interest,
+            user=found.user,
             candidate=candidate,
-            columns=found,
+            columns=found.columns,
             identity=identity,
             similarity=similarity,
         )
@@ -90,13 +84,24 @@ class RankingPart(nn.Module):
         logits = model.from_general(self.name, logits, similarity, row)
         return predictions(self.facts, logits)
 
-    def _elsewhere(self, candidate: Tensor, parts: Sequence[Tensor]) -> Met | None:
-        """Returns what is added by items taken elsewhere: their inputs, the mask last."""
+    def _with_profile(
+        self, interest: Tensor, user: Tensor | None, profile: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns histories and embeddings f32[N, W] of users, with their profiles."""
+        identity = torch.zeros_like(interest)
+        if user is not None:
+            identity = self.model.user_vectors(self.name, user)
+        return (interest, identity) if profile is None else (interest + profile, identity + profile)
+
+    def _with_elsewhere(self, candidate: Tensor, found: Met, parts: Sequence[Tensor]) -> Met:
+        """Returns users and columns with items taken elsewhere: their inputs, the mask last."""
         if not parts:
-            return None
-        *vectors, known = parts
+            return found
+        own, items, texts, ages, known = parts
         seen = known & self.model.options.history
-        return self.model.elsewhere_side(self.name).of_vectors(candidate, *vectors, seen)
+        side = self.model.elsewhere_side(self.name)
+        met = side.of_vectors(candidate, own, items, texts, ages, seen)
+        return Met(found.user + met.user, found.columns + met.columns)
 
     def _interest(
         self,
